@@ -1,0 +1,39 @@
+//! Generates the gRPC types with `protox`, a protobuf compiler in Rust, so that
+//! no `protoc` has to be installed; and the source revision for `--version`.
+
+use std::{env, path::PathBuf, process::Command};
+
+use prost::Message;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let protos = protox::compile(["forge.proto"], ["proto"])?;
+    // For reflection.
+    std::fs::write(out.join("forge.bin"), protos.encode_to_vec())?;
+
+    tonic_prost_build::configure()
+        .build_client(false)
+        .build_transport(false)
+        .compile_fds(protos)?;
+    println!("cargo:rerun-if-changed=proto");
+
+    // A release tarball and a container build have no .git: they pass the revision in.
+    let revision = env::var("NICO_REWRAP_REVISION")
+        .ok()
+        .or_else(git_revision)
+        .unwrap_or_else(|| "unknown".to_owned());
+    println!("cargo:rustc-env=NICO_REWRAP_REVISION={revision}");
+    println!("cargo:rerun-if-env-changed=NICO_REWRAP_REVISION");
+    println!("cargo:rerun-if-changed=.git/HEAD");
+    println!("cargo:rerun-if-changed=.git/logs/HEAD");
+    Ok(())
+}
+
+fn git_revision() -> Option<String> {
+    let output = Command::new("git")
+        .args(["rev-parse", "--short=12", "HEAD"])
+        .output()
+        .ok()?;
+    let revision = String::from_utf8(output.stdout).ok()?.trim().to_owned();
+    (output.status.success() && !revision.is_empty()).then_some(revision)
+}

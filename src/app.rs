@@ -1,0 +1,278 @@
+//! The composition root: check, bind, serve, drain.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use thiserror::Error;
+use tokio::{net::TcpListener, time::sleep};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    admin,
+    config::{Config, ServerOptions},
+    envelope::{Envelope, Plaintext},
+    keyring::Keyring,
+    listener,
+    readiness::Readiness,
+    run::Runner,
+    service::Service,
+    store::{SchemaError, Store, StoreError},
+    tls::TlsError,
+};
+
+const GRPC: &str = "grpc";
+const DATABASE: &str = "database";
+const PROCESS: &str = "process";
+
+/// How often a database that does not answer is asked again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Why the server did not start, or ended by itself.
+#[derive(Debug, Error)]
+pub enum AppError {
+    /// The database is not one to work with.
+    #[error("database_url: {0}")]
+    Schema(SchemaError),
+    /// The target key does not do what a key must.
+    #[error(
+        "[machine_identity].current_encryption_key_id: key {0:?} failed its seal-and-open test"
+    )]
+    TargetKey(String),
+    /// No TLS from the files of `[tls]`.
+    #[error("[tls]: {0}")]
+    Tls(#[from] TlsError),
+    /// An address can't be listened on.
+    #[error("[rewrap].{setting}: can't listen on {address} ({source})")]
+    Bind {
+        /// The setting.
+        setting: &'static str,
+        /// Its value.
+        address: SocketAddr,
+        /// The reason.
+        source: std::io::Error,
+    },
+    /// Something that can only be a bug.
+    #[error("{0}")]
+    Bug(String),
+}
+
+impl AppError {
+    /// Whether the configuration is at fault, and a restart alone won't help.
+    #[must_use]
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, Self::Schema(_) | Self::TargetKey(_) | Self::Tls(_))
+    }
+}
+
+/// The two listeners, bound by whoever starts the server.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For gRPC.
+    pub grpc: TcpListener,
+    /// For probes and metrics.
+    pub http: TcpListener,
+}
+
+impl Listeners {
+    /// Binds the configured addresses.
+    ///
+    /// # Errors
+    ///
+    /// [`AppError::Bind`] names the setting.
+    pub async fn bind(options: &ServerOptions) -> Result<Self, AppError> {
+        Ok(Self {
+            grpc: bind("listen", options.listen).await?,
+            http: bind("metrics_endpoint", options.metrics_endpoint).await?,
+        })
+    }
+}
+
+async fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpListener, AppError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| AppError::Bind {
+            setting,
+            address,
+            source,
+        })
+}
+
+/// A server that is checked and not yet bound to anything.
+pub struct App {
+    tls: rustls::ServerConfig,
+    trust: crate::identity::TrustRules,
+    policy: crate::authorize::Policy,
+    options: ServerOptions,
+    runner: Option<Runner>,
+    readiness: Readiness,
+    /// The database answered, and is as it has to be.
+    database_checked: bool,
+}
+
+impl App {
+    /// Checks everything that can be checked before anything is bound: the files, the
+    /// target key, and the database if it answers.
+    ///
+    /// # Errors
+    ///
+    /// [`AppError`] names the setting that is wrong.
+    pub async fn prepare(config: Config) -> Result<Self, AppError> {
+        let tls = config.tls.server_config()?;
+        let readiness = Readiness::waiting_for(&[GRPC]);
+        let mut runner = None;
+        let mut database_checked = true;
+        if let Some(feature) = config.feature {
+            prove(&feature.keyring)?;
+            let store = Store::new(&feature.database, feature.store)
+                .map_err(|error| AppError::Bug(error.to_string()))?;
+            match store.check_schema().await {
+                Ok(()) => {}
+                Err(error @ SchemaError::Missing(_)) => return Err(AppError::Schema(error)),
+                Err(SchemaError::Store(error)) => {
+                    database_checked = false;
+                    not_reached(&readiness, &error);
+                }
+            }
+            runner = Some(Runner::new(feature.keyring, store));
+        }
+        Ok(Self {
+            tls,
+            trust: config.trust,
+            policy: config.policy,
+            options: config.server,
+            runner,
+            readiness,
+            database_checked,
+        })
+    }
+
+    /// Serves until `shutdown`, then ends what is under way within the grace period.
+    ///
+    /// # Errors
+    ///
+    /// [`AppError::Schema`] when a database that was waited for turns out to be
+    /// another one.
+    pub async fn serve(
+        self,
+        listeners: Listeners,
+        metrics: PrometheusHandle,
+        shutdown: CancellationToken,
+    ) -> Result<(), AppError> {
+        let tasks = TaskTracker::new();
+        let service = Service::new(
+            self.runner.clone(),
+            self.policy,
+            self.readiness.clone(),
+            self.options.max_runs,
+            tasks.clone(),
+            shutdown.clone(),
+        );
+        let routes = service
+            .routes()
+            .await
+            .map_err(|error| AppError::Bug(error.to_string()))?;
+        announce(&listeners);
+
+        // Probes are answered for as long as anything is.
+        let probes_over = CancellationToken::new();
+        let probes = tokio::spawn(admin::serve(
+            listeners.http,
+            self.readiness.clone(),
+            metrics,
+            probes_over.clone(),
+        ));
+        let grace = self.options.shutdown_grace;
+        let grpc = tokio::spawn(listener::serve(
+            listeners.grpc,
+            Arc::new(self.tls),
+            Arc::new(self.trust),
+            routes,
+            self.options,
+            shutdown.clone(),
+        ));
+        self.readiness.release(GRPC);
+
+        let reached = match &self.runner {
+            Some(runner) if !self.database_checked => {
+                let waiting = wait_for_database(runner.store(), &self.readiness);
+                shutdown
+                    .run_until_cancelled(waiting)
+                    .await
+                    .unwrap_or(Ok(()))
+            }
+            _ => Ok(()),
+        };
+        if reached.is_ok() {
+            shutdown.cancelled().await;
+        }
+        shutdown.cancel();
+        self.readiness.hold(PROCESS, "shutting down");
+        tracing::info!(grace = %humantime::format_duration(grace), "shutting down");
+
+        tasks.close();
+        let drained = async {
+            tasks.wait().await;
+            grpc.await
+        };
+        match tokio::time::timeout(grace, drained).await {
+            Ok(Ok(())) => tracing::info!("shut down"),
+            Ok(Err(_)) => tracing::error!("the gRPC listener panicked: this is a bug"),
+            Err(_) => {
+                tracing::warn!("shut down with calls still under way: the grace period is over")
+            }
+        }
+        probes_over.cancel();
+        // A probe that hangs on to its connection is not waited for.
+        let _ = tokio::time::timeout(Duration::from_millis(100), probes).await;
+        reached
+    }
+}
+
+fn announce(listeners: &Listeners) {
+    let address = |listener: &TcpListener| {
+        listener
+            .local_addr()
+            .map_or_else(|error| error.to_string(), |address| address.to_string())
+    };
+    tracing::info!(
+        grpc = address(&listeners.grpc),
+        http = address(&listeners.http),
+        "listening"
+    );
+}
+
+/// A key that does not give back what it sealed would make every row unreadable.
+fn prove(keyring: &Keyring) -> Result<(), AppError> {
+    let target = keyring.target();
+    let probe = Plaintext::new(b"nico-rewrap seal-and-open test".to_vec());
+    let opens = Envelope::seal(target, &probe)
+        .ok()
+        .and_then(|sealed| Envelope::parse(&sealed.to_text()).ok())
+        .and_then(|sealed| sealed.open(target).ok())
+        .is_some_and(|opened| opened == probe);
+    if opens {
+        Ok(())
+    } else {
+        Err(AppError::TargetKey(target.id().to_string()))
+    }
+}
+
+async fn wait_for_database(store: &Store, readiness: &Readiness) -> Result<(), AppError> {
+    loop {
+        match store.check_schema().await {
+            Ok(()) => {
+                tracing::info!("database reached");
+                readiness.release(DATABASE);
+                return Ok(());
+            }
+            Err(error @ SchemaError::Missing(_)) => return Err(AppError::Schema(error)),
+            Err(SchemaError::Store(error)) => not_reached(readiness, &error),
+        }
+        sleep(RETRY).await;
+    }
+}
+
+fn not_reached(readiness: &Readiness, error: &StoreError) {
+    tracing::warn!(%error, "waiting for the database");
+    readiness.hold(DATABASE, error.to_string());
+}

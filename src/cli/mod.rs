@@ -1,0 +1,104 @@
+//! The command line.
+
+mod keygen;
+mod migrate;
+mod serve;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Environment;
+
+/// Exit code for a fault of the configuration (EX_CONFIG of sysexits.h).
+const EX_CONFIG: u8 = 78;
+
+/// Version and source revision.
+pub const VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    " (",
+    env!("NICO_REWRAP_REVISION"),
+    ")"
+);
+
+/// Re-wraps NICo's machine-identity secrets when a site changes its master key.
+///
+/// NICo keeps a few secrets of every organization in Postgres, encrypted under a
+/// site master key (KEK). To change that key: add the new one to the secrets file
+/// beside the old one, set [machine_identity].current_encryption_key_id to its id,
+/// start this server, and call forge.Forge/ReencryptTenantIdentitySecrets, with
+/// dry_run first. The README has the whole run-book.
+#[derive(Debug, Parser)]
+#[command(name = "nico-rewrap", version = VERSION)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the server.
+    ///
+    /// Reads nico-api's site config and secrets file. Settings of its own are in the
+    /// section [rewrap], or in environment variables: NICO_REWRAP__LISTEN sets
+    /// [rewrap].listen. NICO_API_DATABASE_URL wins over database_url, and
+    /// CARBIDE_CREDENTIALS_FILE_PATH over [rewrap].secrets_file. Exits with 78 when the
+    /// configuration is at fault.
+    Serve(ConfigFiles),
+    /// Build nico-api's tables in an empty database, for development and tests.
+    ///
+    /// In production nico-api owns the tables: the server never creates or alters any.
+    Migrate(ConfigFiles),
+    /// Print a fresh key, ready for the secrets file.
+    Keygen(keygen::Keygen),
+}
+
+#[derive(Debug, Args)]
+struct ConfigFiles {
+    /// A site config (TOML). Given several times, later files win key by key.
+    #[arg(long, value_name = "FILE", required = true)]
+    config: Vec<PathBuf>,
+}
+
+/// Runs the program and returns its exit code. The arguments and the environment
+/// are those of the process, read here and nowhere below.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let environment: Environment = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    forbid_core_dumps();
+    match cli.command {
+        Command::Serve(files) => serve::run(&files.config, &environment),
+        Command::Migrate(files) => migrate::run(&files.config, &environment),
+        Command::Keygen(keygen) => keygen.run(),
+    }
+}
+
+/// Keys must not end up in a core file, nor be read by another process of the user.
+fn forbid_core_dumps() {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    // Where the system refuses, there is nothing left to do.
+    let _ = setrlimit(Resource::Core, none);
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "before logging is set up, and for subcommands without it"
+)]
+fn fail(what: &dyn std::fmt::Display, code: u8) -> ExitCode {
+    eprintln!("nico-rewrap: {what}");
+    ExitCode::from(code)
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+}

@@ -1,0 +1,98 @@
+//! `serve`: the server, from the files to the exit code.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::{EX_CONFIG, VERSION, fail, runtime};
+use crate::{
+    app::{App, AppError, Listeners},
+    config::{Config, Environment},
+    telemetry,
+};
+
+pub(super) fn run(files: &[PathBuf], environment: &Environment) -> ExitCode {
+    let config = match Config::load(files, environment) {
+        Ok(config) => config,
+        Err(error) => return fail(&error, EX_CONFIG),
+    };
+    telemetry::start_logging(&config.log);
+    introduce(&config);
+    let served = runtime()
+        .map_err(|error| AppError::Bug(error.to_string()))
+        .and_then(|runtime| runtime.block_on(serve(config)));
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(%error, "ended");
+            fail(
+                &error,
+                if error.is_configuration() {
+                    EX_CONFIG
+                } else {
+                    1
+                },
+            )
+        }
+    }
+}
+
+async fn serve(config: Config) -> Result<(), AppError> {
+    let shutdown = shutdown_signal()?;
+    let metrics = telemetry::start_metrics().map_err(|error| AppError::Bug(error.to_string()))?;
+    let options = config.server.clone();
+    let Some(app) = shutdown.run_until_cancelled(App::prepare(config)).await else {
+        return Ok(());
+    };
+    let app = app?;
+    app.serve(Listeners::bind(&options).await?, metrics, shutdown)
+        .await
+}
+
+/// A token that SIGTERM or SIGINT cancels.
+fn shutdown_signal() -> Result<CancellationToken, AppError> {
+    let install = |kind| signal(kind).map_err(|error| AppError::Bug(error.to_string()));
+    let mut terminate = install(SignalKind::terminate())?;
+    let mut interrupt = install(SignalKind::interrupt())?;
+    let token = CancellationToken::new();
+    let cancel = token.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        cancel.cancel();
+    });
+    Ok(token)
+}
+
+/// What two machines are compared by when they disagree.
+fn introduce(config: &Config) {
+    tracing::info!(version = VERSION, config = ?config, "starting");
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let Some(feature) = &config.feature else {
+        tracing::warn!(
+            "[machine_identity].enabled is not true: calls are answered with FAILED_PRECONDITION"
+        );
+        return;
+    };
+    let target = feature.keyring.target().id();
+    for kek in feature.keyring.iter() {
+        tracing::info!(
+            key_id = %kek.id(),
+            key_check_value = %kek.check_value(),
+            target = kek.id() == target,
+            "key"
+        );
+    }
+    for (a, b) in feature.keyring.same_bytes() {
+        tracing::warn!(
+            key_id = %a,
+            other_key_id = %b,
+            "TWO KEY IDS HAVE THE SAME KEY BYTES: re-wrapping from one to the other protects nothing"
+        );
+    }
+}

@@ -1,0 +1,487 @@
+//! The configuration: nico-api's site config, our own `[rewrap]` section, the
+//! secrets file and the environment, read once into one validated [`Config`].
+//!
+//! Every fault is found before anything is bound or connected, and all of them
+//! are reported together, each with the file, the setting, and what to do. Nothing
+//! below this module reads the environment.
+
+mod settings;
+
+use std::{
+    fmt,
+    net::{Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use thiserror::Error;
+
+pub use self::settings::Environment;
+use self::settings::Settings;
+use crate::{
+    authorize::Policy,
+    database::{Database, SslMode},
+    identity::TrustRules,
+    keyring::{KeyId, Keyring},
+    secrets,
+    store::{Pooler, StoreOptions},
+    tls::TlsFiles,
+};
+
+/// Everything that `serve` needs to know.
+#[derive(Debug)]
+pub struct Config {
+    /// What to re-wrap; `None` while `[machine_identity]` is not enabled.
+    pub feature: Option<Feature>,
+    /// Certificate files.
+    pub tls: TlsFiles,
+    /// How a certificate becomes an identity.
+    pub trust: TrustRules,
+    /// Who may call.
+    pub policy: Policy,
+    /// Addresses and limits of the listeners.
+    pub server: ServerOptions,
+    /// How to log.
+    pub log: LogOptions,
+    /// Things that are odd, and no reason not to start.
+    pub warnings: Vec<String>,
+}
+
+/// The enabled feature: keys and database.
+#[derive(Debug)]
+pub struct Feature {
+    /// The site's keys, one of them the target.
+    pub keyring: Keyring,
+    /// Where the rows are.
+    pub database: Database,
+    /// How they are worked on.
+    pub store: StoreOptions,
+}
+
+/// Addresses and limits.
+#[derive(Debug, Clone)]
+pub struct ServerOptions {
+    /// Where gRPC is served.
+    pub listen: SocketAddr,
+    /// Where `/livez`, `/readyz` and `/metrics` are served.
+    pub metrics_endpoint: SocketAddr,
+    /// Time for what is under way after SIGTERM.
+    pub shutdown_grace: Duration,
+    /// Time for a TLS handshake.
+    pub handshake_timeout: Duration,
+    /// A connection without a call for this long is closed.
+    pub idle_timeout: Duration,
+    /// HTTP/2 pings are sent this often.
+    pub keepalive_interval: Duration,
+    /// A ping that is not answered for this long ends the connection.
+    pub keepalive_timeout: Duration,
+    /// Connections at once, handshakes included.
+    pub max_client_connections: u32,
+    /// Runs at once.
+    pub max_runs: u32,
+}
+
+/// How to log.
+#[derive(Debug, Clone)]
+pub struct LogOptions {
+    /// The form of a line.
+    pub format: LogFormat,
+    /// What is logged, as `tracing`'s `EnvFilter` spells it.
+    pub filter: String,
+}
+
+/// The form of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// `key=value` pairs, as nico-api writes them.
+    Logfmt,
+    /// A JSON object.
+    Json,
+}
+
+/// Every fault of the configuration, a line each.
+#[derive(Debug, Error)]
+pub struct ConfigError(pub Vec<String>);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("\n"))
+    }
+}
+
+/// What can be set in `[rewrap]`.
+const KNOWN: [&str; 23] = [
+    "allowed_services",
+    "connect_timeout",
+    "database_sslmode",
+    "handshake_timeout",
+    "idle_timeout",
+    "keepalive_interval",
+    "keepalive_timeout",
+    "listen",
+    "lock_timeout",
+    "log_filter",
+    "log_format",
+    "max_attempts",
+    "max_client_connections",
+    "max_connections",
+    "max_runs",
+    "metrics_endpoint",
+    "page_size",
+    "pipeline_depth",
+    "pool_wait",
+    "pooler",
+    "secrets_file",
+    "shutdown_grace",
+    "statement_timeout",
+];
+
+impl Config {
+    /// Reads the files, later ones winning key by key, and the environment.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] with every fault that was found.
+    pub fn load(files: &[PathBuf], environment: &Environment) -> Result<Self, ConfigError> {
+        let mut settings = Settings::read(files, environment);
+        settings.only_known(&KNOWN);
+        let mut warnings = foreign_variables(environment);
+
+        let feature = if settings.bool("machine_identity.enabled", false) {
+            feature(&mut settings, environment, &mut warnings)
+        } else {
+            None
+        };
+        let tls = tls_files(&mut settings);
+        let trust = trust(&mut settings);
+        let policy = policy(&mut settings);
+        let server = server(&mut settings);
+        let log = log(&mut settings);
+        not_yet_enforced(&settings, &mut warnings);
+
+        let faults = settings.into_faults();
+        match (tls, trust) {
+            (Some(tls), Some(trust)) if faults.is_empty() => Ok(Self {
+                feature,
+                tls,
+                trust,
+                policy,
+                server,
+                log,
+                warnings,
+            }),
+            _ => Err(ConfigError(faults)),
+        }
+    }
+}
+
+/// The database alone, for the subcommands that need nothing else.
+///
+/// # Errors
+///
+/// [`ConfigError`] with every fault of the settings that tell where it is.
+pub fn load_database(
+    files: &[PathBuf],
+    environment: &Environment,
+) -> Result<Database, ConfigError> {
+    let mut settings = Settings::read(files, environment);
+    let database = database(&mut settings, &mut Vec::new());
+    let faults = settings.into_faults();
+    match database {
+        Some(database) if faults.is_empty() => Ok(database),
+        _ => Err(ConfigError(faults)),
+    }
+}
+
+fn feature(
+    settings: &mut Settings,
+    environment: &Environment,
+    warnings: &mut Vec<String>,
+) -> Option<Feature> {
+    let algorithm = settings.string("machine_identity.algorithm");
+    if algorithm.is_some_and(|algorithm| algorithm != "ES256") {
+        settings.fault(
+            "machine_identity.algorithm",
+            "must be \"ES256\", the only one there is",
+        );
+    }
+    let keyring = keyring(settings, environment);
+    let database = database(settings, warnings);
+    let store = store(settings);
+    Some(Feature {
+        keyring: keyring?,
+        database: database?,
+        store,
+    })
+}
+
+fn keyring(settings: &mut Settings, environment: &Environment) -> Option<Keyring> {
+    const TARGET: &str = "machine_identity.current_encryption_key_id";
+    let target = settings.required_string(
+        TARGET,
+        "set it to the id of the key that secrets are to be wrapped to",
+    );
+    let target = target.and_then(|id| match KeyId::new(id) {
+        Ok(id) => Some(id),
+        Err(error) => {
+            settings.fault(TARGET, error);
+            None
+        }
+    });
+
+    let (source, path) = secrets_file(settings, environment)?;
+    match secrets::read(&path) {
+        Ok(keks) => {
+            let known: Vec<_> = keks
+                .iter()
+                .map(|kek| format!("{:?}", kek.id().as_str()))
+                .collect();
+            Keyring::new(keks, target?)
+                .map_err(|error| {
+                    settings.fault(
+                        TARGET,
+                        format!(
+                            "{error} of {} (it has {}): add the key there, or correct the id",
+                            path.display(),
+                            known.join(", ")
+                        ),
+                    );
+                })
+                .ok()
+        }
+        Err(faults) => {
+            for fault in faults {
+                settings.fault(
+                    SECRETS_FILE,
+                    format!("{} ({source}) {fault}", path.display()),
+                );
+            }
+            None
+        }
+    }
+}
+
+const SECRETS_FILE: &str = "rewrap.secrets_file";
+const SECRETS_VARIABLE: &str = "CARBIDE_CREDENTIALS_FILE_PATH";
+
+fn secrets_file(settings: &mut Settings, environment: &Environment) -> Option<(String, PathBuf)> {
+    let from_environment = environment
+        .get(SECRETS_VARIABLE)
+        .filter(|path| !path.is_empty());
+    if let Some(path) = from_environment {
+        let source = format!("environment variable {SECRETS_VARIABLE}");
+        return Some((source, PathBuf::from(path)));
+    }
+    let path = settings.required_string(
+        SECRETS_FILE,
+        "set it, or the environment variable CARBIDE_CREDENTIALS_FILE_PATH, to the secrets file \
+         that nico-api reads (JSON or YAML with machine_identity.encryption_keys)",
+    )?;
+    Some((settings.source(SECRETS_FILE), PathBuf::from(path)))
+}
+
+fn database(settings: &mut Settings, warnings: &mut Vec<String>) -> Option<Database> {
+    let ssl_mode =
+        settings
+            .string("rewrap.database_sslmode")
+            .and_then(|text| match text.parse::<SslMode>() {
+                Ok(mode) => Some(mode),
+                Err(error) => {
+                    settings.fault("rewrap.database_sslmode", error);
+                    None
+                }
+            });
+    let connect_timeout = settings.duration("rewrap.connect_timeout", Duration::from_secs(5));
+    let url = settings.required_string(
+        "database_url",
+        "set it, or the environment variable NICO_API_DATABASE_URL, to nico-api's database",
+    )?;
+    match Database::parse(&url, ssl_mode, connect_timeout) {
+        Ok(database) => {
+            for parameter in database.ignored_parameters() {
+                warnings.push(format!(
+                    "{}: database_url: parameter {parameter:?} is not known here and ignored",
+                    settings.source("database_url")
+                ));
+            }
+            Some(database)
+        }
+        Err(error) => {
+            settings.fault("database_url", error);
+            None
+        }
+    }
+}
+
+fn store(settings: &mut Settings) -> StoreOptions {
+    StoreOptions {
+        max_connections: settings.number("rewrap.max_connections", 8, 1..=256) as usize,
+        page_size: settings.number("rewrap.page_size", 500, 1..=10_000),
+        lock_timeout: settings.duration("rewrap.lock_timeout", Duration::from_secs(2)),
+        statement_timeout: settings.duration("rewrap.statement_timeout", Duration::from_secs(5)),
+        pool_wait: settings.duration("rewrap.pool_wait", Duration::from_secs(10)),
+        max_attempts: settings.number("rewrap.max_attempts", 5, 1..=100),
+        pipeline_depth: settings.number("rewrap.pipeline_depth", 4, 1..=64) as usize,
+        pooler: settings.choice(
+            "rewrap.pooler",
+            Pooler::Session,
+            &[
+                ("session", Pooler::Session),
+                ("transaction", Pooler::Transaction),
+            ],
+        ),
+    }
+}
+
+fn tls_files(settings: &mut Settings) -> Option<TlsFiles> {
+    let mut path =
+        |key: &str, what_to_do: &str| settings.required_string(key, what_to_do).map(PathBuf::from);
+    let certificate = path(
+        "tls.identity_pemfile_path",
+        "name the server's certificate chain",
+    );
+    let key = path("tls.identity_keyfile_path", "name the server's private key");
+    let root_ca = path(
+        "tls.root_cafile_path",
+        "name the CA certificates that client certificates are verified against",
+    );
+    let files = TlsFiles {
+        certificate: certificate?,
+        key: key?,
+        root_ca: root_ca?,
+        admin_root_ca: settings
+            .filled_string("tls.admin_root_cafile_path")
+            .map(PathBuf::from),
+    };
+    // Loaded once more when the listener is made; here so that a bad file is reported
+    // along with everything else.
+    for (key, error) in files.check() {
+        settings.fault(key, error);
+    }
+    Some(files)
+}
+
+fn trust(settings: &mut Settings) -> Option<TrustRules> {
+    let domain = settings.required_string(
+        "auth.trust.spiffe_trust_domain",
+        "set it to the site's SPIFFE trust domain, like \"nico.local\"",
+    );
+    let service_base_paths = settings
+        .list("auth.trust.spiffe_service_base_paths")
+        .unwrap_or_default();
+    let machine_base_path = settings.filled_string("auth.trust.spiffe_machine_base_path");
+    let issuer_cns = settings
+        .list("auth.trust.additional_issuer_cns")
+        .unwrap_or_default();
+    Some(TrustRules {
+        trust_domain: domain.map(|domain| bare_trust_domain(&domain).to_owned())?,
+        service_base_paths: service_base_paths
+            .iter()
+            .map(|path| with_slashes(path))
+            .collect(),
+        machine_base_path: machine_base_path.map(|path| with_slashes(&path)),
+        issuer_cns,
+    })
+}
+
+/// The setting may be spelled as a SPIFFE id, as nico-api allows.
+fn bare_trust_domain(setting: &str) -> &str {
+    let rest = setting.strip_prefix("spiffe://").unwrap_or(setting);
+    rest.split('/').next().unwrap_or(rest)
+}
+
+/// A base path ends where a segment ends, whether or not it is spelled so.
+fn with_slashes(path: &str) -> String {
+    let segments = path.trim_matches('/');
+    if segments.is_empty() {
+        "/".to_owned()
+    } else {
+        format!("/{segments}/")
+    }
+}
+
+fn policy(settings: &mut Settings) -> Policy {
+    Policy {
+        allowed_services: settings
+            .list("rewrap.allowed_services")
+            .unwrap_or_else(|| vec!["nico-api".to_owned(), "carbide-api".to_owned()]),
+    }
+}
+
+fn server(settings: &mut Settings) -> ServerOptions {
+    let any = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    let seconds = Duration::from_secs;
+    ServerOptions {
+        listen: settings.address("rewrap.listen", any(1179)),
+        metrics_endpoint: settings.address("rewrap.metrics_endpoint", any(1180)),
+        shutdown_grace: settings.duration("rewrap.shutdown_grace", seconds(15)),
+        handshake_timeout: settings.duration("rewrap.handshake_timeout", seconds(5)),
+        idle_timeout: settings.duration("rewrap.idle_timeout", seconds(300)),
+        keepalive_interval: settings.duration("rewrap.keepalive_interval", seconds(30)),
+        keepalive_timeout: settings.duration("rewrap.keepalive_timeout", seconds(10)),
+        max_client_connections: settings.number("rewrap.max_client_connections", 256, 1..=65_536),
+        max_runs: settings.number("rewrap.max_runs", 8, 1..=1_024),
+    }
+}
+
+fn log(settings: &mut Settings) -> LogOptions {
+    let filter = settings
+        .filled_string("rewrap.log_filter")
+        .unwrap_or_else(|| "info".to_owned());
+    if let Err(error) = filter.parse::<tracing_subscriber::filter::EnvFilter>() {
+        settings.fault("rewrap.log_filter", format!("is not a filter ({error})"));
+    }
+    LogOptions {
+        format: settings.choice(
+            "rewrap.log_format",
+            LogFormat::Logfmt,
+            &[("logfmt", LogFormat::Logfmt), ("json", LogFormat::Json)],
+        ),
+        filter,
+    }
+}
+
+/// What nico-api reads from the environment for settings that are used here, and
+/// this program does not.
+fn foreign_variables(environment: &Environment) -> Vec<String> {
+    let is_foreign = |variable: &str| {
+        let variable = variable.to_ascii_uppercase();
+        let key = variable
+            .strip_prefix("CARBIDE_API_")
+            .or_else(|| variable.strip_prefix("NICO_API_"))?;
+        let section = key.split(['.', '_']).next()?;
+        (key.starts_with("MACHINE_IDENTITY") || matches!(section, "TLS" | "AUTH")).then_some(())
+    };
+    environment
+        .keys()
+        .filter(|variable| is_foreign(variable).is_some())
+        .map(|variable| {
+            format!(
+                "environment variable {variable} is not read here, though nico-api may: \
+                 put what it sets into a file given with --config"
+            )
+        })
+        .collect()
+}
+
+/// Settings of nico-api's that narrow who may call and that this version does not
+/// know how to apply. To start without a word would look like enforcement.
+fn not_yet_enforced(settings: &Settings, warnings: &mut Vec<String>) {
+    for (key, effect) in [
+        (
+            "auth.casbin_policy_file",
+            "the policy is not applied; external users and [rewrap].allowed_services may call",
+        ),
+        (
+            "auth.cli_certs",
+            "its certificates get no identity from it and may not call",
+        ),
+    ] {
+        if settings.is_set(key) {
+            warnings.push(format!(
+                "{}: {key}: not supported yet: {effect}",
+                settings.source(key)
+            ));
+        }
+    }
+}

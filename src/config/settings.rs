@@ -1,0 +1,313 @@
+//! Typed access to the merged files and environment, which remembers where each
+//! value came from and gathers faults instead of stopping at the first.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use config::{File, FileFormat, Value, ValueKind};
+
+/// The environment, as the program was started with it.
+pub type Environment = BTreeMap<String, String>;
+
+/// Prefix of the variables that set a key of `[rewrap]`.
+const VARIABLE_PREFIX: &str = "NICO_REWRAP__";
+
+/// The section that is ours alone.
+pub(super) const SECTION: &str = "rewrap";
+
+pub(super) struct Settings {
+    config: config::Config,
+    files: String,
+    /// Variable by the key that it sets.
+    variables: BTreeMap<String, String>,
+    faults: Vec<String>,
+}
+
+impl Settings {
+    /// Reads the files, the later ones winning key by key, and the environment.
+    /// Files that can't be read or parsed are faults, and count as empty.
+    pub(super) fn read(files: &[PathBuf], environment: &Environment) -> Self {
+        let mut faults = Vec::new();
+        let mut builder = config::Config::builder();
+        for path in files {
+            match check_file(path) {
+                Ok(()) => {
+                    builder =
+                        builder.add_source(File::from(path.as_path()).format(FileFormat::Toml))
+                }
+                Err(fault) => faults.push(format!("{}: {fault}", path.display())),
+            }
+        }
+
+        let mut overrides = Vec::new();
+        let mut variables = BTreeMap::new();
+        for (variable, value) in environment {
+            if let Some(key) = variable.strip_prefix(VARIABLE_PREFIX) {
+                let key = format!("{SECTION}.{}", key.to_ascii_lowercase());
+                variables.insert(key.clone(), variable.clone());
+                overrides.push((key, value.clone()));
+            }
+        }
+        // The one that wins comes last.
+        for variable in ["CARBIDE_API_DATABASE_URL", "NICO_API_DATABASE_URL"] {
+            if let Some(value) = environment.get(variable).filter(|value| !value.is_empty()) {
+                variables.insert("database_url".to_owned(), variable.to_owned());
+                overrides.push(("database_url".to_owned(), value.clone()));
+            }
+        }
+        for (key, value) in overrides {
+            builder = match builder.clone().set_override(&key, value) {
+                Ok(builder) => builder,
+                Err(_) => {
+                    faults.push(format!(
+                        "environment variable {}: is not the name of a setting",
+                        variables[&key]
+                    ));
+                    builder
+                }
+            };
+        }
+
+        let config = builder.build().unwrap_or_else(|_| {
+            faults.push(
+                "the files can't be merged: one has a table where another has a value".to_owned(),
+            );
+            config::Config::default()
+        });
+        let names: Vec<_> = files
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect();
+        Self {
+            config,
+            files: names.join(", "),
+            variables,
+            faults,
+        }
+    }
+
+    pub(super) fn into_faults(self) -> Vec<String> {
+        self.faults
+    }
+
+    /// Notes that something is wrong with the value of `key`, or with its absence.
+    pub(super) fn fault(&mut self, key: &str, what: impl std::fmt::Display) {
+        let source = self.source(key);
+        self.faults
+            .push(format!("{source}: {}: {what}", spelled(key)));
+    }
+
+    /// Where the value of `key` comes from; all files when there is none.
+    pub(super) fn source(&self, key: &str) -> String {
+        if let Some(variable) = self.variables.get(key) {
+            return format!("environment variable {variable}");
+        }
+        self.value(key)
+            .and_then(|value| value.origin().map(str::to_owned))
+            .unwrap_or_else(|| self.files.clone())
+    }
+
+    /// Everything in `[rewrap]` has to be known: a typo must not pass.
+    pub(super) fn only_known(&mut self, known: &[&str]) {
+        let Ok(section) = self.config.get_table(SECTION) else {
+            if self.value(SECTION).is_some() {
+                self.fault(SECTION, "must be a section");
+            }
+            return;
+        };
+        let mut unknown: Vec<_> = section
+            .keys()
+            .filter(|key| !known.contains(&key.as_str()))
+            .map(|key| format!("{SECTION}.{key}"))
+            .collect();
+        unknown.sort();
+        for key in unknown {
+            self.fault(
+                &key,
+                format!("no such setting; there are {}", known.join(", ")),
+            );
+        }
+    }
+
+    pub(super) fn is_set(&self, key: &str) -> bool {
+        self.value(key).is_some()
+    }
+
+    pub(super) fn string(&mut self, key: &str) -> Option<String> {
+        match self.value(key)?.kind {
+            ValueKind::String(text) => Some(text),
+            _ => {
+                self.fault(key, "must be a text in quotes");
+                None
+            }
+        }
+    }
+
+    /// A text with something in it: nico-api's own files spell "not set" as `""`.
+    pub(super) fn filled_string(&mut self, key: &str) -> Option<String> {
+        self.string(key).filter(|text| !text.trim().is_empty())
+    }
+
+    pub(super) fn required_string(&mut self, key: &str, what_to_do: &str) -> Option<String> {
+        let text = self.filled_string(key);
+        if text.is_none()
+            && !matches!(self.value(key), Some(value) if !matches!(value.kind, ValueKind::String(_)))
+        {
+            self.fault(key, format!("is missing; {what_to_do}"));
+        }
+        text
+    }
+
+    pub(super) fn bool(&mut self, key: &str, default: bool) -> bool {
+        match self.value(key).map(|value| value.kind) {
+            None => default,
+            Some(ValueKind::Boolean(value)) => value,
+            Some(ValueKind::String(text)) if text == "true" => true,
+            Some(ValueKind::String(text)) if text == "false" => false,
+            Some(_) => {
+                self.fault(key, "must be true or false");
+                default
+            }
+        }
+    }
+
+    /// A list of texts; from the environment, separated by commas.
+    pub(super) fn list(&mut self, key: &str) -> Option<Vec<String>> {
+        let value = self.value(key)?;
+        let items = match value.kind {
+            ValueKind::Array(items) => items
+                .into_iter()
+                .map(|item| match item.kind {
+                    ValueKind::String(text) => Some(text),
+                    _ => None,
+                })
+                .collect::<Option<Vec<_>>>(),
+            ValueKind::String(text) if self.variables.contains_key(key) => Some(
+                text.split(',')
+                    .map(|item| item.trim().to_owned())
+                    .filter(|item| !item.is_empty())
+                    .collect(),
+            ),
+            _ => None,
+        };
+        if items.is_none() {
+            self.fault(key, "must be a list of texts, like [\"a\", \"b\"]");
+        }
+        items
+    }
+
+    pub(super) fn number(
+        &mut self,
+        key: &str,
+        default: u32,
+        range: std::ops::RangeInclusive<u32>,
+    ) -> u32 {
+        let Some(value) = self.value(key) else {
+            return default;
+        };
+        let number = match value.kind {
+            ValueKind::I64(number) => u32::try_from(number).ok(),
+            ValueKind::U64(number) => u32::try_from(number).ok(),
+            ValueKind::String(text) => text.parse().ok(),
+            _ => None,
+        };
+        match number.filter(|number| range.contains(number)) {
+            Some(number) => number,
+            None => {
+                self.fault(
+                    key,
+                    format!("must be a number from {} to {}", range.start(), range.end()),
+                );
+                default
+            }
+        }
+    }
+
+    /// A duration with its unit, longer than nothing and at most an hour.
+    pub(super) fn duration(&mut self, key: &str, default: Duration) -> Duration {
+        let Some(value) = self.value(key) else {
+            return default;
+        };
+        let range = Duration::from_millis(1)..=Duration::from_secs(3600);
+        let duration = match value.kind {
+            ValueKind::String(text) => humantime::parse_duration(&text).ok(),
+            _ => None,
+        };
+        match duration.filter(|duration| range.contains(duration)) {
+            Some(duration) => duration,
+            None => {
+                self.fault(
+                    key,
+                    "must be a duration with its unit, from \"1ms\" to \"1h\", like \"2s\"",
+                );
+                default
+            }
+        }
+    }
+
+    pub(super) fn address(&mut self, key: &str, default: SocketAddr) -> SocketAddr {
+        let Some(text) = self.string(key) else {
+            return default;
+        };
+        text.parse().unwrap_or_else(|_| {
+            self.fault(
+                key,
+                "must be an address and a port, like \"[::]:1179\" or \"127.0.0.1:1179\"",
+            );
+            default
+        })
+    }
+
+    /// One of several words.
+    pub(super) fn choice<T: Copy>(&mut self, key: &str, default: T, choices: &[(&str, T)]) -> T {
+        let Some(text) = self.string(key) else {
+            return default;
+        };
+        match choices.iter().find(|(word, _)| *word == text) {
+            Some((_, choice)) => *choice,
+            None => {
+                let words: Vec<_> = choices
+                    .iter()
+                    .map(|(word, _)| format!("\"{word}\""))
+                    .collect();
+                self.fault(key, format!("must be one of {}", words.join(", ")));
+                default
+            }
+        }
+    }
+
+    fn value(&self, key: &str) -> Option<Value> {
+        self.config
+            .get::<Value>(key)
+            .ok()
+            .filter(|value| value.kind != ValueKind::Nil)
+    }
+}
+
+/// `a.b.c` as people know it from the file: `[a.b].c`.
+fn spelled(key: &str) -> String {
+    match key.rsplit_once('.') {
+        Some((section, key)) => format!("[{section}].{key}"),
+        None => key.to_owned(),
+    }
+}
+
+/// Whether `path` is TOML. The parser's own report would quote the line, which may
+/// hold a password; this names the place instead.
+fn check_file(path: &Path) -> Result<(), String> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("can't be read ({error})"))?;
+    match text.parse::<toml::Table>() {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let before = error.span().and_then(|span| text.get(..span.start));
+            let place = before.map_or_else(String::new, |before| {
+                format!(" at line {}", before.lines().count().max(1))
+            });
+            Err(format!("is not TOML{place}"))
+        }
+    }
+}

@@ -1,0 +1,398 @@
+//! Where the database is and how to speak TLS with it: `database_url` of
+//! nico-api's config, with libpq's meaning of `sslmode` and `sslrootcert`.
+//!
+//! The driver knows `disable`, `prefer` and `require` only, and none of them
+//! looks at the server's certificate. `verify-ca` and `verify-full` are built
+//! here on rustls' own verifier.
+
+use std::{fmt, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
+
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError, RootCertStore,
+    SignatureScheme,
+    client::{
+        WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+};
+use thiserror::Error;
+use tokio_postgres::config::SslMode as DriverSslMode;
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::pem;
+
+/// libpq's `sslmode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SslMode {
+    /// No TLS.
+    Disable,
+    /// TLS if the server has it; its certificate is not looked at.
+    Prefer,
+    /// TLS; the certificate is not looked at, unless `sslrootcert` is given.
+    Require,
+    /// TLS with a certificate that chains to `sslrootcert`.
+    VerifyCa,
+    /// The same, and the certificate names the host.
+    VerifyFull,
+}
+
+impl FromStr for SslMode {
+    type Err = DatabaseError;
+
+    fn from_str(text: &str) -> Result<Self, DatabaseError> {
+        match text {
+            "disable" => Ok(Self::Disable),
+            "prefer" => Ok(Self::Prefer),
+            "require" => Ok(Self::Require),
+            "verify-ca" => Ok(Self::VerifyCa),
+            "verify-full" => Ok(Self::VerifyFull),
+            _ => Err(DatabaseError::SslMode),
+        }
+    }
+}
+
+/// Why there is no telling where the database is. Never quotes the URL, which has
+/// a password in it.
+#[derive(Debug, Error)]
+pub enum DatabaseError {
+    /// Not a URL of the form that Postgres' tools take.
+    #[error("is not of the form postgres://user:password@host:5432/database ({0})")]
+    Url(String),
+    /// An unknown `sslmode`.
+    #[error("sslmode is one of disable, prefer, require, verify-ca and verify-full")]
+    SslMode,
+    /// A verifying mode without anything to verify against.
+    #[error("sslmode verify-ca and verify-full need sslrootcert=FILE in the URL")]
+    NoRootCertificate,
+    /// The file of `sslrootcert` can't be used.
+    #[error("sslrootcert: {0}")]
+    RootCertificate(#[from] pem::PemError),
+    /// rustls refuses the certificates.
+    #[error("sslrootcert holds no usable CA certificate ({0})")]
+    Verifier(String),
+}
+
+/// A database that can be connected to: parsed, certificates loaded.
+#[derive(Clone)]
+pub struct Database {
+    driver: tokio_postgres::Config,
+    tls: MakeRustlsConnect,
+    ssl_mode: SslMode,
+    ignored: Vec<String>,
+}
+
+impl Database {
+    /// Parses a URL. `ssl_mode`, if given, wins over the URL's.
+    ///
+    /// # Errors
+    ///
+    /// [`DatabaseError`] says what is wrong with the URL or its certificate file.
+    pub fn parse(
+        url: &str,
+        ssl_mode: Option<SslMode>,
+        connect_timeout: Duration,
+    ) -> Result<Self, DatabaseError> {
+        let (base, query) = url.split_once('?').unwrap_or((url, ""));
+        if !base.starts_with("postgres://") && !base.starts_with("postgresql://") {
+            return Err(DatabaseError::Url("another scheme".to_owned()));
+        }
+        let parameters = Parameters::parse(query)?;
+        let ssl_mode = match (ssl_mode, parameters.ssl_mode) {
+            (Some(mode), _) | (None, Some(mode)) => mode,
+            (None, None) => SslMode::Prefer,
+        };
+
+        let mut url = base.to_owned();
+        for (i, parameter) in parameters.for_driver.iter().enumerate() {
+            url.push(if i == 0 { '?' } else { '&' });
+            url.push_str(parameter);
+        }
+        let mut driver = tokio_postgres::Config::from_str(&url)
+            .map_err(|error| DatabaseError::Url(root_cause(&error)))?;
+        driver.ssl_mode(match ssl_mode {
+            SslMode::Disable => DriverSslMode::Disable,
+            SslMode::Prefer => DriverSslMode::Prefer,
+            SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => DriverSslMode::Require,
+        });
+        driver.connect_timeout(connect_timeout);
+        if driver.get_application_name().is_none() {
+            driver.application_name(env!("CARGO_PKG_NAME"));
+        }
+
+        Ok(Self {
+            driver,
+            tls: MakeRustlsConnect::new(client_config(ssl_mode, parameters.root_certificate)?),
+            ssl_mode,
+            ignored: parameters.ignored,
+        })
+    }
+
+    /// Parameters of the URL that neither the driver nor this program knows.
+    #[must_use]
+    pub fn ignored_parameters(&self) -> &[String] {
+        &self.ignored
+    }
+
+    /// How long a new connection may take altogether.
+    #[must_use]
+    pub fn connect_timeout(&self) -> Duration {
+        let timeout = self.driver.get_connect_timeout().copied();
+        timeout.unwrap_or(Duration::from_secs(5))
+    }
+
+    /// A single connection, outside of any pool; its task runs until the client is
+    /// dropped.
+    ///
+    /// # Errors
+    ///
+    /// The driver's, which carry no password.
+    pub async fn connect(&self) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
+        let (client, connection) = self.driver.connect(self.tls()).await?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::warn!(%error, "database connection failed");
+            }
+        });
+        Ok(client)
+    }
+
+    pub(crate) fn driver_config(&self, unanswered: Duration) -> tokio_postgres::Config {
+        let mut driver = self.driver.clone();
+        // Packets that nobody acknowledges mean that the database is cut off.
+        driver.tcp_user_timeout(unanswered);
+        driver.keepalives_idle(unanswered);
+        driver
+    }
+
+    pub(crate) fn tls(&self) -> MakeRustlsConnect {
+        self.tls.clone()
+    }
+}
+
+/// Host, database and user, without the password.
+impl fmt::Debug for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Database")
+            .field("hosts", &self.driver.get_hosts())
+            .field("ports", &self.driver.get_ports())
+            .field("dbname", &self.driver.get_dbname())
+            .field("user", &self.driver.get_user())
+            .field("ssl_mode", &self.ssl_mode)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The query part of the URL, taken apart.
+#[derive(Default)]
+struct Parameters {
+    ssl_mode: Option<SslMode>,
+    root_certificate: Option<PathBuf>,
+    for_driver: Vec<String>,
+    ignored: Vec<String>,
+}
+
+impl Parameters {
+    fn parse(query: &str) -> Result<Self, DatabaseError> {
+        const DRIVER: [&str; 15] = [
+            "user",
+            "password",
+            "dbname",
+            "options",
+            "application_name",
+            "host",
+            "hostaddr",
+            "port",
+            "connect_timeout",
+            "keepalives",
+            "keepalives_interval",
+            "keepalives_retries",
+            "target_session_attrs",
+            "channel_binding",
+            "load_balance_hosts",
+        ];
+        let mut parsed = Self::default();
+        for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
+            let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+            let decoded = || {
+                percent_encoding::percent_decode_str(value)
+                    .decode_utf8()
+                    .map_err(|_| DatabaseError::Url(format!("{name} is not UTF-8")))
+            };
+            match name {
+                "sslmode" | "ssl-mode" => parsed.ssl_mode = Some(decoded()?.parse()?),
+                "sslrootcert" | "ssl-root-cert" | "ssl-ca" => {
+                    parsed.root_certificate = Some(PathBuf::from(decoded()?.as_ref()));
+                }
+                _ if DRIVER.contains(&name) => parsed.for_driver.push(parameter.to_owned()),
+                _ => parsed.ignored.push(name.to_owned()),
+            }
+        }
+        Ok(parsed)
+    }
+}
+
+fn root_cause(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => root_cause(source),
+        None => error.to_string(),
+    }
+}
+
+fn client_config(
+    ssl_mode: SslMode,
+    root_certificate: Option<PathBuf>,
+) -> Result<ClientConfig, DatabaseError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let check = match (ssl_mode, root_certificate) {
+        (SslMode::VerifyCa | SslMode::VerifyFull, None) => {
+            return Err(DatabaseError::NoRootCertificate);
+        }
+        (SslMode::Disable | SslMode::Prefer, _) | (SslMode::Require, None) => Check::Nothing,
+        (mode, Some(path)) => {
+            let mut roots = RootCertStore::empty();
+            for certificate in pem::certificates(&path)? {
+                roots
+                    .add(certificate)
+                    .map_err(|error| DatabaseError::Verifier(error.to_string()))?;
+            }
+            let verifier =
+                WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+                    .build()
+                    .map_err(|error| DatabaseError::Verifier(error.to_string()))?;
+            if mode == SslMode::VerifyFull {
+                Check::ChainAndName(verifier)
+            } else {
+                // libpq: `require` with a root certificate is `verify-ca`.
+                Check::Chain(verifier)
+            }
+        }
+    };
+    let config = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| DatabaseError::Verifier(error.to_string()))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Verifier { check, provider }))
+        .with_no_client_auth();
+    Ok(config)
+}
+
+#[derive(Debug)]
+enum Check {
+    Nothing,
+    Chain(Arc<WebPkiServerVerifier>),
+    ChainAndName(Arc<WebPkiServerVerifier>),
+}
+
+/// What of the server's certificate is checked. That the server holds the
+/// certificate's key is always checked.
+#[derive(Debug)]
+struct Verifier {
+    check: Check,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, TlsError> {
+        let verify = |verifier: &WebPkiServerVerifier| {
+            verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+        };
+        match &self.check {
+            Check::Nothing => Ok(ServerCertVerified::assertion()),
+            Check::ChainAndName(verifier) => verify(verifier),
+            // The name is the last thing that rustls checks: past it, the chain is good.
+            Check::Chain(verifier) => match verify(verifier) {
+                Err(TlsError::InvalidCertificate(
+                    CertificateError::NotValidForName
+                    | CertificateError::NotValidForNameContext { .. },
+                )) => Ok(ServerCertVerified::assertion()),
+                other => other,
+            },
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, cert, dss, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(url: &str) -> Result<Database, DatabaseError> {
+        Database::parse(url, None, Duration::from_secs(5))
+    }
+
+    #[test]
+    fn without_sslmode_tls_is_preferred() {
+        let database = parse("postgres://u:s3cr3t@db:5432/nico").unwrap();
+        assert_eq!(database.ssl_mode, SslMode::Prefer);
+        assert_eq!(
+            format!("{database:?}"),
+            "Database { hosts: [Tcp(\"db\")], ports: [5432], dbname: Some(\"nico\"), \
+             user: Some(\"u\"), ssl_mode: Prefer, .. }"
+        );
+    }
+
+    #[test]
+    fn the_setting_wins_over_the_url() {
+        let url = "postgres://db/nico?sslmode=disable&application_name=x";
+        assert_eq!(parse(url).unwrap().ssl_mode, SslMode::Disable);
+        let forced = Database::parse(url, Some(SslMode::Require), Duration::from_secs(5));
+        assert_eq!(forced.unwrap().ssl_mode, SslMode::Require);
+    }
+
+    #[test]
+    fn parameters_of_other_drivers_are_ignored_and_named() {
+        let database = parse("postgres://db/nico?statement-cache-capacity=5&ssl-mode=require");
+        let database = database.unwrap();
+        assert_eq!(database.ignored_parameters(), ["statement-cache-capacity"]);
+        assert_eq!(database.ssl_mode, SslMode::Require);
+    }
+
+    #[test]
+    fn faults_do_not_quote_the_url() {
+        for url in [
+            "postgres://u:s3cr3t@db/nico?sslmode=s3cr3t",
+            "postgres://u:s3cr3t@db:port/nico",
+            "mysql://u:s3cr3t@db/nico",
+            "s3cr3t",
+            "postgres://u:s3cr3t@db/nico?sslmode=verify-full",
+            "postgres://u:s3cr3t@db/nico?sslmode=verify-full&sslrootcert=/nowhere",
+        ] {
+            let error = parse(url).unwrap_err().to_string();
+            assert!(!error.contains("s3cr3t"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Distinguished names (RFC 5280, section 4.1.2.4) as text.
+//!
+//! An attribute is read in every string type that OpenSSL and other tools write.
+//! One that can't be read, or that holds a control character, is not there: it
+//! must never compare equal to a text that somebody configured.
+
+use std::fmt;
+
+use x509_parser::{
+    asn1_rs::{Any, Tag},
+    der_parser::{Oid, oid},
+    x509::X509Name,
+};
+
+/// The attributes that identities are made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Attribute {
+    CommonName,
+    Organization,
+    OrganizationalUnit,
+}
+
+impl Attribute {
+    fn oid(self) -> Oid<'static> {
+        match self {
+            Self::CommonName => oid!(2.5.4.3),
+            Self::Organization => oid!(2.5.4.10),
+            Self::OrganizationalUnit => oid!(2.5.4.11),
+        }
+    }
+}
+
+/// A subject or an issuer.
+pub(crate) struct DistinguishedName<'a>(&'a X509Name<'a>);
+
+impl<'a> DistinguishedName<'a> {
+    pub(crate) fn new(name: &'a X509Name<'a>) -> Self {
+        Self(name)
+    }
+
+    /// Every value of the attribute, in the order of the certificate.
+    pub(crate) fn all(&self, attribute: Attribute) -> impl Iterator<Item = String> {
+        let oid = attribute.oid();
+        self.0
+            .iter_attributes()
+            .filter(move |found| *found.attr_type() == oid)
+            .filter_map(|found| text(found.attr_value()))
+    }
+
+    /// The last value of the attribute.
+    pub(crate) fn last(&self, attribute: Attribute) -> Option<String> {
+        self.all(attribute).last()
+    }
+}
+
+/// For logs and the audit record: `O=…, CN=…`, unreadable values as `?`.
+impl fmt::Display for DistinguishedName<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, found) in self.0.iter_attributes().enumerate() {
+            if i > 0 {
+                f.write_str(", ")?;
+            }
+            let oid = found.attr_type();
+            if *oid == Attribute::CommonName.oid() {
+                f.write_str("CN")?;
+            } else if *oid == Attribute::Organization.oid() {
+                f.write_str("O")?;
+            } else if *oid == Attribute::OrganizationalUnit.oid() {
+                f.write_str("OU")?;
+            } else {
+                write!(f, "{oid}")?;
+            }
+            match text(found.attr_value()) {
+                Some(value) => write!(f, "={}", value.escape_debug())?,
+                None => f.write_str("=?")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn text(value: &Any<'_>) -> Option<String> {
+    let bytes = value.data;
+    let text = match value.header.tag() {
+        Tag::Utf8String => std::str::from_utf8(bytes).ok()?.to_owned(),
+        Tag::PrintableString | Tag::Ia5String => bytes.is_ascii().then(|| latin_1(bytes))?,
+        // T.61 as all tools use it: Latin-1.
+        Tag::T61String => latin_1(bytes),
+        // UCS-2, big endian. What is outside of it is not BMPString.
+        Tag::BmpString => {
+            if !bytes.len().is_multiple_of(2) {
+                return None;
+            }
+            let units = bytes
+                .chunks_exact(2)
+                .map(|b| u16::from_be_bytes([b[0], b[1]]));
+            units
+                .map(|unit| char::from_u32(u32::from(unit)))
+                .collect::<Option<String>>()?
+        }
+        _ => return None,
+    };
+    (!text.chars().any(char::is_control)).then_some(text)
+}
+
+fn latin_1(bytes: &[u8]) -> String {
+    bytes.iter().copied().map(char::from).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use x509_parser::asn1_rs::{Class, Header, Length};
+
+    use super::*;
+
+    fn read(tag: Tag, bytes: &[u8]) -> Option<String> {
+        let header = Header::new(Class::Universal, false, tag, Length::Definite(bytes.len()));
+        text(&Any::new(header, bytes))
+    }
+
+    #[test]
+    fn every_string_type_that_tools_write() {
+        let b = "Zoë".as_bytes();
+        assert_eq!(read(Tag::Utf8String, b).as_deref(), Some("Zoë"));
+        assert_eq!(read(Tag::PrintableString, b"Zoe").as_deref(), Some("Zoe"));
+        assert_eq!(read(Tag::Ia5String, b"z@e").as_deref(), Some("z@e"));
+        assert_eq!(read(Tag::T61String, b"Zo\xeb").as_deref(), Some("Zoë"));
+        assert_eq!(
+            read(Tag::BmpString, b"\0Z\0o\0\xeb").as_deref(),
+            Some("Zoë")
+        );
+    }
+
+    #[test]
+    fn what_can_not_be_read_is_not_there() {
+        assert_eq!(read(Tag::Utf8String, b"\xff"), None);
+        assert_eq!(read(Tag::PrintableString, b"Zo\xeb"), None);
+        assert_eq!(read(Tag::BmpString, b"\0Z\0"), None);
+        assert_eq!(read(Tag::BmpString, b"\xd8\0"), None);
+        assert_eq!(read(Tag::OctetString, b"Zoe"), None);
+    }
+
+    #[test]
+    fn control_characters_are_refused() {
+        assert_eq!(read(Tag::Utf8String, b"admin\0.example"), None);
+        assert_eq!(read(Tag::PrintableString, b"a\nb"), None);
+        assert_eq!(read(Tag::T61String, b"a\x85b"), None);
+    }
+}

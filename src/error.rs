@@ -1,0 +1,225 @@
+//! The error of the gRPC surface, and its one mapping to a status.
+//!
+//! The text is written for the caller and says what to do; the reason is stable,
+//! for programs. Internals (the source of a panic, the words of the database) go
+//! to the log and nowhere else.
+
+use std::collections::HashMap;
+
+use thiserror::Error;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::{
+    authorize::Denial,
+    organization::{InvalidOrganizationId, OrganizationId},
+    run::RunError,
+    store::StoreError,
+};
+
+/// The domain of the reasons in `google.rpc.ErrorInfo`.
+const DOMAIN: &str = "nico-rewrap";
+
+/// Why a call was not carried out.
+#[derive(Debug, Error)]
+pub enum ServiceError {
+    /// `[machine_identity].enabled` is not true.
+    #[error(
+        "machine identity is not enabled on this site: set [machine_identity].enabled = true and restart nico-rewrap"
+    )]
+    Disabled,
+    /// `x-expect-target-key-id` names another key.
+    #[error(
+        "this server re-wraps to key id {target:?}, the call expects {expected:?}: check which configuration is deployed"
+    )]
+    UnexpectedTarget {
+        /// The target of this server.
+        target: String,
+        /// What the caller expects.
+        expected: String,
+    },
+    /// A site-wide apply is under way in this process.
+    #[error("a site-wide run is being applied already: wait for it to end, then call again")]
+    ApplyUnderWay,
+    /// The organization id can't be one.
+    #[error(transparent)]
+    InvalidOrganization(#[from] InvalidOrganizationId),
+    /// The organization has no identity configuration.
+    #[error("organization {0} has no machine identity configuration on this site")]
+    UnknownOrganization(OrganizationId),
+    /// The caller may not.
+    #[error(transparent)]
+    Denied(#[from] Denial),
+    /// As many runs as are allowed are under way.
+    #[error("as many runs as [rewrap].max_runs allows are under way: call again later")]
+    TooManyRuns,
+    /// The database was not reached and checked yet since the start.
+    #[error("the database was not reached yet ({0}): call again later")]
+    NotReady(String),
+    /// The database can't be worked with.
+    #[error("{0}; what was committed stays, call again later")]
+    Database(StoreError),
+    /// The server is told to stop.
+    #[error("the server is shutting down; what was committed stays, call again")]
+    ShuttingDown,
+    /// The deadline of the call is over.
+    #[error(
+        "the deadline of the call has passed; what was committed stays, call again with a longer one"
+    )]
+    DeadlineExceeded,
+    /// The client is gone.
+    #[error("the call was cancelled; what was committed stays")]
+    Cancelled,
+    /// A bug.
+    #[error("internal error; the server's log has more under this run id")]
+    Internal,
+}
+
+impl ServiceError {
+    /// The gRPC code, and the stable reason.
+    #[must_use]
+    pub fn code_and_reason(&self) -> (Code, &'static str) {
+        match self {
+            Self::Disabled => (Code::FailedPrecondition, "MACHINE_IDENTITY_DISABLED"),
+            Self::UnexpectedTarget { .. } => (Code::FailedPrecondition, "UNEXPECTED_TARGET_KEY"),
+            Self::ApplyUnderWay => (Code::FailedPrecondition, "APPLY_UNDER_WAY"),
+            Self::InvalidOrganization(InvalidOrganizationId::Blank) => {
+                (Code::InvalidArgument, "BLANK_ORGANIZATION_ID")
+            }
+            Self::InvalidOrganization(InvalidOrganizationId::Characters) => {
+                (Code::InvalidArgument, "INVALID_ORGANIZATION_ID")
+            }
+            Self::UnknownOrganization(_) => (Code::NotFound, "UNKNOWN_ORGANIZATION"),
+            Self::Denied(Denial::NoIdentity) => (Code::Unauthenticated, "NO_IDENTITY"),
+            Self::Denied(Denial::NotAllowed) => (Code::PermissionDenied, "NOT_ALLOWED"),
+            Self::TooManyRuns => (Code::ResourceExhausted, "TOO_MANY_RUNS"),
+            Self::NotReady(_) => (Code::Unavailable, "NOT_READY"),
+            Self::Database(_) => (Code::Unavailable, "DATABASE_UNAVAILABLE"),
+            Self::ShuttingDown => (Code::Unavailable, "SHUTTING_DOWN"),
+            Self::DeadlineExceeded => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
+            Self::Cancelled => (Code::Cancelled, "CANCELLED"),
+            Self::Internal => (Code::Internal, "INTERNAL"),
+        }
+    }
+}
+
+impl From<ServiceError> for Status {
+    fn from(error: ServiceError) -> Self {
+        let (code, reason) = error.code_and_reason();
+        let details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
+        Self::with_error_details(code, error.to_string(), details)
+    }
+}
+
+impl ServiceError {
+    /// What a run's end without a report means to the caller.
+    #[must_use]
+    pub fn from_run(error: RunError, organization: Option<OrganizationId>) -> Self {
+        match (error, organization) {
+            (RunError::NotFound, Some(id)) => Self::UnknownOrganization(id),
+            (RunError::NotFound | RunError::Panicked, _) => Self::Internal,
+            // Whoever stopped it for another reason says so instead.
+            (RunError::Stopped, _) => Self::ShuttingDown,
+            (RunError::Store(error), _) => Self::Database(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_error_has_its_code_reason_and_advice() {
+        use Code::*;
+        let id = || OrganizationId::parse("acme").unwrap();
+        let table = [
+            (
+                ServiceError::Disabled,
+                FailedPrecondition,
+                "MACHINE_IDENTITY_DISABLED",
+            ),
+            (
+                ServiceError::UnexpectedTarget {
+                    target: "kv2".to_owned(),
+                    expected: "kv3".to_owned(),
+                },
+                FailedPrecondition,
+                "UNEXPECTED_TARGET_KEY",
+            ),
+            (
+                ServiceError::ApplyUnderWay,
+                FailedPrecondition,
+                "APPLY_UNDER_WAY",
+            ),
+            (
+                InvalidOrganizationId::Blank.into(),
+                InvalidArgument,
+                "BLANK_ORGANIZATION_ID",
+            ),
+            (
+                InvalidOrganizationId::Characters.into(),
+                InvalidArgument,
+                "INVALID_ORGANIZATION_ID",
+            ),
+            (
+                ServiceError::UnknownOrganization(id()),
+                NotFound,
+                "UNKNOWN_ORGANIZATION",
+            ),
+            (Denial::NoIdentity.into(), Unauthenticated, "NO_IDENTITY"),
+            (Denial::NotAllowed.into(), PermissionDenied, "NOT_ALLOWED"),
+            (
+                ServiceError::TooManyRuns,
+                ResourceExhausted,
+                "TOO_MANY_RUNS",
+            ),
+            (
+                ServiceError::NotReady("refused".to_owned()),
+                Unavailable,
+                "NOT_READY",
+            ),
+            (
+                ServiceError::Database(StoreError::Unavailable("gone".to_owned())),
+                Unavailable,
+                "DATABASE_UNAVAILABLE",
+            ),
+            (ServiceError::ShuttingDown, Unavailable, "SHUTTING_DOWN"),
+            (
+                ServiceError::DeadlineExceeded,
+                DeadlineExceeded,
+                "DEADLINE_EXCEEDED",
+            ),
+            (ServiceError::Cancelled, Cancelled, "CANCELLED"),
+            (ServiceError::Internal, Internal, "INTERNAL"),
+        ];
+        for (error, code, reason) in table {
+            let text = error.to_string();
+            let status = Status::from(error);
+            assert_eq!(status.code(), code, "{text}");
+            assert_eq!(status.message(), text);
+            let info = status.get_details_error_info().unwrap();
+            assert_eq!(
+                (info.reason.as_str(), info.domain.as_str()),
+                (reason, DOMAIN)
+            );
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_run_is_told_apart() {
+        let reason = |error, id: Option<&str>| {
+            let id = id.map(|id| OrganizationId::parse(id).unwrap());
+            ServiceError::from_run(error, id).code_and_reason().1
+        };
+        assert_eq!(
+            reason(RunError::NotFound, Some("acme")),
+            "UNKNOWN_ORGANIZATION"
+        );
+        assert_eq!(reason(RunError::NotFound, None), "INTERNAL");
+        assert_eq!(reason(RunError::Panicked, None), "INTERNAL");
+        assert_eq!(reason(RunError::Stopped, None), "SHUTTING_DOWN");
+        let gone = StoreError::Unavailable("gone".to_owned());
+        assert_eq!(reason(RunError::Store(gone), None), "DATABASE_UNAVAILABLE");
+    }
+}

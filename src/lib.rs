@@ -1,0 +1,63 @@
+//! `nico-rewrap` re-wraps NICo's machine-identity secrets when a site changes its
+//! master key.
+//!
+//! NICo's API server keeps up to three secrets of every organization in Postgres,
+//! each in an *envelope*: AES-256-GCM under a *site master key* (KEK), labelled
+//! with the id of that key. When the site changes the key, every secret has to be
+//! opened under the old one and sealed under the new one, the *target*, while
+//! tenants go on changing them. That is a *run*, and a *dry run* does everything
+//! but the writing.
+//!
+//! # The way of one row
+//!
+//! 1. [`store`] reads it as part of a page, in a READ ONLY transaction that ends
+//!    with the page.
+//! 2. [`rewrap::decide`] opens every secret and seals what is not on target anew,
+//!    with no transaction open: a pure function of the [`keyring`] and the row.
+//! 3. [`store::Writer::replace`] writes the new texts if the row still has the old
+//!    ones, and bumps the organization's version, in one statement, which is one
+//!    transaction.
+//! 4. If the row had changed, [`run`] reads and decides again; after a few times,
+//!    under a row lock.
+//! 5. What became of it is counted in a [`run::Report`].
+//!
+//! # Where things are
+//!
+//! Pure, no I/O of ours below them: [`envelope`] (the format, and the only AES-GCM
+//! calls), [`keyring`], [`rewrap`], [`organization`], [`identity`] (certificate →
+//! who), [`authorize`] (who → permit).
+//!
+//! The world: [`config`] (files and environment → one valid [`config::Config`]),
+//! [`secrets`] (the secrets file), [`pem`], [`tls`], [`database`] (where Postgres is,
+//! and TLS with it), [`store`] (all SQL).
+//!
+//! The service: [`run`] knows the store and the pure core, and no gRPC; [`listener`]
+//! (TLS and HTTP/2), [`service`] (the gRPC surface), [`error`] (the one mapping to a
+//! status), `audit`, [`admin`] (probes and metrics), [`readiness`], [`telemetry`].
+//!
+//! [`app`] puts them together, and [`cli`] is the command line; only these two know
+//! everything.
+
+pub mod admin;
+pub mod app;
+mod audit;
+pub mod authorize;
+pub mod cli;
+pub mod config;
+pub mod database;
+mod distinguished_name;
+pub mod envelope;
+pub mod error;
+pub mod identity;
+pub mod keyring;
+pub mod listener;
+pub mod organization;
+pub mod pem;
+pub mod readiness;
+pub mod rewrap;
+pub mod run;
+pub mod secrets;
+pub mod service;
+pub mod store;
+pub mod telemetry;
+pub mod tls;

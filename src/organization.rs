@@ -1,0 +1,82 @@
+//! Organization ids at the edge of the program.
+
+use std::fmt;
+
+use thiserror::Error;
+
+/// The id of an organization as a caller may name it: one or more ASCII letters,
+/// digits, `_` or `-`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OrganizationId(String);
+
+/// A text that can't be an organization id. Does not quote it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum InvalidOrganizationId {
+    /// Empty, or white space only: an unset shell variable, most likely.
+    #[error(
+        "organization_id is blank: name one organization, or leave the field out to mean the \
+         whole site"
+    )]
+    Blank,
+    /// Other characters.
+    #[error("organization_id has characters other than ASCII letters, digits, '_' and '-'")]
+    Characters,
+}
+
+impl OrganizationId {
+    /// Trims white space and checks the rest.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidOrganizationId`] for anything that is not an id.
+    pub fn parse(text: &str) -> Result<Self, InvalidOrganizationId> {
+        let id = text.trim();
+        if id.is_empty() {
+            return Err(InvalidOrganizationId::Blank);
+        }
+        if id
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
+        {
+            Ok(Self(id.to_owned()))
+        } else {
+            Err(InvalidOrganizationId::Characters)
+        }
+    }
+
+    /// The id as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for OrganizationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_trimmed_and_checked() {
+        for (text, id) in [("acme", "acme"), (" \t acme-1_B\n", "acme-1_B"), ("-", "-")] {
+            assert_eq!(OrganizationId::parse(text).unwrap().as_str(), id);
+        }
+        for blank in ["", " ", "\t\n", "\u{a0}"] {
+            assert_eq!(
+                OrganizationId::parse(blank),
+                Err(InvalidOrganizationId::Blank)
+            );
+        }
+        for text in ["a b", "a.b", "é", "a/b", "a%", "*", "a\0"] {
+            assert_eq!(
+                OrganizationId::parse(text),
+                Err(InvalidOrganizationId::Characters)
+            );
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! A few rows on one connection: decide, compare-and-set, decide again.
+
+use std::{mem, sync::Arc};
+
+use futures_util::{StreamExt, stream};
+use tokio_util::sync::CancellationToken;
+
+use super::{Context, Failure, Mode, report::RowOutcome};
+use crate::{
+    rewrap::{Decision, Texts, decide},
+    store::{LockedOutcome, Replaced, Row, StoreError, Writer, next_version_counter},
+};
+
+/// Compare-and-set tries before a row is locked for the last one.
+const OPTIMISTIC_TRIES: u32 = 3;
+
+/// What the rows of a chunk have in common.
+pub(super) struct Chunk {
+    pub(super) context: Arc<Context>,
+    pub(super) mode: Mode,
+    pub(super) stop: CancellationToken,
+}
+
+/// What is to be done with a row, failures in words.
+enum Plan {
+    /// Nothing (more); this is what became of it.
+    Finished(RowOutcome),
+    /// Write these texts; then this is what became of it.
+    Write(Texts, RowOutcome),
+}
+
+/// A row that is to be written.
+struct Pending {
+    row: Row,
+    texts: Texts,
+    outcome: RowOutcome,
+    /// `texts` were sent on a connection that died, and may have been committed.
+    /// The nonces in them are unmistakable: a row that has them was written by us.
+    sent: bool,
+}
+
+/// How far a row got on one connection.
+enum Step {
+    Finished(RowOutcome),
+    /// The run was told to stop before its turn came.
+    Stopped,
+    /// It changes faster than we are: decide under a lock.
+    Contended(Pending),
+    /// The connection died under it.
+    Lost(Pending, StoreError),
+    /// There is no working with the database.
+    Fatal(StoreError),
+}
+
+impl Chunk {
+    /// Works on `rows` and says what became of each that was begun, also when the
+    /// database fails half-way.
+    pub(super) async fn run(self, rows: Vec<Row>) -> (Vec<RowOutcome>, Result<(), StoreError>) {
+        let mut outcomes = Vec::with_capacity(rows.len());
+        let mut pending = Vec::new();
+        for row in rows {
+            if self.stop.is_cancelled() {
+                break;
+            }
+            match self.plan(&row) {
+                Plan::Write(texts, outcome) if self.mode == Mode::Apply => pending.push(Pending {
+                    row,
+                    texts,
+                    outcome,
+                    sent: false,
+                }),
+                Plan::Write(_, outcome) | Plan::Finished(outcome) => outcomes.push(outcome),
+            }
+        }
+
+        // Each turn is a connection; there is a second one only if the first died.
+        let mut connections = 0;
+        while !pending.is_empty() {
+            connections += 1;
+            let mut writer = match self.context.store.writer().await {
+                Ok(writer) => writer,
+                Err(error) => return (outcomes, Err(error)),
+            };
+            let rows = mem::take(&mut pending);
+            let lost = self
+                .write(&mut writer, rows, &mut pending, &mut outcomes)
+                .await;
+            writer.release(lost.is_some());
+            match lost {
+                Some(error @ StoreError::Unavailable(_)) => return (outcomes, Err(error)),
+                Some(error) if connections >= self.context.store.options().max_attempts => {
+                    return (outcomes, Err(error));
+                }
+                _ => {}
+            }
+        }
+        (outcomes, Ok(()))
+    }
+
+    /// Writes `rows` on one connection. Those that lost it go back to `pending`, and
+    /// the error is returned.
+    async fn write(
+        &self,
+        writer: &mut Writer<'_>,
+        rows: Vec<Pending>,
+        pending: &mut Vec<Pending>,
+        outcomes: &mut Vec<RowOutcome>,
+    ) -> Option<StoreError> {
+        let mut contended = Vec::new();
+        let mut lost = None;
+        {
+            let depth = self.context.store.options().pipeline_depth;
+            let shared = &*writer;
+            let mut steps = stream::iter(rows)
+                .map(|row| self.replace(shared, row))
+                .buffer_unordered(depth);
+            while let Some(step) = steps.next().await {
+                match step {
+                    Step::Finished(outcome) => outcomes.push(outcome),
+                    Step::Stopped => {}
+                    Step::Contended(row) => contended.push(row),
+                    Step::Lost(row, error) => {
+                        pending.push(row);
+                        lost = Some(error);
+                    }
+                    Step::Fatal(error) => return Some(error),
+                }
+            }
+        }
+        for row in contended {
+            if lost.is_some() {
+                pending.push(row);
+                continue;
+            }
+            match self.replace_locked(writer, row).await {
+                Step::Finished(outcome) => outcomes.push(outcome),
+                Step::Stopped => {}
+                Step::Contended(row) => pending.push(row),
+                Step::Lost(row, error) => {
+                    pending.push(row);
+                    lost = Some(error);
+                }
+                Step::Fatal(error) => return Some(error),
+            }
+        }
+        lost
+    }
+
+    /// Compare-and-set, a few times if the row changes under it.
+    async fn replace(&self, writer: &Writer<'_>, mut pending: Pending) -> Step {
+        if self.stop.is_cancelled() {
+            return Step::Stopped;
+        }
+        let target = self.context.keyring.target().id();
+        let mut tries = 0;
+        // Unknown what is there after a lost connection: look first.
+        let mut look = pending.sent;
+        loop {
+            if look {
+                let row = match writer.row(&pending.row.organization_id).await {
+                    Ok(Some(row)) => row,
+                    Ok(None) => return Step::Finished(RowOutcome::Gone),
+                    Err(error) => return pending.failed(error),
+                };
+                if pending.sent && row.texts == pending.texts {
+                    return Step::Finished(pending.outcome);
+                }
+                match self.plan(&row) {
+                    Plan::Finished(outcome) => return Step::Finished(outcome),
+                    Plan::Write(texts, outcome) => {
+                        pending = Pending {
+                            row,
+                            texts,
+                            outcome,
+                            sent: false,
+                        };
+                    }
+                }
+                if tries >= OPTIMISTIC_TRIES {
+                    return Step::Contended(pending);
+                }
+            }
+            tries += 1;
+            match writer.replace(&pending.row, &pending.texts, target).await {
+                Ok(Replaced::Done) => return Step::Finished(pending.outcome),
+                Ok(Replaced::Missed) => look = true,
+                Err(error) => {
+                    pending.sent = true;
+                    return pending.failed(error);
+                }
+            }
+        }
+    }
+
+    async fn replace_locked(&self, writer: &mut Writer<'_>, mut pending: Pending) -> Step {
+        if self.stop.is_cancelled() {
+            return Step::Stopped;
+        }
+        let target = self.context.keyring.target().id();
+        let id = pending.row.organization_id.clone();
+        let written = writer
+            .replace_locked(&id, target, |row| match self.plan(row) {
+                Plan::Finished(outcome) => (outcome, None),
+                Plan::Write(texts, outcome) => {
+                    pending.texts.clone_from(&texts);
+                    pending.sent = true;
+                    (outcome, Some(texts))
+                }
+            })
+            .await;
+        match written {
+            Ok(LockedOutcome::Gone) => Step::Finished(RowOutcome::Gone),
+            Ok(LockedOutcome::Kept(outcome) | LockedOutcome::Replaced(outcome)) => {
+                Step::Finished(outcome)
+            }
+            Err(error) => pending.failed(error),
+        }
+    }
+
+    fn plan(&self, row: &Row) -> Plan {
+        match decide(&self.context.keyring, &row.texts) {
+            Decision::OnTarget { fields } => Plan::Finished(RowOutcome::OnTarget { fields }),
+            Decision::Failed(failures) => Plan::Finished(RowOutcome::Failed(
+                failures
+                    .into_iter()
+                    .map(|failure| Failure {
+                        organization_id: row.organization_id.clone(),
+                        field: failure.column,
+                        error: failure.error.to_string(),
+                    })
+                    .collect(),
+            )),
+            Decision::Replace {
+                texts,
+                reencrypted,
+                on_target,
+            } => match next_version_counter(row.version.as_deref()) {
+                Ok(_) => Plan::Write(
+                    texts,
+                    RowOutcome::Updated {
+                        reencrypted,
+                        on_target,
+                    },
+                ),
+                Err(error) => Plan::Finished(row_failed(&row.organization_id, error.to_string())),
+            },
+        }
+    }
+}
+
+impl Pending {
+    fn failed(self, error: StoreError) -> Step {
+        match error {
+            StoreError::Row(error) => {
+                Step::Finished(row_failed(&self.row.organization_id, error.to_string()))
+            }
+            error @ StoreError::ConnectionLost(_) => Step::Lost(self, error),
+            error => Step::Fatal(error),
+        }
+    }
+}
+
+fn row_failed(organization_id: &str, error: String) -> RowOutcome {
+    RowOutcome::Failed(vec![Failure {
+        organization_id: organization_id.to_owned(),
+        field: "",
+        error,
+    }])
+}

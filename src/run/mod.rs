@@ -1,0 +1,250 @@
+//! One re-wrap run: pages of rows in, a [`Report`] out.
+//!
+//! Rows of a page go to a bounded number of tasks, each with a database
+//! connection of its own, while the next page is fetched. A row that changes
+//! under our hands is decided again from its new content, and under a row lock
+//! when that happens too often. One row's failure is an entry in the report; a
+//! database that is gone ends the run.
+//!
+//! Knows the store and the pure core; no gRPC and no SQL.
+
+mod chunk;
+mod report;
+
+use std::{fmt, sync::Arc};
+
+use thiserror::Error;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub use self::report::{Failure, Report};
+use self::{chunk::Chunk, report::RowOutcome};
+use crate::{
+    keyring::Keyring,
+    organization::OrganizationId,
+    store::{Row, Store, StoreError},
+    telemetry,
+};
+
+/// Rows that one task takes at a time: enough to keep a connection busy, few
+/// enough to spread a small page over all of them.
+const CHUNK_ROWS: usize = 32;
+
+/// What a run covers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// Every organization.
+    Site,
+    /// One organization.
+    Organization(OrganizationId),
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Site => f.write_str("site"),
+            Self::Organization(id) => write!(f, "organization {id}"),
+        }
+    }
+}
+
+/// Whether a run writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Decide and report; write nothing.
+    DryRun,
+    /// Write what is decided.
+    Apply,
+}
+
+/// Why a run ended without a report. What was committed stays.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// The one organization that was asked for is not there.
+    #[error("no such organization")]
+    NotFound,
+    /// The run was told to stop.
+    #[error("the run was stopped")]
+    Stopped,
+    /// The database can't be worked with.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A bug in this program.
+    #[error("a task of the run panicked")]
+    Panicked,
+}
+
+/// What every run works with.
+#[derive(Debug, Clone)]
+pub struct Runner {
+    context: Arc<Context>,
+}
+
+#[derive(Debug)]
+struct Context {
+    keyring: Keyring,
+    store: Store,
+}
+
+impl Runner {
+    /// A runner that re-wraps what is in `store` to the target of `keyring`.
+    #[must_use]
+    pub fn new(keyring: Keyring, store: Store) -> Self {
+        Self {
+            context: Arc::new(Context { keyring, store }),
+        }
+    }
+
+    /// The keys.
+    #[must_use]
+    pub fn keyring(&self) -> &Keyring {
+        &self.context.keyring
+    }
+
+    /// The database.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.context.store
+    }
+
+    /// Runs to the end, or until `stop`; rows that are under way then are finished.
+    ///
+    /// # Errors
+    ///
+    /// [`RunError`] when there is nothing to report, and the part of the report
+    /// that was gathered until then.
+    pub async fn run(
+        &self,
+        scope: &Scope,
+        mode: Mode,
+        stop: &CancellationToken,
+    ) -> Result<Report, (RunError, Report)> {
+        let mut report = Report::default();
+        let result = match scope {
+            Scope::Site => self.site(mode, stop, &mut report).await,
+            Scope::Organization(id) => self.organization(id, mode, stop, &mut report).await,
+        };
+        match result {
+            Ok(()) => Ok(report),
+            Err(error) => Err((error, report)),
+        }
+    }
+
+    async fn organization(
+        &self,
+        id: &OrganizationId,
+        mode: Mode,
+        stop: &CancellationToken,
+        report: &mut Report,
+    ) -> Result<(), RunError> {
+        let row = self.context.store.row(id.as_str()).await?;
+        let row = row.ok_or(RunError::NotFound)?;
+        let mut tasks = Tasks::new(self, mode, stop);
+        tasks.start(vec![row], report).await?;
+        tasks.finish(report).await?;
+        // Deleted between the two: the same as never there.
+        if report.rows_examined() == 0 && !stop.is_cancelled() {
+            return Err(RunError::NotFound);
+        }
+        Ok(())
+    }
+
+    async fn site(
+        &self,
+        mode: Mode,
+        stop: &CancellationToken,
+        report: &mut Report,
+    ) -> Result<(), RunError> {
+        let mut tasks = Tasks::new(self, mode, stop);
+        let mut after: Option<String> = None;
+        loop {
+            // The tasks work while this waits.
+            let page = self.context.store.page(after.as_deref()).await;
+            let mut rows = match page {
+                Ok(rows) if rows.is_empty() => break,
+                Ok(rows) => rows,
+                Err(error) => {
+                    let _ = tasks.finish(report).await;
+                    return Err(error.into());
+                }
+            };
+            after = rows.last().map(|row| row.organization_id.clone());
+            while !rows.is_empty() {
+                let rest = rows.split_off(rows.len().min(CHUNK_ROWS));
+                tasks
+                    .start(std::mem::replace(&mut rows, rest), report)
+                    .await?;
+            }
+            if stop.is_cancelled() {
+                break;
+            }
+        }
+        tasks.finish(report).await
+    }
+}
+
+/// The tasks of a run, bounded in number. Dropping it ends them at their next wait.
+struct Tasks<'a> {
+    runner: &'a Runner,
+    mode: Mode,
+    stop: &'a CancellationToken,
+    running: JoinSet<(Vec<RowOutcome>, Result<(), StoreError>)>,
+    at_most: usize,
+}
+
+impl<'a> Tasks<'a> {
+    fn new(runner: &'a Runner, mode: Mode, stop: &'a CancellationToken) -> Self {
+        Self {
+            runner,
+            mode,
+            stop,
+            running: JoinSet::new(),
+            at_most: runner.context.store.options().max_connections,
+        }
+    }
+
+    /// Starts a task for `rows` as soon as there is room for one.
+    async fn start(&mut self, rows: Vec<Row>, report: &mut Report) -> Result<(), RunError> {
+        while self.running.len() >= self.at_most {
+            self.join_one(report).await?;
+        }
+        let chunk = Chunk {
+            context: self.runner.context.clone(),
+            mode: self.mode,
+            stop: self.stop.clone(),
+        };
+        self.running.spawn(chunk.run(rows));
+        Ok(())
+    }
+
+    /// Waits for all tasks, also after an error, so that their rows are counted and
+    /// none is under way any more.
+    async fn finish(mut self, report: &mut Report) -> Result<(), RunError> {
+        let mut result = Ok(());
+        while !self.running.is_empty() {
+            let joined = self.join_one(report).await;
+            if result.is_ok() {
+                result = joined;
+            }
+        }
+        result?;
+        if self.stop.is_cancelled() {
+            return Err(RunError::Stopped);
+        }
+        Ok(())
+    }
+
+    async fn join_one(&mut self, report: &mut Report) -> Result<(), RunError> {
+        match self.running.join_next().await {
+            None => Ok(()),
+            Some(Ok((outcomes, result))) => {
+                for outcome in outcomes {
+                    telemetry::row_done(self.mode, outcome.name());
+                    report.add(outcome);
+                }
+                Ok(result?)
+            }
+            Some(Err(_)) => Err(RunError::Panicked),
+        }
+    }
+}

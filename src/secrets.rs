@@ -1,0 +1,228 @@
+//! The secrets file: the same JSON or YAML file that nico-api reads.
+//!
+//! Only `machine_identity.encryption_keys` is looked at, a map from key id to
+//! the standard base64 of 32 bytes; the other credentials in the file are
+//! skipped without being kept. Every key is checked, and every fault is
+//! reported, with the key id and never with the key.
+
+use std::{collections::BTreeSet, fmt, path::Path};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor},
+};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::keyring::{KEY_BYTES, Kek, KeyId};
+
+/// Reads the keys out of the file at `path`.
+///
+/// # Errors
+///
+/// One sentence for each fault, without the name of the file.
+pub fn read(path: &Path) -> Result<Vec<Kek>, Vec<String>> {
+    let text = std::fs::read(path)
+        .map(Zeroizing::new)
+        .map_err(|error| vec![format!("can't be read ({error})")])?;
+    let text = std::str::from_utf8(&text).map_err(|_| vec!["is not UTF-8".to_owned()])?;
+    parse(text)
+}
+
+/// Reads the keys out of `text`: JSON if it is that, else YAML, whatever the file is
+/// called, as nico-api does it.
+fn parse(text: &str) -> Result<Vec<Kek>, Vec<String>> {
+    // Neither parser's message is passed on: both may quote what they choked on.
+    let file: SecretsFile = match serde_json::from_str(text) {
+        Ok(file) => file,
+        Err(json_error) => serde_saphyr::from_str(text).map_err(|yaml_error| {
+            let place = if text.trim_start().starts_with('{') {
+                Some((json_error.line(), json_error.column()))
+            } else {
+                yaml_error
+                    .location()
+                    .map(|at| (at.line() as usize, at.column() as usize))
+            };
+            let place = place.map_or_else(String::new, |(line, column)| {
+                format!(" at line {line} column {column}")
+            });
+            vec![format!(
+                "is not the JSON or YAML that is expected{place}: \
+                 machine_identity.encryption_keys must map key ids to base64 texts"
+            )]
+        })?,
+    };
+
+    let entries = file
+        .machine_identity
+        .and_then(|section| section.encryption_keys)
+        .map(|entries| entries.0)
+        .filter(|entries| !entries.is_empty())
+        .ok_or_else(|| vec!["has no keys in machine_identity.encryption_keys".to_owned()])?;
+
+    let mut keks = Vec::new();
+    let mut faults = Vec::new();
+    let mut seen = BTreeSet::new();
+    for (id, key) in &entries {
+        if !seen.insert(id) {
+            faults.push(format!(
+                "key id {id:?} is there twice; which of the two is meant?"
+            ));
+            continue;
+        }
+        match kek(id, key) {
+            Ok(kek) => keks.push(kek),
+            Err(fault) => faults.push(format!("key {id:?} {fault}")),
+        }
+    }
+    if faults.is_empty() {
+        Ok(keks)
+    } else {
+        Err(faults)
+    }
+}
+
+fn kek(id: &str, key: &KeyText) -> Result<Kek, String> {
+    let id = KeyId::new(id).map_err(|error| format!("can't be used: {error}"))?;
+    let decoded = STANDARD
+        .decode(key.0.trim())
+        .map(Zeroizing::new)
+        .map_err(|_| "is not standard base64; make one with `openssl rand -base64 32`")?;
+    let bytes = <[u8; KEY_BYTES]>::try_from(decoded.as_slice())
+        .map(Zeroizing::new)
+        .map_err(|_| {
+            format!(
+                "decodes to {} bytes instead of {KEY_BYTES}; make one with `openssl rand -base64 32`",
+                decoded.len()
+            )
+        })?;
+    Ok(Kek::new(id, &bytes))
+}
+
+#[derive(Deserialize)]
+struct SecretsFile {
+    machine_identity: Option<MachineIdentity>,
+}
+
+#[derive(Deserialize)]
+struct MachineIdentity {
+    encryption_keys: Option<KeyEntries>,
+}
+
+/// In the order of the file, repeated ids included: a map type would drop them.
+struct KeyEntries(Vec<(String, KeyText)>);
+
+#[derive(Deserialize)]
+struct KeyText(String);
+
+impl Drop for KeyText {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl<'de> Deserialize<'de> for KeyEntries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+
+        impl<'de> Visitor<'de> for Entries {
+            type Value = KeyEntries;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map from key id to base64 text")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<KeyEntries, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(KeyEntries(entries))
+            }
+        }
+
+        deserializer.deserialize_map(Entries)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "ERERERERERERERERERERERERERERERERERERERERERE=";
+    const B: &str = "S0tLS0tLS0tLS0tLS0tLS0tLS0tLS0tLS0tLS0tLS0s=";
+
+    fn ids(text: &str) -> Vec<String> {
+        let keks = parse(text).unwrap();
+        keks.iter().map(|kek| kek.id().to_string()).collect()
+    }
+
+    fn faults(text: &str) -> String {
+        parse(text).unwrap_err().join("\n")
+    }
+
+    #[test]
+    fn json_and_yaml_with_other_credentials_around() {
+        let json = format!(
+            r#"{{"bmc": {{"root": {{"UsernamePassword": {{"username": "r", "password": "p"}}}}}},
+                "machine_identity": {{"encryption_keys": {{"kv1": "{A}", "kv2": " {B}\n"}}, "x": 1}}}}"#
+        );
+        assert_eq!(ids(&json), ["kv1", "kv2"]);
+        let yaml = format!(
+            "bmc: {{root: [1, two]}}\nmachine_identity:\n  encryption_keys:\n    kv1: {A}\n    kv2: |\n      {B}\n"
+        );
+        assert_eq!(ids(&yaml), ["kv1", "kv2"]);
+        let flow = format!("{{machine_identity: {{encryption_keys: {{kv1: {A}}}}}}}");
+        assert_eq!(ids(&flow), ["kv1"]);
+    }
+
+    #[test]
+    fn every_bad_key_is_named_and_none_is_quoted() {
+        let text = r#"{"machine_identity": {"encryption_keys": {
+            "short": "c2VjcmV0", "odd": "s3cr3t!", "": "ERERERERERERERERERERERERERERERERERERERERERE=",
+            "kv1": "ERERERERERERERERERERERERERERERERERERERERERE=",
+            "kv1": "S0tLS0tLS0tLS0tLS0tLS0tLS0tLS0tLS0tLS0tLS0s="}}}"#;
+        let faults = faults(text);
+        assert!(
+            faults.contains("key \"short\" decodes to 6 bytes instead of 32"),
+            "{faults}"
+        );
+        assert!(
+            faults.contains("key \"odd\" is not standard base64"),
+            "{faults}"
+        );
+        assert!(faults.contains("key \"\" can't be used"), "{faults}");
+        assert!(faults.contains("key id \"kv1\" is there twice"), "{faults}");
+        for secret in ["c2VjcmV0", "s3cr3t", "ERER", "S0tL"] {
+            assert!(!faults.contains(secret), "{faults}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_does_not_parse_is_not_quoted() {
+        for text in [
+            r#"{"machine_identity": {"encryption_keys": {"kv1": {"password": "s3cr3t"}}}}"#,
+            r#"{"machine_identity": {"encryption_keys": "s3cr3t"}}"#,
+            r#"{"machine_identity": s3cr3t"#,
+            "machine_identity:\n  encryption_keys:\n    kv1: {password: s3cr3t}\n",
+            "machine_identity: [s3cr3t",
+            "machine_identity:\n  encryption_keys:\n    kv1: s3cr3t\n    kv1: s3cr3t\n",
+        ] {
+            let faults = faults(text);
+            assert!(!faults.contains("s3cr3t"), "{faults}");
+            assert!(faults.contains("line"), "{faults}");
+        }
+    }
+
+    #[test]
+    fn no_keys_at_all() {
+        for text in [
+            "{}",
+            r#"{"machine_identity": {}}"#,
+            "other: 1\n",
+            r#"{"machine_identity": {"encryption_keys": {}}}"#,
+        ] {
+            assert!(faults(text).contains("has no keys"), "{text}");
+        }
+    }
+}

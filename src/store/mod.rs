@@ -1,0 +1,340 @@
+//! The database: pages of rows, the guarded write of one row, and all SQL.
+//!
+//! A row is written by a single statement, which is a transaction of its own: a
+//! compare-and-set on the three texts that were read, and in the same statement
+//! the bump of `tenants.version`. It locks `tenant_identity_config` first and
+//! `tenants` second, as nico-api does. Nothing can be awaited while a row is
+//! locked, but for [`Writer::replace_locked`], whose decision is a synchronous
+//! closure.
+//!
+//! Nothing here keeps state in a database session: the lock timeout travels with
+//! each statement. That is what makes transaction-mode poolers work.
+
+mod error;
+mod row;
+mod schema;
+mod writer;
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod};
+use tokio_postgres::{
+    Row as PgRow,
+    types::{ToSql, Type},
+};
+
+pub use self::{
+    error::{RowError, StoreError},
+    row::{Row, VersionError, next_version_counter},
+    schema::SchemaError,
+    writer::{LockedOutcome, Replaced, Writer},
+};
+use crate::database::Database;
+
+/// How the store uses the database. Durations are upper bounds.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    /// Connections of the pool, at most.
+    pub max_connections: usize,
+    /// Rows of a page.
+    pub page_size: u32,
+    /// Wait for a row lock.
+    pub lock_timeout: Duration,
+    /// Run time of one statement.
+    pub statement_timeout: Duration,
+    /// Wait for a free connection of the pool.
+    pub pool_wait: Duration,
+    /// Tries of a statement that Postgres rolls back for a deadlock (40P01) or a
+    /// serialization failure (40001).
+    pub max_attempts: u32,
+    /// Statements under way at once on one connection.
+    pub pipeline_depth: usize,
+    /// What stands between us and Postgres.
+    pub pooler: Pooler,
+}
+
+/// A connection pooler on the way to Postgres, as far as it matters to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pooler {
+    /// None, or one that keeps a server connection for a session.
+    Session,
+    /// One that may use another server connection for every transaction:
+    /// statements are not prepared by name and no session is configured.
+    Transaction,
+}
+
+/// The site's database.
+#[derive(Debug)]
+pub struct Store {
+    pool: Pool,
+    options: StoreOptions,
+    /// Sites from before June 2026 label the row's key in a column of its own.
+    has_key_id_column: AtomicBool,
+}
+
+/// A statement with its parameter types: with the types said, a statement that is
+/// not prepared beforehand needs one round trip all the same.
+struct Sql {
+    text: &'static str,
+    types: &'static [Type],
+}
+
+macro_rules! select_row {
+    () => {
+        "SELECT c.organization_id, c.encrypted_signing_key_1, c.encrypted_signing_key_2, \
+         c.encrypted_auth_method_config, t.version \
+         FROM tenant_identity_config c \
+         LEFT JOIN tenants t ON t.organization_id = c.organization_id "
+    };
+}
+use select_row;
+
+// Pages follow the primary key's own index and so its collation. `COLLATE "C"`
+// could not use that index: every page would scan and sort the whole table, and
+// a site of a million rows would be read thousands of times over.
+const FIRST_PAGE: Sql = Sql {
+    text: concat!(
+        "-- first_page\n",
+        select_row!(),
+        "ORDER BY c.organization_id LIMIT $1"
+    ),
+    types: &[Type::INT8],
+};
+
+const NEXT_PAGE: Sql = Sql {
+    text: concat!(
+        "-- next_page\n",
+        select_row!(),
+        "WHERE c.organization_id > $1 ORDER BY c.organization_id LIMIT $2"
+    ),
+    types: &[Type::TEXT, Type::INT8],
+};
+
+const READ_ROW: Sql = Sql {
+    text: concat!(
+        "-- read_row\n",
+        select_row!(),
+        "WHERE c.organization_id = $1"
+    ),
+    types: &[Type::TEXT],
+};
+
+impl Store {
+    /// A store on `database`. Connects when it is first used.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`] when the pool can't be built.
+    pub fn new(database: &Database, options: StoreOptions) -> Result<Self, StoreError> {
+        let manager = Manager::from_config(
+            database.driver_config(options.statement_timeout),
+            database.tls(),
+            ManagerConfig {
+                recycling_method: RecyclingMethod::Fast,
+            },
+        );
+        let mut pool = Pool::builder(manager)
+            .max_size(options.max_connections)
+            .wait_timeout(Some(options.pool_wait))
+            // The driver's own limit is for the TCP connection only.
+            .create_timeout(Some(database.connect_timeout()))
+            .runtime(deadpool_postgres::Runtime::Tokio1);
+        if options.pooler == Pooler::Session {
+            let limits = format!(
+                "SET statement_timeout = {0}; SET idle_in_transaction_session_timeout = {0}",
+                options.statement_timeout.as_millis()
+            );
+            pool = pool.post_create(Hook::async_fn(move |client, _| {
+                let limits = limits.clone();
+                Box::pin(async move {
+                    client
+                        .batch_execute(&limits)
+                        .await
+                        .map_err(HookError::Backend)
+                })
+            }));
+        }
+        let pool = pool
+            .build()
+            .map_err(|error| StoreError::Unavailable(error.to_string()))?;
+        Ok(Self {
+            pool,
+            options,
+            has_key_id_column: AtomicBool::new(false),
+        })
+    }
+
+    /// The options this was made with.
+    #[must_use]
+    pub fn options(&self) -> &StoreOptions {
+        &self.options
+    }
+
+    /// Finds out whether the tables and columns are there that this program reads
+    /// and writes.
+    ///
+    /// # Errors
+    ///
+    /// [`SchemaError::Missing`] names what is not there; [`SchemaError::Store`]
+    /// means that the database could not be asked.
+    pub async fn check_schema(&self) -> Result<(), SchemaError> {
+        let client = self.client().await?;
+        let found = schema::check(self, &client).await?;
+        self.has_key_id_column
+            .store(found.has_key_id_column, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The page of rows behind `after`, or the first one, read in a READ ONLY
+    /// transaction. An empty page is the end.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`] when the page can't be had.
+    pub async fn page(&self, after: Option<&str>) -> Result<Vec<Row>, StoreError> {
+        let limit = i64::from(self.options.page_size);
+        match after {
+            None => self.read(&FIRST_PAGE, &[&limit]).await,
+            Some(after) => self.read(&NEXT_PAGE, &[&after, &limit]).await,
+        }
+    }
+
+    /// The row of one organization, read in a READ ONLY transaction.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`] when it can't be had.
+    pub async fn row(&self, organization_id: &str) -> Result<Option<Row>, StoreError> {
+        let rows = self.read(&READ_ROW, &[&organization_id]).await?;
+        Ok(rows.into_iter().next())
+    }
+
+    /// A connection to write rows with.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`] when none is to be had within the pool's wait.
+    pub async fn writer(&self) -> Result<Writer<'_>, StoreError> {
+        Ok(Writer::new(self, self.client().await?))
+    }
+
+    async fn client(&self) -> Result<Object, StoreError> {
+        self.pool.get().await.map_err(StoreError::from)
+    }
+
+    async fn read(
+        &self,
+        sql: &Sql,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, StoreError> {
+        // A cached plan can be outdated by a schema change once; a pooled
+        // connection can have died unnoticed.
+        let mut last = None;
+        for _ in 0..self.options.max_attempts {
+            let mut client = self.client().await?;
+            match self.read_once(&mut client, sql, params).await {
+                Ok(rows) => return Ok(rows.iter().map(Row::from_pg).collect()),
+                Err(error) if error.is_transient() => {
+                    if error.is_connection_lost() {
+                        discard(client);
+                    } else {
+                        client.statement_cache.clear();
+                    }
+                    last = Some(error);
+                }
+                Err(error) => return Err(error.into_unavailable()),
+            }
+            self.pause().await;
+        }
+        Err(last.map_or_else(
+            || StoreError::Unavailable("no attempt was allowed".to_owned()),
+            StoreError::into_unavailable,
+        ))
+    }
+
+    async fn read_once(
+        &self,
+        client: &mut Object,
+        sql: &Sql,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<PgRow>, StoreError> {
+        self.within(async {
+            let transaction = client.build_transaction().read_only(true).start().await?;
+            let rows = match self.options.pooler {
+                Pooler::Session => {
+                    let statement = transaction
+                        .prepare_typed_cached(sql.text, sql.types)
+                        .await?;
+                    transaction.query(&statement, params).await?
+                }
+                Pooler::Transaction => {
+                    transaction
+                        .query_typed(sql.text, &typed(sql, params))
+                        .await?
+                }
+            };
+            transaction.commit().await?;
+            Ok(rows)
+        })
+        .await
+    }
+
+    /// One statement outside of a transaction, or inside that of `client`.
+    async fn query(
+        &self,
+        client: &Object,
+        sql: &Sql,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<PgRow>, StoreError> {
+        self.within(async {
+            Ok(match self.options.pooler {
+                Pooler::Session => {
+                    let statement = client.prepare_typed_cached(sql.text, sql.types).await?;
+                    client.query(&statement, params).await?
+                }
+                Pooler::Transaction => client.query_typed(sql.text, &typed(sql, params)).await?,
+            })
+        })
+        .await
+    }
+
+    /// Bounds the wait for an answer on our side too: a server that hangs, or a
+    /// network that swallows packets, sends no error.
+    async fn within<T>(
+        &self,
+        answer: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, StoreError> {
+        // Those ahead on the same connection may take their time first.
+        let depth = u32::try_from(self.options.pipeline_depth).unwrap_or(u32::MAX);
+        let limit = self.options.statement_timeout.saturating_mul(depth) + Duration::from_secs(1);
+        match tokio::time::timeout(limit, answer).await {
+            Ok(result) => result.map_err(StoreError::from),
+            Err(_) => Err(StoreError::ConnectionLost(format!(
+                "no answer within {}",
+                humantime::format_duration(limit)
+            ))),
+        }
+    }
+
+    /// A short wait with jitter before a statement is tried again, so that the two
+    /// sides of a deadlock do not meet again.
+    async fn pause(&self) {
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(5..50))).await;
+    }
+}
+
+/// Takes a connection of unknown state out of the pool for good.
+fn discard(client: Object) {
+    drop(Object::take(client));
+}
+
+fn typed<'a>(sql: &Sql, params: &[&'a (dyn ToSql + Sync)]) -> Vec<(&'a (dyn ToSql + Sync), Type)> {
+    params
+        .iter()
+        .copied()
+        .zip(sql.types.iter().cloned())
+        .collect()
+}

@@ -1,0 +1,122 @@
+//! A row as it was read, and the version format of `tenants`.
+
+use thiserror::Error;
+use tokio_postgres::Row as PgRow;
+
+use crate::rewrap::Texts;
+
+/// What is read of an organization: its secrets, and its version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Primary key of both tables.
+    pub organization_id: String,
+    /// The three secrets.
+    pub texts: Texts,
+    /// `tenants.version`; `None` when the organization has no row there.
+    pub version: Option<String>,
+}
+
+impl Row {
+    pub(super) fn from_pg(row: &PgRow) -> Self {
+        Self {
+            organization_id: row.get(0),
+            texts: [row.get(1), row.get(2), row.get(3)],
+            version: row.get(4),
+        }
+    }
+}
+
+/// A `tenants.version` that can't be bumped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum VersionError {
+    /// Not `V<n>-T<microseconds>`.
+    #[error(
+        "tenants.version is not of the form V<number>-T<microseconds>: \
+         nothing was written; correct it and run again"
+    )]
+    Malformed,
+    /// No number is left to count up to.
+    #[error("tenants.version has reached the highest number: nothing was written")]
+    Exhausted,
+    /// No row in `tenants`.
+    #[error("the organization has no row in tenants: nothing was written")]
+    Missing,
+}
+
+/// The number that a bump gives to a version of the form `V<n>-T<microseconds>`,
+/// `n` being an unsigned 64-bit number. The statement that writes a row does the
+/// same arithmetic on the version it finds then; this tells beforehand, and in a
+/// dry run, whether it can.
+///
+/// # Errors
+///
+/// [`VersionError`] when `version` can't be bumped.
+pub fn next_version_counter(version: Option<&str>) -> Result<u64, VersionError> {
+    let version = version.ok_or(VersionError::Missing)?;
+    let (counter, micros) = version
+        .strip_prefix('V')
+        .and_then(|rest| rest.split_once("-T"))
+        .filter(|(counter, micros)| is_number(counter) && is_number(micros))
+        .ok_or(VersionError::Malformed)?;
+    micros.parse::<i64>().map_err(|_| VersionError::Malformed)?;
+    counter
+        .parse::<u64>()
+        .map_err(|_| VersionError::Malformed)?
+        .checked_add(1)
+        .ok_or(VersionError::Exhausted)
+}
+
+/// Digits only: `parse` would take a leading plus sign.
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_the_reference_product_count_up() {
+        assert_eq!(next_version_counter(Some("V1-T1666644937952267")), Ok(2));
+        assert_eq!(next_version_counter(Some("V0-T0")), Ok(1));
+        assert_eq!(
+            next_version_counter(Some("V18446744073709551614-T1")),
+            Ok(u64::MAX)
+        );
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        for version in [
+            "",
+            "V",
+            "V1",
+            "V1-T",
+            "V-T1",
+            "1-T1",
+            "v1-t1",
+            "V1-T1 ",
+            " V1-T1",
+            "V+1-T1",
+            "V-1-T1",
+            "V1-T-1",
+            "V1-T1-T1",
+            "V1_T1",
+            "V1.0-T1",
+            "V18446744073709551616-T1",
+            "V1-T9223372036854775808",
+            "V١-T1",
+        ] {
+            assert_eq!(
+                next_version_counter(Some(version)),
+                Err(VersionError::Malformed),
+                "{version:?}"
+            );
+        }
+        assert_eq!(
+            next_version_counter(Some("V18446744073709551615-T1")),
+            Err(VersionError::Exhausted)
+        );
+        assert_eq!(next_version_counter(None), Err(VersionError::Missing));
+    }
+}

@@ -1,0 +1,78 @@
+//! What of nico-api's schema has to be there.
+
+use deadpool_postgres::Object;
+use thiserror::Error;
+use tokio_postgres::types::Type;
+
+use super::{Sql, Store, StoreError};
+
+/// The schema is not what is needed, or could not be looked at.
+#[derive(Debug, Error)]
+pub enum SchemaError {
+    /// These tables or columns are not there, as `table` or `table.column`.
+    #[error(
+        "the database lacks {}: database_url must name nico-api's database, with its migrations run",
+        .0.join(", ")
+    )]
+    Missing(Vec<String>),
+    /// The database did not answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// What differs between sites.
+pub(super) struct Found {
+    /// `tenant_identity_config.encryption_key_id` exists.
+    pub(super) has_key_id_column: bool,
+}
+
+/// Everything that is read or written.
+const NEEDED: [(&str, &[&str]); 2] = [
+    ("tenants", &["organization_id", "version"]),
+    (
+        "tenant_identity_config",
+        &[
+            "organization_id",
+            "encrypted_signing_key_1",
+            "encrypted_signing_key_2",
+            "encrypted_auth_method_config",
+            "updated_at",
+        ],
+    ),
+];
+
+const KEY_ID_COLUMN: &str = "encryption_key_id";
+
+/// By way of `to_regclass`, the tables are looked up as every other statement
+/// does: along the search path.
+const COLUMNS_OF_TABLE: Sql = Sql {
+    text: "-- columns_of_table\n\
+           SELECT attname::text FROM pg_attribute \
+           WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped",
+    types: &[Type::TEXT],
+};
+
+pub(super) async fn check(store: &Store, client: &Object) -> Result<Found, SchemaError> {
+    let mut missing = Vec::new();
+    let mut has_key_id_column = false;
+    for (table, needed) in NEEDED {
+        let rows = store.query(client, &COLUMNS_OF_TABLE, &[&table]).await?;
+        let columns: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        if columns.is_empty() {
+            missing.push(format!("table {table}"));
+            continue;
+        }
+        has_key_id_column |= columns.iter().any(|column| column == KEY_ID_COLUMN);
+        missing.extend(
+            needed
+                .iter()
+                .filter(|column| !columns.iter().any(|found| found == *column))
+                .map(|column| format!("column {table}.{column}")),
+        );
+    }
+    if missing.is_empty() {
+        Ok(Found { has_key_id_column })
+    } else {
+        Err(SchemaError::Missing(missing))
+    }
+}

@@ -1,0 +1,156 @@
+//! Server-side TLS: PEM files in, a rustls configuration out.
+//!
+//! Mutual TLS only, TLS 1.2 or newer, AEAD suites (all that rustls has), ALPN
+//! `h2`. Client certificates are verified against the union of `root_cafile_path`
+//! and `admin_root_cafile_path`; an extended key usage extension, if the leaf has
+//! one, must allow client authentication.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rustls::{RootCertStore, ServerConfig, crypto::CryptoProvider, server::WebPkiClientVerifier};
+use thiserror::Error;
+
+use crate::pem::{self, PemError};
+
+/// The files of `[tls]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// `identity_pemfile_path`: the server's chain, its own certificate first.
+    pub certificate: PathBuf,
+    /// `identity_keyfile_path`.
+    pub key: PathBuf,
+    /// `root_cafile_path`: CAs of service and machine certificates.
+    pub root_ca: PathBuf,
+    /// `admin_root_cafile_path`: CAs of admin certificates.
+    pub admin_root_ca: Option<PathBuf>,
+}
+
+/// Why there is no TLS to be had from the files.
+#[derive(Debug, Error)]
+pub enum TlsError {
+    /// A file can't be used.
+    #[error(transparent)]
+    Pem(#[from] PemError),
+    /// rustls refuses what is in a file.
+    #[error("{} {what} ({source})", path.display())]
+    Refused {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: &'static str,
+        /// rustls' words.
+        source: rustls::Error,
+    },
+    /// No client certificate could be verified.
+    #[error("no usable CA certificate in {}", .0.display())]
+    NoRoots(PathBuf),
+}
+
+impl TlsFiles {
+    /// Loads every file, and names the setting of each that is of no use.
+    pub(crate) fn check(&self) -> Vec<(&'static str, TlsError)> {
+        let mut faults = Vec::new();
+        let chain = pem::certificates(&self.certificate);
+        let key = pem::private_key(&self.key);
+        match (chain, key) {
+            (Ok(_), Ok(_)) => {
+                if let Err(error) = self.certified_key() {
+                    faults.push(("tls.identity_keyfile_path", error));
+                }
+            }
+            (chain, key) => {
+                if let Err(error) = chain {
+                    faults.push(("tls.identity_pemfile_path", error.into()));
+                }
+                if let Err(error) = key {
+                    faults.push(("tls.identity_keyfile_path", error.into()));
+                }
+            }
+        }
+        if let Err(error) = add_roots(&mut RootCertStore::empty(), &self.root_ca) {
+            faults.push(("tls.root_cafile_path", error));
+        }
+        if let Some(path) = &self.admin_root_ca
+            && has_content(path)
+            && let Err(error) = add_roots(&mut RootCertStore::empty(), path)
+        {
+            faults.push(("tls.admin_root_cafile_path", error));
+        }
+        faults
+    }
+
+    /// Loads the files.
+    ///
+    /// # Errors
+    ///
+    /// [`TlsError`] names the file that is of no use.
+    pub fn server_config(&self) -> Result<ServerConfig, TlsError> {
+        let mut roots = RootCertStore::empty();
+        add_roots(&mut roots, &self.root_ca)?;
+        // The chart always sets the path, and has the file only if a bundle was given.
+        match &self.admin_root_ca {
+            Some(path) if has_content(path) => add_roots(&mut roots, path)?,
+            Some(path) => tracing::warn!(
+                file = %path.display(),
+                "no admin bundle: [tls].admin_root_cafile_path names an absent or empty file"
+            ),
+            None => {}
+        }
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
+            .build()
+            .map_err(|_| TlsError::NoRoots(self.root_ca.clone()))?;
+
+        let certified_key = self.certified_key()?;
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .map_err(|source| self.refused("can't be served with", source))?
+            .with_client_cert_verifier(verifier)
+            .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(
+                certified_key,
+            )));
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(config)
+    }
+
+    fn certified_key(&self) -> Result<rustls::sign::CertifiedKey, TlsError> {
+        let chain = pem::certificates(&self.certificate)?;
+        let key = pem::private_key(&self.key)?;
+        rustls::sign::CertifiedKey::from_der(chain, key, &provider())
+            .map_err(|source| self.refused("is not the key of the certificate", source))
+    }
+
+    fn refused(&self, what: &'static str, source: rustls::Error) -> TlsError {
+        TlsError::Refused {
+            path: self.key.clone(),
+            what,
+            source,
+        }
+    }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// Whether there is anything in the file; a file that can't be read has, so that
+/// the reason comes to light.
+fn has_content(path: &Path) -> bool {
+    match std::fs::read(path) {
+        Ok(text) => !text.trim_ascii().is_empty(),
+        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+    }
+}
+
+fn add_roots(roots: &mut RootCertStore, path: &Path) -> Result<(), TlsError> {
+    for certificate in pem::certificates(path)? {
+        roots.add(certificate).map_err(|source| TlsError::Refused {
+            path: path.to_owned(),
+            what: "holds a certificate that is no CA certificate",
+            source,
+        })?;
+    }
+    Ok(())
+}
