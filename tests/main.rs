@@ -1,0 +1,29 @@
+//! Tests of the promise, from outside: the real binary, a real Postgres, certificates of the real `openssl`, the
+//! real `grpcurl`. One binary, so that it links once and all tests share one throwaway database server.
+//!
+//! Fixtures first, then a file per promise.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a fixture that cannot do its part ends the test"
+)]
+#![allow(
+    dead_code,
+    reason = "fixtures offer more than today's tests use; drop what is still unused at the end"
+)]
+
+mod ca;
+mod certs;
+mod database;
+mod grpcurl;
+mod handshake;
+mod pg;
+mod pg_host;
+mod pki;
+mod process;
+mod seal;
+mod seed;
+mod server;
+mod site;
+
+mod fixtures;

@@ -1,0 +1,252 @@
+//! A real Postgres server in a scratch directory: one for the whole test process, and private ones for the tests
+//! that stop it, restart it or want it configured otherwise.
+
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use crate::pg_host::{as_postgres, binary, free_port, give_to_postgres};
+use crate::pki::Leaf;
+use crate::process::{Supervised, lasting_dir, run};
+
+/// The superuser; fixtures use it over the Unix socket.
+pub(crate) const SUPERUSER: &str = "postgres";
+/// The owner of every test database, and no superuser, as at a site.
+pub(crate) const OWNER: &str = "nico";
+/// Stands in every URL that the service gets, to be looked for where it must not be. The server trusts anyone.
+pub(crate) const PASSWORD: &str = "database-password-that-nobody-logs";
+
+const HBA: &str = "local all all trust\nhost all all 127.0.0.1/32 trust\n";
+const HBA_TLS_ONLY: &str = "local all all trust\nhostssl all all 127.0.0.1/32 trust\n";
+
+const SETTINGS: &[(&str, &str)] = &[
+    ("listen_addresses", "127.0.0.1"),
+    ("max_connections", "300"),
+    ("shared_buffers", "64MB"),
+    ("fsync", "off"),
+    ("full_page_writes", "off"),
+    ("logging_collector", "off"),
+    ("log_statement", "none"),
+    ("log_line_prefix", "%m [%p] %d %a %e "),
+];
+
+/// A Postgres server of our own; it ends with this value or with the test process.
+pub(crate) struct Server {
+    dir: PathBuf,
+    port: u16,
+    process: Mutex<Option<Supervised>>,
+}
+
+/// How a private server differs from the usual one.
+#[derive(Default)]
+pub(crate) struct Options {
+    settings: Vec<(String, String)>,
+    certificate: Option<(PathBuf, PathBuf)>,
+    tls_only: bool,
+}
+
+impl Options {
+    /// One line of postgresql.conf, for example `shared_preload_libraries`.
+    pub(crate) fn setting(mut self, name: &str, value: &str) -> Self {
+        self.settings.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Offers TLS with this certificate.
+    pub(crate) fn tls(mut self, leaf: &Leaf) -> Self {
+        self.certificate = Some((leaf.cert_chain.clone(), leaf.key.clone()));
+        self
+    }
+
+    /// Refuses TCP connections without TLS.
+    pub(crate) fn tls_only(mut self) -> Self {
+        self.tls_only = true;
+        self
+    }
+
+    /// Starts the server; blocks until it answers.
+    pub(crate) fn start(self) -> Server {
+        let dir = lasting_dir("pg");
+        give_to_postgres(&dir);
+        let data = dir.join("data");
+        initdb(&data);
+        let mut conf = String::new();
+        let mut set = |name: &str, value: &str| {
+            conf += &format!("{name} = '{}'\n", value.replace('\'', "''"))
+        };
+        SETTINGS.iter().for_each(|(name, value)| set(name, value));
+        set("unix_socket_directories", dir.to_str().unwrap());
+        if let Some((cert, key)) = &self.certificate {
+            for (from, to) in [(cert, "server.crt"), (key, "server.key")] {
+                fs::copy(from, data.join(to)).unwrap();
+                give_to_postgres(&data.join(to));
+                fs::set_permissions(data.join(to), Permissions::from_mode(0o600)).unwrap();
+            }
+            set("ssl", "on");
+        }
+        self.settings
+            .iter()
+            .for_each(|(name, value)| set(name, value));
+        fs::write(data.join("postgresql.conf"), conf).unwrap();
+        fs::write(
+            data.join("pg_hba.conf"),
+            if self.tls_only { HBA_TLS_ONLY } else { HBA },
+        )
+        .unwrap();
+        let mut server = Server {
+            dir,
+            port: 0,
+            process: Mutex::new(None),
+        };
+        // Another process may take the port before Postgres does, hence more than one try.
+        for _ in 0..10 {
+            server.port = free_port();
+            if server.try_start() {
+                return server;
+            }
+        }
+        panic!("Postgres does not start; its log:\n{}", server.log());
+    }
+}
+
+impl Server {
+    /// The server that all tests share; nobody stops it.
+    pub(crate) fn shared() -> &'static Server {
+        static SHARED: OnceLock<Server> = OnceLock::new();
+        SHARED.get_or_init(Server::start)
+    }
+
+    /// A private server with the usual settings.
+    pub(crate) fn start() -> Server {
+        Options::default().start()
+    }
+
+    /// A private server with other settings: `Server::options().setting(…).start()`.
+    pub(crate) fn options() -> Options {
+        Options::default()
+    }
+
+    /// The directory of the Unix socket.
+    pub(crate) fn socket_dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The TCP port on 127.0.0.1; also the number in the socket's name.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// A URL of the superuser, over TCP.
+    pub(crate) fn admin_url(&self, database: &str) -> String {
+        format!("postgres://{SUPERUSER}@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// Everything that the server has logged.
+    pub(crate) fn log(&self) -> String {
+        let log = fs::read(self.dir.join("log")).unwrap_or_default();
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
+    /// Ends the server as a crash would: no farewell to the clients, recovery at the next start.
+    pub(crate) fn stop_immediate(&self) {
+        self.stop("QUIT");
+    }
+
+    /// Ends the server in good order: transactions are rolled back, clients are told.
+    pub(crate) fn stop_fast(&self) {
+        self.stop("INT");
+    }
+
+    /// Starts the server again on the same port, after stopping it if need be; blocks until it answers.
+    pub(crate) fn restart(&self) {
+        self.stop_fast();
+        for _ in 0..50 {
+            if self.try_start() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        panic!("Postgres does not start again; its log:\n{}", self.log());
+    }
+
+    /// Sends a signal to the postmaster: `HUP` reads its configuration again.
+    pub(crate) fn signal(&self, name: &str) {
+        self.process
+            .lock()
+            .unwrap()
+            .as_mut()
+            .expect("the server runs")
+            .signal(name);
+    }
+
+    fn stop(&self, signal: &str) {
+        if let Some(mut process) = self.process.lock().unwrap().take() {
+            process.signal(signal);
+            process.wait(Duration::from_secs(30));
+        }
+    }
+
+    fn try_start(&self) -> bool {
+        let data = self.dir.join("data");
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.join("log"))
+            .unwrap();
+        let port = self.port.to_string();
+        let args = ["-D", data.to_str().unwrap(), "-p", &port];
+        let mut process = Supervised::spawn(&binary("postgres"), args, "QUIT", |command| {
+            as_postgres(command).current_dir(&self.dir).stderr(log);
+        });
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while process.try_wait().is_none() {
+            // The eighth line of this file is the postmaster's state.
+            let state = fs::read_to_string(data.join("postmaster.pid")).unwrap_or_default();
+            if state
+                .lines()
+                .nth(7)
+                .is_some_and(|line| line.trim() == "ready")
+            {
+                *self.process.lock().unwrap() = Some(process);
+                return true;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "Postgres is not ready after a minute; its log:\n{}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        false
+    }
+}
+
+/// What the shared server has logged so far.
+pub(crate) fn server_log() -> String {
+    Server::shared().log()
+}
+
+/// A linguistic default collation, if the build has ICU: code that relies on the order of bytes without saying
+/// `COLLATE "C"` must show.
+fn initdb(data: &Path) {
+    let icu = ["--locale=C", "--locale-provider=icu", "--icu-locale=en-US"];
+    let initdb = |locale: &[&str]| {
+        let mut command = Command::new(binary("initdb"));
+        as_postgres(&mut command).current_dir(data.parent().unwrap());
+        command
+            .args(["--no-sync", "-A", "trust", "-E", "UTF8", "-U", SUPERUSER])
+            .args(locale)
+            .arg("-D")
+            .arg(data);
+        command
+    };
+    if !initdb(&icu)
+        .output()
+        .is_ok_and(|output| output.status.success())
+    {
+        run(&mut initdb(&["--locale=C"]));
+    }
+}

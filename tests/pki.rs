@@ -1,0 +1,324 @@
+//! Certificates by the real `openssl`, one [`Cert`] builder for all of them, so that tests can have tables of them.
+//!
+//! Files live as long as the test process. The certificates of a usual site are in `certs.rs`.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::ca::Ca;
+use crate::process::{lasting_dir, run};
+
+/// A certificate with its private key.
+#[derive(Clone, Debug)]
+pub(crate) struct Leaf {
+    /// The leaf and the intermediates below the root, as a client or server sends them.
+    pub(crate) cert_chain: PathBuf,
+    /// The private key.
+    pub(crate) key: PathBuf,
+}
+
+/// The ASN.1 string type of subject attributes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) enum Strings {
+    /// PrintableString where the text allows it, as older tools write.
+    #[default]
+    Printable,
+    /// UTF8String, as `openssl` writes nowadays.
+    Utf8,
+    /// T61String, read as Latin-1 by everyone.
+    T61,
+    /// BMPString: UTF-16.
+    Bmp,
+    /// IA5String in O, OU and CN, which X.520 does not foresee.
+    Ia5,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+enum Validity {
+    #[default]
+    Now,
+    Past,
+    Future,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+enum Key {
+    #[default]
+    P256,
+    Rsa,
+}
+
+/// A certificate to be issued; without further calls a P-256 leaf with digitalSignature, no EKU and no SAN.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Cert {
+    subject: String,
+    strings: Strings,
+    sans: Vec<String>,
+    key_usage: Option<String>,
+    eku: Option<String>,
+    ca: bool,
+    extensions: Vec<String>,
+    validity: Validity,
+    key: Key,
+    traditional: bool,
+}
+
+impl Cert {
+    /// The subject is written as for `openssl -subj`: `/O=Acme/OU=admins/CN=alice`, or `/` for none.
+    pub(crate) fn new(subject: &str) -> Self {
+        Self {
+            subject: subject.into(),
+            key_usage: Some("critical,digitalSignature".into()),
+            ..Self::default()
+        }
+    }
+
+    /// The string type of the subject.
+    pub(crate) fn strings(mut self, strings: Strings) -> Self {
+        self.strings = strings;
+        self
+    }
+
+    /// One more subject alternative name: `URI:spiffe://…`, `DNS:localhost`, `IP:::1`, `otherName:1.2.3;UTF8:x`.
+    pub(crate) fn san(mut self, san: &str) -> Self {
+        self.sans.push(san.into());
+        self
+    }
+
+    /// The key usage extension, `None` for none at all.
+    pub(crate) fn key_usage(mut self, usage: Option<&str>) -> Self {
+        self.key_usage = usage.map(Into::into);
+        self
+    }
+
+    /// The extended key usage extension, for example `clientAuth,serverAuth`.
+    pub(crate) fn eku(mut self, usage: &str) -> Self {
+        self.eku = Some(usage.into());
+        self
+    }
+
+    /// Sets the CA flag in the basic constraints.
+    pub(crate) fn ca(mut self) -> Self {
+        self.ca = true;
+        self
+    }
+
+    /// Any other line of an `openssl` extension section.
+    pub(crate) fn extension(mut self, line: &str) -> Self {
+        self.extensions.push(line.into());
+        self
+    }
+
+    /// Valid only in 2020.
+    pub(crate) fn expired(mut self) -> Self {
+        self.validity = Validity::Past;
+        self
+    }
+
+    /// Valid only from 2090 on.
+    pub(crate) fn not_yet_valid(mut self) -> Self {
+        self.validity = Validity::Future;
+        self
+    }
+
+    /// An RSA key of 2048 bits.
+    pub(crate) fn rsa(mut self) -> Self {
+        self.key = Key::Rsa;
+        self
+    }
+
+    /// The key file in the algorithm's own format (SEC1, PKCS#1) and not in PKCS#8.
+    pub(crate) fn traditional_key(mut self) -> Self {
+        self.traditional = true;
+        self
+    }
+
+    /// A leaf, or whatever the builder says, signed by `issuer`.
+    pub(crate) fn signed_by(&self, issuer: &Ca) -> Leaf {
+        let (pem, key) = self.issue(Some(issuer));
+        let cert_chain = key.with_file_name("chain.pem");
+        fs::write(&cert_chain, pem + &issuer.chain).unwrap();
+        Leaf { cert_chain, key }
+    }
+
+    /// A certificate that nobody vouches for.
+    pub(crate) fn self_signed(&self) -> Leaf {
+        let (_, key) = self.issue(None);
+        Leaf {
+            cert_chain: key.with_file_name("cert.pem"),
+            key,
+        }
+    }
+
+    /// Makes the key, the request and the certificate; gives the certificate's PEM and the path of the key.
+    pub(crate) fn issue(&self, issuer: Option<&Ca>) -> (String, PathBuf) {
+        let dir = lasting_dir("pki");
+        fs::write(dir.join("openssl.cnf"), self.config()).unwrap();
+        fs::write(dir.join("index.txt"), "").unwrap();
+        let openssl = |args: &[&str]| run(Command::new("openssl").args(args).current_dir(&dir));
+        let key_args = match self.key {
+            Key::P256 => ["ec", "-pkeyopt", "ec_paramgen_curve:P-256"],
+            Key::Rsa => ["rsa", "-pkeyopt", "rsa_keygen_bits:2048"],
+        };
+        let request = [
+            "req",
+            "-new",
+            "-config",
+            "openssl.cnf",
+            "-nodes",
+            "-keyout",
+            "key.pem",
+            "-out",
+            "csr.pem",
+        ];
+        openssl(
+            &[
+                &request[..],
+                &["-subj", &self.subject, "-newkey"],
+                &key_args,
+            ]
+            .concat(),
+        );
+        let signer = match issuer {
+            Some(ca) => [
+                "-cert",
+                ca.cert.to_str().unwrap(),
+                "-keyfile",
+                ca.key.to_str().unwrap(),
+            ]
+            .to_vec(),
+            None => ["-selfsign", "-keyfile", "key.pem"].to_vec(),
+        };
+        let period = match self.validity {
+            Validity::Now => ["-days", "3650"].to_vec(),
+            Validity::Past => [
+                "-startdate",
+                "20200101000000Z",
+                "-enddate",
+                "20201231000000Z",
+            ]
+            .to_vec(),
+            Validity::Future => [
+                "-startdate",
+                "20900101000000Z",
+                "-enddate",
+                "20991231000000Z",
+            ]
+            .to_vec(),
+        };
+        // Not `x509 -req`: before openssl 3.4 only `ca` can set both ends of the validity. `-preserveDN` keeps the
+        // subject as it is: order, repetitions, string types.
+        let sign = [
+            "ca",
+            "-batch",
+            "-notext",
+            "-preserveDN",
+            "-config",
+            "openssl.cnf",
+            "-in",
+            "csr.pem",
+        ];
+        openssl(&[&sign[..], &["-out", "cert.pem"], &signer, &period].concat());
+        if self.traditional {
+            openssl(&[
+                "pkey",
+                "-traditional",
+                "-in",
+                "key.pem",
+                "-out",
+                "traditional.pem",
+            ]);
+            fs::rename(dir.join("traditional.pem"), dir.join("key.pem")).unwrap();
+        }
+        (
+            fs::read_to_string(dir.join("cert.pem")).unwrap(),
+            dir.join("key.pem"),
+        )
+    }
+
+    fn config(&self) -> String {
+        let mask = match self.strings {
+            Strings::Printable | Strings::Ia5 => "pkix",
+            Strings::Utf8 => "utf8only",
+            Strings::T61 => "MASK:0x4",
+            Strings::Bmp => "MASK:0x800",
+        };
+        let string_tables = match self.strings {
+            Strings::Ia5 => "stbl_section = string_tables\n",
+            _ => "",
+        };
+        let mut extensions = vec![format!(
+            "basicConstraints = critical,CA:{}",
+            self.ca.to_string().to_uppercase()
+        )];
+        extensions.push("subjectKeyIdentifier = hash\nauthorityKeyIdentifier = keyid".to_owned());
+        extensions.extend(
+            self.key_usage
+                .iter()
+                .map(|usage| format!("keyUsage = {usage}")),
+        );
+        extensions.extend(
+            self.eku
+                .iter()
+                .map(|usage| format!("extendedKeyUsage = {usage}")),
+        );
+        extensions.extend(self.extensions.iter().cloned());
+        let mut names = String::new();
+        for (i, san) in self.sans.iter().enumerate() {
+            let (kind, name) = san.split_once(':').expect("a SAN reads TYPE:name");
+            names += &format!("{kind}.{i} = {}\n", escape(name));
+        }
+        if !names.is_empty() {
+            // RFC 5280, 4.1.2.6: critical where the subject is empty.
+            let critical = if self.subject == "/" { "critical," } else { "" };
+            extensions.push(format!("subjectAltName = {critical}@names"));
+        }
+        CONFIG
+            .replace("{string_tables}", string_tables)
+            .replace("{mask}", mask)
+            .replace("{extensions}", &extensions.join("\n"))
+            .replace("{names}", &names)
+    }
+}
+
+const CONFIG: &str = "openssl_conf = init
+[init]
+{string_tables}[string_tables]
+O = mask:IA5,flags:nomask
+OU = mask:IA5,flags:nomask
+CN = mask:IA5,flags:nomask
+[req]
+distinguished_name = none
+prompt = no
+utf8 = yes
+string_mask = {mask}
+[none]
+[ca]
+default_ca = issue
+[issue]
+database = index.txt
+new_certs_dir = .
+default_md = sha256
+policy = any
+unique_subject = no
+rand_serial = yes
+x509_extensions = extensions
+[any]
+commonName = optional
+[extensions]
+{extensions}
+[names]
+{names}";
+
+/// Keeps `openssl`'s configuration parser from reading anything into a value.
+fn escape(value: &str) -> String {
+    let special = |c: char| {
+        if r#"\$#"'`"#.contains(c) {
+            format!("\\{c}")
+        } else {
+            c.to_string()
+        }
+    };
+    value.chars().map(special).collect()
+}

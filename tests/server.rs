@@ -1,0 +1,226 @@
+//! The real binary, running.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::process::Supervised;
+use crate::site::BINARY;
+
+/// How long a start, an exit or a log line may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running server; it is killed with this value or with the test process.
+pub(crate) struct Server {
+    /// `127.0.0.1:port` of the gRPC listener.
+    pub(crate) grpc: String,
+    /// `127.0.0.1:port` of `/livez`, `/readyz`, `/metrics`.
+    pub(crate) http: String,
+    lines: Arc<Mutex<Vec<String>>>,
+    process: Mutex<Supervised>,
+    dir: TempDir,
+}
+
+impl Server {
+    /// Starts the binary and waits for the log line that tells its addresses.
+    pub(crate) async fn spawn(dir: TempDir, args: &[String], env: &[(String, String)]) -> Self {
+        let mut process = Supervised::spawn(Path::new(BINARY), args, "KILL", |command| {
+            command
+                .env_clear()
+                .env("PATH", std::env::var_os("PATH").unwrap_or_default());
+            command.envs(env.iter().cloned()).stderr(Stdio::piped());
+        });
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let stderr = BufReader::new(process.take_stderr());
+        let sink = Arc::clone(&lines);
+        std::thread::spawn(move || {
+            for line in stderr.split(b'\n').map_while(Result::ok) {
+                sink.lock()
+                    .unwrap()
+                    .push(String::from_utf8_lossy(&line).into_owned());
+            }
+        });
+        let mut server = Self {
+            grpc: String::new(),
+            http: String::new(),
+            lines,
+            process: Mutex::new(process),
+            dir,
+        };
+        let listening = server.wait_log("listening").await;
+        let address = |name: &str| match field(&listening, name) {
+            Some(Value::String(address)) => address.clone(),
+            _ => panic!("no address {name} in {listening}"),
+        };
+        (server.grpc, server.http) = (address("grpc"), address("http"));
+        server
+    }
+
+    /// Waits until `/readyz` says 200.
+    pub(crate) async fn wait_ready(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let (status, body) = self.get("/readyz").await;
+            if status == 200 {
+                return;
+            }
+            self.assert_running("ready");
+            assert!(
+                Instant::now() < deadline,
+                "not ready: {status} {body}\n{}",
+                self.log_text()
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Status and body of a GET from the plain HTTP listener; status 0 if there is no connection or no answer.
+    pub(crate) async fn get(&self, path: &str) -> (u16, String) {
+        let ask = async {
+            let mut stream = TcpStream::connect(&self.http).await?;
+            // HTTP/1.0: the answer comes in one piece and ends with the connection.
+            let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");
+            stream.write_all(request.as_bytes()).await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await?;
+            std::io::Result::Ok(answer)
+        };
+        let answer = match tokio::time::timeout(Duration::from_secs(10), ask).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(e)) => return (0, e.to_string()),
+            Err(_) => return (0, "no answer within 10 seconds".to_owned()),
+        };
+        let Some((head, body)) = answer.split_once("\r\n\r\n") else {
+            return (0, answer);
+        };
+        let status = head
+            .split(' ')
+            .nth(1)
+            .and_then(|status| status.parse().ok());
+        (status.unwrap_or(0), body.to_owned())
+    }
+
+    /// The text of `/metrics`.
+    pub(crate) async fn metrics(&self) -> String {
+        let (status, body) = self.get("/metrics").await;
+        assert_eq!(status, 200, "{body}");
+        body
+    }
+
+    /// The sum of all samples of this name that have all these labels; `None` if there is no such sample.
+    pub(crate) async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+        let metrics = self.metrics().await;
+        let labels: Vec<_> = labels
+            .iter()
+            .map(|(label, value)| format!("{label}=\"{value}\""))
+            .collect();
+        let sample = |line: &str| {
+            let rest = line.strip_prefix(name)?;
+            let matches = rest.starts_with([' ', '{'])
+                && labels.iter().all(|label| rest.contains(label.as_str()));
+            rest.rsplit(' ')
+                .next()?
+                .parse::<f64>()
+                .ok()
+                .filter(|_| matches)
+        };
+        metrics.lines().filter_map(sample).reduce(|a, b| a + b)
+    }
+
+    /// Every line of stderr so far, as it was written.
+    pub(crate) fn log_text(&self) -> String {
+        self.lines.lock().unwrap().join("\n")
+    }
+
+    /// Every log line so far; what is not JSON comes as a string.
+    pub(crate) fn logs(&self) -> Vec<Value> {
+        let parse = |line: &String| {
+            serde_json::from_str(line).unwrap_or_else(|_| Value::String(line.clone()))
+        };
+        self.lines.lock().unwrap().iter().map(parse).collect()
+    }
+
+    /// The log lines with this message.
+    pub(crate) fn logs_with(&self, message: &str) -> Vec<Value> {
+        let mut logs = self.logs();
+        logs.retain(|line| field(line, "message").is_some_and(|text| text == message));
+        logs
+    }
+
+    /// Waits for a log line with this message and gives the first one.
+    pub(crate) async fn wait_log(&self, message: &str) -> Value {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(line) = self.logs_with(message).into_iter().next() {
+                return line;
+            }
+            self.assert_running(message);
+            assert!(
+                Instant::now() < deadline,
+                "no log line {message:?}:\n{}",
+                self.log_text()
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// The process id, for a look at `/proc`.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.lock().unwrap().pid()
+    }
+
+    /// Sends a signal by name: `TERM`, `INT`, `HUP`, `STOP`, `CONT`, `KILL`.
+    pub(crate) fn signal(&self, name: &str) {
+        self.process.lock().unwrap().signal(name);
+    }
+
+    /// Waits for the exit and gives its code; 128 + n after signal n.
+    pub(crate) async fn wait_exit(&self) -> i32 {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(code) = self.process.lock().unwrap().try_wait() {
+                return code;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "the server does not end:\n{}",
+                self.log_text()
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// SIGTERM, and the exit code.
+    pub(crate) async fn terminate(&self) -> i32 {
+        self.signal("TERM");
+        self.wait_exit().await
+    }
+
+    /// The site's directory.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn assert_running(&self, waiting_for: &str) {
+        let code = self.process.lock().unwrap().try_wait();
+        assert!(
+            code.is_none(),
+            "exit code {code:?} before {waiting_for:?}:\n{}",
+            self.log_text()
+        );
+    }
+}
+
+/// A field of a JSON log line, flattened or below `fields` as tracing-subscriber writes it, or of its innermost span.
+pub(crate) fn field<'a>(line: &'a Value, name: &str) -> Option<&'a Value> {
+    line.get(name)
+        .or_else(|| line.get("fields")?.get(name))
+        .or_else(|| line.get("span")?.get(name))
+}
