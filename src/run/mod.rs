@@ -120,10 +120,18 @@ impl Runner {
         stop: &CancellationToken,
     ) -> Result<Report, (RunError, Report)> {
         let mut report = Report::default();
-        let result = match scope {
-            Scope::Site => self.site(mode, stop, &mut report).await,
-            Scope::Organization(id) => self.organization(id, mode, stop, &mut report).await,
+        let mut tasks = Tasks::new(self.context.clone(), mode, stop.child_token());
+        let mut result = match scope {
+            Scope::Site => self.site(&mut tasks, &mut report).await,
+            Scope::Organization(id) => self.organization(id, &mut tasks, &mut report).await,
         };
+        if result.is_err() {
+            tasks.stop.cancel();
+        }
+        result = result.and(tasks.finish(&mut report).await);
+        if result.is_ok() && stop.is_cancelled() {
+            result = Err(RunError::Stopped);
+        }
         match result {
             Ok(()) => Ok(report),
             Err(error) => Err((error, report)),
@@ -133,105 +141,90 @@ impl Runner {
     async fn organization(
         &self,
         id: &OrganizationId,
-        mode: Mode,
-        stop: &CancellationToken,
+        tasks: &mut Tasks,
         report: &mut Report,
     ) -> Result<(), RunError> {
         let row = self.context.store.row(id.as_str()).await?;
-        let row = row.ok_or(RunError::NotFound)?;
-        let mut tasks = Tasks::new(self, mode, stop);
-        tasks.start(vec![row], report).await?;
+        tasks
+            .start(vec![row.ok_or(RunError::NotFound)?], report)
+            .await?;
         tasks.finish(report).await?;
         // Deleted between the two: the same as never there.
-        if report.rows_examined() == 0 && !stop.is_cancelled() {
+        if report.rows_examined() == 0 && !tasks.stop.is_cancelled() {
             return Err(RunError::NotFound);
         }
         Ok(())
     }
 
-    async fn site(
-        &self,
-        mode: Mode,
-        stop: &CancellationToken,
-        report: &mut Report,
-    ) -> Result<(), RunError> {
-        let mut tasks = Tasks::new(self, mode, stop);
+    async fn site(&self, tasks: &mut Tasks, report: &mut Report) -> Result<(), RunError> {
         let mut after: Option<String> = None;
-        loop {
+        while !tasks.stop.is_cancelled() {
             // The tasks work while this waits.
-            let page = self.context.store.page(after.as_deref()).await;
-            let mut rows = match page {
-                Ok(rows) if rows.is_empty() => break,
-                Ok(rows) => rows,
-                Err(error) => {
-                    let _ = tasks.finish(report).await;
-                    return Err(error.into());
-                }
+            let mut rows = self.context.store.page(after.as_deref()).await?;
+            let Some(last) = rows.last() else {
+                break;
             };
-            after = rows.last().map(|row| row.organization_id.clone());
+            after = Some(last.organization_id.clone());
             while !rows.is_empty() {
                 let rest = rows.split_off(rows.len().min(CHUNK_ROWS));
                 tasks
                     .start(std::mem::replace(&mut rows, rest), report)
                     .await?;
             }
-            if stop.is_cancelled() {
-                break;
-            }
         }
-        tasks.finish(report).await
+        Ok(())
     }
 }
 
-/// The tasks of a run, bounded in number. Dropping it ends them at their next wait.
-struct Tasks<'a> {
-    runner: &'a Runner,
+/// The tasks of a run, bounded in number.
+struct Tasks {
+    context: Arc<Context>,
     mode: Mode,
-    stop: &'a CancellationToken,
+    stop: CancellationToken,
     running: JoinSet<(Vec<RowOutcome>, Result<(), StoreError>)>,
     at_most: usize,
 }
 
-impl<'a> Tasks<'a> {
-    fn new(runner: &'a Runner, mode: Mode, stop: &'a CancellationToken) -> Self {
+impl Tasks {
+    fn new(context: Arc<Context>, mode: Mode, stop: CancellationToken) -> Self {
+        // One connection is left for the pages, which would otherwise wait for as long
+        // as rows do that somebody has locked.
+        let connections = context.store.options().max_connections;
         Self {
-            runner,
+            context,
             mode,
             stop,
             running: JoinSet::new(),
-            at_most: runner.context.store.options().max_connections,
+            at_most: connections.saturating_sub(1),
         }
     }
 
     /// Starts a task for `rows` as soon as there is room for one.
     async fn start(&mut self, rows: Vec<Row>, report: &mut Report) -> Result<(), RunError> {
-        while self.running.len() >= self.at_most {
+        while self.running.len() >= self.at_most.max(1) {
             self.join_one(report).await?;
         }
         let chunk = Chunk {
-            context: self.runner.context.clone(),
+            context: self.context.clone(),
             mode: self.mode,
             stop: self.stop.clone(),
         };
         self.running.spawn(chunk.run(rows));
+        // With a single connection, pages and rows take turns.
+        if self.at_most == 0 {
+            self.finish(report).await?;
+        }
         Ok(())
     }
 
     /// Waits for all tasks, also after an error, so that their rows are counted and
     /// none is under way any more.
-    async fn finish(mut self, report: &mut Report) -> Result<(), RunError> {
+    async fn finish(&mut self, report: &mut Report) -> Result<(), RunError> {
         let mut result = Ok(());
         while !self.running.is_empty() {
-            let joined = self.join_one(report).await;
-            if result.is_ok() {
-                result = joined;
-            }
+            result = result.and(self.join_one(report).await);
         }
-        result?;
-        if self.stop.is_cancelled() {
-            return Err(RunError::Stopped);
-        }
-        Ok(())
+        result
     }
 
     async fn join_one(&mut self, report: &mut Report) -> Result<(), RunError> {

@@ -13,6 +13,7 @@
 mod error;
 mod row;
 mod schema;
+mod statement;
 mod writer;
 
 use std::{
@@ -26,6 +27,7 @@ use tokio_postgres::{
     types::{ToSql, Type},
 };
 
+use self::statement::{On, Sql};
 pub use self::{
     error::{RowError, StoreError},
     row::{Row, VersionError, next_version_counter},
@@ -73,13 +75,6 @@ pub struct Store {
     options: StoreOptions,
     /// Sites from before June 2026 label the row's key in a column of its own.
     has_key_id_column: AtomicBool,
-}
-
-/// A statement with its parameter types: with the types said, a statement that is
-/// not prepared beforehand needs one round trip all the same.
-struct Sql {
-    text: &'static str,
-    types: &'static [Type],
 }
 
 macro_rules! select_row {
@@ -261,62 +256,15 @@ impl Store {
         sql: &Sql,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<PgRow>, StoreError> {
-        self.within(async {
-            let transaction = client.build_transaction().read_only(true).start().await?;
-            let rows = match self.options.pooler {
-                Pooler::Session => {
-                    let statement = transaction
-                        .prepare_typed_cached(sql.text, sql.types)
-                        .await?;
-                    transaction.query(&statement, params).await?
-                }
-                Pooler::Transaction => {
-                    transaction
-                        .query_typed(sql.text, &typed(sql, params))
-                        .await?
-                }
-            };
-            transaction.commit().await?;
-            Ok(rows)
-        })
-        .await
-    }
-
-    /// One statement outside of a transaction, or inside that of `client`.
-    async fn query(
-        &self,
-        client: &Object,
-        sql: &Sql,
-        params: &[&(dyn ToSql + Sync)],
-    ) -> Result<Vec<PgRow>, StoreError> {
-        self.within(async {
-            Ok(match self.options.pooler {
-                Pooler::Session => {
-                    let statement = client.prepare_typed_cached(sql.text, sql.types).await?;
-                    client.query(&statement, params).await?
-                }
-                Pooler::Transaction => client.query_typed(sql.text, &typed(sql, params)).await?,
-            })
-        })
-        .await
-    }
-
-    /// Bounds the wait for an answer on our side too: a server that hangs, or a
-    /// network that swallows packets, sends no error.
-    async fn within<T>(
-        &self,
-        answer: impl Future<Output = Result<T, tokio_postgres::Error>>,
-    ) -> Result<T, StoreError> {
-        // Those ahead on the same connection may take their time first.
-        let depth = u32::try_from(self.options.pipeline_depth).unwrap_or(u32::MAX);
-        let limit = self.options.statement_timeout.saturating_mul(depth) + Duration::from_secs(1);
-        match tokio::time::timeout(limit, answer).await {
-            Ok(result) => result.map_err(StoreError::from),
-            Err(_) => Err(StoreError::ConnectionLost(format!(
-                "no answer within {}",
-                humantime::format_duration(limit)
-            ))),
-        }
+        // Dropped half-way, a transaction rolls itself back.
+        let transaction = self
+            .within(client.build_transaction().read_only(true).start())
+            .await?;
+        let rows = self
+            .query(On::Transaction(&transaction), sql, params)
+            .await?;
+        self.within(transaction.commit()).await?;
+        Ok(rows)
     }
 
     /// A short wait with jitter before a statement is tried again, so that the two
@@ -329,12 +277,4 @@ impl Store {
 /// Takes a connection of unknown state out of the pool for good.
 fn discard(client: Object) {
     drop(Object::take(client));
-}
-
-fn typed<'a>(sql: &Sql, params: &[&'a (dyn ToSql + Sync)]) -> Vec<(&'a (dyn ToSql + Sync), Type)> {
-    params
-        .iter()
-        .copied()
-        .zip(sql.types.iter().cloned())
-        .collect()
 }

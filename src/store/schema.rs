@@ -4,7 +4,10 @@ use deadpool_postgres::Object;
 use thiserror::Error;
 use tokio_postgres::types::Type;
 
-use super::{Sql, Store, StoreError};
+use super::{
+    Store, StoreError,
+    statement::{On, Sql},
+};
 
 /// The schema is not what is needed, or could not be looked at.
 #[derive(Debug, Error)]
@@ -56,7 +59,9 @@ pub(super) async fn check(store: &Store, client: &Object) -> Result<Found, Schem
     let mut missing = Vec::new();
     let mut has_key_id_column = false;
     for (table, needed) in NEEDED {
-        let rows = store.query(client, &COLUMNS_OF_TABLE, &[&table]).await?;
+        let rows = store
+            .query(On::Connection(client), &COLUMNS_OF_TABLE, &[&table])
+            .await?;
         let columns: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
         if columns.is_empty() {
             missing.push(format!("table {table}"));

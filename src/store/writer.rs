@@ -3,9 +3,12 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use deadpool_postgres::Object;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{ToSql, Type};
 
-use super::{READ_ROW, Row, RowError, Sql, Store, StoreError, discard, select_row};
+use super::{
+    READ_ROW, Row, RowError, Store, StoreError, discard, select_row,
+    statement::{On, Sql},
+};
 use crate::{keyring::KeyId, rewrap::Texts};
 
 /// What became of a compare-and-set.
@@ -82,7 +85,7 @@ const REPLACE_ROW_AND_KEY_ID: Sql = Sql {
     types: &[Type::TEXT; 9],
 };
 
-const BEGIN_LOCKED: Sql = Sql {
+const SET_LOCK_TIMEOUT: Sql = Sql {
     text: "-- set_lock_timeout\nSELECT set_config('lock_timeout', $1, true)",
     types: &[Type::TEXT],
 };
@@ -112,7 +115,7 @@ impl<'a> Writer<'a> {
             attempt += 1;
             match self
                 .store
-                .query(&self.client, &READ_ROW, &[&organization_id])
+                .query(On::Connection(&self.client), &READ_ROW, &[&organization_id])
                 .await
             {
                 Ok(rows) => return Ok(rows.first().map(Row::from_pg)),
@@ -137,7 +140,8 @@ impl<'a> Writer<'a> {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            match self.replace_once(row, texts, target).await {
+            let on = On::Connection(&self.client);
+            match self.store.replace(on, row, texts, target).await {
                 Ok(replaced) => return Ok(replaced),
                 Err(error) => self.recover(error, attempt).await?,
             }
@@ -165,13 +169,7 @@ impl<'a> Writer<'a> {
                 .await;
             match outcome {
                 Ok(outcome) => return Ok(outcome),
-                Err(error) => {
-                    // Whatever it was, the transaction is of no use any more.
-                    if !error.is_connection_lost() {
-                        self.client.batch_execute("ROLLBACK").await?;
-                    }
-                    self.recover(error, attempt).await?;
-                }
+                Err(error) => self.recover(error, attempt).await?,
             }
         }
     }
@@ -183,43 +181,6 @@ impl<'a> Writer<'a> {
         }
     }
 
-    async fn replace_once(
-        &self,
-        row: &Row,
-        texts: &Texts,
-        target: &KeyId,
-    ) -> Result<Replaced, StoreError> {
-        let limit = millis(self.store.options.lock_timeout);
-        let target = target.as_str();
-        let [new_1, new_2, new_3] = texts;
-        let [old_1, old_2, old_3] = &row.texts;
-        let id = &row.organization_id;
-        let rows = if self.store.has_key_id_column.load(Ordering::Relaxed) {
-            self.store
-                .query(
-                    &self.client,
-                    &REPLACE_ROW_AND_KEY_ID,
-                    &[
-                        id, new_1, new_2, new_3, old_1, old_2, old_3, &limit, &target,
-                    ],
-                )
-                .await?
-        } else {
-            self.store
-                .query(
-                    &self.client,
-                    &REPLACE_ROW,
-                    &[id, new_1, new_2, new_3, old_1, old_2, old_3, &limit],
-                )
-                .await?
-        };
-        Ok(if rows.is_empty() {
-            Replaced::Missed
-        } else {
-            Replaced::Done
-        })
-    }
-
     async fn replace_locked_once<T>(
         &mut self,
         organization_id: &str,
@@ -228,16 +189,16 @@ impl<'a> Writer<'a> {
     ) -> Result<LockedOutcome<T>, StoreError> {
         let store = self.store;
         let limit = millis(store.options.lock_timeout);
-        self.client.batch_execute("BEGIN").await?;
-        store.query(&self.client, &BEGIN_LOCKED, &[&limit]).await?;
-        let rows = store
-            .query(&self.client, &LOCK_ROW, &[&organization_id])
-            .await?;
+        // Dropped half-way, a transaction rolls itself back.
+        let transaction = store.within(self.client.transaction()).await?;
+        let on = On::Transaction(&transaction);
+        store.query(on, &SET_LOCK_TIMEOUT, &[&limit]).await?;
+        let rows = store.query(on, &LOCK_ROW, &[&organization_id]).await?;
         let outcome = match rows.first().map(Row::from_pg) {
             None => LockedOutcome::Gone,
             Some(row) => match decide(&row) {
                 (verdict, None) => LockedOutcome::Kept(verdict),
-                (verdict, Some(texts)) => match self.replace_once(&row, &texts, target).await? {
+                (verdict, Some(texts)) => match store.replace(on, &row, &texts, target).await? {
                     Replaced::Done => LockedOutcome::Replaced(verdict),
                     // Not possible under the lock, unless a trigger meddles.
                     Replaced::Missed => {
@@ -246,7 +207,7 @@ impl<'a> Writer<'a> {
                 },
             },
         };
-        self.client.batch_execute("COMMIT").await?;
+        store.within(transaction.commit()).await?;
         Ok(outcome)
     }
 
@@ -274,6 +235,43 @@ impl<'a> Writer<'a> {
             }
             other => Err(other),
         }
+    }
+}
+
+impl Store {
+    /// The compare-and-set itself.
+    async fn replace(
+        &self,
+        on: On<'_>,
+        row: &Row,
+        texts: &Texts,
+        target: &KeyId,
+    ) -> Result<Replaced, StoreError> {
+        let limit = millis(self.options.lock_timeout);
+        let target = target.as_str();
+        let [new_1, new_2, new_3] = texts;
+        let [old_1, old_2, old_3] = &row.texts;
+        let params: [&(dyn ToSql + Sync); 9] = [
+            &row.organization_id,
+            new_1,
+            new_2,
+            new_3,
+            old_1,
+            old_2,
+            old_3,
+            &limit,
+            &target,
+        ];
+        let rows = if self.has_key_id_column.load(Ordering::Relaxed) {
+            self.query(on, &REPLACE_ROW_AND_KEY_ID, &params).await?
+        } else {
+            self.query(on, &REPLACE_ROW, &params[..8]).await?
+        };
+        Ok(if rows.is_empty() {
+            Replaced::Missed
+        } else {
+            Replaced::Done
+        })
     }
 }
 

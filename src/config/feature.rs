@@ -1,0 +1,153 @@
+//! What is needed once `[machine_identity]` is enabled: keys, database, limits.
+
+use std::{path::PathBuf, time::Duration};
+
+use super::{Environment, Feature, settings::Settings};
+use crate::{
+    database::{Database, SslMode},
+    keyring::{KeyId, Keyring},
+    secrets,
+    store::{Pooler, StoreOptions},
+};
+
+/// Reads everything that is needed only while the feature is enabled.
+pub(super) fn read(
+    settings: &mut Settings,
+    environment: &Environment,
+    warnings: &mut Vec<String>,
+) -> Option<Feature> {
+    let algorithm = settings.string("machine_identity.algorithm");
+    if algorithm.is_some_and(|algorithm| algorithm != "ES256") {
+        settings.fault(
+            "machine_identity.algorithm",
+            "must be \"ES256\", the only one there is",
+        );
+    }
+    let keyring = keyring(settings, environment);
+    let database = database(settings, warnings);
+    let store = store(settings);
+    Some(Feature {
+        keyring: keyring?,
+        database: database?,
+        store,
+    })
+}
+
+fn keyring(settings: &mut Settings, environment: &Environment) -> Option<Keyring> {
+    const TARGET: &str = "machine_identity.current_encryption_key_id";
+    let target = settings.required_string(
+        TARGET,
+        "set it to the id of the key that secrets are to be wrapped to",
+    );
+    let target = target.and_then(|id| match KeyId::new(id) {
+        Ok(id) => Some(id),
+        Err(error) => {
+            settings.fault(TARGET, error);
+            None
+        }
+    });
+
+    let (source, path) = secrets_file(settings, environment)?;
+    match secrets::read(&path) {
+        Ok(keks) => {
+            let known: Vec<_> = keks
+                .iter()
+                .map(|kek| format!("{:?}", kek.id().as_str()))
+                .collect();
+            Keyring::new(keks, target?)
+                .map_err(|error| {
+                    settings.fault(
+                        TARGET,
+                        format!(
+                            "{error} of {} (it has {}): add the key there, or correct the id",
+                            path.display(),
+                            known.join(", ")
+                        ),
+                    );
+                })
+                .ok()
+        }
+        Err(faults) => {
+            for fault in faults {
+                settings.fault(
+                    SECRETS_FILE,
+                    format!("{} ({source}) {fault}", path.display()),
+                );
+            }
+            None
+        }
+    }
+}
+
+const SECRETS_FILE: &str = "rewrap.secrets_file";
+const SECRETS_VARIABLE: &str = "CARBIDE_CREDENTIALS_FILE_PATH";
+
+fn secrets_file(settings: &mut Settings, environment: &Environment) -> Option<(String, PathBuf)> {
+    let from_environment = environment
+        .get(SECRETS_VARIABLE)
+        .filter(|path| !path.is_empty());
+    if let Some(path) = from_environment {
+        let source = format!("environment variable {SECRETS_VARIABLE}");
+        return Some((source, PathBuf::from(path)));
+    }
+    let path = settings.required_string(
+        SECRETS_FILE,
+        "set it, or the environment variable CARBIDE_CREDENTIALS_FILE_PATH, to the secrets file \
+         that nico-api reads (JSON or YAML with machine_identity.encryption_keys)",
+    )?;
+    Some((settings.source(SECRETS_FILE), PathBuf::from(path)))
+}
+
+/// Reads where the database is.
+pub(super) fn database(settings: &mut Settings, warnings: &mut Vec<String>) -> Option<Database> {
+    let ssl_mode =
+        settings
+            .string("rewrap.database_sslmode")
+            .and_then(|text| match text.parse::<SslMode>() {
+                Ok(mode) => Some(mode),
+                Err(error) => {
+                    settings.fault("rewrap.database_sslmode", error);
+                    None
+                }
+            });
+    let connect_timeout = settings.duration("rewrap.connect_timeout", Duration::from_secs(5));
+    let url = settings.required_string(
+        "database_url",
+        "set it, or the environment variable NICO_API_DATABASE_URL, to nico-api's database",
+    )?;
+    match Database::parse(&url, ssl_mode, connect_timeout) {
+        Ok(database) => {
+            for parameter in database.ignored_parameters() {
+                warnings.push(format!(
+                    "{}: database_url: parameter {parameter:?} is not known here and ignored",
+                    settings.source("database_url")
+                ));
+            }
+            Some(database)
+        }
+        Err(error) => {
+            settings.fault("database_url", error);
+            None
+        }
+    }
+}
+
+fn store(settings: &mut Settings) -> StoreOptions {
+    StoreOptions {
+        max_connections: settings.number("rewrap.max_connections", 8, 1..=256) as usize,
+        page_size: settings.number("rewrap.page_size", 500, 1..=10_000),
+        lock_timeout: settings.duration("rewrap.lock_timeout", Duration::from_secs(2)),
+        statement_timeout: settings.duration("rewrap.statement_timeout", Duration::from_secs(5)),
+        pool_wait: settings.duration("rewrap.pool_wait", Duration::from_secs(10)),
+        max_attempts: settings.number("rewrap.max_attempts", 5, 1..=100),
+        pipeline_depth: settings.number("rewrap.pipeline_depth", 4, 1..=64) as usize,
+        pooler: settings.choice(
+            "rewrap.pooler",
+            Pooler::Session,
+            &[
+                ("session", Pooler::Session),
+                ("transaction", Pooler::Transaction),
+            ],
+        ),
+    }
+}
