@@ -164,3 +164,157 @@ fn open(keyring: &Keyring, text: &str) -> Result<Opened, FieldError> {
         Err(_) => Err(FieldError::NotAuthentic(under)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use zeroize::Zeroizing;
+
+    use super::*;
+    use crate::keyring::{KEY_BYTES, Kek};
+
+    fn kek(id: &str, byte: u8) -> Kek {
+        Kek::new(KeyId::new(id).unwrap(), &Zeroizing::new([byte; KEY_BYTES]))
+    }
+
+    /// `kv1` and `kv2`, wrapping to `kv2`.
+    fn keyring() -> Keyring {
+        Keyring::new([kek("kv1", 1), kek("kv2", 2)], KeyId::new("kv2").unwrap()).unwrap()
+    }
+
+    fn sealed(kek: &Kek, secret: &[u8]) -> Option<String> {
+        let envelope = Envelope::seal(kek, &Plaintext::new(secret.to_vec())).unwrap();
+        Some(envelope.to_text())
+    }
+
+    fn opened(text: Option<&String>) -> (String, Vec<u8>) {
+        let opened = open(&keyring(), text.unwrap()).unwrap();
+        (opened.under.to_string(), opened.bytes.expose().to_vec())
+    }
+
+    fn errors(texts: &Texts) -> Vec<(&'static str, FieldError)> {
+        match decide(&keyring(), texts) {
+            Decision::Failed(failures) => failures
+                .into_iter()
+                .map(|failure| (failure.column, failure.error))
+                .collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_under_another_key_is_rewrapped_and_the_rest_kept() {
+        let on_target = sealed(&kek("kv2", 2), b"b");
+        let texts = [sealed(&kek("kv1", 1), b"a"), None, on_target.clone()];
+        match decide(&keyring(), &texts) {
+            Decision::Replace {
+                texts,
+                reencrypted: 1,
+                on_target: 1,
+            } => {
+                assert_eq!(opened(texts[0].as_ref()), ("kv2".to_owned(), b"a".to_vec()));
+                assert_eq!(texts[1], None);
+                assert_eq!(texts[2], on_target);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn absent_and_empty_are_nothing_to_do() {
+        let texts = [None, Some(String::new()), None];
+        assert_eq!(decide(&keyring(), &texts), Decision::OnTarget { fields: 0 });
+    }
+
+    #[test]
+    fn an_empty_text_beside_a_secret_is_kept_as_it_is() {
+        let texts = [sealed(&kek("kv1", 1), b"a"), Some(String::new()), None];
+        match decide(&keyring(), &texts) {
+            Decision::Replace { texts, .. } => assert_eq!(texts[1], Some(String::new())),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_label_is_no_proof() {
+        // Says kv2, and is sealed with other bytes.
+        let texts = [sealed(&kek("kv2", 9), b"a"), None, None];
+        let kv2 = KeyId::new("kv2").unwrap();
+        assert_eq!(
+            errors(&texts),
+            [(COLUMNS[0], FieldError::NotAuthentic(kv2))]
+        );
+    }
+
+    #[test]
+    fn one_bad_field_fails_the_row_and_every_bad_field_is_named() {
+        let kv9 = KeyId::new("kv9").unwrap();
+        let texts = [
+            sealed(&kek("kv1", 1), b"a"),
+            sealed(&kek("kv9", 9), b"b"),
+            Some("?".to_owned()),
+        ];
+        let found = errors(&texts);
+        assert_eq!(found[0], (COLUMNS[1], FieldError::UnknownKey(kv9)));
+        assert_eq!(found[1].0, COLUMNS[2]);
+        assert!(matches!(found[1].1, FieldError::Unreadable(_)));
+        assert_eq!(found.len(), 2);
+    }
+
+    #[derive(Debug, Clone)]
+    enum Field {
+        Null,
+        Empty,
+        Under(u8, Vec<u8>),
+        Garbage(String),
+    }
+
+    fn field() -> impl Strategy<Value = Field> {
+        prop_oneof![
+            Just(Field::Null),
+            Just(Field::Empty),
+            (1..4_u8, proptest::collection::vec(any::<u8>(), 0..64))
+                .prop_map(|(key, secret)| Field::Under(key, secret)),
+            ".{1,20}".prop_map(Field::Garbage),
+        ]
+    }
+
+    fn text(field: &Field) -> Option<String> {
+        match field {
+            Field::Null => None,
+            Field::Empty => Some(String::new()),
+            Field::Under(key, secret) => sealed(&kek(&format!("kv{key}"), *key), secret),
+            Field::Garbage(text) => Some(text.clone()),
+        }
+    }
+
+    proptest! {
+        /// Against a model that knows how the fields were made: `kv3` is not in the keyring.
+        #[test]
+        fn decisions_follow_the_rules(fields in [field(), field(), field()]) {
+            let texts = [text(&fields[0]), text(&fields[1]), text(&fields[2])];
+            let count = |wanted: fn(&Field) -> bool| fields.iter().filter(|f| wanted(f)).count();
+            let bad = count(|f| matches!(f, Field::Garbage(_) | Field::Under(3, _)));
+            let to_do = count(|f| matches!(f, Field::Under(1, _)));
+            let done = count(|f| matches!(f, Field::Under(2, _)));
+            match decide(&keyring(), &texts) {
+                Decision::Failed(failures) => prop_assert_eq!(failures.len(), bad),
+                Decision::OnTarget { fields } => {
+                    prop_assert_eq!((0, 0, done), (bad, to_do, fields as usize));
+                }
+                Decision::Replace { texts: new, reencrypted, on_target } => {
+                    prop_assert_eq!((bad, to_do, done), (0, reencrypted as usize, on_target as usize));
+                    for ((field, old), new) in fields.iter().zip(&texts).zip(&new) {
+                        match field {
+                            Field::Under(1, secret) => prop_assert_eq!(
+                                opened(new.as_ref()), ("kv2".to_owned(), secret.clone())),
+                            _ => prop_assert_eq!(old, new),
+                        }
+                    }
+                    let again = decide(&keyring(), &new);
+                    prop_assert_eq!(again, Decision::OnTarget { fields: reencrypted + on_target });
+                }
+            }
+        }
+    }
+}
