@@ -136,6 +136,14 @@ fn spiffe_claim<'a>(leaf: &'a X509Certificate<'_>) -> SpiffeClaim<'a> {
             _ => None,
         })
         .collect();
+    // A name that can't be read might be the one that matters.
+    let unreadable = names
+        .iter()
+        .flat_map(|names| &names.value.general_names)
+        .any(|name| matches!(name, GeneralName::Invalid(..)));
+    if unreadable {
+        return SpiffeClaim::Invalid;
+    }
     if !uris.iter().any(|uri| has_spiffe_scheme(uri)) {
         return SpiffeClaim::None;
     }
