@@ -1,7 +1,11 @@
 //! Generates the gRPC types with `protox`, a protobuf compiler in Rust, so that
 //! no `protoc` has to be installed; and the source revision for `--version`.
 
-use std::{env, path::PathBuf, process::Command};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use prost::Message;
 
@@ -24,8 +28,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .unwrap_or_else(|| "unknown".to_owned());
     println!("cargo:rustc-env=NICO_REWRAP_REVISION={revision}");
     println!("cargo:rerun-if-env-changed=NICO_REWRAP_REVISION");
-    println!("cargo:rerun-if-changed=.git/HEAD");
-    println!("cargo:rerun-if-changed=.git/logs/HEAD");
+    // A file that is named and not there would mean a rebuild each time.
+    for file in [".git/HEAD", ".git/logs/HEAD"] {
+        if Path::new(file).exists() {
+            println!("cargo:rerun-if-changed={file}");
+        }
+    }
     Ok(())
 }
 

@@ -4,7 +4,10 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use thiserror::Error;
-use tokio::{net::TcpListener, time::sleep};
+use tokio::{
+    net::TcpListener,
+    time::{sleep, timeout},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -23,6 +26,9 @@ use crate::{
 const GRPC: &str = "grpc";
 const DATABASE: &str = "database";
 const PROCESS: &str = "process";
+
+/// How long the last answers may take to be sent.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
 /// How often a database that does not answer is asked again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -167,9 +173,8 @@ impl App {
             tasks.clone(),
             shutdown.clone(),
         );
-        let routes = service
-            .routes()
-            .await
+        let gate = service
+            .into_gate()
             .map_err(|error| AppError::Bug(error.to_string()))?;
         announce(&listeners);
 
@@ -186,7 +191,7 @@ impl App {
             listeners.grpc,
             Arc::new(self.tls),
             Arc::new(self.trust),
-            routes,
+            gate,
             self.options,
             shutdown.clone(),
         ));
@@ -205,16 +210,17 @@ impl App {
         if reached.is_ok() {
             shutdown.cancelled().await;
         }
-        shutdown.cancel();
         self.readiness.hold(PROCESS, "shutting down");
+        shutdown.cancel();
         tracing::info!(grace = %humantime::format_duration(grace), "shutting down");
 
         tasks.close();
         let drained = async {
             tasks.wait().await;
-            grpc.await
+            // Answers are on their way; streams that have no end are not waited for.
+            timeout(LAST_ANSWERS, grpc).await.unwrap_or(Ok(()))
         };
-        match tokio::time::timeout(grace, drained).await {
+        match timeout(grace, drained).await {
             Ok(Ok(())) => tracing::info!("shut down"),
             Ok(Err(_)) => tracing::error!("the gRPC listener panicked: this is a bug"),
             Err(_) => {
@@ -223,7 +229,7 @@ impl App {
         }
         probes_over.cancel();
         // A probe that hangs on to its connection is not waited for.
-        let _ = tokio::time::timeout(Duration::from_millis(100), probes).await;
+        let _ = timeout(Duration::from_millis(100), probes).await;
         reached
     }
 }

@@ -14,26 +14,25 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Record {
     peer: Option<Arc<Peer>>,
-    asked: Option<(Scope, Mode)>,
+    method: String,
+    asked: Option<(String, Mode)>,
     report: Report,
 }
 
 impl Record {
-    pub(crate) fn new(peer: Option<Arc<Peer>>) -> Self {
+    pub(crate) fn new(peer: Option<Arc<Peer>>, method: &str) -> Self {
         Self {
             peer,
+            method: method.to_owned(),
             asked: None,
             report: Report::default(),
         }
     }
 
-    pub(crate) fn peer(&self) -> Option<Arc<Peer>> {
-        self.peer.clone()
-    }
-
-    /// The request was understood.
-    pub(crate) fn asked(&mut self, scope: &Scope, mode: Mode) {
-        self.asked = Some((scope.clone(), mode));
+    /// What the request wants; no scope where the organization id can't be one.
+    pub(crate) fn asked(&mut self, scope: Option<&Scope>, mode: Mode) {
+        let scope = scope.map_or_else(|| "organization (invalid)".to_owned(), Scope::to_string);
+        self.asked = Some((scope, mode));
     }
 
     /// The run ended, with or without an error.
@@ -63,12 +62,13 @@ impl Record {
         let caller = self.peer.as_ref().map(|peer| &peer.caller);
         let identity = caller.and_then(|caller| caller.identity.as_ref());
         let (scope, mode) = match &self.asked {
-            Some((scope, mode)) => (scope.to_string(), Some(*mode)),
-            None => ("unknown".to_owned(), None),
+            Some((scope, mode)) => (scope.as_str(), Some(*mode)),
+            None => ("unknown", None),
         };
         tracing::info!(
             target: "audit",
             outcome,
+            method = self.method,
             error = error.map(tracing::field::display),
             identity_kind = identity.map_or("none", |identity| identity.kind()),
             identity = identity.map(|identity| identity.name()),

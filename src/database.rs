@@ -218,7 +218,7 @@ impl Parameters {
             let decoded = || {
                 percent_encoding::percent_decode_str(value)
                     .decode_utf8()
-                    .map_err(|_| DatabaseError::Url(format!("{name} is not UTF-8")))
+                    .map_err(|_| DatabaseError::Url("a parameter is not UTF-8".to_owned()))
             };
             match name {
                 "sslmode" | "ssl-mode" => parsed.ssl_mode = Some(decoded()?.parse()?),
@@ -226,11 +226,23 @@ impl Parameters {
                     parsed.root_certificate = Some(PathBuf::from(decoded()?.as_ref()));
                 }
                 _ if DRIVER.contains(&name) => parsed.for_driver.push(parameter.to_owned()),
-                _ => parsed.ignored.push(name.to_owned()),
+                _ if is_parameter_name(name) => parsed.ignored.push(name.to_owned()),
+                _ => {
+                    let what = "an odd parameter; is a '?' in the password not percent-encoded?";
+                    return Err(DatabaseError::Url(what.to_owned()));
+                }
             }
         }
         Ok(parsed)
     }
+}
+
+/// Whether this may be quoted: part of a mistyped password would hardly look like it.
+fn is_parameter_name(name: &str) -> bool {
+    !name.is_empty()
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || matches!(b, b'-' | b'_'))
 }
 
 fn root_cause(error: &dyn std::error::Error) -> String {
@@ -385,6 +397,8 @@ mod tests {
     fn faults_do_not_quote_the_url() {
         for url in [
             "postgres://u:s3cr3t@db/nico?sslmode=s3cr3t",
+            "postgres://u:12?34s3cr3t@db/nico",
+            "postgres://u:12?s3cr3t=%ff@db/nico",
             "postgres://u:s3cr3t@db:port/nico",
             "mysql://u:s3cr3t@db/nico",
             "s3cr3t",

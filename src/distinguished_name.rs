@@ -38,18 +38,19 @@ impl<'a> DistinguishedName<'a> {
         Self(name)
     }
 
-    /// Every value of the attribute, in the order of the certificate.
-    pub(crate) fn all(&self, attribute: Attribute) -> impl Iterator<Item = String> {
+    /// Every value of the attribute, in the order of the certificate; `None` for one
+    /// that can't be read.
+    pub(crate) fn all(&self, attribute: Attribute) -> impl Iterator<Item = Option<String>> {
         let oid = attribute.oid();
         self.0
             .iter_attributes()
             .filter(move |found| *found.attr_type() == oid)
-            .filter_map(|found| text(found.attr_value()))
+            .map(|found| text(found.attr_value()))
     }
 
-    /// The last value of the attribute.
+    /// The last value of the attribute, if it can be read.
     pub(crate) fn last(&self, attribute: Attribute) -> Option<String> {
-        self.all(attribute).last()
+        self.all(attribute).last().flatten()
     }
 }
 

@@ -13,7 +13,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 use crate::{
     authorize::Denial,
     organization::{InvalidOrganizationId, OrganizationId},
-    run::RunError,
+    service::RUN_ID_HEADER,
     store::StoreError,
 };
 
@@ -70,6 +70,12 @@ pub enum ServiceError {
     /// The client is gone.
     #[error("the call was cancelled; what was committed stays")]
     Cancelled,
+    /// There is no such method here.
+    #[error("no such method, or a message encoding that is not supported")]
+    UnknownMethod,
+    /// The request is not of the method's type, or too large to be.
+    #[error("the request can't be decoded as one of this method, or is larger than any can be")]
+    MalformedRequest,
     /// A bug.
     #[error("internal error; the server's log has more under this run id")]
     Internal,
@@ -98,6 +104,8 @@ impl ServiceError {
             Self::ShuttingDown => (Code::Unavailable, "SHUTTING_DOWN"),
             Self::DeadlineExceeded => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
             Self::Cancelled => (Code::Cancelled, "CANCELLED"),
+            Self::UnknownMethod => (Code::Unimplemented, "UNKNOWN_METHOD"),
+            Self::MalformedRequest => (Code::InvalidArgument, "MALFORMED_REQUEST"),
             Self::Internal => (Code::Internal, "INTERNAL"),
         }
     }
@@ -112,16 +120,14 @@ impl From<ServiceError> for Status {
 }
 
 impl ServiceError {
-    /// What a run's end without a report means to the caller.
+    /// The status, with the run id in its metadata.
     #[must_use]
-    pub fn from_run(error: RunError, organization: Option<OrganizationId>) -> Self {
-        match (error, organization) {
-            (RunError::NotFound, Some(id)) => Self::UnknownOrganization(id),
-            (RunError::NotFound | RunError::Panicked, _) => Self::Internal,
-            // Whoever stopped it for another reason says so instead.
-            (RunError::Stopped, _) => Self::ShuttingDown,
-            (RunError::Store(error), _) => Self::Database(error),
+    pub fn into_status(self, run_id: &str) -> Status {
+        let mut status = Status::from(self);
+        if let Ok(run_id) = run_id.parse() {
+            status.metadata_mut().insert(RUN_ID_HEADER, run_id);
         }
+        status
     }
 }
 
@@ -191,6 +197,12 @@ mod tests {
                 "DEADLINE_EXCEEDED",
             ),
             (ServiceError::Cancelled, Cancelled, "CANCELLED"),
+            (ServiceError::UnknownMethod, Unimplemented, "UNKNOWN_METHOD"),
+            (
+                ServiceError::MalformedRequest,
+                InvalidArgument,
+                "MALFORMED_REQUEST",
+            ),
             (ServiceError::Internal, Internal, "INTERNAL"),
         ];
         for (error, code, reason) in table {
@@ -204,22 +216,5 @@ mod tests {
                 (reason, DOMAIN)
             );
         }
-    }
-
-    #[test]
-    fn the_end_of_a_run_is_told_apart() {
-        let reason = |error, id: Option<&str>| {
-            let id = id.map(|id| OrganizationId::parse(id).unwrap());
-            ServiceError::from_run(error, id).code_and_reason().1
-        };
-        assert_eq!(
-            reason(RunError::NotFound, Some("acme")),
-            "UNKNOWN_ORGANIZATION"
-        );
-        assert_eq!(reason(RunError::NotFound, None), "INTERNAL");
-        assert_eq!(reason(RunError::Panicked, None), "INTERNAL");
-        assert_eq!(reason(RunError::Stopped, None), "SHUTTING_DOWN");
-        let gone = StoreError::Unavailable("gone".to_owned());
-        assert_eq!(reason(RunError::Store(gone), None), "DATABASE_UNAVAILABLE");
     }
 }

@@ -200,6 +200,7 @@ fn external(leaf: &X509Certificate<'_>, rules: &TrustRules) -> Option<Identity> 
     let issuer = DistinguishedName::new(leaf.issuer());
     let listed = issuer
         .all(Attribute::CommonName)
+        .flatten()
         .any(|cn| rules.issuer_cns.contains(&cn));
     if !listed {
         return None;

@@ -6,7 +6,7 @@
 //! different things. Where the keys come from is the business of
 //! [`crate::secrets`].
 
-use std::{borrow::Borrow, collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt};
 
 use aes_gcm::{Aes256Gcm, KeyInit};
 use sha2::{Digest, Sha256};
@@ -53,12 +53,6 @@ impl KeyId {
 impl fmt::Display for KeyId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
-    }
-}
-
-impl Borrow<str> for KeyId {
-    fn borrow(&self) -> &str {
-        &self.0
     }
 }
 
@@ -136,7 +130,7 @@ pub struct Keyring {
 
 /// The target key id is not among the keys.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("key id {0:?} is not among the keys")]
+#[error("key id {:?} is not among the keys", .0.as_str())]
 pub struct NoTargetKey(pub KeyId);
 
 impl Keyring {

@@ -32,7 +32,7 @@
 //! and TLS with it), [`store`] (all SQL).
 //!
 //! The service: [`run`] knows the store and the pure core, and no gRPC; [`listener`]
-//! (TLS and HTTP/2), [`service`] (the gRPC surface), [`error`] (the one mapping to a
+//! (TLS and HTTP/2), [`gate`] (who gets through), [`service`] (the gRPC surface), [`error`] (the one mapping to a
 //! status), `audit`, [`admin`] (probes and metrics), [`readiness`], [`telemetry`].
 //!
 //! [`app`] puts them together, and [`cli`] is the command line; only these two know
@@ -48,6 +48,7 @@ pub mod database;
 mod distinguished_name;
 pub mod envelope;
 pub mod error;
+pub mod gate;
 pub mod identity;
 pub mod keyring;
 pub mod listener;

@@ -5,8 +5,9 @@
 //! client's certificate says is read once for each connection and travels with
 //! every request as [`Peer`].
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
+use http_body_util::BodyExt;
 use hyper::{Request, body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ServerConfig;
@@ -18,11 +19,10 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
-use tower::ServiceExt;
 
 use crate::{
     config::ServerOptions,
+    gate::Gate,
     identity::{Caller, TrustRules},
     telemetry,
 };
@@ -42,12 +42,12 @@ pub struct Peer {
     pub caller: Caller,
 }
 
-/// Serves `routes` until `shutdown`, then lets the calls under way end.
+/// Serves what is behind `gate` until `shutdown`, then lets the calls under way end.
 pub async fn serve(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
     trust: Arc<TrustRules>,
-    routes: Routes,
+    gate: Gate,
     options: ServerOptions,
     shutdown: CancellationToken,
 ) {
@@ -55,7 +55,7 @@ pub async fn serve(
     let server = Arc::new(Server {
         acceptor: TlsAcceptor::from(tls),
         trust,
-        routes: routes.prepare(),
+        gate,
         options,
         shutdown: shutdown.clone(),
     });
@@ -109,7 +109,7 @@ async fn accept(
 struct Server {
     acceptor: TlsAcceptor,
     trust: Arc<TrustRules>,
-    routes: Routes,
+    gate: Gate,
     options: ServerOptions,
     shutdown: CancellationToken,
 }
@@ -163,11 +163,16 @@ impl Server {
         let service = service_fn(|mut request: Request<Incoming>| {
             let call = Call::start(&calls);
             request.extensions_mut().insert(peer.clone());
-            let answer = self.routes.clone().oneshot(request);
+            let gate = self.gate.clone();
             async move {
-                let answer = answer.await;
-                drop(call);
-                answer
+                let response = gate.answer(request).await;
+                // The call lasts until its answer is sent, not only begun.
+                Ok::<_, Infallible>(response.map(|body| {
+                    body.map_frame(move |frame| {
+                        let _lasts = &call;
+                        frame
+                    })
+                }))
             }
         });
         let connection = http2::Builder::new(TokioExecutor::new())

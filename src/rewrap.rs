@@ -70,12 +70,13 @@ pub enum FieldError {
     #[error("unsupported scheme version: only version 1 is known")]
     SchemeVersion,
     /// The envelope names a key that is not in the secrets.
-    #[error("key id {0:?} is not in the secrets: add that key and run again")]
+    #[error("key id {:?} is not in the secrets: add that key and run again", .0.as_str())]
     UnknownKey(KeyId),
     /// The envelope's key is there, and does not open it.
     #[error(
-        "authentication failed under key id {0:?}, which the secrets have: \
-         the text was altered, or that id has other key bytes here"
+        "authentication failed under key id {:?}, which the secrets have: \
+         the text was altered, or that id has other key bytes here",
+        .0.as_str()
     )]
     NotAuthentic(KeyId),
     /// No randomness for a nonce.

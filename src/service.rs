@@ -6,16 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
 };
 use tonic::{
-    Request, Response, Status,
-    metadata::{MetadataMap, MetadataValue},
-    server::NamedService,
-    service::Routes,
+    Request, Response, Status, metadata::MetadataMap, server::NamedService, service::Routes,
 };
 use tracing::Instrument;
 
@@ -28,10 +25,11 @@ use crate::{
     audit,
     authorize::{Policy, authorize},
     error::ServiceError,
+    gate::Gate,
     listener::Peer,
-    organization::OrganizationId,
+    organization::{InvalidOrganizationId, OrganizationId},
     readiness::Readiness,
-    run::{Mode, Report, Runner, Scope},
+    run::{Mode, Report, RunError, Runner, Scope},
 };
 
 #[expect(unreachable_pub, clippy::pedantic, reason = "generated code")]
@@ -43,8 +41,11 @@ mod proto {
 /// A request has two small fields; whatever is bigger is none.
 const MAX_REQUEST_BYTES: usize = 16 << 10;
 
+/// The one method, for the audit record.
+const METHOD: &str = "/forge.Forge/ReencryptTenantIdentitySecrets";
+
 /// The header that names a run, in every answer and in every log line.
-const RUN_ID_HEADER: &str = "x-rewrap-run-id";
+pub(crate) const RUN_ID_HEADER: &str = "x-rewrap-run-id";
 
 /// The header by which a caller says which target it means.
 const EXPECT_TARGET_HEADER: &str = "x-expect-target-key-id";
@@ -90,12 +91,12 @@ impl Service {
         }
     }
 
-    /// This service with health checking and reflection beside it.
+    /// This service with health checking and reflection beside it, behind the gate.
     ///
     /// # Errors
     ///
     /// When the descriptors that were compiled in can't be decoded.
-    pub async fn routes(self) -> Result<Routes, tonic_reflection::server::Error> {
+    pub fn into_gate(self) -> Result<Gate, tonic_reflection::server::Error> {
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
@@ -104,19 +105,34 @@ impl Service {
                 .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         };
         let (reporter, health) = tonic_health::server::health_reporter();
-        let (readiness, shutdown) = (self.inner.readiness.clone(), self.inner.shutdown.clone());
-        self.inner.tasks.spawn(async move {
-            let follow = readiness.report_to(&reporter, &["", ForgeServer::<Self>::NAME]);
-            shutdown.run_until_cancelled(follow).await;
+        let readiness = self.inner.readiness.clone();
+        // Goes on while the process drains: that is when it matters.
+        tokio::spawn(async move {
+            let services = ["", ForgeServer::<Self>::NAME];
+            readiness.report_to(&reporter, &services).await;
         });
+        let policy = self.inner.policy.clone();
         let mut routes = Routes::builder();
         routes
-            .add_service(health)
-            .add_service(reflection().build_v1()?)
-            .add_service(reflection().build_v1alpha()?)
+            .add_service(health.max_decoding_message_size(MAX_REQUEST_BYTES))
+            .add_service(
+                reflection()
+                    .build_v1()?
+                    .max_decoding_message_size(MAX_REQUEST_BYTES),
+            )
+            .add_service(
+                reflection()
+                    .build_v1alpha()?
+                    .max_decoding_message_size(MAX_REQUEST_BYTES),
+            )
             .add_service(ForgeServer::new(self).max_decoding_message_size(MAX_REQUEST_BYTES));
-        Ok(routes.routes())
+        Ok(Gate::new(routes.routes(), policy))
     }
+}
+
+/// A fresh id for a run, or for a call that never became one.
+pub(crate) fn run_id() -> String {
+    uuid::Uuid::new_v4().to_string()
 }
 
 #[tonic::async_trait]
@@ -125,92 +141,113 @@ impl Forge for Service {
         &self,
         request: Request<ReencryptTenantIdentitySecretsRequest>,
     ) -> Result<Response<ReencryptTenantIdentitySecretsResponse>, Status> {
-        let run_id = uuid::Uuid::new_v4().to_string();
-        let span = tracing::info_span!("rewrap", run_id);
+        let run_id = run_id();
+        // On error level, so that no log filter takes the id off a line.
+        let span = tracing::error_span!("rewrap", run_id);
 
         // The call is a task of its own, so that its end is audited whatever becomes of
         // the client; the guard tells the task that the client is gone.
         let gone = CancellationToken::new();
         let _guard: DropGuard = gone.clone().drop_guard();
         let inner = self.inner.clone();
-        let call = async move { inner.call(request, &gone).await };
+        let call = async move { inner.call(request, gone).await };
         let answer = self.inner.tasks.spawn(call.instrument(span)).await;
-
-        let run_id = MetadataValue::try_from(run_id).map_err(|_| ServiceError::Internal)?;
-        let answer = answer.unwrap_or_else(|panic| {
-            tracing::error!(run_id = ?run_id, error = %panic, "a call panicked: this is a bug");
-            Err(ServiceError::Internal)
-        });
-        match answer {
+        match answer.unwrap_or(Err(ServiceError::Internal)) {
             Ok(response) => {
                 let mut response = Response::new(response);
+                let run_id = run_id.parse().map_err(|_| ServiceError::Internal)?;
                 response.metadata_mut().insert(RUN_ID_HEADER, run_id);
                 Ok(response)
             }
-            Err(error) => {
-                let mut status = Status::from(error);
-                status.metadata_mut().insert(RUN_ID_HEADER, run_id);
-                Err(status)
-            }
+            Err(error) => Err(error.into_status(&run_id)),
+        }
+    }
+}
+
+/// What a call wants, as far as it can be understood.
+struct Asked {
+    scope: Result<Scope, InvalidOrganizationId>,
+    mode: Mode,
+    expected_target: Vec<String>,
+    deadline: Option<Duration>,
+}
+
+impl Asked {
+    fn new(request: &Request<ReencryptTenantIdentitySecretsRequest>) -> Self {
+        let message = request.get_ref();
+        Self {
+            scope: match &message.organization_id {
+                None => Ok(Scope::Site),
+                Some(id) => OrganizationId::parse(id).map(Scope::Organization),
+            },
+            mode: if message.dry_run {
+                Mode::DryRun
+            } else {
+                Mode::Apply
+            },
+            expected_target: expected_target(request.metadata()),
+            deadline: deadline(request.metadata()),
         }
     }
 }
 
 impl Inner {
-    /// Carries the call out and leaves its audit record.
+    /// Carries the call out and leaves its audit record, also if it panics.
     async fn call(
-        &self,
+        self: Arc<Self>,
         request: Request<ReencryptTenantIdentitySecretsRequest>,
-        gone: &CancellationToken,
+        gone: CancellationToken,
     ) -> Result<ReencryptTenantIdentitySecretsResponse, ServiceError> {
         let started = Instant::now();
-        let mut record = audit::Record::new(request.extensions().get::<Arc<Peer>>().cloned());
-        let result = self.checked_run(&request, gone, &mut record).await;
+        let asked = Asked::new(&request);
+        let peer = request.extensions().get::<Arc<Peer>>().cloned();
+        let mut record = audit::Record::new(peer.clone(), METHOD);
+        record.asked(asked.scope.as_ref().ok(), asked.mode);
+
+        let run = tokio::spawn(
+            async move { self.checked_run(peer, asked, &gone).await }.in_current_span(),
+        );
+        let (result, report) = run.await.unwrap_or_else(|error| {
+            tracing::error!(%error, "a run panicked: this is a bug");
+            (Err(ServiceError::Internal), Report::default())
+        });
+        record.counted(&report);
         record.write(started.elapsed(), result.as_ref().err());
-        let (report, target) = result?;
-        Ok(response(&report, target))
+        result.map(|target| response(&report, target))
     }
 
+    /// The target of the run or why it has none, and what it counted until then.
     async fn checked_run(
         &self,
-        request: &Request<ReencryptTenantIdentitySecretsRequest>,
+        peer: Option<Arc<Peer>>,
+        asked: Asked,
         gone: &CancellationToken,
-        record: &mut audit::Record,
-    ) -> Result<(Report, String), ServiceError> {
-        let peer = record.peer().ok_or(ServiceError::Internal)?;
+    ) -> (Result<String, ServiceError>, Report) {
+        let mut report = Report::default();
+        let result = self.run(peer, asked, gone, &mut report).await;
+        (result, report)
+    }
+
+    async fn run(
+        &self,
+        peer: Option<Arc<Peer>>,
+        asked: Asked,
+        gone: &CancellationToken,
+        report: &mut Report,
+    ) -> Result<String, ServiceError> {
+        let peer = peer.ok_or(ServiceError::Internal)?;
         let permit = authorize(&self.policy, &peer.caller)?;
-
-        let message = request.get_ref();
-        let mode = if message.dry_run {
-            Mode::DryRun
-        } else {
-            Mode::Apply
-        };
-        let scope = match &message.organization_id {
-            None => Scope::Site,
-            Some(id) => Scope::Organization(OrganizationId::parse(id)?),
-        };
-        record.asked(&scope, mode);
-
+        let (scope, mode) = (asked.scope?, asked.mode);
         let runner = self.runner.as_ref().ok_or(ServiceError::Disabled)?;
         let target = runner.keyring().target().id().to_string();
-        expect_target(request.metadata(), &target)?;
+        if let Some(expected) = asked.expected_target.into_iter().find(|id| *id != target) {
+            return Err(ServiceError::UnexpectedTarget { target, expected });
+        }
         if self.shutdown.is_cancelled() {
             return Err(ServiceError::ShuttingDown);
         }
         self.readiness.check().map_err(ServiceError::NotReady)?;
-
-        let _one_of_many = self.runs.clone().try_acquire_owned();
-        let _one_of_many = _one_of_many.map_err(|_| ServiceError::TooManyRuns)?;
-        let _only_one = match (&scope, mode) {
-            (Scope::Site, Mode::Apply) => Some(
-                self.site_apply
-                    .clone()
-                    .try_acquire_owned()
-                    .map_err(|_| ServiceError::ApplyUnderWay)?,
-            ),
-            _ => None,
-        };
+        let _places = self.places(&scope, mode)?;
 
         tracing::info!(
             scope = %scope,
@@ -219,75 +256,63 @@ impl Inner {
             caller = permit.identity().name(),
             "run started"
         );
-        let deadline = deadline(request.metadata());
-        let report = self
-            .run(runner, &scope, mode, deadline, gone, record)
-            .await?;
-        Ok((report, target))
-    }
-
-    /// Runs until the end, the deadline, the client's leaving or the shutdown.
-    async fn run(
-        &self,
-        runner: &Runner,
-        scope: &Scope,
-        mode: Mode,
-        deadline: Option<Duration>,
-        gone: &CancellationToken,
-        record: &mut audit::Record,
-    ) -> Result<Report, ServiceError> {
         let stop = self.shutdown.child_token();
-        let mut run = std::pin::pin!(runner.run(scope, mode, &stop));
         let deadline = async {
-            match deadline {
+            match asked.deadline {
                 Some(deadline) => tokio::time::sleep(deadline).await,
                 None => std::future::pending().await,
             }
         };
+        let mut run = std::pin::pin!(runner.run(&permit, &scope, mode, &stop, report));
         let (result, stopped_for) = tokio::select! {
-            result = run.as_mut() => (result, None),
+            result = run.as_mut() => (result, ServiceError::ShuttingDown),
             () = gone.cancelled() => {
                 stop.cancel();
-                (run.await, Some(ServiceError::Cancelled))
+                (run.await, ServiceError::Cancelled)
             }
             () = deadline => {
                 stop.cancel();
-                (run.await, Some(ServiceError::DeadlineExceeded))
+                (run.await, ServiceError::DeadlineExceeded)
             }
         };
         match result {
-            Ok(report) => {
-                record.counted(&report);
-                Ok(report)
-            }
-            Err((error, report)) => {
-                record.counted(&report);
-                let organization = match scope {
-                    Scope::Site => None,
-                    Scope::Organization(id) => Some(id.clone()),
-                };
-                Err(match (error, stopped_for) {
-                    (crate::run::RunError::Stopped, Some(reason)) => reason,
-                    (error, _) => ServiceError::from_run(error, organization),
-                })
+            Ok(()) => Ok(target),
+            Err(RunError::Stopped) => Err(stopped_for),
+            Err(RunError::NotFound(id)) => Err(ServiceError::UnknownOrganization(id)),
+            Err(RunError::Store(error)) => Err(ServiceError::Database(error)),
+            Err(RunError::Panicked) => {
+                tracing::error!("a task of the run panicked: this is a bug");
+                Err(ServiceError::Internal)
             }
         }
+    }
+
+    /// A place among the runs, and the one place for a site-wide apply.
+    fn places(&self, scope: &Scope, mode: Mode) -> Result<Vec<OwnedSemaphorePermit>, ServiceError> {
+        let one_of_many = self.runs.clone().try_acquire_owned();
+        let mut places = vec![one_of_many.map_err(|_| ServiceError::TooManyRuns)?];
+        if *scope == Scope::Site && mode == Mode::Apply {
+            let only_one = self.site_apply.clone().try_acquire_owned();
+            places.push(only_one.map_err(|_| ServiceError::ApplyUnderWay)?);
+        }
+        Ok(places)
     }
 }
 
 /// A caller that says which target it means is not served by another one: a
-/// replacement of the server with a new target may be half-way through.
-fn expect_target(metadata: &MetadataMap, target: &str) -> Result<(), ServiceError> {
-    for expected in metadata.get_all(EXPECT_TARGET_HEADER) {
-        let expected = String::from_utf8_lossy(expected.as_bytes());
-        if expected != target {
-            return Err(ServiceError::UnexpectedTarget {
-                target: target.to_owned(),
-                expected: expected.into_owned(),
-            });
-        }
-    }
-    Ok(())
+/// replacement of the server with a new target may be half-way through. No key id is
+/// longer than 255 bytes; what is cut off would not have fitted anyway.
+fn expected_target(metadata: &MetadataMap) -> Vec<String> {
+    metadata
+        .get_all(EXPECT_TARGET_HEADER)
+        .iter()
+        .map(|value| {
+            String::from_utf8_lossy(value.as_bytes())
+                .chars()
+                .take(256)
+                .collect()
+        })
+        .collect()
 }
 
 /// The `grpc-timeout` header: at most eight digits and a unit (gRPC over HTTP/2,

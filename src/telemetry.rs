@@ -38,6 +38,11 @@ pub fn start_logging(options: &LogOptions) {
     };
     // Checked when the configuration was read.
     let filter = EnvFilter::try_new(&options.filter).unwrap_or_default();
+    // Every call leaves its record, whatever else is filtered out.
+    let filter = match "audit=info".parse() {
+        Ok(always) => filter.add_directive(always),
+        Err(_) => filter,
+    };
     let _ = tracing_subscriber::registry()
         .with(format)
         .with(filter)

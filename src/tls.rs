@@ -10,7 +10,11 @@ use std::{
     sync::Arc,
 };
 
-use rustls::{RootCertStore, ServerConfig, crypto::CryptoProvider, server::WebPkiClientVerifier};
+use rustls::{
+    RootCertStore, ServerConfig,
+    crypto::CryptoProvider,
+    server::{NoServerSessionStorage, WebPkiClientVerifier},
+};
 use thiserror::Error;
 
 use crate::pem::{self, PemError};
@@ -95,7 +99,7 @@ impl TlsFiles {
             Some(path) if has_content(path) => add_roots(&mut roots, path)?,
             Some(path) => tracing::warn!(
                 file = %path.display(),
-                "no admin bundle: [tls].admin_root_cafile_path names an absent or empty file"
+                "no admin bundle: [tls].admin_root_cafile_path is empty, or names an absent or empty file"
             ),
             None => {}
         }
@@ -112,6 +116,9 @@ impl TlsFiles {
                 certified_key,
             )));
         config.alpn_protocols = vec![b"h2".to_vec()];
+        // A resumed session would bring back a certificate without verifying it again.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
         Ok(config)
     }
 
@@ -138,6 +145,9 @@ fn provider() -> Arc<CryptoProvider> {
 /// Whether there is anything in the file; a file that can't be read has, so that
 /// the reason comes to light.
 fn has_content(path: &Path) -> bool {
+    if path.as_os_str().is_empty() {
+        return false;
+    }
     match std::fs::read(path) {
         Ok(text) => !text.trim_ascii().is_empty(),
         Err(error) => error.kind() != std::io::ErrorKind::NotFound,

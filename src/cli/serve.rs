@@ -21,19 +21,21 @@ pub(super) fn run(files: &[PathBuf], environment: &Environment) -> ExitCode {
     introduce(&config);
     let served = runtime()
         .map_err(|error| AppError::Bug(error.to_string()))
-        .and_then(|runtime| runtime.block_on(serve(config)));
+        .and_then(|runtime| {
+            let served = runtime.block_on(serve(config));
+            // A name look-up that hangs in a thread of its own must not delay the exit.
+            runtime.shutdown_background();
+            served
+        });
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "ended");
-            fail(
-                &error,
-                if error.is_configuration() {
-                    EX_CONFIG
-                } else {
-                    1
-                },
-            )
+            ExitCode::from(if error.is_configuration() {
+                EX_CONFIG
+            } else {
+                1
+            })
         }
     }
 }

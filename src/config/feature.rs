@@ -133,11 +133,19 @@ pub(super) fn database(settings: &mut Settings, warnings: &mut Vec<String>) -> O
 }
 
 fn store(settings: &mut Settings) -> StoreOptions {
+    let lock_timeout = settings.duration("rewrap.lock_timeout", Duration::from_secs(2));
+    let statement_timeout = settings.duration("rewrap.statement_timeout", Duration::from_secs(5));
+    if lock_timeout >= statement_timeout {
+        settings.fault(
+            "rewrap.lock_timeout",
+            "must be shorter than [rewrap].statement_timeout, which would end the wait first",
+        );
+    }
     StoreOptions {
         max_connections: settings.number("rewrap.max_connections", 8, 1..=256) as usize,
         page_size: settings.number("rewrap.page_size", 500, 1..=10_000),
-        lock_timeout: settings.duration("rewrap.lock_timeout", Duration::from_secs(2)),
-        statement_timeout: settings.duration("rewrap.statement_timeout", Duration::from_secs(5)),
+        lock_timeout,
+        statement_timeout,
         pool_wait: settings.duration("rewrap.pool_wait", Duration::from_secs(10)),
         max_attempts: settings.number("rewrap.max_attempts", 5, 1..=100),
         pipeline_depth: settings.number("rewrap.pipeline_depth", 4, 1..=64) as usize,

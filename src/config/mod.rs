@@ -206,7 +206,7 @@ fn tls_files(settings: &mut Settings) -> Option<TlsFiles> {
         key: key?,
         root_ca: root_ca?,
         admin_root_ca: settings
-            .filled_string("tls.admin_root_cafile_path")
+            .string("tls.admin_root_cafile_path")
             .map(PathBuf::from),
     };
     // Loaded once more when the listener is made; here so that a bad file is reported
@@ -222,13 +222,9 @@ fn trust(settings: &mut Settings) -> Option<TrustRules> {
         "auth.trust.spiffe_trust_domain",
         "set it to the site's SPIFFE trust domain, like \"nico.local\"",
     );
-    let service_base_paths = settings
-        .list("auth.trust.spiffe_service_base_paths")
-        .unwrap_or_default();
+    let service_base_paths = settings.filled_list("auth.trust.spiffe_service_base_paths");
     let machine_base_path = settings.filled_string("auth.trust.spiffe_machine_base_path");
-    let issuer_cns = settings
-        .list("auth.trust.additional_issuer_cns")
-        .unwrap_or_default();
+    let issuer_cns = settings.filled_list("auth.trust.additional_issuer_cns");
     Some(TrustRules {
         trust_domain: domain.map(|domain| bare_trust_domain(&domain).to_owned())?,
         service_base_paths: service_base_paths
@@ -248,11 +244,9 @@ fn bare_trust_domain(setting: &str) -> &str {
 
 /// A base path ends where a segment ends, whether or not it is spelled so.
 fn with_slashes(path: &str) -> String {
-    let segments = path.trim_matches('/');
-    if segments.is_empty() {
-        "/".to_owned()
-    } else {
-        format!("/{segments}/")
+    match path.trim_matches('/') {
+        "" => "/".to_owned(),
+        segments => format!("/{segments}/"),
     }
 }
 
@@ -331,6 +325,10 @@ fn not_yet_enforced(settings: &Settings, warnings: &mut Vec<String>) {
         (
             "auth.cli_certs",
             "its certificates get no identity from it and may not call",
+        ),
+        (
+            "tls.admin_root_cafile_path",
+            "its CAs are trusted, but external users of the other CAs are not refused for it",
         ),
     ] {
         if settings.is_set(key) {

@@ -17,7 +17,7 @@ pub type Environment = BTreeMap<String, String>;
 const VARIABLE_PREFIX: &str = "NICO_REWRAP__";
 
 /// The section that is ours alone.
-pub(super) const SECTION: &str = "rewrap";
+const SECTION: &str = "rewrap";
 
 pub(super) struct Settings {
     config: config::Config,
@@ -73,9 +73,7 @@ impl Settings {
         }
 
         let config = builder.build().unwrap_or_else(|_| {
-            faults.push(
-                "the files can't be merged: one has a table where another has a value".to_owned(),
-            );
+            faults.push("the files can't be merged into one configuration".to_owned());
             config::Config::default()
         });
         let names: Vec<_> = files
@@ -196,6 +194,16 @@ impl Settings {
         };
         if items.is_none() {
             self.fault(key, "must be a list of texts, like [\"a\", \"b\"]");
+        }
+        items
+    }
+
+    /// A list without blanks: an empty name would match what nobody meant.
+    pub(super) fn filled_list(&mut self, key: &str) -> Vec<String> {
+        let mut items = self.list(key).unwrap_or_default();
+        if items.iter().any(|item| item.trim().is_empty()) {
+            self.fault(key, "has a blank entry; remove it");
+            items.clear();
         }
         items
     }

@@ -5,7 +5,7 @@ use std::{mem, sync::Arc};
 use futures_util::{StreamExt, stream};
 use tokio_util::sync::CancellationToken;
 
-use super::{Context, Failure, Mode, report::RowOutcome};
+use super::{Context, Failure, Mode, RunError, report::RowOutcome};
 use crate::{
     rewrap::{Decision, Texts, decide},
     store::{LockedOutcome, Replaced, Row, StoreError, Writer, next_version_counter},
@@ -46,21 +46,19 @@ enum Step {
     Stopped,
     /// It changes faster than we are: decide under a lock.
     Contended(Pending),
-    /// The connection died under it.
+    /// The connection is of no use any more.
     Lost(Pending, StoreError),
-    /// There is no working with the database.
-    Fatal(StoreError),
 }
 
 impl Chunk {
-    /// Works on `rows` and says what became of each that was begun, also when the
-    /// database fails half-way.
-    pub(super) async fn run(self, rows: Vec<Row>) -> (Vec<RowOutcome>, Result<(), StoreError>) {
+    /// Works on `rows` and says what became of each that was begun, also when it
+    /// could not go through all of them.
+    pub(super) async fn run(self, rows: Vec<Row>) -> (Vec<RowOutcome>, Result<(), RunError>) {
         let mut outcomes = Vec::with_capacity(rows.len());
         let mut pending = Vec::new();
         for row in rows {
             if self.stop.is_cancelled() {
-                break;
+                return (outcomes, Err(RunError::Stopped));
             }
             match self.plan(&row) {
                 Plan::Write(texts, outcome) if self.mode == Mode::Apply => pending.push(Pending {
@@ -72,29 +70,34 @@ impl Chunk {
                 Plan::Write(_, outcome) | Plan::Finished(outcome) => outcomes.push(outcome),
             }
         }
+        let result = self.write_all(pending, &mut outcomes).await;
+        (outcomes, result)
+    }
 
+    async fn write_all(
+        &self,
+        mut pending: Vec<Pending>,
+        outcomes: &mut Vec<RowOutcome>,
+    ) -> Result<(), RunError> {
+        let store = &self.context.store;
         // Each turn is a connection; there is a second one only if the first died.
         let mut connections = 0;
         while !pending.is_empty() {
+            let writer = self.stop.run_until_cancelled(self.context.writer()).await;
+            let (mut writer, _lane) = writer.ok_or(RunError::Stopped)??;
             connections += 1;
-            let mut writer = match self.context.store.writer().await {
-                Ok(writer) => writer,
-                Err(error) => return (outcomes, Err(error)),
-            };
             let rows = mem::take(&mut pending);
-            let lost = self
-                .write(&mut writer, rows, &mut pending, &mut outcomes)
-                .await;
-            writer.release(lost.is_some());
-            match lost {
-                Some(error @ StoreError::Unavailable(_)) => return (outcomes, Err(error)),
-                Some(error) if connections >= self.context.store.options().max_attempts => {
-                    return (outcomes, Err(error));
+            let ended = self.write(&mut writer, rows, &mut pending, outcomes).await;
+            match ended {
+                Err(RunError::Store(StoreError::ConnectionLost(_)))
+                    if connections < store.options().max_attempts =>
+                {
+                    store.pause().await;
                 }
-                _ => {}
+                ended => ended?,
             }
         }
-        (outcomes, Ok(()))
+        Ok(())
     }
 
     /// Writes `rows` on one connection. Those that lost it go back to `pending`, and
@@ -105,9 +108,28 @@ impl Chunk {
         rows: Vec<Pending>,
         pending: &mut Vec<Pending>,
         outcomes: &mut Vec<RowOutcome>,
-    ) -> Option<StoreError> {
+    ) -> Result<(), RunError> {
         let mut contended = Vec::new();
-        let mut lost = None;
+        let mut result = Ok(());
+        let mut take = |step, contended: Option<&mut Vec<Pending>>| match (step, contended) {
+            (Step::Finished(outcome), _) => {
+                outcomes.push(outcome);
+                Ok(())
+            }
+            (Step::Contended(row), Some(contended)) => {
+                contended.push(row);
+                Ok(())
+            }
+            (Step::Contended(row), None) => {
+                pending.push(row);
+                Ok(())
+            }
+            (Step::Lost(row, error), _) => {
+                pending.push(row);
+                Err(RunError::Store(error))
+            }
+            (Step::Stopped, _) => Err(RunError::Stopped),
+        };
         {
             let depth = self.context.store.options().pipeline_depth;
             let shared = &*writer;
@@ -115,35 +137,17 @@ impl Chunk {
                 .map(|row| self.replace(shared, row))
                 .buffer_unordered(depth);
             while let Some(step) = steps.next().await {
-                match step {
-                    Step::Finished(outcome) => outcomes.push(outcome),
-                    Step::Stopped => {}
-                    Step::Contended(row) => contended.push(row),
-                    Step::Lost(row, error) => {
-                        pending.push(row);
-                        lost = Some(error);
-                    }
-                    Step::Fatal(error) => return Some(error),
-                }
+                result = result.and(take(step, Some(&mut contended)));
             }
         }
         for row in contended {
-            if lost.is_some() {
-                pending.push(row);
-                continue;
-            }
-            match self.replace_locked(writer, row).await {
-                Step::Finished(outcome) => outcomes.push(outcome),
-                Step::Stopped => {}
-                Step::Contended(row) => pending.push(row),
-                Step::Lost(row, error) => {
-                    pending.push(row);
-                    lost = Some(error);
-                }
-                Step::Fatal(error) => return Some(error),
-            }
+            let step = match &result {
+                Ok(()) => self.replace_locked(writer, row).await,
+                Err(_) => Step::Contended(row),
+            };
+            result = result.and(take(step, None));
         }
-        lost
+        result
     }
 
     /// Compare-and-set, a few times if the row changes under it.
@@ -254,8 +258,7 @@ impl Pending {
             StoreError::Row(error) => {
                 Step::Finished(row_failed(&self.row.organization_id, error.to_string()))
             }
-            error @ StoreError::ConnectionLost(_) => Step::Lost(self, error),
-            error => Step::Fatal(error),
+            error => Step::Lost(self, error),
         }
     }
 }

@@ -14,15 +14,19 @@ mod report;
 use std::{fmt, sync::Arc};
 
 use thiserror::Error;
-use tokio::task::JoinSet;
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
 
 pub use self::report::{Failure, Report};
 use self::{chunk::Chunk, report::RowOutcome};
 use crate::{
+    authorize::Permit,
     keyring::Keyring,
     organization::OrganizationId,
-    store::{Row, Store, StoreError},
+    store::{Row, Store, StoreError, Writer},
     telemetry,
 };
 
@@ -61,8 +65,8 @@ pub enum Mode {
 #[derive(Debug, Error)]
 pub enum RunError {
     /// The one organization that was asked for is not there.
-    #[error("no such organization")]
-    NotFound,
+    #[error("no organization {0}")]
+    NotFound(OrganizationId),
     /// The run was told to stop.
     #[error("the run was stopped")]
     Stopped,
@@ -84,14 +88,31 @@ pub struct Runner {
 struct Context {
     keyring: Keyring,
     store: Store,
+    /// The connections that write, over all runs: one less than there are, so that
+    /// pages never wait for as long as rows do that somebody has locked.
+    lanes: Semaphore,
+}
+
+impl Context {
+    /// A connection to write with, as soon as it is this task's turn.
+    async fn writer(&self) -> Result<(Writer<'_>, Option<SemaphorePermit<'_>>), StoreError> {
+        // Never closed.
+        let lane = self.lanes.acquire().await.ok();
+        Ok((self.store.writer().await?, lane))
+    }
 }
 
 impl Runner {
     /// A runner that re-wraps what is in `store` to the target of `keyring`.
     #[must_use]
     pub fn new(keyring: Keyring, store: Store) -> Self {
+        let lanes = store.options().max_connections.saturating_sub(1).max(1);
         Self {
-            context: Arc::new(Context { keyring, store }),
+            context: Arc::new(Context {
+                keyring,
+                store,
+                lanes: Semaphore::new(lanes),
+            }),
         }
     }
 
@@ -108,34 +129,28 @@ impl Runner {
     }
 
     /// Runs to the end, or until `stop`; rows that are under way then are finished.
+    /// What is done is added to `report` also when the end is an error.
     ///
     /// # Errors
     ///
-    /// [`RunError`] when there is nothing to report, and the part of the report
-    /// that was gathered until then.
+    /// [`RunError`] when not everything in scope was evaluated.
     pub async fn run(
         &self,
+        _permit: &Permit,
         scope: &Scope,
         mode: Mode,
         stop: &CancellationToken,
-    ) -> Result<Report, (RunError, Report)> {
-        let mut report = Report::default();
+        report: &mut Report,
+    ) -> Result<(), RunError> {
         let mut tasks = Tasks::new(self.context.clone(), mode, stop.child_token());
-        let mut result = match scope {
-            Scope::Site => self.site(&mut tasks, &mut report).await,
-            Scope::Organization(id) => self.organization(id, &mut tasks, &mut report).await,
+        let result = match scope {
+            Scope::Site => self.site(&mut tasks, report).await,
+            Scope::Organization(id) => self.organization(id, &mut tasks, report).await,
         };
         if result.is_err() {
             tasks.stop.cancel();
         }
-        result = result.and(tasks.finish(&mut report).await);
-        if result.is_ok() && stop.is_cancelled() {
-            result = Err(RunError::Stopped);
-        }
-        match result {
-            Ok(()) => Ok(report),
-            Err(error) => Err((error, report)),
-        }
+        result.and(tasks.finish(report).await)
     }
 
     async fn organization(
@@ -144,14 +159,14 @@ impl Runner {
         tasks: &mut Tasks,
         report: &mut Report,
     ) -> Result<(), RunError> {
+        let not_found = || RunError::NotFound(id.clone());
         let row = self.context.store.row(id.as_str()).await?;
-        tasks
-            .start(vec![row.ok_or(RunError::NotFound)?], report)
-            .await?;
+        let row = row.ok_or_else(not_found)?;
+        tasks.start(vec![row], report).await?;
         tasks.finish(report).await?;
         // Deleted between the two: the same as never there.
-        if report.rows_examined() == 0 && !tasks.stop.is_cancelled() {
-            return Err(RunError::NotFound);
+        if report.rows_examined() == 0 {
+            return Err(not_found());
         }
         Ok(())
     }
@@ -162,7 +177,7 @@ impl Runner {
             // The tasks work while this waits.
             let mut rows = self.context.store.page(after.as_deref()).await?;
             let Some(last) = rows.last() else {
-                break;
+                return Ok(());
             };
             after = Some(last.organization_id.clone());
             while !rows.is_empty() {
@@ -172,7 +187,7 @@ impl Runner {
                     .await?;
             }
         }
-        Ok(())
+        Err(RunError::Stopped)
     }
 }
 
@@ -181,27 +196,25 @@ struct Tasks {
     context: Arc<Context>,
     mode: Mode,
     stop: CancellationToken,
-    running: JoinSet<(Vec<RowOutcome>, Result<(), StoreError>)>,
+    running: JoinSet<(Vec<RowOutcome>, Result<(), RunError>)>,
     at_most: usize,
 }
 
 impl Tasks {
     fn new(context: Arc<Context>, mode: Mode, stop: CancellationToken) -> Self {
-        // One connection is left for the pages, which would otherwise wait for as long
-        // as rows do that somebody has locked.
-        let connections = context.store.options().max_connections;
+        let at_most = context.store.options().max_connections;
         Self {
             context,
             mode,
             stop,
             running: JoinSet::new(),
-            at_most: connections.saturating_sub(1),
+            at_most,
         }
     }
 
     /// Starts a task for `rows` as soon as there is room for one.
     async fn start(&mut self, rows: Vec<Row>, report: &mut Report) -> Result<(), RunError> {
-        while self.running.len() >= self.at_most.max(1) {
+        while self.running.len() >= self.at_most {
             self.join_one(report).await?;
         }
         let chunk = Chunk {
@@ -210,10 +223,6 @@ impl Tasks {
             stop: self.stop.clone(),
         };
         self.running.spawn(chunk.run(rows));
-        // With a single connection, pages and rows take turns.
-        if self.at_most == 0 {
-            self.finish(report).await?;
-        }
         Ok(())
     }
 
@@ -235,7 +244,7 @@ impl Tasks {
                     telemetry::row_done(self.mode, outcome.name());
                     report.add(outcome);
                 }
-                Ok(result?)
+                result
             }
             Some(Err(_)) => Err(RunError::Panicked),
         }

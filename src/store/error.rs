@@ -1,6 +1,8 @@
 //! What can go wrong with the database: with one row, with a connection, or with
 //! the whole of it.
 
+use std::time::Duration;
+
 use deadpool_postgres::{PoolError, TimeoutType};
 use thiserror::Error;
 use tokio_postgres::error::SqlState;
@@ -16,6 +18,9 @@ pub enum StoreError {
     /// The connection died, or is in an unknown state. Another one may do.
     #[error("the connection to the database was lost: {0}")]
     ConnectionLost(String),
+    /// Nothing was heard for this long; the connection is in an unknown state.
+    #[error("no answer from the database within {}", humantime::format_duration(*.0))]
+    NoAnswer(Duration),
     /// No database to work with for now.
     #[error("the database can't be used: {0}")]
     Unavailable(String),
@@ -50,24 +55,17 @@ pub enum RowError {
         "the database role lacks a privilege on the tables (SQLSTATE 42501); grant it and run again"
     )]
     Privilege,
+    /// Only one of the two tables was written, and rolled back.
+    #[error("a trigger or policy kept tenants.version from being bumped: nothing was written")]
+    NotBumped,
     /// Everything else that Postgres may say of one statement.
     #[error("the database refused the write (SQLSTATE {0}); its log has the details")]
     Refused(String),
 }
 
 impl StoreError {
-    /// Worth another try on the same or another connection.
-    pub(super) fn is_transient(&self) -> bool {
-        match self {
-            Self::ConnectionLost(_) | Self::StalePlan | Self::Conflict(_) | Self::ColumnGone => {
-                true
-            }
-            Self::Row(_) | Self::Unavailable(_) => false,
-        }
-    }
-
-    pub(super) fn is_connection_lost(&self) -> bool {
-        matches!(self, Self::ConnectionLost(_))
+    pub(super) fn no_connection() -> Self {
+        Self::ConnectionLost("it was given back".to_owned())
     }
 
     pub(super) fn into_unavailable(self) -> Self {
@@ -93,6 +91,8 @@ impl From<tokio_postgres::Error> for StoreError {
             "42703" => Self::ColumnGone,
             "55P03" => Self::Row(RowError::LockTimeout),
             "57014" => Self::Row(RowError::StatementTimeout),
+            // The division in the statement that writes a row.
+            "22012" => Self::Row(RowError::NotBumped),
             "42501" => Self::Row(RowError::Privilege),
             "23502" if db.table() == Some("tenants") && db.column() == Some("version") => {
                 Self::Row(RowError::Version(VersionError::Malformed))

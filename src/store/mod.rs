@@ -7,8 +7,8 @@
 //! locked, but for [`Writer::replace_locked`], whose decision is a synchronous
 //! closure.
 //!
-//! Nothing here keeps state in a database session: the lock timeout travels with
-//! each statement. That is what makes transaction-mode poolers work.
+//! Nothing here depends on the state of a database session: the lock timeout travels
+//! with each write. That is what makes transaction-mode poolers work.
 
 mod error;
 mod row;
@@ -22,6 +22,7 @@ use std::{
 };
 
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod};
+use tokio::time::timeout;
 use tokio_postgres::{
     Row as PgRow,
     types::{ToSql, Type},
@@ -138,19 +139,7 @@ impl Store {
             .create_timeout(Some(database.connect_timeout()))
             .runtime(deadpool_postgres::Runtime::Tokio1);
         if options.pooler == Pooler::Session {
-            let limits = format!(
-                "SET statement_timeout = {0}; SET idle_in_transaction_session_timeout = {0}",
-                options.statement_timeout.as_millis()
-            );
-            pool = pool.post_create(Hook::async_fn(move |client, _| {
-                let limits = limits.clone();
-                Box::pin(async move {
-                    client
-                        .batch_execute(&limits)
-                        .await
-                        .map_err(HookError::Backend)
-                })
-            }));
+            pool = pool.post_create(configure_session(&options));
         }
         let pool = pool
             .build()
@@ -225,29 +214,40 @@ impl Store {
         sql: &Sql,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, StoreError> {
-        // A cached plan can be outdated by a schema change once; a pooled
-        // connection can have died unnoticed.
-        let mut last = None;
-        for _ in 0..self.options.max_attempts {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
             let mut client = self.client().await?;
-            match self.read_once(&mut client, sql, params).await {
-                Ok(rows) => return Ok(rows.iter().map(Row::from_pg).collect()),
-                Err(error) if error.is_transient() => {
-                    if error.is_connection_lost() {
-                        discard(client);
-                    } else {
-                        client.statement_cache.clear();
-                    }
-                    last = Some(error);
+            let error = match self.read_once(&mut client, sql, params).await {
+                Ok(rows) => return rows.iter().map(Row::from_pg).collect(),
+                Err(error) => error,
+            };
+            match error {
+                // Once is always allowed: it is no conflict with anybody.
+                StoreError::StalePlan if attempt == 1 => self.forget_plans(),
+                // A server that hangs does so on every connection.
+                StoreError::NoAnswer(_) => {
+                    drop(Object::take(client));
+                    return Err(error.into_unavailable());
                 }
-                Err(error) => return Err(error.into_unavailable()),
+                // A connection of the pool can have died unnoticed; the others with it.
+                StoreError::ConnectionLost(_) => {
+                    drop(Object::take(client));
+                    self.pool.retain(|client, _| !client.is_closed());
+                }
+                StoreError::Conflict(_) => {}
+                error => return Err(error.into_unavailable()),
+            }
+            if attempt >= self.options.max_attempts {
+                return Err(error.into_unavailable());
             }
             self.pause().await;
         }
-        Err(last.map_or_else(
-            || StoreError::Unavailable("no attempt was allowed".to_owned()),
-            StoreError::into_unavailable,
-        ))
+    }
+
+    /// Has every connection prepare its statements anew.
+    fn forget_plans(&self) {
+        self.pool.manager().statement_caches.clear();
     }
 
     async fn read_once(
@@ -269,12 +269,30 @@ impl Store {
 
     /// A short wait with jitter before a statement is tried again, so that the two
     /// sides of a deadlock do not meet again.
-    async fn pause(&self) {
+    pub(crate) async fn pause(&self) {
         tokio::time::sleep(Duration::from_millis(fastrand::u64(5..50))).await;
     }
 }
 
-/// Takes a connection of unknown state out of the pool for good.
-fn discard(client: Object) {
-    drop(Object::take(client));
+/// What a session of our own can be told once. The lock timeout is there for locks
+/// on a whole table, which are taken before a statement can set it for itself.
+fn configure_session(options: &StoreOptions) -> Hook {
+    let settings = format!(
+        "SET statement_timeout = {statement}; SET lock_timeout = {lock}; \
+         SET idle_in_transaction_session_timeout = {statement}; \
+         SET default_transaction_isolation = 'read committed'",
+        statement = options.statement_timeout.as_millis(),
+        lock = options.lock_timeout.as_millis(),
+    );
+    let limit = options.statement_timeout;
+    Hook::async_fn(move |client, _| {
+        let settings = settings.clone();
+        Box::pin(async move {
+            let configured = timeout(limit, client.batch_execute(&settings)).await;
+            match configured {
+                Ok(result) => result.map_err(HookError::Backend),
+                Err(_) => Err(HookError::message("no answer to its settings")),
+            }
+        })
+    })
 }

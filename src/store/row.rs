@@ -3,6 +3,7 @@
 use thiserror::Error;
 use tokio_postgres::Row as PgRow;
 
+use super::StoreError;
 use crate::rewrap::Texts;
 
 /// What is read of an organization: its secrets, and its version.
@@ -17,12 +18,12 @@ pub struct Row {
 }
 
 impl Row {
-    pub(super) fn from_pg(row: &PgRow) -> Self {
-        Self {
-            organization_id: row.get(0),
-            texts: [row.get(1), row.get(2), row.get(3)],
-            version: row.get(4),
-        }
+    pub(super) fn from_pg(row: &PgRow) -> Result<Self, StoreError> {
+        Ok(Self {
+            organization_id: row.try_get(0)?,
+            texts: [row.try_get(1)?, row.try_get(2)?, row.try_get(3)?],
+            version: row.try_get(4)?,
+        })
     }
 }
 

@@ -33,7 +33,7 @@ pub(super) struct Found {
 const NEEDED: [(&str, &[&str]); 2] = [
     ("tenants", &["organization_id", "version"]),
     (
-        "tenant_identity_config",
+        CONFIG_TABLE,
         &[
             "organization_id",
             "encrypted_signing_key_1",
@@ -44,6 +44,7 @@ const NEEDED: [(&str, &[&str]); 2] = [
     ),
 ];
 
+const CONFIG_TABLE: &str = "tenant_identity_config";
 const KEY_ID_COLUMN: &str = "encryption_key_id";
 
 /// By way of `to_regclass`, the tables are looked up as every other statement
@@ -67,7 +68,7 @@ pub(super) async fn check(store: &Store, client: &Object) -> Result<Found, Schem
             missing.push(format!("table {table}"));
             continue;
         }
-        has_key_id_column |= columns.iter().any(|column| column == KEY_ID_COLUMN);
+        has_key_id_column |= table == CONFIG_TABLE && columns.iter().any(|c| c == KEY_ID_COLUMN);
         missing.extend(
             needed
                 .iter()

@@ -57,7 +57,11 @@ impl Store {
                 }
             }
         };
-        self.within(answer).await
+        let turns = match on {
+            On::Connection(_) => self.options.pipeline_depth,
+            On::Transaction(_) => 1,
+        };
+        self.within_turns(turns, answer).await
     }
 
     /// Bounds the wait for an answer on our side too: a server that hangs, or a
@@ -66,15 +70,21 @@ impl Store {
         &self,
         answer: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, StoreError> {
-        // Those ahead on the same connection may take their time first.
-        let depth = u32::try_from(self.options.pipeline_depth).unwrap_or(u32::MAX);
-        let limit = self.options.statement_timeout.saturating_mul(depth) + Duration::from_secs(1);
+        self.within_turns(1, answer).await
+    }
+
+    /// The same, for the last of `turns` statements on one connection: those ahead of
+    /// it may take their time first.
+    async fn within_turns<T>(
+        &self,
+        turns: usize,
+        answer: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, StoreError> {
+        let turns = u32::try_from(turns).unwrap_or(u32::MAX);
+        let limit = self.options.statement_timeout.saturating_mul(turns) + Duration::from_secs(1);
         match tokio::time::timeout(limit, answer).await {
             Ok(result) => result.map_err(StoreError::from),
-            Err(_) => Err(StoreError::ConnectionLost(format!(
-                "no answer within {}",
-                humantime::format_duration(limit)
-            ))),
+            Err(_) => Err(StoreError::NoAnswer(limit)),
         }
     }
 }

@@ -1,12 +1,18 @@
 //! The guarded write of one row.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use deadpool_postgres::Object;
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{
+    IsolationLevel,
+    types::{ToSql, Type},
+};
 
 use super::{
-    READ_ROW, Row, RowError, Store, StoreError, discard, select_row,
+    READ_ROW, Row, RowError, Store, StoreError, select_row,
     statement::{On, Sql},
 };
 use crate::{keyring::KeyId, rewrap::Texts};
@@ -36,14 +42,26 @@ pub enum LockedOutcome<T> {
 /// time: their statements go out one behind the other.
 pub struct Writer<'a> {
     store: &'a Store,
-    client: Object,
+    /// Always there but while it is dropped.
+    client: Option<Object>,
+    lost: AtomicBool,
+}
+
+impl Drop for Writer<'_> {
+    fn drop(&mut self) {
+        // A connection of unknown state must not go back to the pool.
+        if *self.lost.get_mut() {
+            self.client.take().map(Object::take);
+        }
+    }
 }
 
 // The lock timeout is set for this one transaction by the statement itself, in a
 // CTE that the row update has to wait for. `tenants` is updated from what the
 // update of the row returns, hence after it and only if it was there; its new
 // version is computed from the version that is found under its lock, and is NULL,
-// which the column refuses, where there is no next one: then nothing is written.
+// which the column refuses, where there is no next one: then nothing is written. Nor
+// is it when only one of the two was (a trigger, a policy): the division fails.
 macro_rules! replace_row {
     ($name:literal, $set_key_id:literal) => {
         concat!(
@@ -62,15 +80,18 @@ macro_rules! replace_row {
                  AND encrypted_signing_key_2 IS NOT DISTINCT FROM $6 \
                  AND encrypted_auth_method_config IS NOT DISTINCT FROM $7 \
                RETURNING organization_id\
-             ) \
-             UPDATE tenants SET version = CASE \
+             ), bumped AS (\
+               UPDATE tenants SET version = CASE \
                WHEN version ~ '^V[0-9]{1,20}-T[0-9]{1,19}$' \
                  AND substring(version from '^V([0-9]+)')::numeric < 18446744073709551615 \
                THEN 'V' || substring(version from '^V([0-9]+)')::numeric + 1 || '-T' \
                  || (extract(epoch FROM clock_timestamp()) * 1000000)::bigint \
                END \
-             FROM written WHERE tenants.organization_id = written.organization_id \
-             RETURNING tenants.organization_id"
+               FROM written WHERE tenants.organization_id = written.organization_id \
+               RETURNING 1\
+             ) \
+             SELECT w.n / CASE WHEN b.n = w.n THEN 1 ELSE 0 END \
+             FROM (SELECT count(*) AS n FROM written) w, (SELECT count(*) AS n FROM bumped) b"
         )
     };
 }
@@ -101,7 +122,11 @@ const LOCK_ROW: Sql = Sql {
 
 impl<'a> Writer<'a> {
     pub(super) fn new(store: &'a Store, client: Object) -> Self {
-        Self { store, client }
+        Self {
+            store,
+            client: Some(client),
+            lost: AtomicBool::new(false),
+        }
     }
 
     /// The row as it is now.
@@ -113,12 +138,9 @@ impl<'a> Writer<'a> {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            match self
-                .store
-                .query(On::Connection(&self.client), &READ_ROW, &[&organization_id])
-                .await
-            {
-                Ok(rows) => return Ok(rows.first().map(Row::from_pg)),
+            let on = self.connection()?;
+            match self.store.query(on, &READ_ROW, &[&organization_id]).await {
+                Ok(rows) => return rows.first().map(Row::from_pg).transpose(),
                 Err(error) => self.recover(error, attempt).await?,
             }
         }
@@ -140,7 +162,7 @@ impl<'a> Writer<'a> {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let on = On::Connection(&self.client);
+            let on = self.connection()?;
             match self.store.replace(on, row, texts, target).await {
                 Ok(replaced) => return Ok(replaced),
                 Err(error) => self.recover(error, attempt).await?,
@@ -174,13 +196,6 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Gives the connection back, or takes it out of the pool if it is `lost`.
-    pub fn release(self, lost: bool) {
-        if lost {
-            discard(self.client);
-        }
-    }
-
     async fn replace_locked_once<T>(
         &mut self,
         organization_id: &str,
@@ -190,11 +205,16 @@ impl<'a> Writer<'a> {
         let store = self.store;
         let limit = millis(store.options.lock_timeout);
         // Dropped half-way, a transaction rolls itself back.
-        let transaction = store.within(self.client.transaction()).await?;
+        let client = self.client.as_mut().ok_or_else(StoreError::no_connection)?;
+        let begin = client
+            .build_transaction()
+            .isolation_level(IsolationLevel::ReadCommitted)
+            .start();
+        let transaction = store.within(begin).await?;
         let on = On::Transaction(&transaction);
         store.query(on, &SET_LOCK_TIMEOUT, &[&limit]).await?;
         let rows = store.query(on, &LOCK_ROW, &[&organization_id]).await?;
-        let outcome = match rows.first().map(Row::from_pg) {
+        let outcome = match rows.first().map(Row::from_pg).transpose()? {
             None => LockedOutcome::Gone,
             Some(row) => match decide(&row) {
                 (verdict, None) => LockedOutcome::Kept(verdict),
@@ -211,6 +231,13 @@ impl<'a> Writer<'a> {
         Ok(outcome)
     }
 
+    fn connection(&self) -> Result<On<'_>, StoreError> {
+        let client = self.client.as_ref();
+        client
+            .map(On::Connection)
+            .ok_or_else(StoreError::no_connection)
+    }
+
     /// Makes ready for another attempt, or passes the error on.
     async fn recover(&self, error: StoreError, attempt: u32) -> Result<(), StoreError> {
         let exhausted = attempt >= self.store.options.max_attempts;
@@ -222,18 +249,27 @@ impl<'a> Writer<'a> {
                 self.store.pause().await;
                 Ok(())
             }
-            StoreError::StalePlan if !exhausted => {
-                self.client.statement_cache.clear();
+            // Once is always allowed: it is no conflict with anybody.
+            StoreError::StalePlan | StoreError::ColumnGone if attempt > 1 && exhausted => {
+                Err(RowError::Refused("the schema keeps changing".to_owned()).into())
+            }
+            StoreError::StalePlan => {
+                self.store.forget_plans();
                 Ok(())
             }
-            StoreError::ColumnGone if !exhausted => {
+            StoreError::ColumnGone => {
                 self.store.has_key_id_column.store(false, Ordering::Relaxed);
                 Ok(())
             }
-            StoreError::StalePlan | StoreError::ColumnGone => {
-                Err(RowError::Refused("the schema keeps changing".to_owned()).into())
+            other => {
+                if matches!(
+                    other,
+                    StoreError::ConnectionLost(_) | StoreError::NoAnswer(_)
+                ) {
+                    self.lost.store(true, Ordering::Relaxed);
+                }
+                Err(other)
             }
-            other => Err(other),
         }
     }
 }
@@ -267,11 +303,11 @@ impl Store {
         } else {
             self.query(on, &REPLACE_ROW, &params[..8]).await?
         };
-        Ok(if rows.is_empty() {
-            Replaced::Missed
-        } else {
-            Replaced::Done
-        })
+        // One row of one column, always; anything but 1 is not what was asked for.
+        match rows.first().map(|row| row.try_get::<_, i64>(0)) {
+            Some(Ok(1)) => Ok(Replaced::Done),
+            _ => Ok(Replaced::Missed),
+        }
     }
 }
 
