@@ -1,8 +1,9 @@
 //! Distinguished names (RFC 5280, section 4.1.2.4) as text.
 //!
 //! An attribute is read in every string type that OpenSSL and other tools write.
-//! One that can't be read, or that holds a control character, is not there: it
-//! must never compare equal to a text that somebody configured.
+//! One that can't be read, or that holds a character to break or reorder a line
+//! with, is not there: it must never compare equal to a text that somebody
+//! configured, nor make a log line look like something else.
 
 use std::fmt;
 
@@ -101,7 +102,13 @@ fn text(value: &Any<'_>) -> Option<String> {
         }
         _ => return None,
     };
-    (!text.chars().any(char::is_control)).then_some(text)
+    (!text.chars().any(is_deceptive)).then_some(text)
+}
+
+/// Control characters, Unicode's own line breaks and the overrides of its writing
+/// direction.
+fn is_deceptive(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 fn latin_1(bytes: &[u8]) -> String {
@@ -142,9 +149,12 @@ mod tests {
     }
 
     #[test]
-    fn control_characters_are_refused() {
+    fn characters_that_break_or_reorder_a_line_are_refused() {
         assert_eq!(read(Tag::Utf8String, b"admin\0.example"), None);
         assert_eq!(read(Tag::PrintableString, b"a\nb"), None);
         assert_eq!(read(Tag::T61String, b"a\x85b"), None);
+        for odd in ["a\u{2028}b", "a\u{2029}b", "a\u{202e}b", "a\u{2066}b"] {
+            assert_eq!(read(Tag::Utf8String, odd.as_bytes()), None, "{odd:?}");
+        }
     }
 }
