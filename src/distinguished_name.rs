@@ -55,7 +55,8 @@ impl<'a> DistinguishedName<'a> {
     }
 }
 
-/// For logs and the audit record: `O=…, CN=…`, unreadable values as `?`.
+/// For logs and the audit record: `O=…, CN=…`, unreadable values as `?`, and a comma
+/// within a value as `\,` (RFC 4514, section 2.4).
 impl fmt::Display for DistinguishedName<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, found) in self.0.iter_attributes().enumerate() {
@@ -73,7 +74,10 @@ impl fmt::Display for DistinguishedName<'_> {
                 write!(f, "{oid}")?;
             }
             match text(found.attr_value()) {
-                Some(value) => write!(f, "={}", value.escape_debug())?,
+                Some(value) => {
+                    let value = value.escape_debug().to_string();
+                    write!(f, "={}", value.replace(',', "\\,"))?;
+                }
                 None => f.write_str("=?")?,
             }
         }
