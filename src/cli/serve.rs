@@ -86,7 +86,7 @@ fn introduce(config: &Config) {
         tracing::info!(
             key_id = %kek.id(),
             key_check_value = %kek.check_value(),
-            target = kek.id() == target,
+            is_target = kek.id() == target,
             "key"
         );
     }
