@@ -1,7 +1,9 @@
 //! Calls by the real `grpcurl`, as an operator makes them.
 
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ChildStderr, Stdio};
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ use tonic_types::pb::ErrorInfo;
 
 use crate::certs;
 use crate::pki::Leaf;
+use crate::process::Supervised;
 use crate::server::Server;
 
 /// The method that all this is about.
@@ -61,20 +64,25 @@ pub(crate) struct GrpcError {
 impl GrpcError {
     /// The reason of the `google.rpc.ErrorInfo` among the details.
     pub(crate) fn reason(&self) -> Option<String> {
-        self.details
+        self.error_info().map(|info| info.reason)
+    }
+
+    /// The `google.rpc.ErrorInfo` among the details.
+    pub(crate) fn error_info(&self) -> Option<ErrorInfo> {
+        let detail = self
+            .details
             .iter()
-            .find(|detail| detail["@type"] == "type.googleapis.com/google.rpc.ErrorInfo")
-            .map(|detail| {
-                // In readable form only if the server's reflection knows the type.
-                let raw = |value: &str| {
-                    ErrorInfo::decode(&*BASE64_STANDARD.decode(value).unwrap())
-                        .unwrap()
-                        .reason
-                };
-                detail["@value"]
-                    .as_str()
-                    .map_or_else(|| detail["reason"].as_str().unwrap().to_owned(), raw)
-            })
+            .find(|detail| detail["@type"] == "type.googleapis.com/google.rpc.ErrorInfo")?;
+        // In readable form only if the server's reflection knows the type.
+        if let Some(raw) = detail["@value"].as_str() {
+            return Some(ErrorInfo::decode(&*BASE64_STANDARD.decode(raw).unwrap()).unwrap());
+        }
+        let text = |member: &str| detail[member].as_str().unwrap().to_owned();
+        Some(ErrorInfo {
+            reason: text("reason"),
+            domain: text("domain"),
+            ..ErrorInfo::default()
+        })
     }
 }
 
@@ -117,12 +125,15 @@ impl Call {
 
     /// Takes the messages from `proto/` and not from the server, so that the call is the only request.
     pub(crate) fn without_reflection(self) -> Self {
-        self.option(&[
-            "-import-path",
-            concat!(env!("CARGO_MANIFEST_DIR"), "/proto"),
-            "-proto",
-            "forge.proto",
-        ])
+        let proto = concat!(env!("CARGO_MANIFEST_DIR"), "/proto/forge.proto");
+        self.proto(Path::new(proto))
+    }
+
+    /// Takes the messages from this file.
+    pub(crate) fn proto(self, file: &Path) -> Self {
+        let text = |part: Option<&'_ std::ffi::OsStr>| part.unwrap().to_str().unwrap().to_owned();
+        let dir = text(file.parent().map(Path::as_os_str));
+        self.option(&["-import-path", &dir, "-proto", &text(file.file_name())])
     }
 
     /// Any other options of grpcurl.
@@ -194,27 +205,65 @@ impl Call {
         }
     }
 
+    /// A call that stays open until the value is dropped: the server's health, told on every change. Blocks until the
+    /// first answer is there.
+    pub(crate) fn watch(&self) -> Watch {
+        let args = self.args(&[], &["grpc.health.v1.Health/Watch"]);
+        let mut grpcurl = Supervised::spawn(binary(), args, "KILL", |command| {
+            command.stderr(Stdio::piped());
+        });
+        let mut output = BufReader::new(grpcurl.take_stderr());
+        let mut text = String::new();
+        while !text.contains("SERVING") {
+            let read = output.read_line(&mut text).unwrap();
+            assert!(read > 0, "no answer: {text}");
+        }
+        Watch {
+            grpcurl,
+            _output: output,
+        }
+    }
+
     async fn output(&self, options: &[&str], after: &[&str]) -> std::process::Output {
         let mut command = tokio::process::Command::new(binary());
-        // Where the server ends the connection in the handshake, grpcurl tries again for this long.
-        command
-            .args(["-connect-timeout", "5", "-cacert"])
-            .arg(&certs::root_ca().cert);
-        if let Some(leaf) = &self.leaf {
-            command
-                .arg("-cert")
-                .arg(&leaf.cert_chain)
-                .arg("-key")
-                .arg(&leaf.key);
-        }
-        command
-            .args(&self.options)
-            .args(options)
-            .arg(&self.address)
-            .args(after);
+        command.args(self.args(options, after));
         command.stdin(Stdio::null()).kill_on_drop(true);
         let output = tokio::time::timeout(Duration::from_secs(180), command.output()).await;
         output.expect("grpcurl does not end").unwrap()
+    }
+
+    fn args(&self, options: &[&str], after: &[&str]) -> Vec<OsString> {
+        // Where the server ends the connection in the handshake, grpcurl tries again for this long.
+        let mut args: Vec<OsString> = vec!["-connect-timeout".into(), "5".into()];
+        args.extend(["-cacert".into(), certs::root_ca().cert.clone().into()]);
+        if let Some(leaf) = &self.leaf {
+            args.extend(["-cert".into(), leaf.cert_chain.clone().into()]);
+            args.extend(["-key".into(), leaf.key.clone().into()]);
+        }
+        args.extend(self.options.iter().map(OsString::from));
+        args.extend(options.iter().map(OsString::from));
+        args.push(OsString::from(&self.address));
+        args.extend(after.iter().map(OsString::from));
+        args
+    }
+}
+
+/// An open call of [`Call::watch`].
+pub(crate) struct Watch {
+    grpcurl: Supervised,
+    /// Open, so that writing to it does not end grpcurl.
+    _output: BufReader<ChildStderr>,
+}
+
+impl Watch {
+    /// Makes the client deaf and dumb, though its kernel still answers for it.
+    pub(crate) fn freeze(&mut self) {
+        self.grpcurl.signal("STOP");
+    }
+
+    /// Whether the call goes on.
+    pub(crate) fn is_open(&mut self) -> bool {
+        self.grpcurl.try_wait().is_none()
     }
 }
 

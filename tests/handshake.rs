@@ -2,6 +2,10 @@
 //! TLS 1.3 the client is done before the server looks.
 
 use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use crate::certs;
 use crate::pki::Leaf;
@@ -14,23 +18,86 @@ pub(crate) async fn handshake(
     leaf: Option<&Leaf>,
     options: &[&str],
 ) -> Result<String, String> {
-    let mut command = tokio::process::Command::new("openssl");
-    command.args([
-        "s_client",
-        "-connect",
-        &server.grpc,
-        "-alpn",
-        "h2",
-        "-verify_return_error",
-        "-CAfile",
-    ]);
+    let mut command = s_client(server, leaf);
+    command.args(["-alpn", "h2"]).args(if options.is_empty() {
+        &["-tls1_2"]
+    } else {
+        options
+    });
+    let output = command.stdin(Stdio::null()).output().await.unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    Err(stderr
+        .lines()
+        .find(|line| line.contains(" alert "))
+        .map_or(stderr.clone(), str::to_owned))
+}
+
+/// The HTTP/2 preface and an empty SETTINGS frame.
+const GREETING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+/// The server's SETTINGS frame that acknowledges ours.
+const ACKNOWLEDGED: &[u8] = b"\0\0\0\x04\x01\0\0\0\0";
+
+/// A connection that `openssl` holds open; it says what it is told to and never answers a frame.
+pub(crate) struct Connection {
+    openssl: Child,
+    stdin: ChildStdin,
+    stdout: ChildStdout,
+    seen: Vec<u8>,
+}
+
+impl Connection {
+    /// Connects with these options of `openssl s_client`, ALPN among them.
+    pub(crate) fn open(server: &Server, leaf: Option<&Leaf>, options: &[&str]) -> Self {
+        let mut command = s_client(server, leaf);
+        // Neither the end of stdin nor a line that begins with Q ends it.
+        command.args(options).arg("-ign_eof");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut openssl = command.stderr(Stdio::null()).spawn().unwrap();
+        Self {
+            stdin: openssl.stdin.take().unwrap(),
+            stdout: openssl.stdout.take().unwrap(),
+            openssl,
+            seen: Vec::new(),
+        }
+    }
+
+    /// Starts HTTP/2; whether the server goes along, or ends the connection.
+    pub(crate) async fn greet(&mut self) -> bool {
+        // Fails if the server has ended the connection already.
+        let _ = self.stdin.write_all(GREETING).await;
+        self.read_until(ACKNOWLEDGED).await
+    }
+
+    /// Waits until the server ends the connection; gives everything that `openssl` has shown.
+    pub(crate) async fn closed(mut self) -> String {
+        assert!(!self.read_until(b"never sent by anyone").await);
+        self.openssl.wait().await.unwrap();
+        String::from_utf8_lossy(&self.seen).into_owned()
+    }
+
+    async fn read_until(&mut self, wanted: &[u8]) -> bool {
+        let reading = async {
+            while !self.seen.windows(wanted.len()).any(|found| found == wanted) {
+                if self.stdout.read_buf(&mut self.seen).await.unwrap() == 0 {
+                    return false;
+                }
+            }
+            true
+        };
+        let reading = tokio::time::timeout(Duration::from_secs(60), reading);
+        reading.await.expect("the server neither answers nor ends")
+    }
+}
+
+fn s_client(server: &Server, leaf: Option<&Leaf>) -> Command {
+    let mut command = Command::new("openssl");
     command
-        .arg(&certs::root_ca().cert)
-        .args(if options.is_empty() {
-            &["-tls1_2"]
-        } else {
-            options
-        });
+        .args(["s_client", "-connect", &server.grpc])
+        .args(["-verify_return_error", "-CAfile"])
+        .arg(&certs::root_ca().cert);
     if let Some(leaf) = leaf {
         command
             .arg("-cert")
@@ -40,18 +107,6 @@ pub(crate) async fn handshake(
             .arg("-key")
             .arg(&leaf.key);
     }
-    let output = command
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output()
-        .await
-        .unwrap();
-    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    Err(stderr
-        .lines()
-        .find(|line| line.contains(" alert "))
-        .map_or(stderr.clone(), str::to_owned))
+    command.kill_on_drop(true);
+    command
 }

@@ -139,10 +139,12 @@ impl Server {
         self.lines.lock().unwrap().join("\n")
     }
 
-    /// Every log line so far; what is not JSON comes as a string.
+    /// Every log line so far, in JSON or logfmt; what is neither comes as a string.
     pub(crate) fn logs(&self) -> Vec<Value> {
         let parse = |line: &String| {
-            serde_json::from_str(line).unwrap_or_else(|_| Value::String(line.clone()))
+            let json = serde_json::from_str(line).ok();
+            json.or_else(|| logfmt(line))
+                .unwrap_or_else(|| Value::String(line.clone()))
         };
         self.lines.lock().unwrap().iter().map(parse).collect()
     }
@@ -223,4 +225,39 @@ pub(crate) fn field<'a>(line: &'a Value, name: &str) -> Option<&'a Value> {
     line.get(name)
         .or_else(|| line.get("fields")?.get(name))
         .or_else(|| line.get("span")?.get(name))
+}
+
+/// A line of `key=value` pairs, every value as a string; nothing if it is not one, or has a key twice.
+fn logfmt(line: &str) -> Option<Value> {
+    let mut fields = serde_json::Map::new();
+    let mut rest = line;
+    while !rest.is_empty() {
+        let (key, value) = rest.split_once('=')?;
+        let quoted = value.strip_prefix('"');
+        let (value, after) = match quoted {
+            Some(text) => {
+                let mut escaped = false;
+                let end = text.find(|c| {
+                    let is_end = c == '"' && !escaped;
+                    escaped = c == '\\' && !escaped;
+                    is_end
+                })?;
+                (&text[..end], &text[end + 1..])
+            }
+            None => value.split_at(value.find(' ').unwrap_or(value.len())),
+        };
+        let odd = |c: char| c <= ' ' || c == '"';
+        if key.is_empty() || key.contains(odd) || (quoted.is_none() && value.contains(odd)) {
+            return None;
+        }
+        if fields.insert(key.into(), value.into()).is_some() {
+            return None;
+        }
+        rest = match after.strip_prefix(' ') {
+            Some(next) => next,
+            None if after.is_empty() => after,
+            None => return None,
+        };
+    }
+    (!fields.is_empty()).then_some(Value::Object(fields))
 }
