@@ -1,0 +1,288 @@
+//! The connection before any call: whose TLS handshake succeeds, and that nobody can hold connections for nothing.
+//!
+//! Authorization is not the subject, so most sites here have the feature disabled and need no database.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::certs::{self, root_ca, service_cert};
+use crate::database::Database;
+use crate::grpcurl::Call;
+use crate::handshake::{Connection, handshake};
+use crate::pki::Leaf;
+use crate::server::Server;
+use crate::site::Site;
+
+/// One protocol version each, with ALPN.
+const VERSIONS: [&[&str]; 2] = [&["-tls1_2", "-alpn", "h2"], &["-tls1_3", "-alpn", "h2"]];
+
+fn site() -> Site {
+    Site::with_url("postgres://nobody@127.0.0.1:1/none").set("machine_identity.enabled", "false")
+}
+
+/// Waits until this many handshakes were refused for this reason: a client may know a moment before it is counted.
+async fn assert_refused(server: &Server, reason: &str, expected: u32) {
+    let name = "nico_rewrap_tls_handshakes_refused_total";
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let count = server.metric(name, &[("reason", reason)]).await;
+        let count = count.unwrap_or_default();
+        if count == f64::from(expected) {
+            return;
+        }
+        assert!(
+            count < f64::from(expected) && Instant::now() < deadline,
+            "{reason}: {count}"
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A call gets the answer of a service whose feature is disabled.
+async fn assert_served(server: &Server) {
+    let call = Call::new(server, certs::admin()).without_reflection();
+    let error = call.reencrypt(&json!({})).await.unwrap_err();
+    assert_eq!(error.reason().unwrap(), "MACHINE_IDENTITY_DISABLED");
+}
+
+#[tokio::test]
+async fn only_a_client_certificate_that_verifies_gets_through() {
+    let server = site().start().await;
+    let leaf = || service_cert("nico-api");
+    let allowed = [
+        ("without EKU", leaf()),
+        ("for clients", leaf().eku("clientAuth")),
+        ("for clients too", leaf().eku("serverAuth,clientAuth")),
+        ("with an RSA key", leaf().rsa()),
+    ];
+    for (what, cert) in allowed {
+        let leaf = cert.signed_by(root_ca());
+        for version in VERSIONS {
+            let mut connection = Connection::open(&server, Some(&leaf), version);
+            assert!(connection.greet().await, "{what}, {version:?}");
+        }
+    }
+    assert_refused(&server, "refused", 0).await;
+
+    let denied: [(&str, Option<Leaf>, &str); 8] = [
+        ("none", None, "certificate required"),
+        (
+            "of another CA",
+            Some(leaf().signed_by(certs::other_ca())),
+            "unknown ca",
+        ),
+        ("self-signed", Some(leaf().self_signed()), "unknown ca"),
+        (
+            "expired",
+            Some(leaf().expired().signed_by(root_ca())),
+            "certificate expired",
+        ),
+        (
+            "not yet valid",
+            Some(leaf().not_yet_valid().signed_by(root_ca())),
+            "certificate expired",
+        ),
+        (
+            "for servers",
+            Some(leaf().eku("serverAuth").signed_by(root_ca())),
+            "unsupported certificate",
+        ),
+        (
+            "for anything but by name",
+            Some(leaf().eku("anyExtendedKeyUsage").signed_by(root_ca())),
+            "unsupported certificate",
+        ),
+        (
+            "of a CA itself",
+            Some(leaf().ca().signed_by(root_ca())),
+            "certificate unknown",
+        ),
+    ];
+    let count = u32::try_from(denied.len()).unwrap();
+    for (what, leaf, alert) in denied {
+        // In TLS 1.3 the client is done first, and has to stay to be told.
+        for options in [&["-tls1_2"][..], &["-tls1_3", "-ign_eof"]] {
+            let error = handshake(&server, leaf.as_ref(), options).await;
+            let error = error.expect_err(what);
+            assert!(error.contains(alert), "{what}, {options:?}: {error}");
+        }
+    }
+    assert_refused(&server, "refused", 2 * count).await;
+    assert_refused(&server, "timeout", 0).await;
+    assert_served(&server).await;
+}
+
+#[tokio::test]
+async fn tls_1_2_and_1_3_with_aead_suites_and_nothing_older() {
+    let server = site().start().await;
+    let leaf = certs::service("nico-api");
+    let weakest = "ALL:COMPLEMENTOFALL:@SECLEVEL=0";
+    let without_aead = "ALL:COMPLEMENTOFALL:!AESGCM:!CHACHA20:!AESCCM:!ARIAGCM:@SECLEVEL=0";
+    let ok: [(&[&str], &str); 5] = [
+        (&["-tls1_2", "-cipher", weakest], "New, TLSv1.2, Cipher is "),
+        (&["-tls1_2", "-cipher", "AESGCM+AES128"], "-AES128-GCM-"),
+        (&["-tls1_2", "-cipher", "AESGCM+AES256"], "-AES256-GCM-"),
+        (&["-tls1_2", "-cipher", "CHACHA20"], "-CHACHA20-POLY1305"),
+        (&["-tls1_3"], "New, TLSv1.3, Cipher is TLS_"),
+    ];
+    for (options, expected) in ok {
+        let session = handshake(&server, Some(&leaf), options).await.unwrap();
+        assert!(session.contains(expected), "{options:?}: {session}");
+    }
+    // These two need the weakest settings to be offered by openssl at all, as in the first line above.
+    for options in [
+        &["-tls1", "-cipher", weakest][..],
+        &["-tls1_1", "-cipher", weakest],
+        &["-tls1_2", "-cipher", without_aead],
+    ] {
+        let error = handshake(&server, Some(&leaf), options).await.unwrap_err();
+        assert!(error.contains(" alert "), "{options:?}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_ask_for_h2_is_turned_away() {
+    let server = site().start().await;
+    let leaf = certs::service("nico-api");
+    let offers = [
+        ("h2", true),
+        ("http/1.1,h2", true),
+        ("http/1.1", false),
+        ("h2c", false),
+    ];
+    for (offer, expected) in offers {
+        let options = ["-tls1_2", "-alpn", offer];
+        let session = handshake(&server, Some(&leaf), &options).await;
+        match session {
+            Ok(session) => assert!(expected && session.contains("ALPN protocol: h2"), "{offer}"),
+            Err(error) => assert!(!expected && error.contains("no application protocol")),
+        }
+    }
+    assert_refused(&server, "no_h2", 0).await;
+    // Without ALPN the handshake itself succeeds.
+    let mut silent = Connection::open(&server, Some(&leaf), &["-tls1_2"]);
+    assert!(!silent.greet().await);
+    assert_refused(&server, "no_h2", 1).await;
+}
+
+#[tokio::test]
+async fn every_connection_shows_its_certificate_anew() {
+    let server = site().set("rewrap.idle_timeout", "\"1s\"").start().await;
+    let leaf = certs::service("nico-api");
+    // A resumed session would bring a certificate that was good when it was made, whatever has become of it.
+    let options = ["-tls1_2", "-reconnect"];
+    let sessions = handshake(&server, Some(&leaf), &options).await.unwrap();
+    let count = |what: &str| sessions.matches(what).count();
+    assert_eq!((count("New, TLSv1.2"), count("Reused, ")), (6, 0));
+
+    let mut connection = Connection::open(&server, Some(&leaf), VERSIONS[1]);
+    assert!(connection.greet().await);
+    let session = connection.closed().await;
+    assert!(session.contains("New, TLSv1.3"), "{session}");
+    assert!(!session.contains("New Session Ticket"), "{session}");
+}
+
+#[tokio::test]
+async fn a_client_that_never_finishes_its_handshake_is_dropped_while_others_are_served() {
+    let server = site()
+        .set("rewrap.handshake_timeout", "\"1s\"")
+        .start()
+        .await;
+    let mut silent = TcpStream::connect(&server.grpc).await.unwrap();
+    let mut halting = TcpStream::connect(&server.grpc).await.unwrap();
+    // A TLS record that announces more than there will ever be.
+    halting.write_all(b"\x16\x03\x01\x02\x00").await.unwrap();
+    assert_served(&server).await;
+    for connection in [&mut silent, &mut halting] {
+        let mut answer = Vec::new();
+        let end = connection.read_to_end(&mut answer);
+        let end = tokio::time::timeout(Duration::from_secs(60), end).await;
+        // An end or a reset, and nothing before it.
+        let _ = end.expect("the connection stays open");
+        assert_eq!(answer, b"");
+    }
+    assert_refused(&server, "timeout", 2).await;
+    assert_refused(&server, "refused", 0).await;
+}
+
+#[tokio::test]
+async fn a_connection_without_a_call_is_dropped() {
+    let server = site().set("rewrap.idle_timeout", "\"1s\"").start().await;
+    let leaf = certs::service("nico-api");
+    let silent = Connection::open(&server, Some(&leaf), VERSIONS[1]);
+    let mut greeted = Connection::open(&server, Some(&leaf), VERSIONS[0]);
+    assert!(greeted.greet().await);
+    assert_served(&server).await;
+    silent.closed().await;
+    greeted.closed().await;
+}
+
+#[tokio::test]
+async fn a_connection_too_many_waits_for_a_place_and_breaks_no_other() {
+    let server = site()
+        .set("rewrap.max_client_connections", "2")
+        .start()
+        .await;
+    let call = || Call::new(&server, certs::admin());
+    let (mut first, second) = (call().watch(), call().watch());
+    let third = call()
+        .without_reflection()
+        .option(&["-connect-timeout", "60"]);
+    let (request, two) = (json!({}), Duration::from_secs(2));
+    let mut third = std::pin::pin!(third.reencrypt(&request));
+    let early = tokio::time::timeout(two, &mut third).await;
+    assert!(early.is_err(), "a third connection: {early:?}");
+    assert!(first.is_open());
+    drop(second);
+    let answer = third.await.unwrap_err();
+    assert_eq!(answer.reason().unwrap(), "MACHINE_IDENTITY_DISABLED");
+    assert!(first.is_open());
+}
+
+#[tokio::test]
+async fn a_client_that_answers_no_ping_is_dropped_and_one_that_does_stays() {
+    let server = site()
+        .set("rewrap.max_client_connections", "2")
+        .set("rewrap.keepalive_interval", "\"1s\"")
+        .set("rewrap.keepalive_timeout", "\"3s\"")
+        .start()
+        .await;
+    let call = || Call::new(&server, certs::admin());
+    let (mut live, mut frozen) = (call().watch(), call().watch());
+    frozen.freeze();
+    // There is no place for a third before one of the two is gone.
+    let third = call()
+        .without_reflection()
+        .option(&["-connect-timeout", "60"]);
+    let answer = third.reencrypt(&json!({})).await.unwrap_err();
+    assert_eq!(answer.reason().unwrap(), "MACHINE_IDENTITY_DISABLED");
+    assert!(live.is_open() && frozen.is_open());
+}
+
+#[tokio::test]
+async fn a_request_or_headers_of_unreasonable_size_are_refused() {
+    let server = Site::new(&Database::migrated().await).start().await;
+    let call = || Call::new(&server, certs::admin()).without_reflection();
+    let with_id = |length: usize| json!({"organizationId": "a".repeat(length), "dryRun": true});
+    let largest = call().reencrypt(&with_id(16_000)).await.unwrap_err();
+    assert_eq!(largest.code, "NOT_FOUND");
+    let larger = call().reencrypt(&with_id(17_000)).await.unwrap_err();
+    assert_eq!(larger.code, "OUT_OF_RANGE");
+
+    let header = |length: usize| format!("x-unrelated: {}", "a".repeat(length));
+    let request = json!({"dryRun": true});
+    call()
+        .header(&header(15_000))
+        .reencrypt(&request)
+        .await
+        .unwrap();
+    call()
+        .header(&header(17_000))
+        .reencrypt(&request)
+        .await
+        .unwrap_err();
+    call().reencrypt(&request).await.unwrap();
+}
