@@ -26,5 +26,6 @@ mod seed;
 mod server;
 mod site;
 
+mod callers;
 mod fixtures;
 mod transport;
