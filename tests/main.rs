@@ -28,4 +28,5 @@ mod site;
 
 mod callers;
 mod fixtures;
+mod grpc_surface;
 mod transport;
