@@ -17,6 +17,7 @@ mod certs;
 mod database;
 mod grpcurl;
 mod handshake;
+mod outcome;
 mod pg;
 mod pg_host;
 mod pki;
