@@ -30,4 +30,5 @@ mod site;
 mod callers;
 mod fixtures;
 mod grpc_surface;
+mod runs;
 mod transport;
