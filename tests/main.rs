@@ -31,4 +31,5 @@ mod callers;
 mod fixtures;
 mod grpc_surface;
 mod runs;
+mod scope;
 mod transport;
