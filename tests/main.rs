@@ -12,6 +12,7 @@
     reason = "fixtures offer more than today's tests use; drop what is still unused at the end"
 )]
 
+mod bad_texts;
 mod ca;
 mod certs;
 mod database;
@@ -28,6 +29,7 @@ mod server;
 mod site;
 
 mod callers;
+mod failures;
 mod fixtures;
 mod grpc_surface;
 mod runs;
