@@ -32,6 +32,7 @@ mod callers;
 mod failures;
 mod fixtures;
 mod grpc_surface;
+mod property;
 mod runs;
 mod scope;
 mod transport;
