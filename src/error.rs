@@ -45,7 +45,7 @@ pub enum ServiceError {
     #[error(transparent)]
     InvalidOrganization(#[from] InvalidOrganizationId),
     /// The organization has no identity configuration.
-    #[error("organization {0} has no machine identity configuration on this site")]
+    #[error("organization {0:.100} has no machine identity configuration on this site")]
     UnknownOrganization(OrganizationId),
     /// The caller may not.
     #[error(transparent)]

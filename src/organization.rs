@@ -51,9 +51,10 @@ impl OrganizationId {
     }
 }
 
+/// A precision cuts the id off, for messages that must not grow with it.
 impl fmt::Display for OrganizationId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.pad(&self.0)
     }
 }
 

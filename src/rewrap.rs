@@ -11,7 +11,7 @@
 use thiserror::Error;
 
 use crate::{
-    envelope::{Envelope, ParseError, Plaintext, SealError},
+    envelope::{Envelope, MAX_TEXT_BYTES, ParseError, Plaintext, SealError},
     keyring::{KeyId, Keyring},
 };
 
@@ -82,6 +82,9 @@ pub enum FieldError {
     /// No randomness for a nonce.
     #[error("{0}")]
     Seal(#[from] SealError),
+    /// The target's key id makes the text too long to be read again.
+    #[error("the re-wrapped text would be longer than 1 MiB; nothing was written")]
+    TooLong,
     /// The new text did not read back as what was sealed.
     #[error("the re-wrapped text did not read back as the same secret; nothing was written")]
     ReadBack,
@@ -141,6 +144,9 @@ fn field(keyring: &Keyring, text: &str) -> Result<Option<String>, FieldError> {
         return Ok(None);
     }
     let rewrapped = Envelope::seal(target, &plaintext.bytes)?.to_text();
+    if rewrapped.len() > MAX_TEXT_BYTES {
+        return Err(FieldError::TooLong);
+    }
     match open(keyring, &rewrapped) {
         Ok(again) if again.under == *target.id() && again.bytes == plaintext.bytes => {
             Ok(Some(rewrapped))

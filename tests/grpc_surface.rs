@@ -95,7 +95,7 @@ async fn every_call_leaves_one_audit_record_under_the_run_id_of_its_answer() {
             &json!({"organizationId": "", "dryRun": true}),
             "BLANK_ORGANIZATION_ID",
             &alice,
-            "unknown",
+            "organization (invalid)",
         ),
         (&dhcp, &one, "NOT_ALLOWED", &the_dhcp, "organization acme"),
         (&dhcp, &json!({}), "NOT_ALLOWED", &the_dhcp, "site"),
@@ -363,7 +363,7 @@ async fn both_versions_of_reflection_are_served() {
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_unimplemented() {
+async fn what_is_not_there_is_unimplemented_and_only_for_those_who_may_call() {
     let server = Site::new(&database().await).start().await;
     let dir = lasting_dir("unknown");
     let unknown = [
@@ -378,11 +378,21 @@ async fn what_is_not_there_is_unimplemented() {
             .replace("PACKAGE", package)
             .replace("SERVICE", service);
         fs::write(&file, text.replace("METHOD", method)).unwrap();
-        for leaf in [certs::admin(), &nobody()] {
+        for (leaf, code, reason) in [
+            (certs::admin(), "UNIMPLEMENTED", "UNKNOWN_METHOD"),
+            (&nobody(), "UNAUTHENTICATED", "NO_IDENTITY"),
+        ] {
             let call = Call::new(&server, leaf).proto(&file);
             let method = format!("{package}.{service}/{method}");
             let error = call.unary(&method, &json!({})).await.unwrap_err();
-            assert_eq!(error.code, "UNIMPLEMENTED", "{method}");
+            assert_eq!(error.code, code, "{method}");
+            assert_eq!(error.reason().unwrap(), reason, "{method}");
+            let record = audit(&server, error.run_id.as_deref().unwrap()).await;
+            assert_eq!(field(&record, "outcome").unwrap(), reason);
+            assert_eq!(
+                *field(&record, "method").unwrap(),
+                json!(format!("/{method}"))
+            );
         }
     }
     assert_eq!(server.logs_with("run started"), Vec::<Value>::new());

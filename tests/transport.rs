@@ -270,7 +270,11 @@ async fn a_request_or_headers_of_unreasonable_size_are_refused() {
     let largest = call().reencrypt(&with_id(16_000)).await.unwrap_err();
     assert_eq!(largest.code, "NOT_FOUND");
     let larger = call().reencrypt(&with_id(17_000)).await.unwrap_err();
-    assert_eq!(larger.code, "OUT_OF_RANGE");
+    assert_eq!(larger.code, "INVALID_ARGUMENT");
+    assert_eq!(larger.reason().unwrap(), "MALFORMED_REQUEST");
+    let denied = Call::new(&server, certs::machine()).without_reflection();
+    let denied = denied.reencrypt(&with_id(17_000)).await.unwrap_err();
+    assert_eq!(denied.reason().unwrap(), "NOT_ALLOWED");
 
     let header = |length: usize| format!("x-unrelated: {}", "a".repeat(length));
     let request = json!({"dryRun": true});
