@@ -7,7 +7,7 @@ use crate::{
     database::{Database, SslMode},
     keyring::{KeyId, Keyring},
     secrets,
-    store::{Pooler, StoreOptions},
+    store::{Commit, Pooler, StoreOptions},
 };
 
 /// Reads everything that is needed only while the feature is enabled.
@@ -149,6 +149,11 @@ fn store(settings: &mut Settings) -> StoreOptions {
         pool_wait: settings.duration("rewrap.pool_wait", Duration::from_secs(10)),
         max_attempts: settings.number("rewrap.max_attempts", 5, 1..=100),
         pipeline_depth: settings.number("rewrap.pipeline_depth", 4, 1..=64) as usize,
+        commit: settings.choice(
+            "rewrap.commit",
+            Commit::Barrier,
+            &[("barrier", Commit::Barrier), ("each", Commit::Each)],
+        ),
         pooler: settings.choice(
             "rewrap.pooler",
             Pooler::Session,

@@ -106,8 +106,9 @@ impl fmt::Display for ConfigError {
 }
 
 /// What can be set in `[rewrap]`.
-const KNOWN: [&str; 23] = [
+const KNOWN: [&str; 24] = [
     "allowed_services",
+    "commit",
     "connect_timeout",
     "database_sslmode",
     "handshake_timeout",

@@ -150,7 +150,20 @@ impl Runner {
         if result.is_err() {
             tasks.stop.cancel();
         }
-        result.and(tasks.finish(report).await)
+        let result = result.and(tasks.finish(report).await);
+        // Whatever the end: nothing is told that a crash of the database could undo.
+        if report.rows_updated > 0 && mode == Mode::Apply {
+            let barrier = self.context.store.barrier().await;
+            if barrier.is_err() {
+                tracing::warn!(
+                    rows_written = report.rows_updated,
+                    "rows were written, and are not known to be durable"
+                );
+                *report = Report::default();
+            }
+            return result.and(barrier.map_err(RunError::from));
+        }
+        result
     }
 
     async fn organization(

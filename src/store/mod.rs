@@ -55,8 +55,21 @@ pub struct StoreOptions {
     pub max_attempts: u32,
     /// Statements under way at once on one connection.
     pub pipeline_depth: usize,
+    /// When rows are made durable.
+    pub commit: Commit,
     /// What stands between us and Postgres.
     pub pooler: Pooler,
+}
+
+/// When a written row is flushed to disk, and to synchronous replicas.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Commit {
+    /// All rows of a run together, before anything is reported: see
+    /// [`Store::barrier`]. A row on its way is safe either way, since its envelope names
+    /// its key and both keys are there.
+    Barrier,
+    /// Each row by itself.
+    Each,
 }
 
 /// A connection pooler on the way to Postgres, as far as it matters to us.
@@ -68,6 +81,18 @@ pub enum Pooler {
     /// statements are not prepared by name and no session is configured.
     Transaction,
 }
+
+// A commit flushes nothing unless its transaction wrote to the log itself: that is
+// what the message is for. It waits for what the site's setting asks for, replicas
+// included; only a site that has asynchronous commits throughout is overruled.
+const BARRIER: Sql = Sql {
+    text: "-- barrier\n\
+           SELECT set_config('synchronous_commit', \
+               CASE current_setting('synchronous_commit') \
+               WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true), \
+           pg_logical_emit_message(true, 'nico-rewrap', '')::text",
+    types: &[],
+};
 
 /// The site's database.
 #[derive(Debug)]
@@ -203,6 +228,27 @@ impl Store {
     /// [`StoreError::Unavailable`] when none is to be had within the pool's wait.
     pub async fn writer(&self) -> Result<Writer<'_>, StoreError> {
         Ok(Writer::new(self, self.client().await?))
+    }
+
+    /// Makes everything durable that was committed before: when this returns, no crash
+    /// of Postgres takes a written row back. Does nothing when each commit did so by
+    /// itself.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`]: nothing is known to be durable.
+    pub async fn barrier(&self) -> Result<(), StoreError> {
+        if self.options.commit == Commit::Each {
+            return Ok(());
+        }
+        let client = self.client().await?;
+        match self.query(On::Connection(&client), &BARRIER, &[]).await {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                drop(Object::take(client));
+                Err(error.into_unavailable())
+            }
+        }
     }
 
     async fn client(&self) -> Result<Object, StoreError> {

@@ -12,7 +12,7 @@ use tokio_postgres::{
 };
 
 use super::{
-    READ_ROW, Row, RowError, Store, StoreError, select_row,
+    Commit, READ_ROW, Row, RowError, Store, StoreError, select_row,
     statement::{On, Sql},
 };
 use crate::{keyring::KeyId, rewrap::Texts};
@@ -56,8 +56,8 @@ impl Drop for Writer<'_> {
     }
 }
 
-// The lock timeout is set for this one transaction by the statement itself, in a
-// CTE that the row update has to wait for. `tenants` is updated from what the
+// The lock timeout and the kind of commit are set for this one transaction by the
+// statement itself, in a CTE that the row update has to wait for. `tenants` is updated from what the
 // update of the row returns, hence after it and only if it was there; its new
 // version is computed from the version that is found under its lock, and is NULL,
 // which the column refuses, where there is no next one: then nothing is written. Nor
@@ -69,7 +69,9 @@ macro_rules! replace_row {
             $name,
             "\n",
             "WITH limits AS MATERIALIZED (\
-               SELECT set_config('lock_timeout', $8, true) AS lock_timeout\
+               SELECT set_config('lock_timeout', $8, true) AS lock_timeout, \
+                 set_config('synchronous_commit', \
+                   coalesce($9, current_setting('synchronous_commit')), true)\
              ), written AS (\
                UPDATE tenant_identity_config \
                SET encrypted_signing_key_1 = $2, encrypted_signing_key_2 = $3, \
@@ -98,12 +100,12 @@ macro_rules! replace_row {
 
 const REPLACE_ROW: Sql = Sql {
     text: replace_row!("replace_row", ""),
-    types: &[Type::TEXT; 8],
+    types: &[Type::TEXT; 9],
 };
 
 const REPLACE_ROW_AND_KEY_ID: Sql = Sql {
-    text: replace_row!("replace_row_and_key_id", ", encryption_key_id = $9"),
-    types: &[Type::TEXT; 9],
+    text: replace_row!("replace_row_and_key_id", ", encryption_key_id = $10"),
+    types: &[Type::TEXT; 10],
 };
 
 const SET_LOCK_TIMEOUT: Sql = Sql {
@@ -284,10 +286,14 @@ impl Store {
         target: &KeyId,
     ) -> Result<Replaced, StoreError> {
         let limit = millis(self.options.lock_timeout);
+        let synchronous_commit = match self.options.commit {
+            Commit::Barrier => Some("off"),
+            Commit::Each => None,
+        };
         let target = target.as_str();
         let [new_1, new_2, new_3] = texts;
         let [old_1, old_2, old_3] = &row.texts;
-        let params: [&(dyn ToSql + Sync); 9] = [
+        let params: [&(dyn ToSql + Sync); 10] = [
             &row.organization_id,
             new_1,
             new_2,
@@ -296,12 +302,13 @@ impl Store {
             old_2,
             old_3,
             &limit,
+            &synchronous_commit,
             &target,
         ];
         let rows = if self.has_key_id_column.load(Ordering::Relaxed) {
             self.query(on, &REPLACE_ROW_AND_KEY_ID, &params).await?
         } else {
-            self.query(on, &REPLACE_ROW, &params[..8]).await?
+            self.query(on, &REPLACE_ROW, &params[..9]).await?
         };
         // One row of one column, always; anything but 1 is not what was asked for.
         match rows.first().map(|row| row.try_get::<_, i64>(0)) {
