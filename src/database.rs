@@ -95,16 +95,13 @@ impl Database {
         connect_timeout: Duration,
     ) -> Result<Self, DatabaseError> {
         let (base, query) = url.split_once('?').unwrap_or((url, ""));
-        if !base.starts_with("postgres://") && !base.starts_with("postgresql://") {
-            return Err(DatabaseError::Url("another scheme".to_owned()));
-        }
+        let mut url = encode_credentials(base, query)?;
         let parameters = Parameters::parse(query)?;
         let ssl_mode = match (ssl_mode, parameters.ssl_mode) {
             (Some(mode), _) | (None, Some(mode)) => mode,
             (None, None) => SslMode::Prefer,
         };
 
-        let mut url = base.to_owned();
         for (i, parameter) in parameters.for_driver.iter().enumerate() {
             url.push(if i == 0 { '?' } else { '&' });
             url.push_str(parameter);
@@ -226,23 +223,44 @@ impl Parameters {
                     parsed.root_certificate = Some(PathBuf::from(decoded()?.as_ref()));
                 }
                 _ if DRIVER.contains(&name) => parsed.for_driver.push(parameter.to_owned()),
-                _ if is_parameter_name(name) => parsed.ignored.push(name.to_owned()),
-                _ => {
-                    let what = "an odd parameter; is a '?' in the password not percent-encoded?";
-                    return Err(DatabaseError::Url(what.to_owned()));
-                }
+                // Part of a password with a question mark in it, more likely than not.
+                _ if !name.bytes().all(is_in_names) => return Err(not_encoded()),
+                _ => parsed.ignored.push(name.to_owned()),
             }
         }
         Ok(parsed)
     }
 }
 
-/// Whether this may be quoted: part of a mistyped password would hardly look like it.
-fn is_parameter_name(name: &str) -> bool {
-    !name.is_empty()
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || matches!(b, b'-' | b'_'))
+fn is_in_names(byte: u8) -> bool {
+    byte.is_ascii_lowercase() || matches!(byte, b'-' | b'_')
+}
+
+/// The part of the URL before its parameters, with every `@` of user and password
+/// percent-encoded: nico-api's parser takes all up to the last one for them, the
+/// driver all up to the first, and the rest of the password for the host, which
+/// is logged.
+fn encode_credentials(base: &str, query: &str) -> Result<String, DatabaseError> {
+    let (scheme, rest) = base
+        .split_once("://")
+        .filter(|(scheme, _)| matches!(*scheme, "postgres" | "postgresql"))
+        .ok_or_else(|| DatabaseError::Url("another scheme".to_owned()))?;
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let credentials = authority.rsplit_once('@');
+    if path.contains('@') || (credentials.is_none() && query.contains('@')) {
+        return Err(not_encoded());
+    }
+    Ok(match credentials {
+        Some((credentials, hosts)) => {
+            let credentials = credentials.replace('@', "%40");
+            format!("{scheme}://{credentials}@{hosts}{path}")
+        }
+        None => base.to_owned(),
+    })
+}
+
+fn not_encoded() -> DatabaseError {
+    DatabaseError::Url("special characters in user and password must be percent-encoded".to_owned())
 }
 
 fn root_cause(error: &dyn std::error::Error) -> String {
@@ -394,6 +412,22 @@ mod tests {
     }
 
     #[test]
+    fn all_up_to_the_last_at_sign_is_user_and_password() {
+        for url in [
+            "postgres://u:a@s3cr3t@db/nico",
+            "postgres://u:a%40s3cr3t@db/nico",
+            "postgres://u:a@s3cr3t@db/nico?application_name=x@y",
+        ] {
+            let driver = parse(url).unwrap().driver;
+            assert_eq!(driver.get_password(), Some(b"a@s3cr3t".as_slice()), "{url}");
+            assert_eq!(
+                driver.get_hosts(),
+                [tokio_postgres::config::Host::Tcp("db".to_owned())]
+            );
+        }
+    }
+
+    #[test]
     fn faults_do_not_quote_the_url() {
         for url in [
             "postgres://u:s3cr3t@db/nico?sslmode=s3cr3t",
@@ -402,6 +436,12 @@ mod tests {
             "postgres://u:s3cr3t@db:port/nico",
             "mysql://u:s3cr3t@db/nico",
             "s3cr3t",
+            // Passwords that are not percent-encoded: `1?s3cr3t`, `1/s3cr3t` and so on.
+            "postgres://u:1?s3cr3t@db/nico",
+            "postgres://u:1?s3cr3t&s3cr3t@db/nico",
+            "postgres://u:1@2?s3cr3t@db/nico",
+            "postgres://u:1/s3cr3t@db/nico",
+            "postgres://u:1/2@s3cr3t@db/nico",
             "postgres://u:s3cr3t@db/nico?sslmode=verify-full",
             "postgres://u:s3cr3t@db/nico?sslmode=verify-full&sslrootcert=/nowhere",
         ] {
