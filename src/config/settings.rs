@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use config::{File, FileFormat, Value, ValueKind};
+use config::{Map, Source, Value, ValueKind};
 
 /// The environment, as the program was started with it.
 pub type Environment = BTreeMap<String, String>;
@@ -20,7 +20,7 @@ const VARIABLE_PREFIX: &str = "NICO_REWRAP__";
 const SECTION: &str = "rewrap";
 
 pub(super) struct Settings {
-    config: config::Config,
+    values: Map<String, Value>,
     files: String,
     /// Variable by the key that it sets.
     variables: BTreeMap<String, String>,
@@ -34,11 +34,8 @@ impl Settings {
         let mut faults = Vec::new();
         let mut builder = config::Config::builder();
         for path in files {
-            match check_file(path) {
-                Ok(()) => {
-                    builder =
-                        builder.add_source(File::from(path.as_path()).format(FileFormat::Toml))
-                }
+            match TomlFile::read(path) {
+                Ok(file) => builder = builder.add_source(file),
                 Err(fault) => faults.push(format!("{}: {fault}", path.display())),
             }
         }
@@ -72,16 +69,17 @@ impl Settings {
             };
         }
 
-        let config = builder.build().unwrap_or_else(|_| {
-            faults.push("the files can't be merged into one configuration".to_owned());
-            config::Config::default()
+        let merged = builder.build().and_then(|config| config.collect());
+        let values = merged.unwrap_or_else(|_| {
+            faults.push("the files can't be merged".to_owned());
+            Map::new()
         });
         let names: Vec<_> = files
             .iter()
             .map(|path| path.display().to_string())
             .collect();
         Self {
-            config,
+            values,
             files: names.join(", "),
             variables,
             faults,
@@ -111,11 +109,10 @@ impl Settings {
 
     /// Everything in `[rewrap]` has to be known: a typo must not pass.
     pub(super) fn only_known(&mut self, known: &[&str]) {
-        let Ok(section) = self.config.get_table(SECTION) else {
-            if self.value(SECTION).is_some() {
-                self.fault(SECTION, "must be a section");
-            }
-            return;
+        let section = match self.value(SECTION).map(|value| value.kind) {
+            None => return,
+            Some(ValueKind::Table(section)) => section,
+            Some(_) => return self.fault(SECTION, "must be a section"),
         };
         let mut unknown: Vec<_> = section
             .keys()
@@ -288,11 +285,17 @@ impl Settings {
         }
     }
 
+    /// With the file it comes from, which `config::Config::get` does not keep.
     fn value(&self, key: &str) -> Option<Value> {
-        self.config
-            .get::<Value>(key)
-            .ok()
-            .filter(|value| value.kind != ValueKind::Nil)
+        let mut path = key.split('.');
+        let mut value = self.values.get(path.next()?)?;
+        for name in path {
+            let ValueKind::Table(table) = &value.kind else {
+                return None;
+            };
+            value = table.get(name)?;
+        }
+        Some(value.clone()).filter(|value| value.kind != ValueKind::Nil)
     }
 }
 
@@ -304,18 +307,54 @@ fn spelled(key: &str) -> String {
     }
 }
 
-/// Whether `path` is TOML. The parser's own report would quote the line, which may
-/// hold a password; this names the place instead.
-fn check_file(path: &Path) -> Result<(), String> {
-    let text = std::fs::read_to_string(path).map_err(|error| format!("can't be read ({error})"))?;
-    match text.parse::<toml::Table>() {
-        Ok(_) => Ok(()),
-        Err(error) => {
+/// One file, with its path as the origin of every value in it.
+#[derive(Debug, Clone)]
+struct TomlFile(Map<String, Value>);
+
+impl TomlFile {
+    /// The parser's own report would quote the line, which may hold a password; this
+    /// names the place instead.
+    fn read(path: &Path) -> Result<Self, String> {
+        let text =
+            std::fs::read_to_string(path).map_err(|error| format!("can't be read ({error})"))?;
+        let table = text.parse::<toml::Table>().map_err(|error| {
             let before = error.span().and_then(|span| text.get(..span.start));
             let place = before.map_or_else(String::new, |before| {
-                format!(" at line {}", before.lines().count().max(1))
+                format!(" at line {}", before.matches('\n').count() + 1)
             });
-            Err(format!("is not TOML{place}"))
-        }
+            format!("is not TOML{place}")
+        })?;
+        Ok(Self(with_origin(&path.display().to_string(), table)))
     }
+}
+
+impl Source for TomlFile {
+    fn clone_into_box(&self) -> Box<dyn Source + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn collect(&self) -> Result<Map<String, Value>, config::ConfigError> {
+        Ok(self.0.clone())
+    }
+}
+
+fn with_origin(origin: &String, table: toml::Table) -> Map<String, Value> {
+    let value = |value| value_with_origin(origin, value);
+    table.into_iter().map(|(k, v)| (k, value(v))).collect()
+}
+
+fn value_with_origin(origin: &String, value: toml::Value) -> Value {
+    let kind = match value {
+        toml::Value::String(text) => ValueKind::String(text),
+        toml::Value::Integer(number) => ValueKind::I64(number),
+        toml::Value::Float(number) => ValueKind::Float(number),
+        toml::Value::Boolean(value) => ValueKind::Boolean(value),
+        toml::Value::Datetime(time) => ValueKind::String(time.to_string()),
+        toml::Value::Array(items) => {
+            let items = items.into_iter();
+            ValueKind::Array(items.map(|item| value_with_origin(origin, item)).collect())
+        }
+        toml::Value::Table(table) => ValueKind::Table(with_origin(origin, table)),
+    };
+    Value::new(Some(origin), kind)
 }
