@@ -13,7 +13,9 @@ use std::{
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::CryptoProvider,
+    pki_types::{CertificateDer, PrivateKeyDer},
     server::{NoServerSessionStorage, WebPkiClientVerifier},
+    sign::{CertifiedKey, SingleCertAndKey},
 };
 use thiserror::Error;
 
@@ -53,39 +55,46 @@ pub enum TlsError {
     NoRoots(PathBuf),
 }
 
-impl TlsFiles {
-    /// Loads every file, and names the setting of each that is of no use.
-    pub(crate) fn check(&self) -> Vec<(&'static str, TlsError)> {
-        let mut faults = Vec::new();
-        let chain = pem::certificates(&self.certificate);
-        let key = pem::private_key(&self.key);
-        match (chain, key) {
-            (Ok(_), Ok(_)) => {
-                if let Err(error) = self.certified_key() {
-                    faults.push(("tls.identity_keyfile_path", error));
-                }
-            }
-            (chain, key) => {
-                if let Err(error) = chain {
-                    faults.push(("tls.identity_pemfile_path", error.into()));
-                }
-                if let Err(error) = key {
-                    faults.push(("tls.identity_keyfile_path", error.into()));
-                }
+/// Loads every file that is named, and gives the setting of each that is of no use.
+pub(crate) fn check(
+    certificate: Option<&Path>,
+    key: Option<&Path>,
+    root_ca: Option<&Path>,
+    admin_root_ca: Option<&Path>,
+) -> Vec<(&'static str, TlsError)> {
+    let certificate = certificate.map(pem::certificates).transpose();
+    let private_key = key.map(pem::private_key).transpose();
+    let mut faults = Vec::new();
+    match (certificate, private_key, key) {
+        (Ok(Some(chain)), Ok(Some(private_key)), Some(path)) => {
+            if let Err(error) = certified_key(chain, private_key, path) {
+                faults.push(("tls.identity_keyfile_path", error));
             }
         }
-        if let Err(error) = add_roots(&mut RootCertStore::empty(), &self.root_ca) {
-            faults.push(("tls.root_cafile_path", error));
+        (certificate, private_key, _) => {
+            if let Err(error) = certificate {
+                faults.push(("tls.identity_pemfile_path", error.into()));
+            }
+            if let Err(error) = private_key {
+                faults.push(("tls.identity_keyfile_path", error.into()));
+            }
         }
-        if let Some(path) = &self.admin_root_ca
-            && has_content(path)
+    }
+    let admin_root_ca = admin_root_ca.filter(|path| has_content(path));
+    for (setting, path) in [
+        ("tls.root_cafile_path", root_ca),
+        ("tls.admin_root_cafile_path", admin_root_ca),
+    ] {
+        if let Some(path) = path
             && let Err(error) = add_roots(&mut RootCertStore::empty(), path)
         {
-            faults.push(("tls.admin_root_cafile_path", error));
+            faults.push((setting, error));
         }
-        faults
     }
+    faults
+}
 
+impl TlsFiles {
     /// Loads the files.
     ///
     /// # Errors
@@ -107,34 +116,36 @@ impl TlsFiles {
             .build()
             .map_err(|_| TlsError::NoRoots(self.root_ca.clone()))?;
 
-        let certified_key = self.certified_key()?;
+        let chain = pem::certificates(&self.certificate)?;
+        let private_key = pem::private_key(&self.key)?;
+        let certified_key = certified_key(chain, private_key, &self.key)?;
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
-            .map_err(|source| self.refused("can't be served with", source))?
+            .map_err(|source| refused(&self.key, "can't be served with", source))?
             .with_client_cert_verifier(verifier)
-            .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(
-                certified_key,
-            )));
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified_key)));
         config.alpn_protocols = vec![b"h2".to_vec()];
         // A resumed session would bring back a certificate without verifying it again.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         Ok(config)
     }
+}
 
-    fn certified_key(&self) -> Result<rustls::sign::CertifiedKey, TlsError> {
-        let chain = pem::certificates(&self.certificate)?;
-        let key = pem::private_key(&self.key)?;
-        rustls::sign::CertifiedKey::from_der(chain, key, &provider())
-            .map_err(|source| self.refused("is not the key of the certificate", source))
-    }
+fn certified_key(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    path: &Path,
+) -> Result<CertifiedKey, TlsError> {
+    CertifiedKey::from_der(chain, key, &provider())
+        .map_err(|source| refused(path, "is not the key of the certificate", source))
+}
 
-    fn refused(&self, what: &'static str, source: rustls::Error) -> TlsError {
-        TlsError::Refused {
-            path: self.key.clone(),
-            what,
-            source,
-        }
+fn refused(path: &Path, what: &'static str, source: rustls::Error) -> TlsError {
+    TlsError::Refused {
+        path: path.to_owned(),
+        what,
+        source,
     }
 }
 
@@ -156,10 +167,12 @@ fn has_content(path: &Path) -> bool {
 
 fn add_roots(roots: &mut RootCertStore, path: &Path) -> Result<(), TlsError> {
     for certificate in pem::certificates(path)? {
-        roots.add(certificate).map_err(|source| TlsError::Refused {
-            path: path.to_owned(),
-            what: "holds a certificate that is no CA certificate",
-            source,
+        roots.add(certificate).map_err(|source| {
+            refused(
+                path,
+                "holds a certificate that is no CA certificate",
+                source,
+            )
         })?;
     }
     Ok(())

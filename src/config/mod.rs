@@ -20,8 +20,12 @@ use thiserror::Error;
 pub use self::settings::Environment;
 use self::settings::Settings;
 use crate::{
-    authorize::Policy, database::Database, identity::TrustRules, keyring::Keyring,
-    store::StoreOptions, tls::TlsFiles,
+    authorize::Policy,
+    database::Database,
+    identity::TrustRules,
+    keyring::Keyring,
+    store::StoreOptions,
+    tls::{self, TlsFiles},
 };
 
 /// Everything that `serve` needs to know.
@@ -202,20 +206,25 @@ fn tls_files(settings: &mut Settings) -> Option<TlsFiles> {
         "tls.root_cafile_path",
         "name the CA certificates that client certificates are verified against",
     );
-    let files = TlsFiles {
+    let admin_root_ca = settings
+        .string("tls.admin_root_cafile_path")
+        .map(PathBuf::from);
+    // Loaded once more when the listener is made; here so that a bad file is reported
+    // along with everything else.
+    for (key, error) in tls::check(
+        certificate.as_deref(),
+        key.as_deref(),
+        root_ca.as_deref(),
+        admin_root_ca.as_deref(),
+    ) {
+        settings.fault(key, error);
+    }
+    Some(TlsFiles {
         certificate: certificate?,
         key: key?,
         root_ca: root_ca?,
-        admin_root_ca: settings
-            .string("tls.admin_root_cafile_path")
-            .map(PathBuf::from),
-    };
-    // Loaded once more when the listener is made; here so that a bad file is reported
-    // along with everything else.
-    for (key, error) in files.check() {
-        settings.fault(key, error);
-    }
-    Some(files)
+        admin_root_ca,
+    })
 }
 
 fn trust(settings: &mut Settings) -> Option<TrustRules> {
