@@ -34,18 +34,33 @@ async fn migrate(database: &Database) -> Result<usize, String> {
         .connect()
         .await
         .map_err(|error| format!("database_url: {error}"))?;
-    let report = embedded::migrations::runner()
+    let migrated = embedded::migrations::runner()
         .set_grouped(true)
         .run_async(&mut client)
-        .await
-        .map_err(|error| {
-            format!(
+        .await;
+    match migrated {
+        Ok(report) => Ok(report.applied_migrations().len()),
+        Err(error) => {
+            // Where that fails too, the connection is gone; the first error says more.
+            let _ = client.batch_execute(DROP_EMPTY_HISTORY).await;
+            Err(format!(
                 "the migrations failed and were rolled back: the database must be empty, or have \
                  been made by this command ({error})"
-            )
-        })?;
-    Ok(report.applied_migrations().len())
+            ))
+        }
+    }
 }
+
+/// refinery commits its own table before it tries anything. In a database that is
+/// none of ours nothing must be left behind.
+const DROP_EMPTY_HISTORY: &str = "-- drop_empty_history
+    DO $$ BEGIN
+        IF to_regclass('refinery_schema_history') IS NOT NULL THEN
+            IF NOT EXISTS (SELECT FROM refinery_schema_history) THEN
+                DROP TABLE refinery_schema_history;
+            END IF;
+        END IF;
+    END $$";
 
 #[expect(clippy::print_stdout, reason = "this is what the command is for")]
 fn say(applied: usize) {
