@@ -130,10 +130,12 @@ impl From<PoolError> for StoreError {
 fn describe(error: &tokio_postgres::Error) -> String {
     if let Some(db) = error.as_db_error() {
         return match db.code().code() {
-            "28P01" | "28000" => format!(
-                "it refused our role or password (SQLSTATE {})",
-                db.code().code()
-            ),
+            "28P01" => "it refused our role or password (SQLSTATE 28P01)".to_owned(),
+            "28000" => {
+                "it does not know our role, or its pg_hba.conf lets us in neither from this \
+                        address nor with this sslmode (SQLSTATE 28000)"
+                    .to_owned()
+            }
             "3D000" => "the database of database_url does not exist (SQLSTATE 3D000)".to_owned(),
             "53300" => "it takes no more connections (SQLSTATE 53300)".to_owned(),
             "57P03" => "it is starting up or shutting down (SQLSTATE 57P03)".to_owned(),
