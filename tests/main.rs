@@ -18,6 +18,7 @@ mod certs;
 mod database;
 mod grpcurl;
 mod handshake;
+mod leaks;
 mod outcome;
 mod pg;
 mod pg_host;

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -24,6 +25,7 @@ pub(crate) struct Server {
     /// `127.0.0.1:port` of `/livez`, `/readyz`, `/metrics`.
     pub(crate) http: String,
     lines: Arc<Mutex<Vec<String>>>,
+    reader: JoinHandle<()>,
     process: Mutex<Supervised>,
     dir: TempDir,
 }
@@ -40,7 +42,7 @@ impl Server {
         let lines = Arc::new(Mutex::new(Vec::new()));
         let stderr = BufReader::new(process.take_stderr());
         let sink = Arc::clone(&lines);
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             for line in stderr.split(b'\n').map_while(Result::ok) {
                 sink.lock()
                     .unwrap()
@@ -51,6 +53,7 @@ impl Server {
             grpc: String::new(),
             http: String::new(),
             lines,
+            reader,
             process: Mutex::new(process),
             dir,
         };
@@ -183,11 +186,12 @@ impl Server {
         self.process.lock().unwrap().signal(name);
     }
 
-    /// Waits for the exit and gives its code; 128 + n after signal n.
+    /// Waits for the exit and the last log line, and gives the exit code; 128 + n after signal n.
     pub(crate) async fn wait_exit(&self) -> i32 {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Some(code) = self.process.lock().unwrap().try_wait() {
+            let code = self.process.lock().unwrap().try_wait();
+            if let (Some(code), true) = (code, self.reader.is_finished()) {
                 return code;
             }
             assert!(

@@ -46,6 +46,7 @@ pub(crate) struct Site {
     dir: TempDir,
     settings: BTreeMap<(String, String), String>,
     raw: String,
+    whole: Option<String>,
     second_config: Option<String>,
     secrets: (String, Option<String>),
     env: Vec<(String, String)>,
@@ -64,6 +65,7 @@ impl Site {
             dir,
             settings: BTreeMap::new(),
             raw: UNRELATED.into(),
+            whole: None,
             second_config: None,
             secrets: (String::new(), None),
             env: Vec::new(),
@@ -128,6 +130,12 @@ impl Site {
     /// Any TOML at the end of the file.
     pub(crate) fn raw(mut self, toml: &str) -> Self {
         self.raw += toml;
+        self
+    }
+
+    /// Exactly this text as the first file, whatever was set.
+    pub(crate) fn whole_config(mut self, toml: &str) -> Self {
+        self.whole = Some(toml.into());
         self
     }
 
@@ -219,7 +227,11 @@ impl Site {
         run_binary(&args, &self.env).await
     }
 
-    fn toml(&self) -> String {
+    /// The text of the first file.
+    pub(crate) fn toml(&self) -> String {
+        if let Some(whole) = &self.whole {
+            return whole.clone();
+        }
         let mut text = String::new();
         let mut current = "";
         for ((section, key), value) in &self.settings {
