@@ -29,7 +29,9 @@ mod seed;
 mod server;
 mod site;
 
+mod bad_files;
 mod callers;
+mod configuration;
 mod failures;
 mod fixtures;
 mod grpc_surface;

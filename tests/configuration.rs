@@ -1,0 +1,308 @@
+//! A configuration with a fault in it stops the start: exit code 78, all faults at once, each with its file, its
+//! setting and what to do; nothing bound, nothing secret told.
+//!
+//! Every such site has both of its addresses taken by the test. A program that binds before it has checked
+//! everything fails with another exit code, and says so.
+
+use std::net::TcpListener;
+
+use crate::database::Database;
+use crate::leaks;
+use crate::pg::PASSWORD;
+use crate::seal::keys;
+use crate::site::{Exit, Site, quote};
+
+const CANNOT_LISTEN: &str = "can't listen on";
+
+/// A site that nothing is wrong with, but for what becomes of it here.
+async fn run(database: &Database, change: impl FnOnce(Site) -> Site) -> Exit {
+    let taken = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let [listen, metrics] = taken
+        .each_ref()
+        .map(|listener| quote(&listener.local_addr().unwrap().to_string()));
+    let site = Site::new(database)
+        .set("rewrap.listen", listen)
+        .set("rewrap.metrics_endpoint", metrics);
+    let exit = change(site).run_to_exit().await;
+    leaks::assert_none(&exit.stdout);
+    leaks::assert_none(&exit.stderr);
+    exit
+}
+
+/// What is said about a site that must not start; every one of `words` is in it.
+pub(crate) async fn refused(
+    database: &Database,
+    words: &[&str],
+    change: impl FnOnce(Site) -> Site,
+) -> String {
+    let Exit { code, stderr, .. } = run(database, change).await;
+    assert_eq!(code, 78, "{words:?}: {stderr}");
+    assert!(!stderr.contains(CANNOT_LISTEN), "{words:?}: {stderr}");
+    assert!(!stderr.contains("panicked"), "{words:?}: {stderr}");
+    for word in words {
+        assert!(stderr.contains(word), "no {word:?} in: {stderr}");
+    }
+    stderr
+}
+
+/// The deny tests' twin: there is nothing left to complain about but the taken addresses.
+pub(crate) async fn accepted(database: &Database, change: impl FnOnce(Site) -> Site) {
+    let Exit { code, stderr, .. } = run(database, change).await;
+    assert!(code == 1 && stderr.contains(CANNOT_LISTEN), "{stderr}");
+}
+
+/// Setting, good value, bad values (` ; ` between them), and what the advice about a bad one has in it.
+const SETTINGS: &str = r#"
+machine_identity.enabled | true | "yes" ; 1 | true or false
+machine_identity.algorithm | "ES256" | "RS256" ; "es256" ; 5 |
+machine_identity.current_encryption_key_id | "kv1" | "" ; "  " | set it to the id of the key
+machine_identity.current_encryption_key_id | "kv1" | 1 | text in quotes
+machine_identity.current_encryption_key_id | "kv1" | "kv3" ; "KV1" | (it has "kv1", "kv2")
+auth.trust.spiffe_trust_domain | "spiffe://nico.local" | "" ; "spiffe://" ; "NICO.local" ; "a b" | like "nico.local"
+auth.trust.spiffe_service_base_paths | [] | "/nico-system/sa/" | list of texts
+auth.trust.additional_issuer_cns | [] | "A CA" ; [1] | list of texts
+rewrap.allowed_services | ["a", "b"] | "a" ; [true] | list of texts
+rewrap.lock_timeout | "1500ms" | 2 ; "2" ; "2 parsecs" ; "0s" ; "2h" ; "-1s" | "2s"
+rewrap.statement_timeout | "1m" | "" | "2s"
+rewrap.connect_timeout | "5s" | true | "2s"
+rewrap.shutdown_grace | "1m 30s" | "soon" | "2s"
+rewrap.max_connections | 2 | 0 ; -1 ; 257 ; 1.5 ; "many" | from 1 to 256
+rewrap.page_size | 10000 | 0 ; 10001 ; 4294967297 | from 1 to 10000
+rewrap.max_attempts | 1 | 0 | from 1 to 100
+rewrap.listen | "127.0.0.1:0" | "localhost:1179" ; "1179" ; 1179 ; "[::]" ; "" |
+rewrap.metrics_endpoint | "127.0.0.1:0" | "127.0.0.1" | "127.0.0.1:1179"
+rewrap.log_filter | "warn,nico_rewrap=info" | "nico_rewrap=noisy" | is not a filter
+rewrap.log_format | "json" | "xml" ; "JSON" | one of "logfmt", "json"
+rewrap.pooler | "transaction" | "statement" | one of "session", "transaction"
+rewrap.database_sslmode | "disable" | "allow" ; "" | verify-full
+"#;
+
+#[tokio::test]
+async fn a_bad_value_is_named_with_its_setting_and_file() {
+    let database = Database::migrated().await;
+    let mut all_good = Site::new(&database);
+    for line in SETTINGS.trim().lines() {
+        let columns: Vec<_> = line.split('|').map(str::trim).collect();
+        let [setting, good, bad, advice] = columns[..] else {
+            panic!("{line}")
+        };
+        let (section, name) = setting.rsplit_once('.').unwrap();
+        let spelled = format!("[{section}].{name}: ");
+        for value in bad.split(" ; ") {
+            let words = ["site.toml: ", &spelled, advice];
+            let said = refused(&database, &words, |site| site.set(setting, value)).await;
+            assert_eq!(said.lines().count(), 1, "one fault, one line: {said}");
+        }
+        all_good = all_good.set(setting, good);
+    }
+    all_good.start().await;
+}
+
+#[tokio::test]
+async fn what_is_missing_is_named() {
+    let database = Database::migrated().await;
+    for setting in [
+        "database_url",
+        "machine_identity.current_encryption_key_id",
+        "tls.identity_pemfile_path",
+        "tls.identity_keyfile_path",
+        "tls.root_cafile_path",
+        "auth.trust.spiffe_trust_domain",
+        "rewrap.secrets_file",
+    ] {
+        let name = setting.rsplit('.').next().unwrap();
+        refused(&database, &["site.toml: ", name, "is missing; "], |site| {
+            site.unset(setting)
+        })
+        .await;
+    }
+    for optional in [
+        "machine_identity.algorithm",
+        "tls.admin_root_cafile_path",
+        "auth.permissive_mode",
+    ] {
+        accepted(&database, |site| site.unset(optional)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_typo_in_our_own_section_is_no_setting() {
+    let database = Database::migrated().await;
+    let typo = |site: Site| site.set("rewrap.lock_timout", "\"2s\"");
+    refused(
+        &database,
+        &[
+            "site.toml: [rewrap].lock_timout: no such setting",
+            "lock_timeout",
+        ],
+        typo,
+    )
+    .await;
+    let nested = |site: Site| site.set("rewrap.limits.page_size", "5");
+    refused(&database, &["[rewrap].limits: no such setting"], nested).await;
+    let variable = |site: Site| site.env("NICO_REWRAP__PAGESIZE", "5");
+    refused(
+        &database,
+        &[
+            "environment variable NICO_REWRAP__PAGESIZE: ",
+            "no such setting",
+        ],
+        variable,
+    )
+    .await;
+    let nameless = |site: Site| site.env("NICO_REWRAP__", "5");
+    refused(
+        &database,
+        &["environment variable NICO_REWRAP__: "],
+        nameless,
+    )
+    .await;
+    let value = |site: Site| site.env("NICO_REWRAP__PAGE_SIZE", "5 rows");
+    refused(
+        &database,
+        &[
+            "environment variable NICO_REWRAP__PAGE_SIZE: ",
+            "from 1 to 10000",
+        ],
+        value,
+    )
+    .await;
+    refused(&database, &["rewrap: must be a section"], |site| {
+        let text = site.toml().replace("\n[rewrap]", "\n[not_rewrap]");
+        site.whole_config(&format!("rewrap = 5\n{text}"))
+    })
+    .await;
+    accepted(&database, |site| site.env("NICO_REWRAP__PAGE_SIZE", "5")).await;
+}
+
+#[tokio::test]
+async fn all_faults_are_reported_at_once() {
+    let database = Database::migrated().await;
+    let words = [
+        "second.toml: is not TOML at line 1",
+        "environment variable NICO_REWRAP__PAGE_SIZE: [rewrap].page_size: must be a number",
+        "[rewrap].lock_timout: no such setting",
+        "[rewrap].lock_timeout: must be a duration",
+        "[rewrap].listen: must be an address",
+        "[machine_identity].algorithm: must be \"ES256\"",
+        "[machine_identity].current_encryption_key_id: is missing",
+        "[rewrap].secrets_file: ",
+        "database_url: sslmode is one of",
+        "[tls].identity_pemfile_path: ",
+        "[tls].identity_keyfile_path: ",
+        "[tls].root_cafile_path: is missing",
+        "[auth.trust].spiffe_trust_domain: is missing",
+    ];
+    let said = refused(&database, &words, |site| {
+        site.second_config("= 1")
+            .env("NICO_REWRAP__PAGE_SIZE", "0")
+            .set("rewrap.lock_timout", "\"2s\"")
+            .set("rewrap.lock_timeout", "2")
+            .set("rewrap.listen", "\"here\"")
+            .set("machine_identity.algorithm", "\"none\"")
+            .unset("machine_identity.current_encryption_key_id")
+            .secrets("secrets.json", "{}")
+            .set(
+                "database_url",
+                quote(&format!("{}?sslmode=no", database.url())),
+            )
+            .set("tls.identity_pemfile_path", "\"/nowhere.pem\"")
+            .set("tls.identity_keyfile_path", "\"/nowhere.key\"")
+            .unset("tls.root_cafile_path")
+            .unset("auth.trust.spiffe_trust_domain")
+    })
+    .await;
+    assert_eq!(said.lines().count(), words.len(), "{said}");
+    accepted(&database, |site| site.keys(&keys(&["kv1", "kv2"]))).await;
+}
+
+#[tokio::test]
+async fn a_bad_database_url_is_named_and_not_quoted() {
+    let database = Database::migrated().await;
+    let (p, url) = (PASSWORD, database.url());
+    let bad = [
+        (
+            format!("mysql://u:{p}@h/d"),
+            "is not of the form postgres://",
+        ),
+        (
+            format!("host=h password={p}"),
+            "is not of the form postgres://",
+        ),
+        (p.to_owned(), "is not of the form postgres://"),
+        (
+            format!("postgres://u:{p}@h:{p}/d"),
+            "is not of the form postgres://",
+        ),
+        (
+            format!("postgres://u:{p}%ff@h/%ff"),
+            "is not of the form postgres://",
+        ),
+        // A password that has to be percent-encoded, and is not.
+        (
+            format!("postgres://nico:1?{p}@h/d"),
+            "is not of the form postgres://",
+        ),
+        (
+            format!("postgres://nico:1?{p}&{p}@h/d?sslmode=require"),
+            "is not of the form postgres://",
+        ),
+        (
+            format!("{url}?sslmode={p}"),
+            "sslmode is one of disable, prefer, require, verify-ca and verify-full",
+        ),
+        (
+            format!("{url}?sslmode=verify-full"),
+            "need sslrootcert=FILE in the URL",
+        ),
+        (
+            format!("{url}?sslmode=verify-ca&sslrootcert="),
+            "sslrootcert: ",
+        ),
+        (
+            format!("{url}?sslmode=verify-ca&sslrootcert=/nowhere.pem"),
+            "sslrootcert: /nowhere.pem can't be read (",
+        ),
+        (
+            format!("{url}?sslmode=require&sslrootcert=/dev/null"),
+            "sslrootcert: /dev/null holds no PEM certificate",
+        ),
+        (
+            format!("{url}?connect_timeout={p}"),
+            "is not of the form postgres://",
+        ),
+    ];
+    for (url, words) in bad {
+        refused(&database, &["site.toml: database_url: ", words], |site| {
+            site.set("database_url", quote(&url))
+        })
+        .await;
+        let variable = |site: Site| site.env("NICO_API_DATABASE_URL", &url);
+        refused(
+            &database,
+            &[
+                "environment variable NICO_API_DATABASE_URL: database_url: ",
+                words,
+            ],
+            variable,
+        )
+        .await;
+    }
+    refused(&database, &["database_url: ", "need sslrootcert"], |site| {
+        site.set("rewrap.database_sslmode", "\"verify-full\"")
+    })
+    .await;
+    let good = format!("{url}?sslmode=prefer&connect_timeout=3&statement-cache-capacity=7");
+    accepted(&database, |site| site.set("database_url", quote(&good))).await;
+}
+
+#[tokio::test]
+async fn a_password_in_the_wrong_place_of_the_url_is_not_logged_either() {
+    // nico-api's own parser takes everything up to the last @ for the password.
+    let url = Database::migrated()
+        .await
+        .url()
+        .replace(PASSWORD, &format!("p@{PASSWORD}@x"));
+    let server = Site::with_url(&url).start().await;
+    leaks::assert_none(&server.log_text());
+}
