@@ -35,6 +35,7 @@ mod configuration;
 mod failures;
 mod fixtures;
 mod grpc_surface;
+mod layering;
 mod property;
 mod runs;
 mod scope;
