@@ -39,4 +39,6 @@ mod layering;
 mod property;
 mod runs;
 mod scope;
+mod start_log;
+mod start_up;
 mod transport;

@@ -1,0 +1,277 @@
+//! From the start to the end of the process: what the log says first, what is ready when, how it ends.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::{sleep, timeout};
+
+use crate::certs;
+use crate::database::Database;
+use crate::grpcurl::{Call, reencrypt, run};
+use crate::leaks;
+use crate::pg;
+use crate::seed::Org;
+use crate::server::Server;
+use crate::site::{Exit, Site, quote};
+
+/// How long a condition may take to come about on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until the gRPC health of the whole server and of the service is this: it follows what `/readyz` says.
+async fn assert_health(server: &Server, expected: &str) {
+    let call = Call::new(server, certs::machine());
+    for service in ["", "forge.Forge"] {
+        let request = json!({"service": service});
+        let told = async || {
+            let answer = call.unary("grpc.health.v1.Health/Check", &request).await;
+            answer.unwrap().0["status"].clone()
+        };
+        let follows = async {
+            while told().await != expected {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let in_time = timeout(PATIENCE, follows).await;
+        in_time.unwrap_or_else(|_| panic!("{service:?} is not {expected}"));
+    }
+}
+
+/// Nothing to be had but an answer to that effect; `why` is part of it.
+async fn assert_not_ready(server: &Server, why: &str) {
+    assert_eq!(server.get("/livez").await, (200, "ok\n".to_owned()));
+    let (status, body) = server.get("/readyz").await;
+    assert!(
+        status == 503 && body.contains("not ready: database: ") && body.contains(why),
+        "{status} {body}"
+    );
+    leaks::assert_none(&body);
+    let error = reencrypt(server, certs::admin(), json!({"dryRun": true}))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        (error.code.as_str(), error.reason().as_deref()),
+        ("UNAVAILABLE", Some("NOT_READY"))
+    );
+    assert!(error.message.contains(why), "{}", error.message);
+    leaks::assert_none(&error.message);
+    assert_health(server, "NOT_SERVING").await;
+}
+
+async fn assert_ready(server: &Server) {
+    server.wait_ready().await;
+    assert_eq!(server.get("/livez").await.0, 200);
+    assert_eq!(server.get("/readyz").await, (200, "ready\n".to_owned()));
+    assert_eq!(run(server, false).await.rows_updated, 1);
+    assert_health(server, "SERVING").await;
+}
+
+#[tokio::test]
+async fn a_database_that_is_down_is_waited_for() {
+    let postgres = pg::Server::start();
+    let database = Database::migrated_on(&postgres).await;
+    Org::under("acme", "kv1")
+        .insert(&database.client().await)
+        .await;
+    postgres.stop_fast();
+    let server = Site::new(&database).start_unready().await;
+    server.wait_log("waiting for the database").await;
+    assert_not_ready(&server, "refused").await;
+    postgres.restart();
+    assert_ready(&server).await;
+    leaks::assert_none(&server.log_text());
+}
+
+#[tokio::test]
+async fn a_database_that_is_not_there_yet_is_waited_for() {
+    let elsewhere = Database::migrated().await;
+    let name = format!("late_{}", elsewhere.name());
+    let url = elsewhere.url().replace(elsewhere.name(), &name);
+    let server = Site::with_url(&url).start_unready().await;
+    assert_not_ready(
+        &server,
+        "the database of database_url does not exist (SQLSTATE 3D000)",
+    )
+    .await;
+    Org::under("acme", "kv1")
+        .insert(&elsewhere.client().await)
+        .await;
+    // A database is renamed only while nobody is connected to it.
+    let admin = Database::new().await.admin().await;
+    let end = format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{}'",
+        elsewhere.name()
+    );
+    admin.batch_execute(&end).await.unwrap();
+    let rename = format!("ALTER DATABASE {} RENAME TO {name}", elsewhere.name());
+    let renamed = async {
+        while admin.batch_execute(&rename).await.is_err() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, renamed).await.unwrap();
+    assert_ready(&server).await;
+}
+
+#[tokio::test]
+async fn sigterm_ends_the_wait_for_a_database() {
+    let nowhere = format!(
+        "postgres://nico@127.0.0.1:{}/nico",
+        crate::pg_host::free_port()
+    );
+    for signal in ["TERM", "INT"] {
+        let server = Site::with_url(&nowhere).start_unready().await;
+        server.wait_log("waiting for the database").await;
+        server.signal(signal);
+        assert_eq!(server.wait_exit().await, 0, "{}", server.log_text());
+    }
+}
+
+#[tokio::test]
+async fn sigterm_and_sigint_end_an_idle_server_with_exit_code_0() {
+    let database = Database::migrated().await;
+    for signal in ["TERM", "INT"] {
+        let server = Site::new(&database).start().await;
+        server.signal(signal);
+        assert_eq!(server.wait_exit().await, 0, "{}", server.log_text());
+        assert_eq!(
+            server.logs_with("shut down").len(),
+            1,
+            "{}",
+            server.log_text()
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_database_without_the_tables_or_columns_is_a_fault_of_the_configuration() {
+    let empty = Database::new().await;
+    let lacking = Database::migrated().await;
+    let ddl = "ALTER TABLE tenants DROP COLUMN version;
+        ALTER TABLE tenant_identity_config DROP COLUMN updated_at, DROP COLUMN encrypted_signing_key_2";
+    lacking.client().await.batch_execute(ddl).await.unwrap();
+    let tables: &[&str] = &[
+        "database_url: ",
+        "lacks table tenants, table tenant_identity_config:",
+    ];
+    let columns: &[&str] = &[
+        "database_url: ",
+        "lacks column tenants.version, column tenant_identity_config.encrypted_signing_key_2, \
+         column tenant_identity_config.updated_at:",
+    ];
+    for (database, words) in [(&empty, tables), (&lacking, columns)] {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = quote(&taken.local_addr().unwrap().to_string());
+        let site = Site::new(database)
+            .set("rewrap.listen", &address)
+            .set("rewrap.metrics_endpoint", &address);
+        let Exit { code, stderr, .. } = site.run_to_exit().await;
+        assert_eq!(code, 78, "{stderr}");
+        assert!(
+            !stderr.contains("can't listen on"),
+            "nothing is bound: {stderr}"
+        );
+        words
+            .iter()
+            .for_each(|words| assert!(stderr.contains(words), "no {words:?} in: {stderr}"));
+        leaks::assert_none(&stderr);
+    }
+    empty.migrate().await;
+    Site::new(&empty).start().await;
+}
+
+#[tokio::test]
+async fn a_database_that_comes_up_late_and_lacks_the_tables_ends_the_server() {
+    let postgres = pg::Server::start();
+    let database = Database::on(&postgres).await;
+    postgres.stop_fast();
+    let server = Site::new(&database).start_unready().await;
+    server.wait_log("waiting for the database").await;
+    postgres.restart();
+    assert_eq!(server.wait_exit().await, 78, "{}", server.log_text());
+    assert!(
+        server
+            .log_text()
+            .contains("nico-rewrap: database_url: the database lacks table tenants, "),
+        "{}",
+        server.log_text()
+    );
+}
+
+#[tokio::test]
+async fn serve_never_runs_ddl_and_needs_no_right_to() {
+    let postgres = pg::Server::options()
+        .setting("log_statement", "all")
+        .start();
+    let database = Database::migrated_on(&postgres).await;
+    Org::under("acme", "kv1")
+        .insert(&database.client().await)
+        .await;
+    let rights = "REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+        CREATE ROLE rewrapper LOGIN;
+        GRANT SELECT, UPDATE ON tenants, tenant_identity_config TO rewrapper";
+    database.admin().await.batch_execute(rights).await.unwrap();
+    let url = database.url().replace("//nico:", "//rewrapper:");
+    let server = Site::with_url(&url).start().await;
+    assert_eq!(run(&server, false).await.rows_updated, 1);
+    let log = postgres.log();
+    let ours: Vec<_> = log
+        .lines()
+        .filter(|line| line.contains(" nico-rewrap "))
+        .collect();
+    assert!(
+        ours.iter().any(|line| line.contains("-- ")),
+        "its statements are in the log:\n{log}"
+    );
+    for word in ["CREATE ", "ALTER ", "DROP ", "TRUNCATE ", "GRANT "] {
+        assert!(
+            !ours.iter().any(|line| line.contains(word)),
+            "{word}\n{log}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_disabled_feature_needs_no_keys_and_no_database() {
+    let bare = |site: Site| {
+        site.missing_secrets()
+            .unset("rewrap.secrets_file")
+            .unset("database_url")
+    };
+    let nowhere = || Site::with_url("postgres://nobody@127.0.0.1:1/nowhere");
+    let sites = [
+        bare(nowhere().without_section("machine_identity")),
+        bare(
+            nowhere()
+                .set("machine_identity.enabled", "false")
+                .unset("machine_identity.current_encryption_key_id"),
+        ),
+        bare(nowhere().unset("machine_identity.enabled")),
+        nowhere()
+            .set("machine_identity.enabled", "false")
+            .missing_secrets(),
+    ];
+    for site in sites {
+        let server = site.start().await;
+        for request in [json!({"dryRun": true}), json!({"organizationId": "acme"})] {
+            let error = reencrypt(&server, certs::admin(), request)
+                .await
+                .unwrap_err();
+            assert_eq!(
+                (error.code.as_str(), error.reason().as_deref()),
+                ("FAILED_PRECONDITION", Some("MACHINE_IDENTITY_DISABLED"))
+            );
+            assert!(
+                error.message.contains("[machine_identity].enabled = true"),
+                "{}",
+                error.message
+            );
+        }
+        assert_health(&server, "SERVING").await;
+        // Who may not call is not told how the site is configured.
+        let error = reencrypt(&server, certs::machine(), json!({}))
+            .await
+            .unwrap_err();
+        assert_eq!(error.code, "PERMISSION_DENIED");
+    }
+}
