@@ -31,6 +31,7 @@ mod site;
 
 mod bad_files;
 mod callers;
+mod command_line;
 mod configuration;
 mod failures;
 mod fixtures;
