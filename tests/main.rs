@@ -33,6 +33,7 @@ mod bad_files;
 mod callers;
 mod command_line;
 mod configuration;
+mod database_tls;
 mod failures;
 mod fixtures;
 mod grpc_surface;
