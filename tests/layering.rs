@@ -92,15 +92,21 @@ async fn rules_of_nico_apis_that_are_not_applied_yet_are_warned_about() {
         .set("auth.cli_certs.username", "\"operator\"")
         .start()
         .await;
-    for setting in ["auth.casbin_policy_file", "auth.cli_certs"] {
-        assert!(
-            warned(&server, &format!("{setting}: not supported yet")),
-            "{}",
-            server.log_text()
-        );
+    let settings = [
+        "auth.casbin_policy_file",
+        "auth.cli_certs",
+        "tls.admin_root_cafile_path",
+    ];
+    let warning = |setting: &str| format!("{setting}: not supported yet");
+    for setting in settings {
+        let log = server.log_text();
+        assert!(warned(&server, &warning(setting)), "{log}");
     }
-    let server = Site::new(&database).start().await;
-    assert!(!warned(&server, "not supported yet"));
+    let site = Site::new(&database).unset("tls.admin_root_cafile_path");
+    let server = site.start().await;
+    for setting in settings {
+        assert!(!warned(&server, &warning(setting)));
+    }
 }
 
 #[tokio::test]

@@ -34,6 +34,7 @@ mod callers;
 mod command_line;
 mod configuration;
 mod database_tls;
+mod durability;
 mod failures;
 mod fixtures;
 mod grpc_surface;

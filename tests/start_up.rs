@@ -192,7 +192,7 @@ async fn a_database_that_comes_up_late_and_lacks_the_tables_ends_the_server() {
     assert!(
         server
             .log_text()
-            .contains("nico-rewrap: database_url: the database lacks table tenants, "),
+            .contains("database_url: the database lacks table tenants, "),
         "{}",
         server.log_text()
     );

@@ -1,0 +1,108 @@
+//! What a report says is on disk: no crash of Postgres takes it back.
+
+use serde_json::json;
+
+use crate::certs;
+use crate::database::Database;
+use crate::grpcurl::{reencrypt, run};
+use crate::pg;
+use crate::seal::key_id;
+use crate::seed::{self, Org, snapshot};
+use crate::server::Server;
+use crate::site::Site;
+
+/// So long that nothing is flushed but by those who wait for it.
+fn lazy_postgres() -> pg::Server {
+    pg::Server::options()
+        .setting("wal_writer_delay", "10s")
+        .setting("wal_writer_flush_after", "1GB")
+        .setting("shared_buffers", "64MB")
+        .setting("fsync", "on")
+        .start()
+}
+
+async fn site_of(
+    postgres: &pg::Server,
+    organizations: usize,
+) -> (Database, tokio_postgres::Client) {
+    let database = Database::migrated_on(postgres).await;
+    let client = database.client().await;
+    let orgs: Vec<_> = (0..organizations)
+        .map(|i| Org::under(&format!("org-{i:03}"), "kv1"))
+        .collect();
+    seed::insert(&client, &orgs).await;
+    (database, client)
+}
+
+/// The organizations whose first secret is under `key`.
+async fn under(database: &Database, key: &str) -> usize {
+    let rows = snapshot(&database.client().await).await;
+    let texts = rows.values().filter_map(|row| row.texts[0].as_ref());
+    texts.filter(|text| key_id(text) == key).count()
+}
+
+#[tokio::test]
+async fn a_crash_right_after_the_report_takes_nothing_back() {
+    const ORGANIZATIONS: usize = 40;
+    let postgres = lazy_postgres();
+    let (database, _client) = site_of(&postgres, ORGANIZATIONS).await;
+    let site = |target: &str| Site::new(&database).target(target);
+    let servers: [Server; 2] = [site("kv2").start().await, site("kv1").start().await];
+    for round in 0..10 {
+        let server = &servers[round % 2];
+        let report = run(server, false).await;
+        postgres.stop_immediate();
+        postgres.restart();
+        assert_eq!(report.rows_updated as usize, ORGANIZATIONS, "round {round}");
+        let target = &report.current_encryption_key_id;
+        assert_eq!(
+            under(&database, target).await,
+            ORGANIZATIONS,
+            "round {round}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn one_organization_is_as_durable_as_the_site() {
+    let postgres = lazy_postgres();
+    let (database, _client) = site_of(&postgres, 2).await;
+    let server = Site::new(&database).start().await;
+    let request = json!({"organizationId": "org-001"});
+    let report = reencrypt(&server, certs::admin(), request).await.unwrap();
+    postgres.stop_immediate();
+    postgres.restart();
+    assert_eq!(report.rows_updated, 1);
+    assert_eq!(under(&database, "kv2").await, 1);
+}
+
+#[tokio::test]
+async fn with_a_commit_each_every_row_is_flushed_by_itself() {
+    let postgres = lazy_postgres();
+    let (database, client) = site_of(&postgres, 30).await;
+    let flushes = async |client: &tokio_postgres::Client| {
+        let sql = "SELECT wal_sync FROM pg_stat_wal";
+        client.query_one(sql, &[]).await.unwrap().get::<_, i64>(0)
+    };
+    let mut flushed = Vec::new();
+    for commit in ["each", "barrier"] {
+        let site = Site::new(&database).set("rewrap.commit", &format!("\"{commit}\""));
+        // One at a time: commits that come together are flushed together.
+        let site = site
+            .target(if commit == "each" { "kv2" } else { "kv1" })
+            .set("rewrap.max_connections", "1")
+            .set("rewrap.pipeline_depth", "1");
+        let server = site.start().await;
+        client
+            .batch_execute("SELECT pg_stat_force_next_flush()")
+            .await
+            .ok();
+        let before = flushes(&client).await;
+        assert_eq!(run(&server, false).await.rows_updated, 30);
+        // Backends tell what they did when they end, at the latest.
+        assert_eq!(server.terminate().await, 0);
+        flushed.push(flushes(&client).await - before);
+    }
+    assert!(flushed[0] >= 30, "each: {flushed:?}");
+    assert!(flushed[1] <= 5, "barrier: {flushed:?}");
+}
