@@ -157,6 +157,8 @@ impl Database {
 
     pub(crate) fn driver_config(&self, unanswered: Duration) -> tokio_postgres::Config {
         let mut driver = self.driver.clone();
+        // The kernel counts keepalives in whole seconds, and refuses none at all.
+        let unanswered = unanswered.max(Duration::from_secs(1));
         // Packets that nobody acknowledges mean that the database is cut off.
         driver.tcp_user_timeout(unanswered);
         driver.keepalives_idle(unanswered);
