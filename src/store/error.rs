@@ -25,12 +25,12 @@ pub enum StoreError {
     #[error("the database can't be used: {0}")]
     Unavailable(String),
     /// The prepared plan no longer fits the table: prepare again.
-    #[error("a prepared statement is out of date")]
-    StalePlan,
+    #[error("a prepared statement is out of date (SQLSTATE {})", .0.code())]
+    StalePlan(SqlState),
     /// Rolled back by Postgres for the sake of another transaction: try again.
     #[error("rolled back by Postgres ({})", .0.code())]
     Conflict(SqlState),
-    /// The column `encryption_key_id` went away under our hands.
+    /// A column went away under our hands: `encryption_key_id`, most likely.
     #[error("a column is gone")]
     ColumnGone,
 }
@@ -87,7 +87,7 @@ impl From<tokio_postgres::Error> for StoreError {
             "40001" | "40P01" => Self::Conflict(code.clone()),
             // feature_not_supported "cached plan must not change result type", and
             // invalid_sql_statement_name when a pooler forgot it.
-            "0A000" | "26000" => Self::StalePlan,
+            "0A000" | "26000" => Self::StalePlan(code.clone()),
             "42703" => Self::ColumnGone,
             "55P03" => Self::Row(RowError::LockTimeout),
             "57014" => Self::Row(RowError::StatementTimeout),

@@ -270,7 +270,7 @@ impl Store {
             };
             match error {
                 // Once is always allowed: it is no conflict with anybody.
-                StoreError::StalePlan if attempt == 1 => self.forget_plans(),
+                StoreError::StalePlan(_) if attempt == 1 => self.forget_plans(),
                 // A server that hangs does so on every connection.
                 StoreError::NoAnswer(_) => {
                     drop(Object::take(client));

@@ -60,10 +60,7 @@ pub(super) async fn check(store: &Store, client: &Object) -> Result<Found, Schem
     let mut missing = Vec::new();
     let mut has_key_id_column = false;
     for (table, needed) in NEEDED {
-        let rows = store
-            .query(On::Connection(client), &COLUMNS_OF_TABLE, &[&table])
-            .await?;
-        let columns: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        let columns = columns(store, On::Connection(client), table).await?;
         if columns.is_empty() {
             missing.push(format!("table {table}"));
             continue;
@@ -81,4 +78,16 @@ pub(super) async fn check(store: &Store, client: &Object) -> Result<Found, Schem
     } else {
         Err(SchemaError::Missing(missing))
     }
+}
+
+/// Whether the column is there now; nico-api's migration drops it.
+pub(super) async fn has_key_id_column(store: &Store, on: On<'_>) -> Result<bool, StoreError> {
+    let columns = columns(store, on, CONFIG_TABLE).await?;
+    Ok(columns.iter().any(|column| column == KEY_ID_COLUMN))
+}
+
+async fn columns(store: &Store, on: On<'_>, table: &str) -> Result<Vec<String>, StoreError> {
+    let rows = store.query(on, &COLUMNS_OF_TABLE, &[&table]).await?;
+    let names: Result<_, _> = rows.iter().map(|row| row.try_get(0)).collect();
+    Ok(names?)
 }

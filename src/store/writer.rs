@@ -8,11 +8,12 @@ use std::{
 use deadpool_postgres::Object;
 use tokio_postgres::{
     IsolationLevel,
+    error::SqlState,
     types::{ToSql, Type},
 };
 
 use super::{
-    Commit, READ_ROW, Row, RowError, Store, StoreError, select_row,
+    Commit, READ_ROW, Row, RowError, Store, StoreError, schema, select_row,
     statement::{On, Sql},
 };
 use crate::{keyring::KeyId, rewrap::Texts};
@@ -252,15 +253,21 @@ impl<'a> Writer<'a> {
                 Ok(())
             }
             // Once is always allowed: it is no conflict with anybody.
-            StoreError::StalePlan | StoreError::ColumnGone if attempt > 1 && exhausted => {
-                Err(RowError::Refused("the schema keeps changing".to_owned()).into())
+            StoreError::StalePlan(code) if attempt > 1 && exhausted => {
+                Err(RowError::Refused(code.code().to_owned()).into())
             }
-            StoreError::StalePlan => {
+            StoreError::StalePlan(_) => {
                 self.store.forget_plans();
                 Ok(())
             }
+            StoreError::ColumnGone if attempt > 1 && exhausted => {
+                Err(RowError::Refused(SqlState::UNDEFINED_COLUMN.code().to_owned()).into())
+            }
             StoreError::ColumnGone => {
-                self.store.has_key_id_column.store(false, Ordering::Relaxed);
+                // A trigger that misses a column of its own says the same, and a column
+                // that is there has to be written on: an old nico-api decrypts by it.
+                let found = schema::has_key_id_column(self.store, self.connection()?).await?;
+                self.store.has_key_id_column.store(found, Ordering::Relaxed);
                 Ok(())
             }
             other => {
