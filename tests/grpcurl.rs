@@ -224,12 +224,24 @@ impl Call {
         }
     }
 
+    /// A re-wrap as a process of its own, for tests that do things to the client; it ends with the returned value.
+    pub(crate) fn start(&self, request: &Value) -> tokio::process::Child {
+        let mut command = self.command(&["-d", &request.to_string()], &[REENCRYPT]);
+        let quiet = command.stdout(Stdio::null()).stderr(Stdio::null());
+        quiet.spawn().unwrap()
+    }
+
     async fn output(&self, options: &[&str], after: &[&str]) -> std::process::Output {
+        let mut command = self.command(options, after);
+        let output = tokio::time::timeout(Duration::from_secs(180), command.output()).await;
+        output.expect("grpcurl does not end").unwrap()
+    }
+
+    fn command(&self, options: &[&str], after: &[&str]) -> tokio::process::Command {
         let mut command = tokio::process::Command::new(binary());
         command.args(self.args(options, after));
         command.stdin(Stdio::null()).kill_on_drop(true);
-        let output = tokio::time::timeout(Duration::from_secs(180), command.output()).await;
-        output.expect("grpcurl does not end").unwrap()
+        command
     }
 
     fn args(&self, options: &[&str], after: &[&str]) -> Vec<OsString> {

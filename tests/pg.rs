@@ -182,6 +182,16 @@ impl Server {
             .signal(name);
     }
 
+    /// The process id of the postmaster.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process
+            .lock()
+            .unwrap()
+            .as_ref()
+            .expect("the server runs")
+            .pid()
+    }
+
     fn stop(&self, signal: &str) {
         if let Some(mut process) = self.process.lock().unwrap().take() {
             process.signal(signal);

@@ -36,6 +36,8 @@ exec 4>&-
 {
     while read -r signal; do kill -s "$signal" "$pid"; done <&3
     kill -s "$last" "$pid"
+    # A test may have stopped it: then only KILL would arrive.
+    kill -s CONT "$pid"
 } >/dev/null 2>&1 &
 watcher=$!
 exec 3<&-
@@ -177,6 +179,13 @@ impl Drop for Supervised {
         drop(self.signals.take());
         let _ = self.shell.wait();
     }
+}
+
+/// Sends a signal by name to processes that a test knows.
+pub(crate) fn signal(pids: &[u32], name: &str) {
+    let pids: Vec<_> = pids.iter().map(u32::to_string).collect();
+    let kill = format!("kill -s {name} {}", pids.join(" "));
+    run(Command::new("/bin/sh").args(["-c", &kill]));
 }
 
 /// Runs a short command to its end; panics with its stderr if it fails.

@@ -176,6 +176,13 @@ impl Server {
         }
     }
 
+    /// Waits for the audit record of the first call and gives its `rows_updated`; its outcome must be this one.
+    pub(crate) async fn audited_rows(&self, outcome: &str) -> i64 {
+        let record = self.wait_log("call").await;
+        assert_eq!(field(&record, "outcome").unwrap(), outcome, "{record}");
+        field(&record, "rows_updated").unwrap().as_i64().unwrap()
+    }
+
     /// The process id, for a look at `/proc`.
     pub(crate) fn pid(&self) -> u32 {
         self.process.lock().unwrap().pid()

@@ -1,0 +1,337 @@
+//! The database loses connections, dies, hangs and comes back. A run survives what it can; otherwise its call ends
+//! as UNAVAILABLE, soon, and the service needs no restart.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tokio_postgres::Client;
+
+use crate::certs;
+use crate::database::Database;
+use crate::faults::{before_update, orgs, slow_writes, until_blocked, until_written, written};
+use crate::grpcurl::{GrpcError, Report, reencrypt, run};
+use crate::pg;
+use crate::process::signal;
+use crate::proxy::Proxy;
+use crate::seal::{key_id, seal};
+use crate::seed::{self, Org};
+use crate::server::Server;
+use crate::site::{Site, quote};
+
+/// Generous on a busy machine, and far from what a call without a bound would take.
+const SECONDS_NOT_MINUTES: Duration = Duration::from_secs(20);
+
+const SERVICE_BACKENDS: &str =
+    "pg_stat_activity WHERE datname = current_database() AND application_name = 'nico-rewrap'";
+
+async fn apply(server: &Server) -> Result<Report, GrpcError> {
+    reencrypt(server, certs::admin(), json!({})).await
+}
+
+fn assert_unavailable(answer: Result<Report, GrpcError>) {
+    let error = answer.unwrap_err();
+    assert_eq!(error.code, "UNAVAILABLE", "{error:?}");
+    assert_eq!(error.reason().as_deref(), Some("DATABASE_UNAVAILABLE"));
+    assert!(error.message.contains("call again"), "{}", error.message);
+}
+
+#[tokio::test]
+async fn a_run_outlives_the_loss_of_every_connection_and_counts_each_row_once() {
+    let database = Database::migrated().await;
+    let client = database.client().await;
+    seed::insert(&client, &orgs(200)).await;
+    slow_writes(&client, 0.02).await;
+    let server = Site::new(&database)
+        .set("rewrap.max_connections", "4")
+        .start()
+        .await;
+    let terminate = async {
+        for progress in [20, 80, 140] {
+            until_written(&client, progress).await;
+            let sql = format!("SELECT count(pg_terminate_backend(pid)) FROM {SERVICE_BACKENDS}");
+            let terminated: i64 = client.query_one(&sql, &[]).await.unwrap().get(0);
+            assert!(terminated > 0, "no connection of the service at {progress}");
+        }
+    };
+    let (report, ()) = tokio::join!(run(&server, false), terminate);
+    assert_eq!(
+        (
+            report.rows_updated,
+            report.fields_reencrypted,
+            report.rows_failed
+        ),
+        (200, 400, 0)
+    );
+    assert_eq!(report.rows_examined, 200);
+    for (id, row) in seed::snapshot(&client).await {
+        assert!(
+            row.version.starts_with("V8-"),
+            "{id} was written once: {}",
+            row.version
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_write_whose_confirmation_was_lost_is_looked_after_and_not_done_twice() {
+    let rewritten = seal("the rival's", "kv1");
+    // What a rival does before the service is back, and the version that the row has in the end.
+    let table = [
+        (String::new(), "V8-"),
+        (
+            format!("UPDATE tenant_identity_config SET encrypted_signing_key_2 = '{rewritten}'"),
+            "V9-",
+        ),
+    ];
+    for (change, version) in table {
+        let database = Database::migrated().await;
+        let (rival, watch) = (database.client().await, database.client().await);
+        seed::insert(&rival, &orgs(1)).await;
+        let proxy = Proxy::to(pg::Server::shared().port()).await;
+        let site =
+            Site::with_url(&url_by(&proxy, &database)).set("rewrap.statement_timeout", "\"60s\"");
+        let server = site.set("rewrap.lock_timeout", "\"60s\"").start().await;
+        rival
+            .batch_execute("BEGIN; SELECT FROM tenant_identity_config FOR UPDATE")
+            .await
+            .unwrap();
+        let lose = async {
+            until_blocked(&watch).await;
+            proxy.hold_answers();
+            rival.batch_execute("COMMIT").await.unwrap();
+            until_written(&watch, 1).await;
+            rival.batch_execute(&change).await.unwrap();
+            proxy.cut();
+        };
+        let (report, ()) = tokio::join!(run(&server, false), lose);
+        assert_eq!(
+            (
+                report.rows_examined,
+                report.rows_updated,
+                report.rows_failed
+            ),
+            (1, 1, 0),
+            "{change}"
+        );
+        let row = &seed::snapshot(&rival).await["org000"];
+        assert!(
+            row.version.starts_with(version),
+            "{change}: {}",
+            row.version
+        );
+        for text in row.texts.iter().flatten() {
+            assert_eq!(key_id(text), "kv2", "{change}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_audit_record_counts_what_was_committed_before_the_database_gave_up() {
+    let database = Database::migrated().await;
+    let client = database.client().await;
+    seed::insert(&client, &orgs(200)).await;
+    slow_writes(&client, 0.01).await;
+    // One row takes every connection with it that tries to write it.
+    let hang_up = "PERFORM pg_terminate_backend(pg_backend_pid());";
+    before_update(
+        &client,
+        "hang_up",
+        "OLD.organization_id = 'org010'",
+        hang_up,
+    )
+    .await;
+    // More chunks of rows than connections, so that some are under way and some not yet begun at the end.
+    let server = Site::new(&database)
+        .set("rewrap.max_attempts", "2")
+        .set("rewrap.max_connections", "3")
+        .start()
+        .await;
+    assert_unavailable(apply(&server).await);
+    let committed = written(&client).await;
+    assert!((1..200).contains(&committed), "{committed}");
+    assert_eq!(server.audited_rows("DATABASE_UNAVAILABLE").await, committed);
+}
+
+#[tokio::test]
+async fn a_database_that_dies_ends_the_call_and_not_the_service() {
+    let postgres = pg::Server::start();
+    let database = Database::migrated_on(&postgres).await;
+    let client = database.client().await;
+    seed::insert(&client, &orgs(100)).await;
+    slow_writes(&client, 0.1).await;
+    let server = Site::new(&database)
+        .set("rewrap.max_connections", "2")
+        .start()
+        .await;
+    let die = async {
+        until_written(&client, 5).await;
+        postgres.stop_immediate();
+        Instant::now()
+    };
+    let (answer, died) = tokio::join!(apply(&server), die);
+    assert!(died.elapsed() < SECONDS_NOT_MINUTES, "{:?}", died.elapsed());
+    assert_unavailable(answer);
+    assert_unavailable(apply(&server).await);
+    assert_eq!(server.get("/livez").await.0, 200);
+
+    postgres.restart();
+    let client = database.client().await;
+    client
+        .batch_execute("DROP TRIGGER slow ON tenant_identity_config")
+        .await
+        .unwrap();
+    let already = u32::try_from(written(&client).await).unwrap();
+    let report = run(&server, false).await;
+    assert_eq!(
+        (
+            report.rows_updated,
+            report.rows_skipped_all_on_target,
+            report.rows_failed
+        ),
+        (100 - already, already, 0)
+    );
+}
+
+/// Every process of a database server, to be stopped and continued: what a hung machine looks like from outside.
+async fn processes(postgres: &pg::Server, client: &Client) -> Vec<u32> {
+    let pids = client
+        .query("SELECT pid FROM pg_stat_activity", &[])
+        .await
+        .unwrap();
+    let backends = pids.iter().map(|row| row.get::<_, i32>(0).unsigned_abs());
+    backends.chain([postgres.pid()]).collect()
+}
+
+#[tokio::test]
+async fn a_database_that_hangs_ends_the_call_however_many_connections_the_pool_has() {
+    let postgres = pg::Server::start();
+    let database = Database::migrated_on(&postgres).await;
+    let client = database.client().await;
+    seed::insert(&client, &orgs(40)).await;
+    slow_writes(&client, 0.3).await;
+    // A page of its own for each row, so that the pool fills; and a try for each of its connections.
+    let site = Site::new(&database)
+        .set("rewrap.max_connections", "20")
+        .set("rewrap.page_size", "1");
+    let site = site
+        .set("rewrap.max_attempts", "20")
+        .set("rewrap.pipeline_depth", "1");
+    let server = site.set("rewrap.statement_timeout", "\"1s\"").start().await;
+    assert_eq!(run(&server, false).await.rows_updated, 40);
+    let pooled = format!("SELECT count(*) FROM {SERVICE_BACKENDS}");
+    let pooled: i64 = client.query_one(&pooled, &[]).await.unwrap().get(0);
+    assert!(pooled > 15, "{pooled} connections are no full pool");
+    seed::insert(&client, &[Org::under("new", "kv1")]).await;
+    client
+        .batch_execute("BEGIN; SELECT FROM tenants WHERE organization_id = 'new' FOR UPDATE")
+        .await
+        .unwrap();
+    let watch = database.client().await;
+
+    let hang = async {
+        until_blocked(&watch).await;
+        let pids = processes(&postgres, &watch).await;
+        signal(&pids, "STOP");
+        (pids, Instant::now())
+    };
+    let new = json!({"organizationId": "new"});
+    let call = reencrypt(&server, certs::admin(), new.clone());
+    let (writing, (pids, hung)) = tokio::join!(call, hang);
+    assert!(hung.elapsed() < SECONDS_NOT_MINUTES, "{:?}", hung.elapsed());
+    assert_unavailable(writing);
+    let before_reading = Instant::now();
+    assert_unavailable(reencrypt(&server, certs::admin(), new.clone()).await);
+    assert!(
+        before_reading.elapsed() < SECONDS_NOT_MINUTES,
+        "{:?}",
+        before_reading.elapsed()
+    );
+
+    signal(&pids, "CONT");
+    client.batch_execute("ROLLBACK").await.unwrap();
+    let report = run(&server, false).await;
+    assert_eq!((report.rows_examined, report.rows_failed), (41, 0));
+}
+
+#[tokio::test]
+async fn a_database_that_hangs_in_a_commit_under_lock_ends_the_call_too() {
+    let postgres = pg::Server::start();
+    let database = Database::migrated_on(&postgres).await;
+    let client = database.client().await;
+    seed::insert(&client, &orgs(1)).await;
+    // Three misses, so that the row is locked for the fourth try; and a commit that waits.
+    let miss = "IF nextval('misses') <= 3 THEN RETURN NULL; END IF;";
+    client
+        .batch_execute("CREATE SEQUENCE misses")
+        .await
+        .unwrap();
+    before_update(&client, "miss", "true", miss).await;
+    let slow_commit = "CREATE FUNCTION slow_commit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            PERFORM pg_advisory_xact_lock(1);
+            RETURN NULL;
+        END $$;
+        CREATE CONSTRAINT TRIGGER slow_commit AFTER UPDATE ON tenants DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION slow_commit();
+        SELECT pg_advisory_lock(1)";
+    client.batch_execute(slow_commit).await.unwrap();
+    let site = Site::new(&database)
+        .set("rewrap.pipeline_depth", "1")
+        .set("rewrap.max_attempts", "2");
+    let site = site
+        .set("rewrap.statement_timeout", "\"2s\"")
+        .set("rewrap.lock_timeout", "\"2s\"");
+    let server = site.start().await;
+    let watch = database.client().await;
+    let hang = async {
+        until_blocked(&watch).await;
+        let pids = processes(&postgres, &watch).await;
+        signal(&pids, "STOP");
+        (pids, Instant::now())
+    };
+    let (answer, (pids, hung)) = tokio::join!(apply(&server), hang);
+    assert!(hung.elapsed() < SECONDS_NOT_MINUTES, "{:?}", hung.elapsed());
+    assert_unavailable(answer);
+    signal(&pids, "CONT");
+    client
+        .batch_execute("SELECT pg_advisory_unlock(1)")
+        .await
+        .unwrap();
+    let report = run(&server, false).await;
+    assert_eq!((report.rows_examined, report.rows_failed), (1, 0));
+}
+
+#[tokio::test]
+async fn a_start_does_not_cling_to_a_connection_that_hangs() {
+    // With the one, a new connection is set up by a SET; with the other, the first statement is the schema check.
+    for pooler in ["session", "transaction"] {
+        let database = Database::migrated().await;
+        let proxy = Proxy::to(pg::Server::shared().port()).await;
+        proxy.silence_new_connections();
+        let site = Site::with_url(&url_by(&proxy, &database)).set("rewrap.pooler", quote(pooler));
+        let site = site
+            .set("rewrap.connect_timeout", "\"500ms\"")
+            .set("rewrap.pipeline_depth", "1");
+        let server = site
+            .set("rewrap.statement_timeout", "\"500ms\"")
+            .start_unready()
+            .await;
+        let (status, body) = server.get("/readyz").await;
+        assert!(
+            status == 503 && body.contains("database"),
+            "{pooler}: {status} {body}"
+        );
+        proxy.relay_new_connections();
+        server.wait_ready().await;
+        assert_eq!(run(&server, false).await.rows_examined, 0, "{pooler}");
+    }
+}
+
+/// Without TLS, so that the server's first word is the greeting.
+fn url_by(proxy: &Proxy, database: &Database) -> String {
+    format!(
+        "postgres://{}@127.0.0.1:{}/{}?sslmode=disable",
+        pg::OWNER,
+        proxy.port,
+        database.name()
+    )
+}

@@ -1,0 +1,133 @@
+//! Faults of a database, made in Postgres itself: triggers that only the service meets, and a gate that holds its
+//! writes up until the test lets them pass.
+
+use std::time::{Duration, Instant};
+
+use tokio_postgres::Client;
+
+use crate::database::Database;
+use crate::seed::{Org, VERSION};
+
+/// A condition for triggers and for `pg_stat_activity`: the service, by the name it gives its connections.
+const SERVICE: &str = "current_setting('application_name') = 'nico-rewrap'";
+
+/// The usual organization under `kv1`, `n` times: `org000`, `org001`, …
+pub(crate) fn orgs(n: usize) -> Vec<Org> {
+    (0..n)
+        .map(|i| Org::under(&format!("org{i:03}"), "kv1"))
+        .collect()
+}
+
+/// Waits until an SQL condition is true.
+pub(crate) async fn until(client: &Client, condition: &str) {
+    let sql = format!("SELECT ({condition})::boolean");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !client.query_one(&sql, &[]).await.unwrap().get::<_, bool>(0) {
+        assert!(Instant::now() < deadline, "still not: {condition}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Waits until a statement of the service waits for a lock.
+pub(crate) async fn until_blocked(client: &Client) {
+    let blocked = "EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
+        AND application_name = 'nico-rewrap' AND wait_event_type = 'Lock')";
+    until(client, blocked).await;
+}
+
+/// Waits until so many organizations have another version than they were seeded with.
+pub(crate) async fn until_written(client: &Client, organizations: i64) {
+    let written =
+        format!("(SELECT count(*) FROM tenants WHERE version <> '{VERSION}') >= {organizations}");
+    until(client, &written).await;
+}
+
+/// How many organizations have another version than they were seeded with.
+pub(crate) async fn written(client: &Client) -> i64 {
+    let sql = "SELECT count(*) FROM tenants WHERE version <> $1";
+    client.query_one(sql, &[&VERSION]).await.unwrap().get(0)
+}
+
+/// Lets every row that the service writes take this long.
+pub(crate) async fn slow_writes(client: &Client, seconds: f64) {
+    let body = format!("PERFORM pg_sleep({seconds});");
+    before_update(client, "slow", "true", &body).await;
+}
+
+/// Lets a write of this organization by the service raise an error: the first `times` times, or always.
+pub(crate) async fn raise(client: &Client, organization: &str, sqlstate: &str, times: Option<u32>) {
+    let name = format!("raise_{organization}");
+    let sequence = format!("CREATE SEQUENCE {name}");
+    client.batch_execute(&sequence).await.unwrap();
+    let times = times.map_or("NULL".to_owned(), |times| times.to_string());
+    // A sequence counts on when the transaction is rolled back.
+    let body = format!(
+        "IF nextval('{name}') <= coalesce({times}, 1000000) THEN
+            RAISE EXCEPTION 'made by a test' USING ERRCODE = '{sqlstate}';
+        END IF;"
+    );
+    let when = format!("OLD.organization_id = '{organization}'");
+    before_update(client, &name, &when, &body).await;
+}
+
+/// How often the trigger of [`raise`] was met.
+pub(crate) async fn raised(client: &Client, organization: &str) -> i64 {
+    let sql = format!("SELECT last_value FROM raise_{organization}");
+    client.query_one(&sql, &[]).await.unwrap().get(0)
+}
+
+/// A trigger before every update of a row by the service; `body` is PL/pgSQL.
+pub(crate) async fn before_update(client: &Client, name: &str, when: &str, body: &str) {
+    let sql = format!(
+        "CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} RETURN NEW; END $$;
+        CREATE TRIGGER {name} BEFORE UPDATE ON tenant_identity_config
+            FOR EACH ROW WHEN ({SERVICE} AND {when}) EXECUTE FUNCTION {name}()"
+    );
+    client.batch_execute(&sql).await.unwrap();
+}
+
+/// Holds up every UPDATE of the service after it has taken its snapshot and before it looks at a row: what is
+/// committed meanwhile makes its compare-and-set miss.
+pub(crate) struct Gate {
+    holder: Client,
+}
+
+impl Gate {
+    /// A closed gate.
+    pub(crate) async fn closed(database: &Database) -> Self {
+        let holder = database.client().await;
+        let sql = format!(
+            "CREATE FUNCTION gate() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                IF {SERVICE} THEN
+                    PERFORM pg_advisory_lock_shared(1);
+                    PERFORM pg_advisory_unlock_shared(1);
+                END IF;
+                RETURN NULL;
+            END $$;
+            CREATE TRIGGER gate BEFORE UPDATE ON tenant_identity_config
+                FOR EACH STATEMENT EXECUTE FUNCTION gate();
+            SELECT pg_advisory_lock(1)"
+        );
+        holder.batch_execute(&sql).await.unwrap();
+        Self { holder }
+    }
+
+    /// Waits until the service stands before the gate.
+    pub(crate) async fn reached(&self) {
+        until_blocked(&self.holder).await;
+    }
+
+    /// Lets those pass who wait, and nobody else: the lock is queued for behind them.
+    pub(crate) async fn pass(&self) {
+        let sql = "SELECT pg_advisory_unlock(1); SELECT pg_advisory_lock(1)";
+        self.holder.batch_execute(sql).await.unwrap();
+    }
+
+    /// Opens the gate for good.
+    pub(crate) async fn open(self) {
+        self.holder
+            .batch_execute("SELECT pg_advisory_unlock(1)")
+            .await
+            .unwrap();
+    }
+}

@@ -1,0 +1,188 @@
+//! Sites from before June 2026, whose nico-api decrypts by the column `encryption_key_id`; and schema changes while
+//! the service is at work.
+
+use crate::database::Database;
+use crate::faults::{orgs, raise, slow_writes, until_written};
+use crate::grpcurl::run;
+use crate::seal::{key_id, seal};
+use crate::seed::{self, Org};
+use crate::site::Site;
+
+/// A database of the old schema with `n` usual organizations.
+async fn old_site(n: usize) -> (Database, tokio_postgres::Client) {
+    let database = Database::migrated().await;
+    let client = database.client().await;
+    seed::add_encryption_key_id(&client).await;
+    seed::insert(&client, &orgs(n)).await;
+    (database, client)
+}
+
+#[tokio::test]
+async fn the_old_column_follows_the_texts_and_is_never_a_reason_to_write() {
+    let (database, client) = old_site(2).await;
+    // Its label is wrong already, and nobody reads it; all the others have nothing to re-wrap.
+    Org::under("wrong-label", "kv1")
+        .encryption_key_id("no-such-key")
+        .insert(&client)
+        .await;
+    Org::under("on-target", "kv2")
+        .encryption_key_id("kv1")
+        .insert(&client)
+        .await;
+    Org::new("no-secret")
+        .encryption_key_id("kv1")
+        .insert(&client)
+        .await;
+    Org::under("failing", "kv1")
+        .text(1, "unreadable")
+        .insert(&client)
+        .await;
+    let before = seed::snapshot(&client).await;
+
+    let server = Site::new(&database).start().await;
+    let dry_run = run(&server, true).await;
+    assert_eq!(
+        seed::snapshot(&client).await,
+        before,
+        "a dry run writes nothing"
+    );
+    let report = run(&server, false).await;
+    assert_eq!(
+        (
+            report.rows_updated,
+            report.rows_skipped_all_on_target,
+            report.rows_failed
+        ),
+        (3, 2, 1)
+    );
+    assert_eq!(dry_run.rows_updated, 3);
+    let after = seed::snapshot(&client).await;
+    for id in ["org000", "org001", "wrong-label"] {
+        assert_eq!(after[id].encryption_key_id.as_deref(), Some("kv2"), "{id}");
+        assert_eq!(key_id(after[id].texts[0].as_ref().unwrap()), "kv2", "{id}");
+        assert_eq!(after[id].others, before[id].others, "{id}");
+    }
+    for id in ["on-target", "no-secret", "failing"] {
+        assert_eq!(after[id], before[id], "{id}");
+    }
+}
+
+#[tokio::test]
+async fn a_row_with_one_text_to_rewrap_gets_its_label_too() {
+    let (database, client) = old_site(0).await;
+    let mixed = Org::under("mixed", "kv2").text(1, seal("old", "kv1"));
+    mixed.encryption_key_id("kv1").insert(&client).await;
+    let server = Site::new(&database).start().await;
+    let report = run(&server, false).await;
+    assert_eq!(
+        (report.fields_reencrypted, report.fields_skipped_on_target),
+        (1, 2)
+    );
+    assert_eq!(
+        seed::snapshot(&client).await["mixed"]
+            .encryption_key_id
+            .as_deref(),
+        Some("kv2")
+    );
+}
+
+#[tokio::test]
+async fn the_old_column_is_set_under_a_row_lock_too() {
+    let (database, client) = old_site(1).await;
+    // Three misses, as if the row had changed each time.
+    client
+        .batch_execute("CREATE SEQUENCE misses")
+        .await
+        .unwrap();
+    let miss = "IF nextval('misses') <= 3 THEN RETURN NULL; END IF;";
+    crate::faults::before_update(&client, "miss", "true", miss).await;
+    let server = Site::new(&database).start().await;
+    assert_eq!(run(&server, false).await.rows_updated, 1);
+    assert_eq!(
+        seed::snapshot(&client).await["org000"]
+            .encryption_key_id
+            .as_deref(),
+        Some("kv2")
+    );
+}
+
+#[tokio::test]
+async fn an_error_that_looks_like_the_columns_end_does_not_leave_it_out_of_the_others() {
+    let (database, client) = old_site(40).await;
+    raise(&client, "org000", "42703", None).await;
+    // One row at a time, so that most come after the error.
+    let site = Site::new(&database)
+        .set("rewrap.max_connections", "1")
+        .set("rewrap.pipeline_depth", "1");
+    let server = site.start().await;
+    let report = run(&server, false).await;
+    assert_eq!((report.rows_updated, report.rows_failed), (39, 1));
+    assert!(report.failures[0].error.contains("42703"), "{report:?}");
+    for (id, row) in seed::snapshot(&client).await {
+        let key_id = if id == "org000" { "kv1" } else { "kv2" };
+        assert_eq!(row.encryption_key_id.as_deref(), Some(key_id), "{id}");
+    }
+}
+
+/// What nico-api's migrations may do; none of it takes anything away that is needed.
+const CHANGES: [&str; 4] = [
+    "ALTER TABLE tenants ALTER COLUMN version TYPE text",
+    "ALTER TABLE tenant_identity_config DROP COLUMN encryption_key_id",
+    "ALTER TABLE tenant_identity_config ALTER COLUMN encrypted_signing_key_1 TYPE varchar",
+    "ALTER TABLE tenant_identity_config ADD COLUMN more text; ALTER TABLE tenants ADD COLUMN more text",
+];
+
+/// Some more organizations, `round` in their ids.
+fn more(round: usize) -> Vec<Org> {
+    (0..30)
+        .map(|i| Org::under(&format!("round{round}-{i}"), "kv1"))
+        .collect()
+}
+
+#[tokio::test]
+async fn schema_changes_during_a_run_make_no_row_fail() {
+    let (database, client) = old_site(0).await;
+    slow_writes(&client, 0.02).await;
+    let site = Site::new(&database).set("rewrap.page_size", "10");
+    let server = site.set("rewrap.max_connections", "2").start().await;
+    for (round, change) in CHANGES.iter().enumerate() {
+        seed::insert(&client, &more(round)).await;
+        let migrate = async {
+            until_written(&client, 30 * i64::try_from(round).unwrap() + 5).await;
+            client.batch_execute(change).await.unwrap();
+        };
+        let (report, ()) = tokio::join!(run(&server, false), migrate);
+        assert_eq!(
+            (report.rows_updated, report.failures),
+            (30, vec![]),
+            "{change}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn schema_changes_between_runs_make_no_row_fail() {
+    let (database, client) = old_site(30).await;
+    let server = Site::new(&database)
+        .set("rewrap.max_connections", "2")
+        .start()
+        .await;
+    // Fills the caches of prepared statements, those of the updates included.
+    assert_eq!(run(&server, false).await.rows_updated, 30);
+    for (round, change) in CHANGES.iter().enumerate() {
+        client.batch_execute(change).await.unwrap();
+        seed::insert(&client, &more(round)).await;
+        let dry_run = run(&server, true).await;
+        assert_eq!(
+            (dry_run.rows_updated, dry_run.failures),
+            (30, vec![]),
+            "{change}"
+        );
+        let report = run(&server, false).await;
+        assert_eq!(
+            (report.rows_updated, report.failures),
+            (30, vec![]),
+            "{change}"
+        );
+    }
+}

@@ -1,0 +1,90 @@
+//! A transaction-mode pooler between the service and Postgres: every transaction may come to another connection,
+//! which others use too. So nothing is prepared by name there and no setting is left behind.
+
+use tokio_postgres::SimpleQueryMessage::Row;
+
+use crate::database::Database;
+use crate::faults::{before_update, orgs};
+use crate::grpcurl::run;
+use crate::pgbouncer::{POOL_SIZE, PgBouncer};
+use crate::seed;
+use crate::site::{Site, quote};
+
+const SETTINGS: &str = "SELECT pg_backend_pid(), current_setting('lock_timeout') || ' ' ||
+    current_setting('statement_timeout') || ' ' || current_setting('idle_in_transaction_session_timeout')";
+
+/// The session settings of every connection that the pooler has to Postgres.
+async fn settings(bouncer: &PgBouncer, database: &Database) -> Vec<String> {
+    let mut clients = Vec::new();
+    let mut pids = Vec::new();
+    let mut settings = Vec::new();
+    for _ in 0..POOL_SIZE {
+        let client = bouncer.client(database).await;
+        // Open until the end, so that each has a connection to itself.
+        client.batch_execute("BEGIN").await.unwrap();
+        let messages = client.simple_query(SETTINGS).await.unwrap();
+        let row = messages.iter().find_map(|message| {
+            if let Row(row) = message {
+                Some(row)
+            } else {
+                None
+            }
+        });
+        pids.push(row.unwrap().get(0).unwrap().to_owned());
+        settings.push(row.unwrap().get(1).unwrap().to_owned());
+        clients.push(client);
+    }
+    pids.dedup();
+    assert_eq!(pids.len(), POOL_SIZE);
+    settings
+}
+
+#[tokio::test]
+async fn the_whole_procedure_works_through_a_transaction_mode_pooler() {
+    let database = Database::migrated().await;
+    let client = database.client().await;
+    seed::insert(&client, &orgs(120)).await;
+    // One row needs the lock, one is locked by somebody else.
+    client
+        .batch_execute("CREATE SEQUENCE misses")
+        .await
+        .unwrap();
+    let miss = "IF nextval('misses') <= 3 THEN RETURN NULL; END IF;";
+    before_update(&client, "miss", "OLD.organization_id = 'org007'", miss).await;
+    let lock = "BEGIN; SELECT FROM tenants WHERE organization_id = 'org100' FOR UPDATE";
+    client.batch_execute(lock).await.unwrap();
+
+    let bouncer = PgBouncer::start(&database).await;
+    let site = Site::with_url(&bouncer.url(&database)).set("rewrap.pooler", "\"transaction\"");
+    let site = site
+        .set("rewrap.lock_timeout", "\"300ms\"")
+        .set("rewrap.page_size", "50");
+    let server = site.start().await;
+    let dry_run = run(&server, true).await;
+    assert_eq!((dry_run.rows_updated, dry_run.rows_failed), (120, 0));
+    let report = run(&server, false).await;
+    assert_eq!(
+        (report.rows_updated, report.rows_failed),
+        (119, 1),
+        "{report:?}"
+    );
+    assert_eq!(report.failures[0].organization_id, "org100");
+    assert!(
+        report.failures[0].error.contains("lock_timeout"),
+        "{report:?}"
+    );
+    client.batch_execute("ROLLBACK").await.unwrap();
+    assert_eq!(run(&server, false).await.rows_updated, 1);
+    assert_eq!(run(&server, true).await.rows_skipped_all_on_target, 120);
+    assert_eq!(settings(&bouncer, &database).await, ["0 0 0", "0 0 0"]);
+}
+
+#[tokio::test]
+async fn without_the_setting_a_pooler_would_hand_our_limits_to_others() {
+    let database = Database::migrated().await;
+    let bouncer = PgBouncer::start(&database).await;
+    let site = Site::with_url(&bouncer.url(&database)).set("rewrap.pooler", quote("session"));
+    let _server = site.set("rewrap.statement_timeout", "\"7s\"").start().await;
+    let settings = settings(&bouncer, &database).await;
+    assert!(settings.contains(&"0 7s 7s".to_owned()), "{settings:?}");
+}
