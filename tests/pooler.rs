@@ -86,5 +86,5 @@ async fn without_the_setting_a_pooler_would_hand_our_limits_to_others() {
     let site = Site::with_url(&bouncer.url(&database)).set("rewrap.pooler", quote("session"));
     let _server = site.set("rewrap.statement_timeout", "\"7s\"").start().await;
     let settings = settings(&bouncer, &database).await;
-    assert!(settings.contains(&"0 7s 7s".to_owned()), "{settings:?}");
+    assert!(settings.contains(&"2s 7s 7s".to_owned()), "{settings:?}");
 }

@@ -25,7 +25,7 @@ pub(super) fn read(
     }
     let keyring = keyring(settings, environment);
     let database = database(settings, warnings);
-    let store = store(settings);
+    let store = store(settings, warnings);
     Some(Feature {
         keyring: keyring?,
         database: database?,
@@ -132,14 +132,15 @@ pub(super) fn database(settings: &mut Settings, warnings: &mut Vec<String>) -> O
     }
 }
 
-fn store(settings: &mut Settings) -> StoreOptions {
+fn store(settings: &mut Settings, warnings: &mut Vec<String>) -> StoreOptions {
     let lock_timeout = settings.duration("rewrap.lock_timeout", Duration::from_secs(2));
     let statement_timeout = settings.duration("rewrap.statement_timeout", Duration::from_secs(5));
     if lock_timeout >= statement_timeout {
-        settings.fault(
-            "rewrap.lock_timeout",
-            "must be shorter than [rewrap].statement_timeout, which would end the wait first",
-        );
+        warnings.push(format!(
+            "{}: [rewrap].lock_timeout is not shorter than [rewrap].statement_timeout, which ends \
+             the wait for a lock first",
+            settings.source("rewrap.lock_timeout")
+        ));
     }
     StoreOptions {
         max_connections: settings.number("rewrap.max_connections", 8, 1..=256) as usize,

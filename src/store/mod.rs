@@ -191,10 +191,18 @@ impl Store {
     /// means that the database could not be asked.
     pub async fn check_schema(&self) -> Result<(), SchemaError> {
         let client = self.client().await?;
-        let found = schema::check(self, &client).await?;
-        self.has_key_id_column
-            .store(found.has_key_id_column, Ordering::Relaxed);
-        Ok(())
+        match schema::check(self, &client).await {
+            Ok(found) => {
+                self.has_key_id_column
+                    .store(found.has_key_id_column, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(error) => {
+                // In whatever state it is: the next look takes another one.
+                drop(Object::take(client));
+                Err(error)
+            }
+        }
     }
 
     /// The page of rows behind `after`, or the first one, read in a READ ONLY
