@@ -1,11 +1,10 @@
 //! Certification authorities, bundles of them, and a look into certificates.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::pki::{Cert, Strings};
-use crate::process::{lasting_dir, run};
+use crate::process::run;
 
 /// A certification authority.
 #[derive(Clone, Debug)]
@@ -45,17 +44,6 @@ impl Ca {
             .ca()
             .key_usage(Some("critical,keyCertSign,cRLSign"))
     }
-}
-
-/// One PEM file with all these CAs' certificates.
-pub(crate) fn bundle(cas: &[&Ca]) -> PathBuf {
-    let file = lasting_dir("bundle").join("bundle.pem");
-    let pem: String = cas
-        .iter()
-        .map(|ca| fs::read_to_string(&ca.cert).unwrap())
-        .collect();
-    fs::write(&file, pem).unwrap();
-    file
 }
 
 /// What `openssl asn1parse` says about a certificate file: string types, extensions.

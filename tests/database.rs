@@ -82,14 +82,6 @@ impl Database {
         )
     }
 
-    /// The same for the superuser.
-    pub(crate) fn admin_url(&self) -> String {
-        format!(
-            "postgres://{SUPERUSER}@127.0.0.1:{}/{}",
-            self.port, self.name
-        )
-    }
-
     /// A connection as the owner, over the Unix socket.
     pub(crate) async fn client(&self) -> Client {
         connect(self.socket.clone().user(OWNER).dbname(&self.name))

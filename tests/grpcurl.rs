@@ -104,15 +104,6 @@ impl Call {
         }
     }
 
-    /// A call without a client certificate.
-    pub(crate) fn without_certificate(server: &Server) -> Self {
-        Self {
-            address: server.grpc.clone(),
-            leaf: None,
-            options: Vec::new(),
-        }
-    }
-
     /// One more request header, `name: value`; not sent with reflection.
     pub(crate) fn header(self, header: &str) -> Self {
         self.option(&["-rpc-header", header])

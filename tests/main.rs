@@ -3,13 +3,9 @@
 //!
 //! Fixtures first, then a file per promise.
 
-#![allow(
+#![expect(
     clippy::unwrap_used,
     reason = "a fixture that cannot do its part ends the test"
-)]
-#![allow(
-    dead_code,
-    reason = "fixtures offer more than today's tests use; drop what is still unused at the end"
 )]
 
 mod bad_texts;

@@ -139,11 +139,6 @@ impl Server {
         self.port
     }
 
-    /// A URL of the superuser, over TCP.
-    pub(crate) fn admin_url(&self, database: &str) -> String {
-        format!("postgres://{SUPERUSER}@127.0.0.1:{}/{database}", self.port)
-    }
-
     /// Everything that the server has logged.
     pub(crate) fn log(&self) -> String {
         let log = fs::read(self.dir.join("log")).unwrap_or_default();
@@ -170,16 +165,6 @@ impl Server {
             std::thread::sleep(Duration::from_millis(100));
         }
         panic!("Postgres does not start again; its log:\n{}", self.log());
-    }
-
-    /// Sends a signal to the postmaster: `HUP` reads its configuration again.
-    pub(crate) fn signal(&self, name: &str) {
-        self.process
-            .lock()
-            .unwrap()
-            .as_mut()
-            .expect("the server runs")
-            .signal(name);
     }
 
     /// The process id of the postmaster.

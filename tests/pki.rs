@@ -104,12 +104,6 @@ impl Cert {
         self
     }
 
-    /// Any other line of an `openssl` extension section.
-    pub(crate) fn extension(mut self, line: &str) -> Self {
-        self.extensions.push(line.into());
-        self
-    }
-
     /// Valid only in 2020.
     pub(crate) fn expired(mut self) -> Self {
         self.validity = Validity::Past;

@@ -27,7 +27,8 @@ pub(crate) struct Server {
     lines: Arc<Mutex<Vec<String>>>,
     reader: JoinHandle<()>,
     process: Mutex<Supervised>,
-    dir: TempDir,
+    /// Of the configuration; removed with the server.
+    _dir: TempDir,
 }
 
 impl Server {
@@ -55,7 +56,7 @@ impl Server {
             lines,
             reader,
             process: Mutex::new(process),
-            dir,
+            _dir: dir,
         };
         let listening = server.wait_log("listening").await;
         let address = |name: &str| match field(&listening, name) {
@@ -214,11 +215,6 @@ impl Server {
     pub(crate) async fn terminate(&self) -> i32 {
         self.signal("TERM");
         self.wait_exit().await
-    }
-
-    /// The site's directory.
-    pub(crate) fn dir(&self) -> &Path {
-        self.dir.path()
     }
 
     fn assert_running(&self, waiting_for: &str) {

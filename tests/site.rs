@@ -127,12 +127,6 @@ impl Site {
         self
     }
 
-    /// Any TOML at the end of the file.
-    pub(crate) fn raw(mut self, toml: &str) -> Self {
-        self.raw += toml;
-        self
-    }
-
     /// Exactly this text as the first file, whatever was set.
     pub(crate) fn whole_config(mut self, toml: &str) -> Self {
         self.whole = Some(toml.into());
