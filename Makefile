@@ -5,10 +5,10 @@ TOOL := scripts/tools.sh
 SCRIPTS := .ci/run $(wildcard scripts/*.sh)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test check advisories clean
+.PHONY: help build demo test bench bench-quick bench-build check advisories clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 build: ## the service: target/release/nico-rewrap
 	@$(TOOL) rust cc >/dev/null
@@ -24,6 +24,17 @@ test: ## every test, on a real Postgres, with a real PgBouncer and a real grpcur
 	@PG_BIN=$$($(TOOL) postgres) && PGBOUNCER=$$($(TOOL) pgbouncer) && GRPCURL=$$($(TOOL) grpcurl) && \
 		export PG_BIN PGBOUNCER GRPCURL && \
 		echo "cargo test --locked" && cargo test --locked
+
+bench: bench-build ## how fast it is beside other ways; ROWS="20000 200000" REPEAT=3 and more, see scripts/bench.sh
+	cargo bench --locked --bench field
+	@MICRO=1 scripts/bench.sh
+
+bench-quick: bench-build ## the same in half a minute: does it work? Its figures say nothing
+	@ROWS=2000 REPEAT=1 TENANT_SECONDS=2 scripts/bench.sh
+
+bench-build:
+	@$(TOOL) rust cc >/dev/null
+	cargo build --release --locked --bin nico-rewrap --example seed --example bench_rivals
 
 check: ## format, lints, documentation, dependencies, scripts
 	@$(TOOL) rust rust-lints cc >/dev/null

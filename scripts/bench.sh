@@ -1,0 +1,327 @@
+#!/usr/bin/env bash
+# nico-rewrap end to end, through gRPC, beside other ways to do the same, on one throwaway Postgres: `make bench`.
+#
+#   ROWS="20000 200000"   organizations, ascending: one round of everything for each
+#   REPEAT=3              rounds; the medians count
+#   WAYS="…"              of: barrier each dry on-target reference python ceiling tenants
+#   RIVALS_UP_TO=200000   rows beyond which only nico-rewrap itself runs: the others take long, the ceiling much memory
+#   SHAPES="…"            connections x statements in flight that are tried for the ceiling
+#   TENANT_RATE=100       writes a second that tenants make
+#   TENANT_SECONDS=10     for how long, without a run
+#   MICRO=1               take criterion's last results into the report
+#
+# Needs the release build of nico-rewrap and of the examples `seed` and `bench_rivals`. Results land in target/bench.
+set -euo pipefail
+
+ROWS=${ROWS:-20000 200000}
+REPEAT=${REPEAT:-3}
+WAYS=${WAYS:-barrier each dry on-target reference python ceiling tenants}
+RIVALS_UP_TO=${RIVALS_UP_TO:-200000}
+SHAPES=${SHAPES:-4x16 8x4 8x16 8x32 16x4 32x4}
+TENANT_RATE=${TENANT_RATE:-100}
+TENANT_SECONDS=${TENANT_SECONDS:-10}
+
+# A server of its own, always, and on a disk: /tmp is often memory, where a flush costs nothing.
+unset DATABASE_URL
+export TMPDIR=${TMPDIR:-/var/tmp}
+# shellcheck source=scripts/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+case $(stat -f -c %T .) in tmpfs | ramfs) fail "$TMPDIR is in memory: set TMPDIR to a directory on a disk" ;; esac
+
+PYTHON=$("$root/scripts/tools.sh" bench-python)
+target=${release%/release}
+
+read -ra row_counts <<<"$ROWS"
+most=${row_counts[-1]}
+rival_pid=''
+: >runs.jsonl
+
+at_end() { [ -z "$rival_pid" ] || stop "$rival_pid" TERM || true; }
+
+wants() { [[ " $WAYS " = *" $1 "* ]]; }
+
+# ---- the rows --------------------------------------------------------------------------------------------------------
+
+seed_rows() {
+    nico-rewrap migrate --config site.toml >migrate.log 2>&1 || fail "migrate: $(tail -n 3 migrate.log)"
+    seed --config site.toml --key-id kv1 --organizations "$most" >seed.log 2>&1 || fail "seed: $(tail -n 3 seed.log)"
+    query "CREATE SCHEMA seeded;
+        CREATE TABLE seeded.tenants AS TABLE tenants;
+        CREATE TABLE seeded.tenant_identity_config AS TABLE tenant_identity_config" >/dev/null
+}
+
+# reset ROWS : the first ROWS organizations as they were seeded, in new tables. Their foreign key holds as it is.
+reset() {
+    local number
+    number=$(printf 'org-%07d' "$1")
+    query "SET session_replication_role = replica; SET client_min_messages = warning;
+        TRUNCATE tenants, tenant_identity_config;
+        INSERT INTO tenants SELECT * FROM seeded.tenants WHERE organization_id < '$number' ORDER BY 1;
+        INSERT INTO tenant_identity_config
+            SELECT * FROM seeded.tenant_identity_config WHERE organization_id < '$number' ORDER BY 1"
+    settle
+    expected=$(state)
+    [[ $expected =~ ^kv1\ ([0-9]+)\ V1\ $1$ ]] || fail "the seeded rows are in the state $expected"
+    rewrapped="kv2 ${BASH_REMATCH[1]} V2 $1"
+}
+
+# compact : after a run, as if the rows had never been otherwise.
+compact() {
+    query 'VACUUM FULL tenant_identity_config'
+    query 'VACUUM FULL tenants'
+    settle
+}
+
+settle() {
+    query 'VACUUM ANALYZE tenant_identity_config'
+    query 'VACUUM ANALYZE tenants'
+    query 'CHECKPOINT'
+}
+
+# state : secrets by the key they name, and organizations by how often their version was bumped: "kv1 36000 V1 20000".
+# A key's name is among the first 48 bytes of an envelope.
+state() {
+    query "SELECT string_agg(key_id || ' ' || n, ' ' ORDER BY key_id) || ' ' || (
+            SELECT string_agg(counter || ' ' || n, ' ' ORDER BY counter)
+            FROM (SELECT split_part(version, '-', 1) AS counter, count(*) AS n FROM tenants GROUP BY 1) AS v
+        ) FROM (
+            SELECT coalesce(substring(convert_from(decode(left(text, 64), 'base64'), 'UTF8')
+                from '\"key_id\":\"([^\"]+)\"'), '?') AS key_id, count(*) AS n
+            FROM tenant_identity_config, LATERAL (VALUES (encrypted_signing_key_1), (encrypted_signing_key_2),
+                (encrypted_auth_method_config)) AS s (text)
+            WHERE text IS NOT NULL GROUP BY 1
+        ) AS k"
+}
+
+# must_be STATE WAY
+must_be() {
+    local found
+    found=$(state)
+    [ "$found" = "$1" ] || fail "after $2, the database has $found; must have $1"
+}
+
+# ---- the clocks ------------------------------------------------------------------------------------------------------
+
+# CPU time in ticks. Of Postgres: all its processes, those that have ended included.
+ticks_of() { awk '{ print $14 + $15 }' "/proc/$1/stat"; }
+ticks_of_postgres() {
+    local children
+    read -ra children <"/proc/$postgres_pid/task/$postgres_pid/children"
+    children=("${children[@]/#//proc/}")
+    # One may end meanwhile.
+    { cat "/proc/$postgres_pid/stat" "${children[@]/%//stat}" 2>/dev/null || true; } |
+        awk -v postmaster="$postgres_pid" '{ n += $14 + $15 } $1 == postmaster { n += $16 + $17 } END { print n }'
+}
+
+# meter CLIENT_PID COMMAND... : runs it; leaves what it took in `taken`, as members of JSON.
+meter() {
+    local client=$1 before_client before_postgres started ended
+    shift
+    before_client=$(ticks_of "$client")
+    before_postgres=$(ticks_of_postgres)
+    started=${EPOCHREALTIME/[^0-9]/}
+    "$@"
+    ended=${EPOCHREALTIME/[^0-9]/}
+    taken=$(printf '"us": %s, "client_ticks": %s, "postgres_ticks": %s' "$((ended - started))" \
+        "$(($(ticks_of "$client") - before_client))" "$(($(ticks_of_postgres) - before_postgres))")
+}
+
+# record WAY ROWS MEMBERS
+record() {
+    printf '{"way": "%s", "rows": %s, %s}\n' "$1" "$2" "$3" >>runs.jsonl
+    local us=${taken#*: }
+    note "$(printf '%-20s %8s rows %8s ms' "$1" "$2" $((${us%%,*} / 1000)))"
+}
+
+# ---- the ways --------------------------------------------------------------------------------------------------------
+
+# kilobytes NAME : of the service's memory.
+kilobytes() { sed -n "s/^$1:[^0-9]*\([0-9]*\) kB/\1/p" "/proc/$service_pid/status"; }
+
+# start_service [LINE] : leaves in `at_rest` how long it took, and how much it needs.
+start_service() {
+    local started ended pause=0.002
+    write_config kv2 "${1:-}"
+    started=${EPOCHREALTIME/[^0-9]/}
+    launch_service
+    ended=${EPOCHREALTIME/[^0-9]/}
+    at_rest="\"ready_us\": $((ended - started)), \"idle_kb\": $(kilobytes VmRSS)"
+}
+
+# call DRY_RUN UPDATED SKIPPED : must be the report's numbers.
+call() {
+    rpc "$1" >report.json 2>report.err || fail "grpcurl: $(head -n 3 report.err)"
+    local found
+    found="$(value rowsUpdated) $(value rowsSkippedAllOnTarget) $(value rowsFailed)"
+    [ "$found" = "$2 $3 0" ] || fail "the report says $found; must say $2 $3 0"
+}
+
+# service WAY ROWS LINE DRY_RUN UPDATED SKIPPED STATE : one call to a service that was just started.
+service() {
+    start_service "$3"
+    meter "$service_pid" call "$4" "$5" "$6"
+    record "$1" "$2" "$taken, $at_rest, \"peak_kb\": $(kilobytes VmHWM)"
+    end_service
+    must_be "$7" "$1"
+}
+
+start_rival() {
+    rm -f to from
+    mkfifo to from
+    "$@" <to >from 2>rival.log &
+    rival_pid=$!
+    exec 5>to 6<from
+    hear_rival ready
+}
+
+hear_rival() {
+    local word
+    read -r word <&6 && [ "$word" = "$1" ] || fail "a rival did not get to say $1: $(tail -n 3 rival.log)"
+}
+
+tell_rival() {
+    echo >&5
+    hear_rival "$1"
+}
+
+end_rival() {
+    local pid=$rival_pid
+    rival_pid=''
+    exec 5>&- 6<&-
+    wait "$pid" || fail "a rival failed: $(tail -n 3 rival.log)"
+}
+
+# rival WAY ROWS COMMAND...
+rival() {
+    local way=$1 rows=$2
+    shift 2
+    reset "$rows"
+    start_rival "$@"
+    meter "$rival_pid" tell_rival 'done'
+    record "$way" "$rows" "$taken"
+    end_rival
+    must_be "$rewrapped" "$way"
+}
+
+# proven : the service opens every secret that somebody else wrote.
+proven() {
+    start_service
+    call true 0 "$1"
+    end_service
+}
+
+rust_rival() { exec "$release/examples/bench_rivals" --database "$database_url" --secrets secrets.json "$@"; }
+python_rival() { exec "$PYTHON" "$root/scripts/bench_rewrap.py" "$database_url" secrets.json; }
+
+# ceiling WAY ROWS COMMIT SHAPE
+ceiling() { rival "$1" "$2" rust_rival ceiling --commit "$3" --connections "${4%x*}" --in-flight "${4#*x}"; }
+
+# best_shape COMMIT : tries all of them on the fewest rows.
+best_shape() {
+    local shape us best_us=''
+    for shape in $SHAPES; do
+        ceiling "ceiling-$1-$shape" "${row_counts[0]}" "$1" "$shape"
+        us=${taken#*: }
+        us=${us%%,*}
+        if [ -z "$best_us" ] || [ "$us" -lt "$best_us" ]; then
+            best_us=$us
+            best=$shape
+        fi
+    done
+}
+
+# tenants ROWS ROUND : their latency on the same rows, first without a run, then with one.
+tenants() {
+    local write=(rust_rival tenants --rate "$TENANT_RATE")
+    reset "$1"
+    start_rival "${write[@]}" --latencies "alone-$2"
+    echo >&5
+    sleep "$TENANT_SECONDS"
+    tell_rival 'done'
+    end_rival
+
+    reset "$1"
+    start_service
+    start_rival "${write[@]}" --latencies "beside-$2"
+    echo >&5
+    meter "$service_pid" call false "$1" 0
+    tell_rival 'done'
+    end_rival
+    end_service
+    [ "$(state | cut -d' ' -f1,2)" = "$(cut -d' ' -f1,2 <<<"$rewrapped")" ] || fail "after a run beside tenants: $(state)"
+    note "$(printf '%-20s %8s rows' tenants "$1"), $(wc -l <"alone-$2") writes without a run, $(wc -l <"beside-$2") during one"
+}
+
+# ---- all of it -------------------------------------------------------------------------------------------------------
+
+step "A throwaway site in $work"
+choose_ports
+make_certificates
+make_keys
+start_postgres
+write_config kv2
+note "$("$PG_BIN/postgres" --version), settings as they come"
+seed_rows
+note "$most organizations"
+
+if wants ceiling; then
+    step "What is best for the ceiling?"
+    best_shape barrier
+    shape_barrier=$best
+    best_shape each
+    shape_each=$best
+    note "barrier: $shape_barrier, each: $shape_each"
+fi
+
+for ((round = 1; round <= REPEAT; round++)); do
+    step "Round $round of $REPEAT"
+    for rows in "${row_counts[@]}"; do
+        if wants dry || wants barrier || wants on-target; then
+            reset "$rows"
+            ! wants dry || service dry "$rows" '' true "$rows" 0 "$expected"
+            { ! wants barrier && ! wants on-target; } || service barrier "$rows" '' false "$rows" 0 "$rewrapped"
+        fi
+        if wants on-target; then
+            compact
+            service on-target "$rows" '' false 0 "$rows" "$rewrapped"
+        fi
+        if wants each; then
+            reset "$rows"
+            service each "$rows" 'commit = "each"' false "$rows" 0 "$rewrapped"
+        fi
+        [ "$rows" -le "$RIVALS_UP_TO" ] || continue
+        if wants reference; then
+            rival reference "$rows" rust_rival reference
+            [ "$round" -gt 1 ] || proven "$rows"
+        fi
+        if wants python; then
+            rival python "$rows" python_rival
+            [ "$round" -gt 1 ] || proven "$rows"
+        fi
+        if wants ceiling; then
+            ceiling ceiling-barrier "$rows" barrier "$shape_barrier"
+            [ "$round" -gt 1 ] || proven "$rows"
+            ceiling ceiling-each "$rows" each "$shape_each"
+        fi
+    done
+    ! wants tenants || tenants "$most" "$round"
+done
+
+cat >facts.json <<JSON
+{
+    "postgres": "$(query 'SHOW server_version')",
+    "settings": "$(query "SELECT string_agg(name || '=' || current_setting(name), ' ' ORDER BY name) FROM pg_settings
+        WHERE name IN ('fsync', 'synchronous_commit', 'full_page_writes', 'wal_level', 'shared_buffers', 'max_wal_size')")",
+    "filesystem": "$(stat -f -c %T .)",
+    "commit": "$(git -C "$root" describe --always --dirty 2>/dev/null || echo unknown)",
+    "binary_bytes": $(stat -c %s "$release/nico-rewrap"),
+    "ticks_per_second": $(getconf CLK_TCK),
+    "ceiling_barrier": "${shape_barrier:-}",
+    "ceiling_each": "${shape_each:-}",
+    "tenant_rate": $TENANT_RATE
+}
+JSON
+umask 022
+mkdir -p "$target/bench"
+"$PYTHON" "$root/scripts/bench_report.py" "$target/bench" ${MICRO:+"$target/criterion"}
+note "the same in $target/bench: results.json, chart.svg"
