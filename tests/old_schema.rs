@@ -1,9 +1,12 @@
 //! Sites from before June 2026, whose nico-api decrypts by the column `encryption_key_id`; and schema changes while
 //! the service is at work.
 
+use serde_json::json;
+
+use crate::certs;
 use crate::database::Database;
-use crate::faults::{orgs, raise, slow_writes, until_written};
-use crate::grpcurl::run;
+use crate::faults::{Gate, before_update, orgs, raise, slow_writes, until, until_written};
+use crate::grpcurl::{reencrypt, run};
 use crate::seal::{key_id, seal};
 use crate::seed::{self, Org};
 use crate::site::Site;
@@ -95,7 +98,7 @@ async fn the_old_column_is_set_under_a_row_lock_too() {
         .await
         .unwrap();
     let miss = "IF nextval('misses') <= 3 THEN RETURN NULL; END IF;";
-    crate::faults::before_update(&client, "miss", "true", miss).await;
+    before_update(&client, "miss", "true", miss).await;
     let server = Site::new(&database).start().await;
     assert_eq!(run(&server, false).await.rows_updated, 1);
     assert_eq!(
@@ -163,11 +166,18 @@ async fn schema_changes_during_a_run_make_no_row_fail() {
 #[tokio::test]
 async fn schema_changes_between_runs_make_no_row_fail() {
     let (database, client) = old_site(30).await;
+    // A row of each round misses three times and is locked for the fourth: those statements are in the cache too.
+    client
+        .batch_execute("CREATE SEQUENCE misses")
+        .await
+        .unwrap();
+    let miss = "IF nextval('misses') % 4 <> 0 THEN RETURN NULL; END IF;";
+    let some = "OLD.organization_id IN ('org000', 'round0-0', 'round1-0', 'round2-0', 'round3-0')";
+    before_update(&client, "miss", some, miss).await;
     let server = Site::new(&database)
-        .set("rewrap.max_connections", "2")
+        .set("rewrap.max_connections", "1")
         .start()
         .await;
-    // Fills the caches of prepared statements, those of the updates included.
     assert_eq!(run(&server, false).await.rows_updated, 30);
     for (round, change) in CHANGES.iter().enumerate() {
         client.batch_execute(change).await.unwrap();
@@ -185,4 +195,48 @@ async fn schema_changes_between_runs_make_no_row_fail() {
             "{change}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_schema_change_between_a_miss_and_the_next_look_makes_no_row_fail() {
+    let database = Database::migrated().await;
+    let (rival, migration, watch) =
+        tokio::join!(database.client(), database.client(), database.client());
+    seed::insert(&rival, &orgs(1)).await;
+    let server = Site::new(&database)
+        .set("rewrap.max_connections", "1")
+        .start()
+        .await;
+    // Reads the row by the statement that looks again after a miss.
+    let request = json!({"organizationId": "org000"});
+    reencrypt(&server, certs::admin(), request.clone())
+        .await
+        .unwrap();
+    rival.batch_execute(&changed()).await.unwrap();
+    let gate = Gate::closed(&database).await;
+    let change = async {
+        gate.reached().await;
+        rival.batch_execute(&changed()).await.unwrap();
+        let open = async {
+            // Queued behind the statement at the gate, and before the next one.
+            let queued = "EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
+                AND query LIKE 'ALTER TABLE%' AND wait_event_type = 'Lock')";
+            until(&watch, queued).await;
+            gate.open().await;
+        };
+        tokio::join!(migration.batch_execute(CHANGES[0]), open)
+            .0
+            .unwrap();
+    };
+    let (report, ()) = tokio::join!(reencrypt(&server, certs::admin(), request), change);
+    let report = report.unwrap();
+    assert_eq!((report.rows_updated, report.failures), (1, vec![]));
+}
+
+/// What a rival does.
+fn changed() -> String {
+    format!(
+        "UPDATE tenant_identity_config SET encrypted_signing_key_2 = '{}'",
+        seal("new", "kv1")
+    )
 }
