@@ -167,36 +167,34 @@ fn next_version(version: &str) -> Result<String> {
 
 // ---- the ceiling
 
-/// The statement of `src/store/writer.rs`, without its name.
-const REPLACE_ROW: &str = "WITH limits AS MATERIALIZED (\
-       SELECT set_config('lock_timeout', $8, true) AS lock_timeout\
-     ), written AS (\
+/// The statement of `src/store/replace.rs`, without its name.
+const REPLACE_ROW: &str = "WITH written AS (\
        UPDATE tenant_identity_config \
        SET encrypted_signing_key_1 = $2, encrypted_signing_key_2 = $3, \
            encrypted_auth_method_config = $4, updated_at = now() \
-         FROM limits WHERE limits.lock_timeout IS NOT NULL AND organization_id = $1 \
+         WHERE organization_id = $1 \
          AND encrypted_signing_key_1 IS NOT DISTINCT FROM $5 \
          AND encrypted_signing_key_2 IS NOT DISTINCT FROM $6 \
          AND encrypted_auth_method_config IS NOT DISTINCT FROM $7 \
        RETURNING organization_id\
-     ), bumped AS (\
-       UPDATE tenants SET version = CASE \
+     ) \
+     UPDATE tenants SET version = CASE \
+       WHEN version = $8 THEN $9 \
        WHEN version ~ '^V[0-9]{1,20}-T[0-9]{1,19}$' \
          AND substring(version from '^V([0-9]+)')::numeric < 18446744073709551615 \
        THEN 'V' || substring(version from '^V([0-9]+)')::numeric + 1 || '-T' \
          || (extract(epoch FROM clock_timestamp()) * 1000000)::bigint \
        END \
-       FROM written WHERE tenants.organization_id = written.organization_id \
-       RETURNING 1\
-     ) \
-     SELECT w.n / CASE WHEN b.n = w.n THEN 1 ELSE 0 END \
-     FROM (SELECT count(*) AS n FROM written) w, (SELECT count(*) AS n FROM bumped) b";
+     FROM written WHERE tenants.organization_id = written.organization_id \
+     RETURNING 1";
 
 /// A row's write, everything computed.
 struct Write {
     organization_id: String,
     old: Texts,
     new: Texts,
+    version: String,
+    next_version: String,
 }
 
 fn ceiling(args: &Args, connections: usize, in_flight: usize, commit: Commit) -> Result<()> {
@@ -233,15 +231,22 @@ async fn connect_writers(
 
 async fn compute_writes(args: &Args, keys: &Keys) -> Result<Vec<Write>> {
     let list = "SELECT organization_id, encrypted_signing_key_1, encrypted_signing_key_2, \
-        encrypted_auth_method_config FROM tenant_identity_config ORDER BY organization_id";
+        encrypted_auth_method_config, version \
+        FROM tenant_identity_config JOIN tenants USING (organization_id) ORDER BY organization_id";
     let client = connect(args).await?;
+    let micros = SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros();
     let none: [&str; 0] = [];
     let rows = client.query_raw(list, none).await?;
     rows.map(|row| {
         let row = row?;
         let old = texts(&row, 1)?;
+        let version: String = row.try_get(4)?;
+        let count = version[1..].split('-').next().unwrap_or_default();
+        let next: u64 = count.parse::<u64>()? + 1;
         Ok(Write {
             organization_id: row.try_get(0)?,
+            next_version: format!("V{next}-T{micros}"),
+            version,
             new: rewrapped(keys, &old)?,
             old,
         })
@@ -281,14 +286,15 @@ async fn write_all(
 async fn replace(client: &Client, statement: &Statement, write: &Write) -> Result<()> {
     let ([new_1, new_2, new_3], [old_1, old_2, old_3]) = (&write.new, &write.old);
     let id = &write.organization_id;
-    let row = client
-        .query_one(
+    let (version, next) = (&write.version, &write.next_version);
+    let written = client
+        .execute(
             statement,
-            &[id, new_1, new_2, new_3, old_1, old_2, old_3, &"2000"],
+            &[id, new_1, new_2, new_3, old_1, old_2, old_3, version, next],
         )
         .await?;
-    match row.try_get(0)? {
-        1i64 => Ok(()),
+    match written {
+        1 => Ok(()),
         _ => Err(format!("{id} was not written").into()),
     }
 }

@@ -139,7 +139,11 @@ impl App {
                     not_reached(&readiness, &error);
                 }
             }
-            runner = Some(Runner::new(feature.keyring, store));
+            runner = Some(Runner::new(
+                feature.keyring,
+                store,
+                feature.max_rows_per_second,
+            ));
         }
         Ok(Self {
             tls,

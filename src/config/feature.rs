@@ -30,6 +30,7 @@ pub(super) fn read(
         keyring: keyring?,
         database: database?,
         store,
+        max_rows_per_second: settings.number("rewrap.max_rows_per_second", 0, 0..=1_000_000),
     })
 }
 
@@ -149,7 +150,7 @@ fn store(settings: &mut Settings, warnings: &mut Vec<String>) -> StoreOptions {
         statement_timeout,
         pool_wait: settings.duration("rewrap.pool_wait", Duration::from_secs(10)),
         max_attempts: settings.number("rewrap.max_attempts", 5, 1..=100),
-        pipeline_depth: settings.number("rewrap.pipeline_depth", 4, 1..=64) as usize,
+        pipeline_depth: settings.number("rewrap.pipeline_depth", 16, 1..=64) as usize,
         commit: settings.choice(
             "rewrap.commit",
             Commit::Barrier,

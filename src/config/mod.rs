@@ -56,6 +56,8 @@ pub struct Feature {
     pub database: Database,
     /// How they are worked on.
     pub store: StoreOptions,
+    /// Rows that are written in a second, at most; zero for no limit.
+    pub max_rows_per_second: u32,
 }
 
 /// Addresses and limits.
@@ -110,7 +112,7 @@ impl fmt::Display for ConfigError {
 }
 
 /// What can be set in `[rewrap]`.
-const KNOWN: [&str; 24] = [
+const KNOWN: [&str; 25] = [
     "allowed_services",
     "commit",
     "connect_timeout",
@@ -126,6 +128,7 @@ const KNOWN: [&str; 24] = [
     "max_attempts",
     "max_client_connections",
     "max_connections",
+    "max_rows_per_second",
     "max_runs",
     "metrics_endpoint",
     "page_size",

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Context, Failure, Mode, RunError, report::RowOutcome};
 use crate::{
     rewrap::{Decision, Texts, decide},
-    store::{LockedOutcome, Replaced, Row, StoreError, Writer, next_version_counter},
+    store::{LockedOutcome, Replaced, Row, RowError, StoreError, Writer, next_counter},
 };
 
 /// Compare-and-set tries before a row is locked for the last one.
@@ -79,7 +79,9 @@ impl Chunk {
         mut pending: Vec<Pending>,
         outcomes: &mut Vec<RowOutcome>,
     ) -> Result<(), RunError> {
-        let store = &self.context.store;
+        let Context { store, pace, .. } = &*self.context;
+        let turn = self.stop.run_until_cancelled(pace.turn(pending.len()));
+        turn.await.ok_or(RunError::Stopped)?;
         // Each turn is a connection; there is a second one only if the first died.
         let mut connections = 0;
         while !pending.is_empty() {
@@ -166,8 +168,13 @@ impl Chunk {
                     Ok(None) => return Step::Finished(RowOutcome::Gone),
                     Err(error) => return pending.failed(error),
                 };
-                if pending.sent && row.texts == pending.texts {
-                    return Step::Finished(pending.outcome);
+                if row.texts == pending.texts {
+                    return Step::Finished(if pending.sent {
+                        pending.outcome
+                    } else {
+                        // Written, and yet the version did not count it: somebody's trigger.
+                        row_failed(&row.organization_id, RowError::NotBumped.to_string())
+                    });
                 }
                 match self.plan(&row) {
                     Plan::Finished(outcome) => return Step::Finished(outcome),
@@ -238,7 +245,7 @@ impl Chunk {
                 texts,
                 reencrypted,
                 on_target,
-            } => match next_version_counter(row.version.as_deref()) {
+            } => match next_counter(row.version.as_deref()) {
                 Ok(_) => Plan::Write(
                     texts,
                     RowOutcome::Updated {

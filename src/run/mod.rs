@@ -9,6 +9,7 @@
 //! Knows the store and the pure core; no gRPC and no SQL.
 
 mod chunk;
+mod pace;
 mod report;
 
 use std::{fmt, sync::Arc};
@@ -21,7 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use self::report::{Failure, Report};
-use self::{chunk::Chunk, report::RowOutcome};
+use self::{chunk::Chunk, pace::Pace, report::RowOutcome};
 use crate::{
     authorize::Permit,
     keyring::Keyring,
@@ -91,6 +92,7 @@ struct Context {
     /// The connections that write, over all runs: one less than there are, so that
     /// pages never wait for as long as rows do that somebody has locked.
     lanes: Semaphore,
+    pace: Pace,
 }
 
 impl Context {
@@ -103,15 +105,17 @@ impl Context {
 }
 
 impl Runner {
-    /// A runner that re-wraps what is in `store` to the target of `keyring`.
+    /// A runner that re-wraps what is in `store` to the target of `keyring`, writing at
+    /// most `max_rows_per_second`, or as many as it can for zero.
     #[must_use]
-    pub fn new(keyring: Keyring, store: Store) -> Self {
+    pub fn new(keyring: Keyring, store: Store, max_rows_per_second: u32) -> Self {
         let lanes = store.options().max_connections.saturating_sub(1).max(1);
         Self {
             context: Arc::new(Context {
                 keyring,
                 store,
                 lanes: Semaphore::new(lanes),
+                pace: Pace::new(max_rows_per_second),
             }),
         }
     }

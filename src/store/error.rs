@@ -55,8 +55,11 @@ pub enum RowError {
         "the database role lacks a privilege on the tables (SQLSTATE 42501); grant it and run again"
     )]
     Privilege,
-    /// Only one of the two tables was written, and rolled back.
-    #[error("a trigger or policy kept tenants.version from being bumped: nothing was written")]
+    /// The row was written, and `tenants` was not.
+    #[error(
+        "the secrets were re-wrapped, but a trigger or policy kept tenants.version from being \
+         bumped: who caches by version sees the old texts until it is"
+    )]
     NotBumped,
     /// Everything else that Postgres may say of one statement.
     #[error("the database refused the write (SQLSTATE {0}); its log has the details")]
@@ -91,8 +94,6 @@ impl From<tokio_postgres::Error> for StoreError {
             "42703" => Self::ColumnGone,
             "55P03" => Self::Row(RowError::LockTimeout),
             "57014" => Self::Row(RowError::StatementTimeout),
-            // The division in the statement that writes a row.
-            "22012" => Self::Row(RowError::NotBumped),
             "42501" => Self::Row(RowError::Privilege),
             "23502" if db.table() == Some("tenants") && db.column() == Some("version") => {
                 Self::Row(RowError::Version(VersionError::Malformed))

@@ -7,10 +7,11 @@
 //! locked, but for [`Writer::replace_locked`], whose decision is a synchronous
 //! closure.
 //!
-//! Nothing here depends on the state of a database session: the lock timeout travels
-//! with each write. That is what makes transaction-mode poolers work.
+//! Limits and the kind of commit are settings of the session, or, behind a pooler in
+//! transaction mode, travel with each write.
 
 mod error;
+mod replace;
 mod row;
 mod schema;
 mod statement;
@@ -31,7 +32,7 @@ use tokio_postgres::{
 use self::statement::{On, Sql};
 pub use self::{
     error::{RowError, StoreError},
-    row::{Row, VersionError, next_version_counter},
+    row::{Row, VersionError, next_counter},
     schema::SchemaError,
     writer::{LockedOutcome, Replaced, Writer},
 };
@@ -88,9 +89,9 @@ pub enum Pooler {
 const BARRIER: Sql = Sql {
     text: "-- barrier\n\
            SELECT set_config('synchronous_commit', \
-               CASE current_setting('synchronous_commit') \
-               WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true), \
-           pg_logical_emit_message(true, 'nico-rewrap', '')::text",
+               CASE reset_val WHEN 'off' THEN 'on' ELSE reset_val END, true), \
+           pg_logical_emit_message(true, 'nico-rewrap', '')::text \
+           FROM pg_settings WHERE name = 'synchronous_commit'",
     types: &[],
 };
 
@@ -328,11 +329,14 @@ impl Store {
     }
 }
 
-/// What a session of our own can be told once. The lock timeout is there for locks
-/// on a whole table, which are taken before a statement can set it for itself.
+/// What a session of our own is told once.
 fn configure_session(options: &StoreOptions) -> Hook {
+    let commit = match options.commit {
+        Commit::Barrier => "SET synchronous_commit = off; ",
+        Commit::Each => "",
+    };
     let settings = format!(
-        "SET statement_timeout = {statement}; SET lock_timeout = {lock}; \
+        "{commit}SET statement_timeout = {statement}; SET lock_timeout = {lock}; \
          SET idle_in_transaction_session_timeout = {statement}; \
          SET default_transaction_isolation = 'read committed'",
         statement = options.statement_timeout.as_millis(),

@@ -1,5 +1,7 @@
 //! A row as it was read, and the version format of `tenants`.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use thiserror::Error;
 use tokio_postgres::Row as PgRow;
 
@@ -44,15 +46,24 @@ pub enum VersionError {
     Missing,
 }
 
-/// The number that a bump gives to a version of the form `V<n>-T<microseconds>`,
-/// `n` being an unsigned 64-bit number. The statement that writes a row does the
-/// same arithmetic on the version it finds then; this tells beforehand, and in a
-/// dry run, whether it can.
+/// The version after `version`, which has the form `V<n>-T<microseconds>`, `n` being an
+/// unsigned 64-bit number: one more, and the time `now`.
 ///
 /// # Errors
 ///
 /// [`VersionError`] when `version` can't be bumped.
-pub fn next_version_counter(version: Option<&str>) -> Result<u64, VersionError> {
+pub(super) fn next_version(version: Option<&str>, now: SystemTime) -> Result<String, VersionError> {
+    let counter = next_counter(version)?;
+    let since_epoch = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok(format!("V{counter}-T{}", since_epoch.as_micros()))
+}
+
+/// The counter of the version after `version`.
+///
+/// # Errors
+///
+/// [`VersionError`] when `version` can't be bumped.
+pub fn next_counter(version: Option<&str>) -> Result<u64, VersionError> {
     let version = version.ok_or(VersionError::Missing)?;
     let (counter, micros) = version
         .strip_prefix('V')
@@ -77,13 +88,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_bump_is_one_more_and_the_time() {
+        let now = UNIX_EPOCH + std::time::Duration::from_micros(1_700_000_000_000_001);
+        let bumped = next_version(Some("V41-T1666644937952267"), now);
+        assert_eq!(bumped.as_deref(), Ok("V42-T1700000000000001"));
+    }
+
+    #[test]
     fn versions_of_the_reference_product_count_up() {
-        assert_eq!(next_version_counter(Some("V1-T1666644937952267")), Ok(2));
-        assert_eq!(next_version_counter(Some("V0-T0")), Ok(1));
-        assert_eq!(
-            next_version_counter(Some("V18446744073709551614-T1")),
-            Ok(u64::MAX)
-        );
+        assert_eq!(next_counter(Some("V1-T1666644937952267")), Ok(2));
+        assert_eq!(next_counter(Some("V0-T0")), Ok(1));
+        assert_eq!(next_counter(Some("V18446744073709551614-T1")), Ok(u64::MAX));
     }
 
     #[test]
@@ -109,15 +124,15 @@ mod tests {
             "V١-T1",
         ] {
             assert_eq!(
-                next_version_counter(Some(version)),
+                next_counter(Some(version)),
                 Err(VersionError::Malformed),
                 "{version:?}"
             );
         }
         assert_eq!(
-            next_version_counter(Some("V18446744073709551615-T1")),
+            next_counter(Some("V18446744073709551615-T1")),
             Err(VersionError::Exhausted)
         );
-        assert_eq!(next_version_counter(None), Err(VersionError::Missing));
+        assert_eq!(next_counter(None), Err(VersionError::Missing));
     }
 }

@@ -1,19 +1,12 @@
 //! The guarded write of one row.
 
-use std::{
-    sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
-};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use deadpool_postgres::Object;
-use tokio_postgres::{
-    IsolationLevel,
-    error::SqlState,
-    types::{ToSql, Type},
-};
+use tokio_postgres::{IsolationLevel, error::SqlState, types::Type};
 
 use super::{
-    Commit, READ_ROW, Row, RowError, Store, StoreError, schema, select_row,
+    READ_ROW, Row, RowError, Store, StoreError, schema, select_row,
     statement::{On, Sql},
 };
 use crate::{keyring::KeyId, rewrap::Texts};
@@ -56,58 +49,6 @@ impl Drop for Writer<'_> {
         }
     }
 }
-
-// The lock timeout and the kind of commit are set for this one transaction by the
-// statement itself, in a CTE that the row update has to wait for. `tenants` is updated from what the
-// update of the row returns, hence after it and only if it was there; its new
-// version is computed from the version that is found under its lock, and is NULL,
-// which the column refuses, where there is no next one: then nothing is written. Nor
-// is it when only one of the two was (a trigger, a policy): the division fails.
-macro_rules! replace_row {
-    ($name:literal, $set_key_id:literal) => {
-        concat!(
-            "-- ",
-            $name,
-            "\n",
-            "WITH limits AS MATERIALIZED (\
-               SELECT set_config('lock_timeout', $8, true) AS lock_timeout, \
-                 set_config('synchronous_commit', \
-                   coalesce($9, current_setting('synchronous_commit')), true)\
-             ), written AS (\
-               UPDATE tenant_identity_config \
-               SET encrypted_signing_key_1 = $2, encrypted_signing_key_2 = $3, \
-                   encrypted_auth_method_config = $4, updated_at = now()",
-            $set_key_id,
-            " FROM limits WHERE limits.lock_timeout IS NOT NULL AND organization_id = $1 \
-                 AND encrypted_signing_key_1 IS NOT DISTINCT FROM $5 \
-                 AND encrypted_signing_key_2 IS NOT DISTINCT FROM $6 \
-                 AND encrypted_auth_method_config IS NOT DISTINCT FROM $7 \
-               RETURNING organization_id\
-             ), bumped AS (\
-               UPDATE tenants SET version = CASE \
-               WHEN version ~ '^V[0-9]{1,20}-T[0-9]{1,19}$' \
-                 AND substring(version from '^V([0-9]+)')::numeric < 18446744073709551615 \
-               THEN 'V' || substring(version from '^V([0-9]+)')::numeric + 1 || '-T' \
-                 || (extract(epoch FROM clock_timestamp()) * 1000000)::bigint \
-               END \
-               FROM written WHERE tenants.organization_id = written.organization_id \
-               RETURNING 1\
-             ) \
-             SELECT w.n / CASE WHEN b.n = w.n THEN 1 ELSE 0 END \
-             FROM (SELECT count(*) AS n FROM written) w, (SELECT count(*) AS n FROM bumped) b"
-        )
-    };
-}
-
-const REPLACE_ROW: Sql = Sql {
-    text: replace_row!("replace_row", ""),
-    types: &[Type::TEXT; 9],
-};
-
-const REPLACE_ROW_AND_KEY_ID: Sql = Sql {
-    text: replace_row!("replace_row_and_key_id", ", encryption_key_id = $10"),
-    types: &[Type::TEXT; 10],
-};
 
 const SET_LOCK_TIMEOUT: Sql = Sql {
     text: "-- set_lock_timeout\nSELECT set_config('lock_timeout', $1, true)",
@@ -206,7 +147,7 @@ impl<'a> Writer<'a> {
         decide: &mut impl FnMut(&Row) -> (T, Option<Texts>),
     ) -> Result<LockedOutcome<T>, StoreError> {
         let store = self.store;
-        let limit = millis(store.options.lock_timeout);
+        let limit = store.options.lock_timeout.as_millis().to_string();
         // Dropped half-way, a transaction rolls itself back.
         let client = self.client.as_mut().ok_or_else(StoreError::no_connection)?;
         let begin = client
@@ -281,50 +222,4 @@ impl<'a> Writer<'a> {
             }
         }
     }
-}
-
-impl Store {
-    /// The compare-and-set itself.
-    async fn replace(
-        &self,
-        on: On<'_>,
-        row: &Row,
-        texts: &Texts,
-        target: &KeyId,
-    ) -> Result<Replaced, StoreError> {
-        let limit = millis(self.options.lock_timeout);
-        let synchronous_commit = match self.options.commit {
-            Commit::Barrier => Some("off"),
-            Commit::Each => None,
-        };
-        let target = target.as_str();
-        let [new_1, new_2, new_3] = texts;
-        let [old_1, old_2, old_3] = &row.texts;
-        let params: [&(dyn ToSql + Sync); 10] = [
-            &row.organization_id,
-            new_1,
-            new_2,
-            new_3,
-            old_1,
-            old_2,
-            old_3,
-            &limit,
-            &synchronous_commit,
-            &target,
-        ];
-        let rows = if self.has_key_id_column.load(Ordering::Relaxed) {
-            self.query(on, &REPLACE_ROW_AND_KEY_ID, &params).await?
-        } else {
-            self.query(on, &REPLACE_ROW, &params[..9]).await?
-        };
-        // One row of one column, always; anything but 1 is not what was asked for.
-        match rows.first().map(|row| row.try_get::<_, i64>(0)) {
-            Some(Ok(1)) => Ok(Replaced::Done),
-            _ => Ok(Replaced::Missed),
-        }
-    }
-}
-
-fn millis(duration: Duration) -> String {
-    duration.as_millis().to_string()
 }

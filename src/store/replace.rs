@@ -1,0 +1,149 @@
+//! The statement that writes a row: compare-and-set of the three texts and bump of
+//! the version, in one transaction, which it is itself.
+//!
+//! `tenants` is updated from what the update of `tenant_identity_config` returns,
+//! hence after it, and only if it was there. If the version is still the one that was
+//! read, the next one is known beforehand. If not, it is computed from the one that is
+//! found under its lock, and is NULL, which the column refuses, where there is no next
+//! one: then nothing is written.
+
+use std::{sync::atomic::Ordering, time::SystemTime};
+
+use tokio_postgres::types::{ToSql, Type};
+
+use super::{
+    Commit, Pooler, Replaced, Row, RowError, Store, StoreError,
+    row::next_version,
+    statement::{On, Sql},
+};
+use crate::{keyring::KeyId, rewrap::Texts};
+
+macro_rules! replace_row {
+    ($name:literal, $limits:expr, $set_key_id:literal, $condition:expr) => {
+        concat!(
+            "-- ",
+            $name,
+            "\nWITH ",
+            $limits,
+            "written AS (\
+               UPDATE tenant_identity_config \
+               SET encrypted_signing_key_1 = $2, encrypted_signing_key_2 = $3, \
+                   encrypted_auth_method_config = $4, updated_at = now()",
+            $set_key_id,
+            $condition,
+            " organization_id = $1 \
+                 AND encrypted_signing_key_1 IS NOT DISTINCT FROM $5 \
+                 AND encrypted_signing_key_2 IS NOT DISTINCT FROM $6 \
+                 AND encrypted_auth_method_config IS NOT DISTINCT FROM $7 \
+               RETURNING organization_id\
+             ) \
+             UPDATE tenants SET version = CASE \
+               WHEN version = $8 THEN $9 \
+               WHEN version ~ '^V[0-9]{1,20}-T[0-9]{1,19}$' \
+                 AND substring(version from '^V([0-9]+)')::numeric < 18446744073709551615 \
+               THEN 'V' || substring(version from '^V([0-9]+)')::numeric + 1 || '-T' \
+                 || (extract(epoch FROM clock_timestamp()) * 1000000)::bigint \
+               END \
+             FROM written WHERE tenants.organization_id = written.organization_id \
+             RETURNING 1"
+        )
+    };
+}
+
+// In a session of our own, whose settings say how long to wait and how to commit.
+const IN_SESSION: Sql = Sql {
+    text: replace_row!("replace_row", "", "", " WHERE"),
+    types: &[Type::TEXT; 9],
+};
+const IN_SESSION_WITH_KEY_ID: Sql = Sql {
+    text: replace_row!("replace_row", "", ", encryption_key_id = $10", " WHERE"),
+    types: &[Type::TEXT; 10],
+};
+
+// Where the session is not ours, the statement makes these settings for its own
+// transaction, in a CTE that the update of the row has to wait for.
+macro_rules! limits {
+    () => {
+        "limits AS MATERIALIZED (\
+           SELECT set_config('lock_timeout', $10, true) AS lock_timeout, \
+             set_config('synchronous_commit', \
+               coalesce($11, current_setting('synchronous_commit')), true)\
+         ), "
+    };
+}
+macro_rules! after_limits {
+    () => {
+        " FROM limits WHERE limits.lock_timeout IS NOT NULL AND"
+    };
+}
+const BY_ITSELF: Sql = Sql {
+    text: replace_row!("replace_row", limits!(), "", after_limits!()),
+    types: &[Type::TEXT; 11],
+};
+const BY_ITSELF_WITH_KEY_ID: Sql = Sql {
+    text: replace_row!(
+        "replace_row",
+        limits!(),
+        ", encryption_key_id = $12",
+        after_limits!()
+    ),
+    types: &[Type::TEXT; 12],
+};
+
+impl Store {
+    /// Compares and sets, and bumps the version.
+    pub(super) async fn replace(
+        &self,
+        on: On<'_>,
+        row: &Row,
+        texts: &Texts,
+        target: &KeyId,
+    ) -> Result<Replaced, StoreError> {
+        let [new_1, new_2, new_3] = texts;
+        let [old_1, old_2, old_3] = &row.texts;
+        let id = &row.organization_id;
+        let next_version =
+            next_version(row.version.as_deref(), SystemTime::now()).map_err(RowError::from)?;
+        let row_params: [&(dyn ToSql + Sync); 9] = [
+            id,
+            new_1,
+            new_2,
+            new_3,
+            old_1,
+            old_2,
+            old_3,
+            &row.version,
+            &next_version,
+        ];
+        let mut params = Vec::with_capacity(12);
+        params.extend(row_params);
+
+        let lock_timeout = self.options.lock_timeout.as_millis().to_string();
+        let synchronous_commit = match self.options.commit {
+            Commit::Barrier => Some("off"),
+            Commit::Each => None,
+        };
+        if self.options.pooler == Pooler::Transaction {
+            params.push(&lock_timeout);
+            params.push(&synchronous_commit);
+        }
+        let target = target.as_str();
+        let with_key_id = self.has_key_id_column.load(Ordering::Relaxed);
+        if with_key_id {
+            params.push(&target);
+        }
+        let sql = match (self.options.pooler, with_key_id) {
+            (Pooler::Session, false) => &IN_SESSION,
+            (Pooler::Session, true) => &IN_SESSION_WITH_KEY_ID,
+            (Pooler::Transaction, false) => &BY_ITSELF,
+            (Pooler::Transaction, true) => &BY_ITSELF_WITH_KEY_ID,
+        };
+
+        let rows = self.query(on, sql, &params).await?;
+        Ok(if rows.is_empty() {
+            Replaced::Missed
+        } else {
+            Replaced::Done
+        })
+    }
+}
