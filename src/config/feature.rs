@@ -143,19 +143,26 @@ fn store(settings: &mut Settings, warnings: &mut Vec<String>) -> StoreOptions {
             settings.source("rewrap.lock_timeout")
         ));
     }
+    let commit = settings.choice(
+        "rewrap.commit",
+        Commit::Barrier,
+        &[("barrier", Commit::Barrier), ("each", Commit::Each)],
+    );
+    // Measured (docs/benchmarks.md): with a barrier, more connections are hardly faster
+    // and slow tenants down; flushes are shared only between connections.
+    let connections = match commit {
+        Commit::Barrier => 4,
+        Commit::Each => 16,
+    };
     StoreOptions {
-        max_connections: settings.number("rewrap.max_connections", 8, 1..=256) as usize,
+        max_connections: settings.number("rewrap.max_connections", connections, 1..=256) as usize,
         page_size: settings.number("rewrap.page_size", 500, 1..=10_000),
         lock_timeout,
         statement_timeout,
         pool_wait: settings.duration("rewrap.pool_wait", Duration::from_secs(10)),
         max_attempts: settings.number("rewrap.max_attempts", 5, 1..=100),
         pipeline_depth: settings.number("rewrap.pipeline_depth", 16, 1..=64) as usize,
-        commit: settings.choice(
-            "rewrap.commit",
-            Commit::Barrier,
-            &[("barrier", Commit::Barrier), ("each", Commit::Each)],
-        ),
+        commit,
         pooler: settings.choice(
             "rewrap.pooler",
             Pooler::Session,
