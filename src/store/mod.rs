@@ -104,12 +104,14 @@ pub struct Store {
     has_key_id_column: AtomicBool,
 }
 
+// The version is looked up for each row that is returned. A join would be planned over
+// the whole of `tenants`, and each page read it from the start.
 macro_rules! select_row {
     () => {
         "SELECT c.organization_id, c.encrypted_signing_key_1, c.encrypted_signing_key_2, \
-         c.encrypted_auth_method_config, t.version \
-         FROM tenant_identity_config c \
-         LEFT JOIN tenants t ON t.organization_id = c.organization_id "
+         c.encrypted_auth_method_config, \
+         (SELECT t.version FROM tenants t WHERE t.organization_id = c.organization_id) \
+         FROM tenant_identity_config c "
     };
 }
 use select_row;
