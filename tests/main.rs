@@ -35,6 +35,7 @@ mod configuration;
 mod database_faults;
 mod database_tls;
 mod durability;
+mod economy;
 mod failures;
 mod fixtures;
 mod grpc_surface;

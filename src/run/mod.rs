@@ -12,7 +12,7 @@ mod chunk;
 mod pace;
 mod report;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, mem, sync::Arc};
 
 use thiserror::Error;
 use tokio::{
@@ -189,22 +189,24 @@ impl Runner {
     }
 
     async fn site(&self, tasks: &mut Tasks, report: &mut Report) -> Result<(), RunError> {
-        let mut after: Option<String> = None;
-        while !tasks.stop.is_cancelled() {
-            // The tasks work while this waits.
-            let mut rows = self.context.store.page(after.as_deref()).await?;
-            let Some(last) = rows.last() else {
-                return Ok(());
+        let store = &self.context.store;
+        let mut page = store.page(None).await?;
+        while let Some(last) = page.last() {
+            let is_last_page = page.len() < store.options().page_size as usize;
+            let after = last.organization_id.clone();
+            let next = async {
+                if is_last_page {
+                    Ok(Vec::new())
+                } else {
+                    store.page(Some(&after)).await
+                }
             };
-            after = Some(last.organization_id.clone());
-            while !rows.is_empty() {
-                let rest = rows.split_off(rows.len().min(CHUNK_ROWS));
-                tasks
-                    .start(std::mem::replace(&mut rows, rest), report)
-                    .await?;
-            }
+            // The next page is on its way while this one is worked on.
+            let (started, next) = tokio::join!(tasks.start_all(page, report), next);
+            started?;
+            page = next?;
         }
-        Err(RunError::Stopped)
+        Ok(())
     }
 }
 
@@ -227,6 +229,15 @@ impl Tasks {
             running: JoinSet::new(),
             at_most,
         }
+    }
+
+    /// Starts tasks for all of `rows`.
+    async fn start_all(&mut self, mut rows: Vec<Row>, report: &mut Report) -> Result<(), RunError> {
+        while !rows.is_empty() {
+            let rest = rows.split_off(rows.len().min(CHUNK_ROWS));
+            self.start(mem::replace(&mut rows, rest), report).await?;
+        }
+        Ok(())
     }
 
     /// Starts a task for `rows` as soon as there is room for one.

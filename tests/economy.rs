@@ -1,0 +1,67 @@
+//! What a run costs the database, counted rather than timed: this is what keeps it fast.
+
+use std::collections::BTreeMap;
+
+use crate::database::Database;
+use crate::grpcurl::run;
+use crate::pg;
+use crate::seed::{self, Org};
+use crate::site::Site;
+
+/// Calls of each statement by our role since the last time, by the name in its first line.
+async fn statements(admin: &tokio_postgres::Client) -> BTreeMap<String, i64> {
+    let sql = "SELECT split_part(query, E'\\n', 1), sum(calls)::bigint FROM pg_stat_statements s \
+        JOIN pg_roles r ON r.oid = s.userid WHERE r.rolname = $1 GROUP BY 1";
+    let rows = admin.query(sql, &[&pg::OWNER]).await.unwrap();
+    admin
+        .batch_execute("SELECT pg_stat_statements_reset()")
+        .await
+        .unwrap();
+    rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+}
+
+#[tokio::test]
+async fn a_row_costs_one_statement_and_a_page_three() {
+    let postgres = pg::Server::options()
+        .setting("shared_preload_libraries", "pg_stat_statements")
+        .start();
+    let database = Database::migrated_on(&postgres).await;
+    let admin = database.admin().await;
+    admin
+        .batch_execute("CREATE EXTENSION pg_stat_statements")
+        .await
+        .unwrap();
+    let client = database.client().await;
+    let orgs: Vec<_> = (0..100)
+        .map(|i| Org::under(&format!("org-{i:03}"), "kv1"))
+        .collect();
+    seed::insert(&client, &orgs).await;
+    let server = Site::new(&database)
+        .set("rewrap.page_size", "40")
+        .start()
+        .await;
+
+    let pages = [
+        ("-- first_page", 1),
+        ("-- next_page", 2),
+        ("START TRANSACTION READ ONLY", 3),
+        ("COMMIT", 3),
+    ];
+    let expect = |extra: &[(&str, i64)]| -> BTreeMap<String, i64> {
+        let all = pages.iter().chain(extra);
+        all.map(|(name, calls)| ((*name).to_owned(), *calls))
+            .collect()
+    };
+    let costs = async |dry_run: bool| {
+        statements(&admin).await;
+        run(&server, dry_run).await;
+        let mut calls = statements(&admin).await;
+        // Of connections that were not there before.
+        calls.retain(|name, _| !name.starts_with("SET "));
+        calls
+    };
+    assert_eq!(costs(true).await, expect(&[]), "a dry run");
+    let writes = [("-- replace_row", 100), ("-- barrier", 1)];
+    assert_eq!(costs(false).await, expect(&writes), "an apply");
+    assert_eq!(costs(false).await, expect(&[]), "with nothing to do");
+}
