@@ -148,10 +148,10 @@ fn store(settings: &mut Settings, warnings: &mut Vec<String>) -> StoreOptions {
         Commit::Barrier,
         &[("barrier", Commit::Barrier), ("each", Commit::Each)],
     );
-    // Measured (docs/benchmarks.md): with a barrier, more connections are hardly faster
-    // and slow tenants down; flushes are shared only between connections.
+    // Measured: with a barrier, more connections are hardly faster, and slow tenants
+    // down; flushes are shared only between connections.
     let connections = match commit {
-        Commit::Barrier => 4,
+        Commit::Barrier => 5,
         Commit::Each => 16,
     };
     StoreOptions {
@@ -161,7 +161,7 @@ fn store(settings: &mut Settings, warnings: &mut Vec<String>) -> StoreOptions {
         statement_timeout,
         pool_wait: settings.duration("rewrap.pool_wait", Duration::from_secs(10)),
         max_attempts: settings.number("rewrap.max_attempts", 5, 1..=100),
-        pipeline_depth: settings.number("rewrap.pipeline_depth", 16, 1..=64) as usize,
+        pipeline_depth: settings.number("rewrap.pipeline_depth", 32, 1..=64) as usize,
         commit,
         pooler: settings.choice(
             "rewrap.pooler",

@@ -33,7 +33,7 @@ use crate::{
 
 /// Rows that one task takes at a time: enough to keep a connection busy, few
 /// enough to spread a small page over all of them.
-const CHUNK_ROWS: usize = 32;
+const CHUNK_ROWS: usize = 64;
 
 /// What a run covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
