@@ -96,6 +96,17 @@ struct Context {
 }
 
 impl Context {
+    /// The page behind `after`. With a single connection, pages and writes take turns,
+    /// and the wait for a turn is not one for the pool.
+    async fn page(&self, after: Option<&str>) -> Result<Vec<Row>, StoreError> {
+        let _turn = if self.store.options().max_connections == 1 {
+            self.lanes.acquire().await.ok()
+        } else {
+            None
+        };
+        self.store.page(after).await
+    }
+
     /// A connection to write with, as soon as it is this task's turn.
     async fn writer(&self) -> Result<(Writer<'_>, Option<SemaphorePermit<'_>>), StoreError> {
         // Never closed.
@@ -190,7 +201,7 @@ impl Runner {
 
     async fn site(&self, tasks: &mut Tasks, report: &mut Report) -> Result<(), RunError> {
         let store = &self.context.store;
-        let mut page = store.page(None).await?;
+        let mut page = self.context.page(None).await?;
         while let Some(last) = page.last() {
             let is_last_page = page.len() < store.options().page_size as usize;
             let after = last.organization_id.clone();
@@ -198,7 +209,7 @@ impl Runner {
                 if is_last_page {
                     Ok(Vec::new())
                 } else {
-                    store.page(Some(&after)).await
+                    self.context.page(Some(&after)).await
                 }
             };
             // The next page is on its way while this one is worked on.
