@@ -96,17 +96,6 @@ struct Context {
 }
 
 impl Context {
-    /// The page behind `after`. With a single connection, pages and writes take turns,
-    /// and the wait for a turn is not one for the pool.
-    async fn page(&self, after: Option<&str>) -> Result<Vec<Row>, StoreError> {
-        let _turn = if self.store.options().max_connections == 1 {
-            self.lanes.acquire().await.ok()
-        } else {
-            None
-        };
-        self.store.page(after).await
-    }
-
     /// A connection to write with, as soon as it is this task's turn.
     async fn writer(&self) -> Result<(Writer<'_>, Option<SemaphorePermit<'_>>), StoreError> {
         // Never closed.
@@ -201,7 +190,7 @@ impl Runner {
 
     async fn site(&self, tasks: &mut Tasks, report: &mut Report) -> Result<(), RunError> {
         let store = &self.context.store;
-        let mut page = self.context.page(None).await?;
+        let mut page = store.page(None).await?;
         while let Some(last) = page.last() {
             let is_last_page = page.len() < store.options().page_size as usize;
             let after = last.organization_id.clone();
@@ -209,13 +198,20 @@ impl Runner {
                 if is_last_page {
                     Ok(Vec::new())
                 } else {
-                    self.context.page(Some(&after)).await
+                    store.page(Some(&after)).await
                 }
             };
-            // The next page is on its way while this one is worked on.
-            let (started, next) = tokio::join!(tasks.start_all(page, report), next);
-            started?;
-            page = next?;
+            page = if store.options().max_connections == 1 {
+                // Its own tasks have the connection, for as long as they need it.
+                tasks.start_all(page, report).await?;
+                tasks.finish(report).await?;
+                next.await?
+            } else {
+                // The next page is on its way while this one is worked on.
+                let (started, next) = tokio::join!(tasks.start_all(page, report), next);
+                started?;
+                next?
+            };
         }
         Ok(())
     }
