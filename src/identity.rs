@@ -73,6 +73,17 @@ pub struct TrustRules {
     pub issuer_cns: Vec<String>,
 }
 
+/// Which of the site's bundles a verified chain ends in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Anchor {
+    /// The site has no admin bundle: an external user is bound to nothing.
+    NoAdminBundle,
+    /// A CA of the admin bundle, whether or not one of `root_cafile_path` does too.
+    Admin,
+    /// Only CAs of `root_cafile_path`, which makes no external user.
+    RootOnly,
+}
+
 /// A caller's certificate: what of it goes into the audit record, and the identity
 /// that it gives, if any.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,12 +97,13 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Reads a leaf certificate that the TLS handshake has verified.
+    /// Reads a leaf certificate that the TLS handshake has verified, with a chain that
+    /// ends in `anchor`.
     #[must_use]
-    pub fn from_leaf(der: &[u8], rules: &TrustRules) -> Self {
+    pub fn from_leaf(der: &[u8], anchor: Anchor, rules: &TrustRules) -> Self {
         match X509Certificate::from_der(der) {
             Ok((_, leaf)) => Self {
-                identity: identify(&leaf, rules),
+                identity: identify(&leaf, anchor, rules),
                 serial: leaf.raw_serial_as_string(),
                 issuer: DistinguishedName::new(leaf.issuer()).to_string(),
             },
@@ -105,8 +117,9 @@ impl Caller {
     }
 }
 
-fn identify(leaf: &X509Certificate<'_>, rules: &TrustRules) -> Option<Identity> {
+fn identify(leaf: &X509Certificate<'_>, anchor: Anchor, rules: &TrustRules) -> Option<Identity> {
     match spiffe_claim(leaf) {
+        SpiffeClaim::None if anchor == Anchor::RootOnly => None,
         SpiffeClaim::None => external(leaf, rules),
         SpiffeClaim::Invalid => None,
         SpiffeClaim::Id(uri) => spiffe_identity(uri, rules),

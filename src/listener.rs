@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::ServerOptions,
     gate::Gate,
-    identity::{Caller, TrustRules},
+    identity::{Anchor, Caller, TrustRules},
     telemetry,
 };
 
@@ -149,7 +149,7 @@ impl Server {
         }
         let peer = Arc::new(Peer {
             address,
-            caller: Caller::from_leaf(leaf, &self.trust),
+            caller: Caller::from_leaf(leaf, Anchor::NoAdminBundle, &self.trust),
         });
         self.http2(TokioIo::new(stream), peer).await;
     }
