@@ -11,7 +11,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::Parser;
 use nico_rewrap::{
     config::Config,
-    envelope::{Envelope, Plaintext},
+    envelope::{self, Buffers, Plaintext},
     keyring::{Kek, KeyId},
 };
 use ring::{
@@ -66,7 +66,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let key_id = KeyId::new(args.key_id)?;
     let kek = feature
         .keyring
-        .get(&key_id)
+        .get(key_id.as_str())
         .ok_or("no such key in the secrets file")?;
     let client = feature.database.connect().await?;
 
@@ -150,8 +150,9 @@ fn delegation(number: usize) -> Result<String, Box<dyn Error>> {
     Ok(json!({"client_id": format!("client-{number}"), "client_secret": secret}).to_string())
 }
 
-fn seal(kek: &Kek, secret: Vec<u8>) -> Result<String, Box<dyn Error>> {
-    Ok(Envelope::seal(kek, &Plaintext::new(secret))?.to_text())
+fn seal(kek: &Kek, mut secret: Vec<u8>) -> Result<String, Box<dyn Error>> {
+    let plaintext = Plaintext::new(&mut secret);
+    Ok(envelope::seal(kek, &plaintext, &mut Buffers::default())?)
 }
 
 /// PEM with lines of 64 characters (RFC 7468).

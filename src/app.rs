@@ -13,7 +13,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     admin,
     config::{Config, ServerOptions},
-    envelope::{Envelope, Plaintext},
+    envelope::{Buffers, Envelope, Plaintext, seal},
     keyring::Keyring,
     listener,
     readiness::Readiness,
@@ -254,12 +254,14 @@ fn announce(listeners: &Listeners) {
 /// A key that does not give back what it sealed would make every row unreadable.
 fn prove(keyring: &Keyring) -> Result<(), AppError> {
     let target = keyring.target();
-    let probe = Plaintext::new(b"nico-rewrap seal-and-open test".to_vec());
-    let opens = Envelope::seal(target, &probe)
-        .ok()
-        .and_then(|sealed| Envelope::parse(&sealed.to_text()).ok())
-        .and_then(|sealed| sealed.open(target).ok())
-        .is_some_and(|opened| opened == probe);
+    let mut bytes = *b"nico-rewrap seal-and-open test";
+    let probe = Plaintext::new(&mut bytes);
+    let mut buffers = Buffers::default();
+    let opens = seal(target, &probe, &mut buffers).is_ok_and(|text| {
+        let sealed = Envelope::parse(&text, &mut buffers).ok();
+        let opened = sealed.and_then(|sealed| sealed.open(target).ok());
+        opened.is_some_and(|opened| opened == probe)
+    });
     if opens {
         Ok(())
     } else {

@@ -6,7 +6,7 @@
 //! different things. Where the keys come from is the business of
 //! [`crate::secrets`].
 
-use std::{collections::BTreeMap, fmt};
+use std::{borrow::Borrow, collections::BTreeMap, fmt};
 
 use aes_gcm::{Aes256Gcm, KeyInit};
 use sha2::{Digest, Sha256};
@@ -37,8 +37,14 @@ impl KeyId {
     /// [`InvalidKeyId`] for fewer than 1 or more than 255 bytes.
     pub fn new(id: impl Into<String>) -> Result<Self, InvalidKeyId> {
         let id = id.into();
+        Self::check(&id)?;
+        Ok(Self(id))
+    }
+
+    /// Whether `id` can be a key id.
+    pub(crate) fn check(id: &str) -> Result<(), InvalidKeyId> {
         match id.len() {
-            1..=255 => Ok(Self(id)),
+            1..=255 => Ok(()),
             _ => Err(InvalidKeyId),
         }
     }
@@ -46,6 +52,13 @@ impl KeyId {
     /// The id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Ordered and hashed like the text, so that a key is found by it.
+impl Borrow<str> for KeyId {
+    fn borrow(&self) -> &str {
         &self.0
     }
 }
@@ -158,7 +171,7 @@ impl Keyring {
 
     /// The key with this id.
     #[must_use]
-    pub fn get(&self, id: &KeyId) -> Option<&Kek> {
+    pub fn get(&self, id: &str) -> Option<&Kek> {
         self.keks.get(id)
     }
 

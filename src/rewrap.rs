@@ -11,8 +11,8 @@
 use thiserror::Error;
 
 use crate::{
-    envelope::{Envelope, MAX_TEXT_BYTES, ParseError, Plaintext, SealError},
-    keyring::{KeyId, Keyring},
+    envelope::{Buffers, Envelope, MAX_TEXT_BYTES, ParseError, Plaintext, SealError, seal},
+    keyring::Keyring,
 };
 
 /// How many secrets a row has room for.
@@ -70,15 +70,15 @@ pub enum FieldError {
     #[error("unsupported scheme version: only version 1 is known")]
     SchemeVersion,
     /// The envelope names a key that is not in the secrets.
-    #[error("key id {:?} is not in the secrets: add that key and run again", .0.as_str())]
-    UnknownKey(KeyId),
+    #[error("key id {:?} is not in the secrets: add that key and run again", .0)]
+    UnknownKey(String),
     /// The envelope's key is there, and does not open it.
     #[error(
         "authentication failed under key id {:?}, which the secrets have: \
          the text was altered, or that id has other key bytes here",
-        .0.as_str()
+        .0
     )]
-    NotAuthentic(KeyId),
+    NotAuthentic(String),
     /// No randomness for a nonce.
     #[error("{0}")]
     Seal(#[from] SealError),
@@ -99,21 +99,29 @@ impl From<ParseError> for FieldError {
     }
 }
 
+/// Memory that decisions are taken in, kept from one row to the next.
+#[derive(Default)]
+pub struct Workspace {
+    /// For what a field holds.
+    opened: Buffers,
+    /// For what it is to hold, and for reading that back.
+    rewrapped: Buffers,
+}
+
 /// Decides about a row: opens every secret, and seals those that are not yet
 /// under the target key anew.
 #[must_use]
-pub fn decide(keyring: &Keyring, texts: &Texts) -> Decision {
+pub fn decide(keyring: &Keyring, texts: &Texts, workspace: &mut Workspace) -> Decision {
     let mut new_texts = Texts::default();
     let mut reencrypted = 0;
     let mut on_target = 0;
     let mut failures = Vec::new();
 
     for ((text, new_text), column) in texts.iter().zip(&mut new_texts).zip(COLUMNS) {
-        new_text.clone_from(text);
         let Some(text) = text.as_deref().filter(|text| !text.is_empty()) else {
             continue;
         };
-        match field(keyring, text) {
+        match field(keyring, text, workspace) {
             Ok(None) => on_target += 1,
             Ok(rewrapped) => {
                 reencrypted += 1;
@@ -128,6 +136,11 @@ pub fn decide(keyring: &Keyring, texts: &Texts) -> Decision {
     } else if reencrypted == 0 {
         Decision::OnTarget { fields: on_target }
     } else {
+        for (new_text, text) in new_texts.iter_mut().zip(texts) {
+            if new_text.is_none() {
+                new_text.clone_from(text);
+            }
+        }
         Decision::Replace {
             texts: new_texts,
             reencrypted,
@@ -137,38 +150,43 @@ pub fn decide(keyring: &Keyring, texts: &Texts) -> Decision {
 }
 
 /// The new text of a field, or `None` when it is on target.
-fn field(keyring: &Keyring, text: &str) -> Result<Option<String>, FieldError> {
-    let plaintext = open(keyring, text)?;
+fn field(
+    keyring: &Keyring,
+    text: &str,
+    workspace: &mut Workspace,
+) -> Result<Option<String>, FieldError> {
+    let Workspace { opened, rewrapped } = workspace;
     let target = keyring.target();
-    if plaintext.under == *target.id() {
+    let under_target = target.id().as_str();
+    let (is_on_target, plaintext) = open(keyring, text, opened, under_target)?;
+    if is_on_target {
         return Ok(None);
     }
-    let rewrapped = Envelope::seal(target, &plaintext.bytes)?.to_text();
-    if rewrapped.len() > MAX_TEXT_BYTES {
+    let new_text = seal(target, &plaintext, rewrapped)?;
+    if new_text.len() > MAX_TEXT_BYTES {
         return Err(FieldError::TooLong);
     }
-    match open(keyring, &rewrapped) {
-        Ok(again) if again.under == *target.id() && again.bytes == plaintext.bytes => {
-            Ok(Some(rewrapped))
-        }
+    match open(keyring, &new_text, rewrapped, under_target) {
+        Ok((true, again)) if again == plaintext => Ok(Some(new_text)),
         _ => Err(FieldError::ReadBack),
     }
 }
 
-struct Opened {
-    under: KeyId,
-    bytes: Plaintext,
-}
-
-fn open(keyring: &Keyring, text: &str) -> Result<Opened, FieldError> {
-    let envelope = Envelope::parse(text)?;
-    let under = envelope.key_id().clone();
-    let Some(kek) = keyring.get(&under) else {
-        return Err(FieldError::UnknownKey(under));
+/// The plaintext, and whether it was under the key `expected`.
+fn open<'b>(
+    keyring: &Keyring,
+    text: &str,
+    buffers: &'b mut Buffers,
+    expected: &str,
+) -> Result<(bool, Plaintext<'b>), FieldError> {
+    let envelope = Envelope::parse(text, buffers)?;
+    let Some(kek) = keyring.get(envelope.key_id()) else {
+        return Err(FieldError::UnknownKey(envelope.key_id().to_owned()));
     };
+    let is_expected = envelope.key_id() == expected;
     match envelope.open(kek) {
-        Ok(bytes) => Ok(Opened { under, bytes }),
-        Err(_) => Err(FieldError::NotAuthentic(under)),
+        Ok(plaintext) => Ok((is_expected, plaintext)),
+        Err(_) => Err(FieldError::NotAuthentic(kek.id().to_string())),
     }
 }
 
@@ -178,7 +196,11 @@ mod tests {
     use zeroize::Zeroizing;
 
     use super::*;
-    use crate::keyring::{KEY_BYTES, Kek};
+    use crate::keyring::{KEY_BYTES, Kek, KeyId};
+
+    fn decide(keyring: &Keyring, texts: &Texts) -> Decision {
+        super::decide(keyring, texts, &mut Workspace::default())
+    }
 
     fn kek(id: &str, byte: u8) -> Kek {
         Kek::new(KeyId::new(id).unwrap(), &Zeroizing::new([byte; KEY_BYTES]))
@@ -190,13 +212,20 @@ mod tests {
     }
 
     fn sealed(kek: &Kek, secret: &[u8]) -> Option<String> {
-        let envelope = Envelope::seal(kek, &Plaintext::new(secret.to_vec())).unwrap();
-        Some(envelope.to_text())
+        let mut secret = secret.to_vec();
+        let plaintext = Plaintext::new(&mut secret);
+        Some(seal(kek, &plaintext, &mut Buffers::default()).unwrap())
     }
 
     fn opened(text: Option<&String>) -> (String, Vec<u8>) {
-        let opened = open(&keyring(), text.unwrap()).unwrap();
-        (opened.under.to_string(), opened.bytes.expose().to_vec())
+        let mut buffers = Buffers::default();
+        let text = text.unwrap();
+        let id = Envelope::parse(text, &mut buffers)
+            .unwrap()
+            .key_id()
+            .to_owned();
+        let (_, plaintext) = open(&keyring(), text, &mut buffers, "").unwrap();
+        (id, plaintext.expose().to_vec())
     }
 
     fn errors(texts: &Texts) -> Vec<(&'static str, FieldError)> {
@@ -246,23 +275,24 @@ mod tests {
     fn a_label_is_no_proof() {
         // Says kv2, and is sealed with other bytes.
         let texts = [sealed(&kek("kv2", 9), b"a"), None, None];
-        let kv2 = KeyId::new("kv2").unwrap();
         assert_eq!(
             errors(&texts),
-            [(COLUMNS[0], FieldError::NotAuthentic(kv2))]
+            [(COLUMNS[0], FieldError::NotAuthentic("kv2".to_owned()))]
         );
     }
 
     #[test]
     fn one_bad_field_fails_the_row_and_every_bad_field_is_named() {
-        let kv9 = KeyId::new("kv9").unwrap();
         let texts = [
             sealed(&kek("kv1", 1), b"a"),
             sealed(&kek("kv9", 9), b"b"),
             Some("?".to_owned()),
         ];
         let found = errors(&texts);
-        assert_eq!(found[0], (COLUMNS[1], FieldError::UnknownKey(kv9)));
+        assert_eq!(
+            found[0],
+            (COLUMNS[1], FieldError::UnknownKey("kv9".to_owned()))
+        );
         assert_eq!(found[1].0, COLUMNS[2]);
         assert!(matches!(found[1].1, FieldError::Unreadable(_)));
         assert_eq!(found.len(), 2);

@@ -8,76 +8,100 @@ use std::borrow::Cow;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 
-use super::{Envelope, NONCE_BYTES, ParseError, SCHEME_VERSION, TAG_BYTES};
+use super::{Buffers, Envelope, NONCE_BYTES, ParseError, SCHEME_VERSION, TAG_BYTES};
 use crate::keyring::KeyId;
 
 /// Reads a text without white space around it.
-pub(super) fn read(text: &str) -> Result<Envelope, ParseError> {
+pub(super) fn read<'b>(text: &str, buffers: &'b mut Buffers) -> Result<Envelope<'b>, ParseError> {
+    let Buffers { json, bytes } = buffers;
+    json.clear();
     // What the fast decoder does not take, the other one refuses with the reason.
-    let json = match base64_simd::STANDARD.decode_to_vec(text) {
-        Ok(json) => json,
-        Err(_) => STANDARD.decode(text).map_err(base64_error)?,
-    };
-    let mut reader = Reader::new(&json);
-    let envelope = reader.envelope()?;
+    if base64_simd::STANDARD.decode_append(text, json).is_err() {
+        json.clear();
+        STANDARD.decode_vec(text, json).map_err(base64_error)?;
+    }
+    let mut reader = Reader::new(json);
+    let (key_id, nonce) = reader.envelope(bytes)?;
     reader.end()?;
-    Ok(envelope)
+    Ok(Envelope {
+        key_id,
+        nonce,
+        ciphertext: bytes,
+    })
 }
 
-/// Writes compact JSON with the members in the format's order.
-pub(super) fn write(envelope: &Envelope) -> String {
-    let key_id = serde_json::Value::from(envelope.key_id.as_str()).to_string();
-    // A byte takes at most three digits and a comma.
-    let numbers = envelope.nonce.len() + envelope.ciphertext.len();
-    let mut json = Vec::with_capacity(80 + key_id.len() + 4 * numbers);
+/// Writes compact JSON with the members in the format's order, by way of `json`.
+pub(super) fn write(
+    key_id: &str,
+    nonce: &[u8; NONCE_BYTES],
+    ciphertext: &[u8],
+    json: &mut Vec<u8>,
+) -> String {
+    json.clear();
     json.extend_from_slice(br#"{"scheme_version":1,"key_id":"#);
-    json.extend_from_slice(key_id.as_bytes());
+    push_string(json, key_id);
     json.extend_from_slice(br#","nonce":"#);
-    push_byte_array(&mut json, &envelope.nonce);
+    push_byte_array(json, nonce);
     json.extend_from_slice(br#","ciphertext":"#);
-    push_byte_array(&mut json, &envelope.ciphertext);
+    push_byte_array(json, ciphertext);
     json.push(b'}');
     base64_simd::STANDARD.encode_to_string(json)
 }
 
+/// With the escapes that the reference product's encoder, `serde_json`, writes.
+fn push_string(json: &mut Vec<u8>, text: &str) {
+    if text.bytes().all(is_plain) {
+        json.push(b'"');
+        json.extend_from_slice(text.as_bytes());
+        json.push(b'"');
+    } else {
+        json.extend_from_slice(serde_json::Value::from(text).to_string().as_bytes());
+    }
+}
+
+/// Printable ASCII that stands for itself in a JSON string.
+fn is_plain(byte: u8) -> bool {
+    matches!(byte, b' '..=b'~') && byte != b'\\' && byte != b'"'
+}
+
 fn push_byte_array(json: &mut Vec<u8>, bytes: &[u8]) {
     json.push(b'[');
+    let start = json.len();
+    // A byte takes at most three digits and a comma.
+    json.resize(start + SPELLING * bytes.len(), 0);
+    let mut end = start;
     for byte in bytes {
         let (spelled, length) = SPELLED[usize::from(*byte)];
-        // Four bytes always, the unneeded ones taken back: cheaper than to branch.
-        json.extend_from_slice(&spelled);
-        json.truncate(json.len() - (spelled.len() - length));
+        // All of it always, to be overwritten where it was not needed: cheaper than to
+        // branch.
+        json[end..end + SPELLING].copy_from_slice(&spelled.to_le_bytes());
+        end += usize::from(length);
     }
-    // The last comma; there is none after an empty array's bracket.
-    if !bytes.is_empty() {
-        json.pop();
-    }
+    // Without the last comma; there is none in an empty array.
+    json.truncate(end.saturating_sub(1).max(start));
     json.push(b']');
 }
 
-/// Every byte in decimal with a comma behind it, and how many characters that are.
-const SPELLED: [([u8; 4], usize); 256] = {
-    let mut table = [([b','; 4], 0); 256];
+/// Characters of a spelled byte, at most.
+const SPELLING: usize = 4;
+
+/// Every byte in decimal with a comma behind it, and how many characters that are. The
+/// first of them is in the lowest byte, and what is not needed is zero.
+const SPELLED: [(u32, u8); 256] = {
+    let mut table = [(0, 0); 256];
     let mut byte = 0;
     while byte < 256 {
-        let digits = [
-            b'0' + (byte / 100) as u8,
-            b'0' + (byte / 10 % 10) as u8,
-            b'0' + (byte % 10) as u8,
-        ];
-        let skip = if byte >= 100 {
-            0
-        } else if byte >= 10 {
-            1
-        } else {
-            2
-        };
-        let mut i = skip;
-        while i < 3 {
-            table[byte].0[i - skip] = digits[i];
-            i += 1;
+        let digits = [byte / 100, byte / 10 % 10, byte % 10];
+        let mut word = b',' as u32;
+        let mut length = 1;
+        let mut rest = byte;
+        // From the last digit to the first; there is always one.
+        while rest > 0 || length == 1 {
+            word = word << 8 | (b'0' as usize + digits[3 - length]) as u32;
+            length += 1;
+            rest /= 10;
         }
-        table[byte].1 = 4 - skip;
+        table[byte] = (word, length as u8);
         byte += 1;
     }
     table
@@ -104,7 +128,12 @@ impl<'a> Reader<'a> {
         Self { json, at: 0 }
     }
 
-    fn envelope(&mut self) -> Result<Envelope, ParseError> {
+    /// Key id and nonce; the ciphertext goes to `bytes`.
+    fn envelope(
+        &mut self,
+        bytes: &mut Vec<u8>,
+    ) -> Result<(Cow<'a, str>, [u8; NONCE_BYTES]), ParseError> {
+        bytes.clear();
         let mut scheme_version = None;
         let mut key_id = None;
         let mut nonce = None;
@@ -121,8 +150,8 @@ impl<'a> Reader<'a> {
             let fresh = match name.as_ref() {
                 "scheme_version" => scheme_version.replace(self.scheme_version()?).is_none(),
                 "key_id" => key_id.replace(self.key_id()?).is_none(),
-                "nonce" => nonce.replace(self.nonce()?).is_none(),
-                "ciphertext" => ciphertext.replace(self.ciphertext()?).is_none(),
+                "nonce" => nonce.replace(self.nonce(bytes)?).is_none(),
+                "ciphertext" => ciphertext.replace(self.ciphertext(bytes)?).is_none(),
                 _ => return Err(error_at(name_at, "an unknown member")),
             };
             if !fresh {
@@ -137,11 +166,10 @@ impl<'a> Reader<'a> {
 
         let missing = |reason| error_at(self.at, reason);
         scheme_version.ok_or_else(|| missing("scheme_version is missing"))?;
-        Ok(Envelope {
-            key_id: key_id.ok_or_else(|| missing("key_id is missing"))?,
-            nonce: nonce.ok_or_else(|| missing("nonce is missing"))?,
-            ciphertext: ciphertext.ok_or_else(|| missing("ciphertext is missing"))?,
-        })
+        let key_id = key_id.ok_or_else(|| missing("key_id is missing"))?;
+        let nonce = nonce.ok_or_else(|| missing("nonce is missing"))?;
+        ciphertext.ok_or_else(|| missing("ciphertext is missing"))?;
+        Ok((key_id, nonce))
     }
 
     fn end(&mut self) -> Result<(), ParseError> {
@@ -164,27 +192,32 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn key_id(&mut self) -> Result<KeyId, ParseError> {
+    fn key_id(&mut self) -> Result<Cow<'a, str>, ParseError> {
         let id = self.string()?;
-        KeyId::new(id).map_err(|_| ParseError::KeyId)
+        KeyId::check(&id).map_err(|_| ParseError::KeyId)?;
+        Ok(id)
     }
 
-    fn nonce(&mut self) -> Result<[u8; NONCE_BYTES], ParseError> {
+    /// By way of the end of `bytes`.
+    fn nonce(&mut self, bytes: &mut Vec<u8>) -> Result<[u8; NONCE_BYTES], ParseError> {
         let at = self.at;
-        let mut bytes = Vec::with_capacity(NONCE_BYTES);
-        self.byte_array(&mut bytes)?;
-        <[u8; NONCE_BYTES]>::try_from(bytes)
-            .map_err(|_| error_at(at, "nonce does not have 12 bytes"))
+        let start = bytes.len();
+        self.byte_array(bytes)?;
+        let nonce = <[u8; NONCE_BYTES]>::try_from(&bytes[start..]);
+        bytes.truncate(start);
+        nonce.map_err(|_| error_at(at, "nonce does not have 12 bytes"))
     }
 
-    fn ciphertext(&mut self) -> Result<Vec<u8>, ParseError> {
+    /// To `bytes`, where it is alone: one that is there twice is an error.
+    fn ciphertext(&mut self, bytes: &mut Vec<u8>) -> Result<(), ParseError> {
         // Most bytes take four characters; too small a guess only costs a copy.
-        let mut bytes = Vec::with_capacity((self.json.len() - self.at) / 3);
-        self.byte_array(&mut bytes)?;
-        if bytes.len() < TAG_BYTES {
+        bytes.reserve((self.json.len() - self.at) / 3);
+        let start = bytes.len();
+        self.byte_array(bytes)?;
+        if bytes.len() - start < TAG_BYTES {
             return Err(ParseError::NoTag);
         }
-        Ok(bytes)
+        Ok(())
     }
 
     fn byte_array(&mut self, bytes: &mut Vec<u8>) -> Result<(), ParseError> {
@@ -217,19 +250,19 @@ impl<'a> Reader<'a> {
         while let Some(window) = self.json[self.at..].first_chunk::<8>() {
             let word = u64::from_le_bytes(*window);
             let commas = bytes_equal(word, b',');
-            let first = commas.trailing_zeros() / 8;
-            let second = (commas & commas.wrapping_sub(1)).trailing_zeros() / 8;
-            if second >= 8 {
+            let rest = commas & commas.wrapping_sub(1);
+            if rest == 0 {
                 return;
             }
-            let (Some(a), Some(b)) = (
-                small_number(word, 0, first),
-                small_number(word, first + 1, second),
-            ) else {
+            let first = commas.trailing_zeros() + 1;
+            let second = rest.trailing_zeros() + 1;
+            let (a, a_is_number) = small_number(word, first);
+            let (b, b_is_number) = small_number(word >> first, second - first);
+            if !(a_is_number & b_is_number) {
                 return;
-            };
+            }
             bytes.extend_from_slice(&[a, b]);
-            self.at += second as usize + 1;
+            self.at += second as usize / 8;
         }
     }
 
@@ -268,9 +301,7 @@ impl<'a> Reader<'a> {
         self.at += 1;
         let quoted = &self.json[start..self.at];
         let plain = &quoted[1..quoted.len() - 1];
-        if plain
-            .iter()
-            .all(|b| matches!(b, b' '..=b'~') && *b != b'\\')
+        if plain.iter().copied().all(is_plain)
             && let Ok(text) = std::str::from_utf8(plain)
         {
             return Ok(Cow::Borrowed(text));
@@ -311,31 +342,25 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The high bit of each byte of `word` that equals `byte`.
+/// The high bit of each byte of `word` that equals `byte`. Above the first such byte,
+/// one that differs from it in the lowest bit alone may pass for it: no digit does so
+/// for a comma.
 fn bytes_equal(word: u64, byte: u8) -> u64 {
-    const LOW_BITS: u64 = u64::from_le_bytes([0x7f; 8]);
+    const ONES: u64 = u64::from_le_bytes([1; 8]);
     let differing = word ^ u64::from_le_bytes([byte; 8]);
-    !(((differing & LOW_BITS) + LOW_BITS) | differing | LOW_BITS)
+    differing.wrapping_sub(ONES) & !differing & (ONES << 7)
 }
 
-/// The number that bytes `start..end` of `word` spell, if they are one to three
-/// digits, without leading zeros, and no more than 255.
-fn small_number(word: u64, start: u32, end: u32) -> Option<u8> {
-    let length = end - start;
-    if !(1..=3).contains(&length) {
-        return None;
-    }
-    // Right-aligned: hundreds in the lowest byte, ones in the third.
-    let digits = (word >> (8 * start)) as u32 ^ u32::from_le_bytes([b'0'; 4]);
-    let leading_zero = length > 1 && digits & 0xff == 0;
-    let aligned = (digits << (8 * (3 - length))) & 0x00ff_ffff;
-    let not_digits = (aligned.wrapping_add(0x0076_7676) | aligned) & 0x0080_8080 != 0;
-    let [hundreds, tens, ones, _] = aligned.to_le_bytes().map(u32::from);
-    let value = hundreds * 100 + tens * 10 + ones;
-    if leading_zero || not_digits {
-        return None;
-    }
-    u8::try_from(value).ok()
+/// The number that the lowest `bits` of `word` spell with a comma at their end, and
+/// whether they really do: that is asked of the way it would be written, which leaves
+/// out leading zeros, what are no digits, and what is more than 255.
+fn small_number(word: u64, bits: u32) -> (u8, bool) {
+    let spelled = word & (u64::MAX >> (64 - bits));
+    // Hundreds in the lowest byte, then tens and ones, if there are so many.
+    let digits = spelled.wrapping_shl(32_u32.wrapping_sub(bits)) & 0x000f_0f0f;
+    let value = digits * 100 + (digits >> 8) * 10 + (digits >> 16);
+    let value = value.to_le_bytes()[0];
+    (value, spelled == u64::from(SPELLED[usize::from(value)].0))
 }
 
 fn error_at(at: usize, reason: &'static str) -> ParseError {

@@ -1,13 +1,16 @@
 //! A few rows on one connection: decide, compare-and-set, decide again.
 
-use std::{mem, sync::Arc};
+use std::{
+    mem,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use futures_util::{StreamExt, stream};
 use tokio_util::sync::CancellationToken;
 
 use super::{Context, Failure, Mode, RunError, report::RowOutcome};
 use crate::{
-    rewrap::{Decision, Texts, decide},
+    rewrap::{Decision, Texts, Workspace, decide},
     store::{LockedOutcome, Replaced, Row, RowError, StoreError, Writer, next_counter},
 };
 
@@ -19,6 +22,8 @@ pub(super) struct Chunk {
     pub(super) context: Arc<Context>,
     pub(super) mode: Mode,
     pub(super) stop: CancellationToken,
+    /// Never waited for: the rows of a chunk are decided by one task.
+    pub(super) workspace: Mutex<Workspace>,
 }
 
 /// What is to be done with a row, failures in words.
@@ -229,7 +234,10 @@ impl Chunk {
     }
 
     fn plan(&self, row: &Row) -> Plan {
-        match decide(&self.context.keyring, &row.texts) {
+        // One that a panic left behind is overwritten like any other.
+        let workspace = self.workspace.lock();
+        let mut workspace = workspace.unwrap_or_else(PoisonError::into_inner);
+        match decide(&self.context.keyring, &row.texts, &mut workspace) {
             Decision::OnTarget { fields } => Plan::Finished(RowOutcome::OnTarget { fields }),
             Decision::Failed(failures) => Plan::Finished(RowOutcome::Failed(
                 failures

@@ -12,7 +12,10 @@ mod chunk;
 mod pace;
 mod report;
 
-use std::{fmt, mem, sync::Arc};
+use std::{
+    fmt, mem,
+    sync::{Arc, Mutex},
+};
 
 use thiserror::Error;
 use tokio::{
@@ -256,6 +259,7 @@ impl Tasks {
             context: self.context.clone(),
             mode: self.mode,
             stop: self.stop.clone(),
+            workspace: Mutex::default(),
         };
         self.running.spawn(chunk.run(rows));
         Ok(())
