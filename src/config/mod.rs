@@ -113,7 +113,8 @@ impl fmt::Display for ConfigError {
 }
 
 /// What can be set in `[rewrap]`.
-const KNOWN: [&str; 25] = [
+const KNOWN: [&str; 26] = [
+    "admin_issuers_in_root_ca",
     "allowed_services",
     "commit",
     "connect_timeout",
@@ -159,7 +160,7 @@ impl Config {
         };
         let tls = tls_files(&mut settings);
         let trust = auth::trust(&mut settings);
-        let policy = auth::policy(&mut settings);
+        let policy = auth::policy(&mut settings, &mut warnings);
         let server = server(&mut settings);
         let log = log(&mut settings);
         not_yet_enforced(&settings, &mut warnings);
@@ -290,25 +291,12 @@ fn foreign_variables(environment: &Environment) -> Vec<String> {
 /// Settings of nico-api's that narrow who may call and that this version does not
 /// know how to apply. To start without a word would look like enforcement.
 fn not_yet_enforced(settings: &Settings, warnings: &mut Vec<String>) {
-    for (key, effect) in [
-        (
-            "auth.casbin_policy_file",
-            "the policy is not applied; external users and [rewrap].allowed_services may call",
-        ),
-        (
-            "auth.cli_certs",
-            "its certificates get no identity from it and may not call",
-        ),
-        (
-            "tls.admin_root_cafile_path",
-            "its CAs are trusted, but external users of the other CAs are not refused for it",
-        ),
-    ] {
-        if settings.is_set(key) {
-            warnings.push(format!(
-                "{}: {key}: not supported yet: {effect}",
-                settings.source(key)
-            ));
-        }
+    let key = "tls.admin_root_cafile_path";
+    if settings.is_set(key) {
+        warnings.push(format!(
+            "{}: {key}: not supported yet: its CAs are trusted, but external users of the other \
+             CAs are not refused for it",
+            settings.source(key)
+        ));
     }
 }
