@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     error::ServiceError,
+    identity::{Caller, Identity},
     listener::Peer,
     run::{Mode, Report, Scope},
     telemetry,
@@ -70,8 +71,10 @@ impl Record {
             outcome,
             method = self.method,
             error = error.map(tracing::field::display),
-            identity_kind = identity.map_or("none", |identity| identity.kind()),
-            identity = identity.map(|identity| identity.name()),
+            identity_kind = caller.map_or("none", Caller::kind),
+            identity = identity.map(Identity::name),
+            identity_organization = identity.and_then(Identity::organization),
+            identity_group = identity.and_then(Identity::group),
             certificate_serial = caller.map(|caller| caller.serial.as_str()),
             certificate_issuer = caller.map(|caller| caller.issuer.as_str()),
             peer = self.peer.as_ref().map(|peer| tracing::field::display(peer.address)),
@@ -86,10 +89,6 @@ impl Record {
             duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
             "call"
         );
-        telemetry::call_ended(
-            outcome,
-            identity.map_or("none", |identity| identity.kind()),
-            duration,
-        );
+        telemetry::call_ended(outcome, caller.map_or("none", Caller::kind), duration);
     }
 }

@@ -8,16 +8,19 @@
 use std::fmt;
 
 use x509_parser::{
-    asn1_rs::{Any, Tag},
+    asn1_rs::{Any, Class, Tag},
     der_parser::{Oid, oid},
     x509::X509Name,
 };
 
 /// The attributes that identities are made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Attribute {
+pub enum Attribute {
+    /// CN.
     CommonName,
+    /// O.
     Organization,
+    /// OU.
     OrganizationalUnit,
 }
 
@@ -86,6 +89,11 @@ impl fmt::Display for DistinguishedName<'_> {
 }
 
 fn text(value: &Any<'_>) -> Option<String> {
+    // The numbers of tags mean this in the universal class only, and DER strings are
+    // never in pieces.
+    if value.header.class() != Class::Universal || value.header.is_constructed() {
+        return None;
+    }
     let bytes = value.data;
     let text = match value.header.tag() {
         Tag::Utf8String => std::str::from_utf8(bytes).ok()?.to_owned(),
@@ -109,10 +117,14 @@ fn text(value: &Any<'_>) -> Option<String> {
     (!text.chars().any(is_deceptive)).then_some(text)
 }
 
-/// Control characters, Unicode's own line breaks and the overrides of its writing
-/// direction.
+/// Control characters, Unicode's own line breaks, and what changes its writing
+/// direction (UAX #9).
 fn is_deceptive(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    c.is_control()
+        || matches!(
+            c,
+            '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+        )
 }
 
 fn latin_1(bytes: &[u8]) -> String {
@@ -121,7 +133,7 @@ fn latin_1(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use x509_parser::asn1_rs::{Class, Header, Length};
+    use x509_parser::asn1_rs::{Header, Length};
 
     use super::*;
 
@@ -150,6 +162,12 @@ mod tests {
         assert_eq!(read(Tag::BmpString, b"\0Z\0"), None);
         assert_eq!(read(Tag::BmpString, b"\xd8\0"), None);
         assert_eq!(read(Tag::OctetString, b"Zoe"), None);
+        assert_eq!(read(Tag::NumericString, b"12"), None);
+        for (class, constructed) in [(Class::ContextSpecific, false), (Class::Universal, true)] {
+            let tag = Tag::Utf8String;
+            let header = Header::new(class, constructed, tag, Length::Definite(3));
+            assert_eq!(text(&Any::new(header, b"Zoe")), None);
+        }
     }
 
     #[test]
@@ -157,7 +175,16 @@ mod tests {
         assert_eq!(read(Tag::Utf8String, b"admin\0.example"), None);
         assert_eq!(read(Tag::PrintableString, b"a\nb"), None);
         assert_eq!(read(Tag::T61String, b"a\x85b"), None);
-        for odd in ["a\u{2028}b", "a\u{2029}b", "a\u{202e}b", "a\u{2066}b"] {
+        for odd in [
+            "a\u{7f}b",
+            "a\u{9b}b",
+            "a\u{61c}b",
+            "a\u{200f}b",
+            "a\u{2028}b",
+            "a\u{2029}b",
+            "a\u{202e}b",
+            "a\u{2066}b",
+        ] {
             assert_eq!(read(Tag::Utf8String, odd.as_bytes()), None, "{odd:?}");
         }
     }

@@ -98,6 +98,7 @@ impl ServiceError {
             Self::UnknownOrganization(_) => (Code::NotFound, "UNKNOWN_ORGANIZATION"),
             Self::Denied(Denial::NoIdentity) => (Code::Unauthenticated, "NO_IDENTITY"),
             Self::Denied(Denial::NotAllowed) => (Code::PermissionDenied, "NOT_ALLOWED"),
+            Self::Denied(Denial::CasbinPolicy) => (Code::PermissionDenied, "DENIED_BY_POLICY"),
             Self::TooManyRuns => (Code::ResourceExhausted, "TOO_MANY_RUNS"),
             Self::NotReady(_) => (Code::Unavailable, "NOT_READY"),
             Self::Database(_) => (Code::Unavailable, "DATABASE_UNAVAILABLE"),
@@ -175,6 +176,11 @@ mod tests {
             ),
             (Denial::NoIdentity.into(), Unauthenticated, "NO_IDENTITY"),
             (Denial::NotAllowed.into(), PermissionDenied, "NOT_ALLOWED"),
+            (
+                Denial::CasbinPolicy.into(),
+                PermissionDenied,
+                "DENIED_BY_POLICY",
+            ),
             (
                 ServiceError::TooManyRuns,
                 ResourceExhausted,

@@ -14,10 +14,12 @@ use tower::ServiceExt;
 
 use crate::{
     audit,
-    authorize::{Policy, authorize},
+    authorize::{ACTION, Denial, Permit, Policy, authorize},
     error::ServiceError,
+    identity::Caller,
     listener::Peer,
     service::{RUN_ID_HEADER, run_id},
+    telemetry,
 };
 
 /// Services that any verified certificate may use.
@@ -60,10 +62,7 @@ impl Gate {
 
         let refused = Status::from_header_map(response.headers());
         let code = refused.map_or(Code::Unknown, |status| status.code());
-        let error = match peer
-            .as_ref()
-            .map(|peer| authorize(&self.policy, &peer.caller))
-        {
+        let error = match peer.as_ref().map(|peer| decide(&self.policy, &peer.caller)) {
             None => ServiceError::Internal,
             Some(Err(denial)) => denial.into(),
             Some(Ok(_)) if code == Code::Unimplemented => ServiceError::UnknownMethod,
@@ -74,4 +73,25 @@ impl Gate {
         audit::Record::new(peer, &path).write(started.elapsed(), Some(&error));
         error.into_status(&run_id).into_http()
     }
+}
+
+/// The decision about one call, counted, and logged where a site should hear of it.
+pub(crate) fn decide(policy: &Policy, caller: &Caller) -> Result<Permit, Denial> {
+    let decision = authorize(policy, caller);
+    let outcome = match &decision {
+        Ok(permit) if permit.overrides_casbin() => "allowed_by_permissive_mode",
+        Ok(_) => "allowed",
+        Err(Denial::NoIdentity) => "no_identity",
+        Err(Denial::NotAllowed) => "not_allowed",
+        Err(Denial::CasbinPolicy) => "denied_by_policy",
+    };
+    telemetry::decided(caller.kind(), outcome);
+    if decision.as_ref().is_ok_and(Permit::overrides_casbin) {
+        tracing::warn!(
+            action = ACTION,
+            identity_kind = caller.kind(),
+            "the Casbin policy denies this call, and [auth].permissive_mode lets it pass"
+        );
+    }
+    decision
 }

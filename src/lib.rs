@@ -25,7 +25,8 @@
 //!
 //! Pure, no I/O of ours below them: [`envelope`] (the format, and the only AES-GCM
 //! calls), [`keyring`], [`rewrap`], [`organization`], [`identity`] (certificate →
-//! who), [`authorize`] (who → permit).
+//! who), [`casbin_policy`] (what the site's policy file allows), [`authorize`] (who →
+//! permit).
 //!
 //! The world: [`config`] (files and environment → one valid [`config::Config`]),
 //! [`secrets`] (the secrets file), [`pem`], [`tls`], [`database`] (where Postgres is,
@@ -42,6 +43,7 @@ pub mod admin;
 pub mod app;
 mod audit;
 pub mod authorize;
+pub mod casbin_policy;
 pub mod cli;
 pub mod config;
 pub mod database;

@@ -23,9 +23,9 @@ use self::proto::{
 };
 use crate::{
     audit,
-    authorize::{Policy, authorize},
+    authorize::Policy,
     error::ServiceError,
-    gate::Gate,
+    gate::{Gate, decide},
     listener::Peer,
     organization::{InvalidOrganizationId, OrganizationId},
     readiness::Readiness,
@@ -236,7 +236,7 @@ impl Inner {
         report: &mut Report,
     ) -> Result<String, ServiceError> {
         let peer = peer.ok_or(ServiceError::Internal)?;
-        let permit = authorize(&self.policy, &peer.caller)?;
+        let permit = decide(&self.policy, &peer.caller)?;
         let (scope, mode) = (asked.scope?, asked.mode);
         let runner = self.runner.as_ref().ok_or(ServiceError::Disabled)?;
         let target = runner.keyring().target().id().to_string();

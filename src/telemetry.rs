@@ -12,6 +12,7 @@ use crate::{
 };
 
 const CALLS: &str = "nico_rewrap_calls_total";
+const DECISIONS: &str = "nico_rewrap_authorization_decisions_total";
 const CALL_SECONDS: &str = "nico_rewrap_call_duration_seconds";
 const ROWS: &str = "nico_rewrap_rows_total";
 const HANDSHAKES_REFUSED: &str = "nico_rewrap_tls_handshakes_refused_total";
@@ -62,6 +63,10 @@ pub fn start_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus::
         CALLS,
         "Calls of the re-wrap RPC by outcome and kind of identity"
     );
+    describe_counter!(
+        DECISIONS,
+        "Decisions whether a caller may re-wrap, by kind of identity and outcome"
+    );
     describe_histogram!(
         CALL_SECONDS,
         Unit::Seconds,
@@ -79,6 +84,11 @@ pub fn start_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus::
 pub(crate) fn call_ended(outcome: &'static str, identity_kind: &'static str, duration: Duration) {
     counter!(CALLS, "outcome" => outcome, "identity_kind" => identity_kind).increment(1);
     histogram!(CALL_SECONDS, "outcome" => outcome).record(duration);
+}
+
+/// It was decided whether a caller may re-wrap.
+pub(crate) fn decided(identity_kind: &'static str, outcome: &'static str) {
+    counter!(DECISIONS, "identity_kind" => identity_kind, "outcome" => outcome).increment(1);
 }
 
 /// What became of a row, once that is final.

@@ -61,6 +61,14 @@ machine_identity.current_encryption_key_id | "kv1" | "kv3" ; "KV1" | (it has "kv
 auth.trust.spiffe_trust_domain | "spiffe://nico.local" | "" ; "spiffe://" ; "NICO.local" ; "a b" | like "nico.local"
 auth.trust.spiffe_service_base_paths | [] | "/nico-system/sa/" | list of texts
 auth.trust.additional_issuer_cns | [] | "A CA" ; [1] | list of texts
+auth.permissive_mode | false | "no" ; 1 | true or false
+auth.casbin_policy_file | "" | "/nowhere.csv" ; "." | can't be read (
+auth.cli_certs.required_equals | { IssuerCN = "A", SubjectOU = "b" } | {} | would make an administrator of everybody
+auth.cli_certs.required_equals | { SubjectO = "c" } | "IssuerCN" ; ["IssuerCN"] | table in braces
+auth.cli_certs.group_from | "SubjectOU" | "IssuerOU" ; "IssuerCN" ; "subjectOU" ; "OU" | there are SubjectO, SubjectOU, SubjectCN
+auth.cli_certs.username_from | "SubjectCN" | "IssuerCN" ; "Subject" | must be a component of the subject
+auth.cli_certs.username | "operator" | 1 | text in quotes
+rewrap.admin_issuers_in_root_ca | ["A CA"] | "A CA" ; [""] ; [1] |
 rewrap.allowed_services | ["a", "b"] | "a" ; [true] | list of texts
 rewrap.lock_timeout | "1500ms" | 2 ; "2" ; "2 parsecs" ; "0s" ; "2h" ; "-1s" | "2s"
 rewrap.statement_timeout | "1m" | "" | "2s"
@@ -90,7 +98,14 @@ async fn a_bad_value_is_named_with_its_setting_and_file() {
         let spelled = format!("[{section}].{name}: ");
         for value in bad.split(" ; ") {
             let words = ["site.toml: ", &spelled, advice];
-            let said = refused(&database, &words, |site| site.set(setting, value)).await;
+            let said = refused(&database, &words, |site| {
+                let beside = match setting.starts_with("auth.cli_certs.") {
+                    true => site.set("auth.cli_certs.required_equals", "{ IssuerO = \"A\" }"),
+                    false => site,
+                };
+                beside.set(setting, value)
+            })
+            .await;
             assert_eq!(said.lines().count(), 1, "one fault, one line: {said}");
         }
         all_good = all_good.set(setting, good);
@@ -173,6 +188,58 @@ async fn a_typo_in_our_own_section_is_no_setting() {
     })
     .await;
     accepted(&database, |site| site.env("NICO_REWRAP__PAGE_SIZE", "5")).await;
+}
+
+#[tokio::test]
+async fn what_says_who_is_an_administrator_is_understood_whole() {
+    let database = Database::migrated().await;
+    let criteria = "auth.cli_certs.required_equals";
+    for (key, value, words) in [
+        (
+            "auth.cli_certs.username",
+            "\"operator\"",
+            "[auth.cli_certs].required_equals: is missing or empty",
+        ),
+        (
+            "auth.cli_certs.require_equals",
+            "{ IssuerO = \"A\" }",
+            "[auth.cli_certs].require_equals: no such setting; there are group_from, required_equals",
+        ),
+        (
+            criteria,
+            "{ IssuerO = \"A\", issuerCN = \"B\" }",
+            "[auth.cli_certs.required_equals].issuerCN: no such component; there are IssuerO, IssuerOU, IssuerCN",
+        ),
+        (
+            criteria,
+            "{ IssuerO = \"A\", SubjectL = \"B\" }",
+            "[auth.cli_certs.required_equals].SubjectL: no such component",
+        ),
+        (
+            criteria,
+            "{ IssuerO = \"\" }",
+            "[auth.cli_certs.required_equals].IssuerO: is missing; write the text",
+        ),
+        (
+            criteria,
+            "{ IssuerO = [\"A\"] }",
+            "[auth.cli_certs.required_equals].IssuerO: must be a text in quotes",
+        ),
+        ("auth.cli_certs", "5", "[auth].cli_certs: must be a section"),
+    ] {
+        refused(&database, &["site.toml: ", words], |site| {
+            site.set(key, value)
+        })
+        .await;
+    }
+    let good = "{ IssuerO = \"A\", \"SubjectCN\" = \"B\" }";
+    accepted(&database, |site| site.set(criteria, good)).await;
+    // Joined key by key over the files, as everything.
+    let split = |site: Site| {
+        site.set("auth.cli_certs.username", "\"operator\"")
+            .second_config("[auth.cli_certs.required_equals]\nIssuerO = \"A\"")
+    };
+    accepted(&database, split).await;
 }
 
 #[tokio::test]

@@ -98,6 +98,12 @@ impl Cert {
         self
     }
 
+    /// One more extension, as `openssl`'s configuration spells it: `1.2.3.4 = DER:0500`.
+    pub(crate) fn extension(mut self, line: &str) -> Self {
+        self.extensions.push(line.into());
+        self
+    }
+
     /// Sets the CA flag in the basic constraints.
     pub(crate) fn ca(mut self) -> Self {
         self.ca = true;

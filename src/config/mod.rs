@@ -5,6 +5,7 @@
 //! are reported together, each with the file, the setting, and what to do. Nothing
 //! below this module reads the environment.
 
+mod auth;
 mod feature;
 mod settings;
 
@@ -112,7 +113,8 @@ impl fmt::Display for ConfigError {
 }
 
 /// What can be set in `[rewrap]`.
-const KNOWN: [&str; 25] = [
+const KNOWN: [&str; 26] = [
+    "admin_issuers_in_root_ca",
     "allowed_services",
     "commit",
     "connect_timeout",
@@ -157,8 +159,8 @@ impl Config {
             None
         };
         let tls = tls_files(&mut settings);
-        let trust = trust(&mut settings);
-        let policy = policy(&mut settings);
+        let trust = auth::trust(&mut settings);
+        let policy = auth::policy(&mut settings, &mut warnings);
         let server = server(&mut settings);
         let log = log(&mut settings);
         not_yet_enforced(&settings, &mut warnings);
@@ -230,64 +232,6 @@ fn tls_files(settings: &mut Settings) -> Option<TlsFiles> {
     })
 }
 
-fn trust(settings: &mut Settings) -> Option<TrustRules> {
-    const DOMAIN: &str = "auth.trust.spiffe_trust_domain";
-    let domain = settings.required_string(
-        DOMAIN,
-        "set it to the site's SPIFFE trust domain, like \"nico.local\"",
-    );
-    let domain = domain.map(|domain| bare_trust_domain(&domain).to_owned());
-    if domain
-        .as_ref()
-        .is_some_and(|domain| !is_trust_domain(domain))
-    {
-        settings.fault(
-            DOMAIN,
-            "must be lower-case letters, digits, dots, dashes and underscores, like \"nico.local\"",
-        );
-    }
-    let service_base_paths = settings.filled_list("auth.trust.spiffe_service_base_paths");
-    let machine_base_path = settings.filled_string("auth.trust.spiffe_machine_base_path");
-    let issuer_cns = settings.filled_list("auth.trust.additional_issuer_cns");
-    Some(TrustRules {
-        trust_domain: domain?,
-        service_base_paths: service_base_paths
-            .iter()
-            .map(|path| with_slashes(path))
-            .collect(),
-        machine_base_path: machine_base_path.map(|path| with_slashes(&path)),
-        issuer_cns,
-    })
-}
-
-/// The setting may be spelled as a SPIFFE id, as nico-api allows.
-fn bare_trust_domain(setting: &str) -> &str {
-    let rest = setting.strip_prefix("spiffe://").unwrap_or(setting);
-    rest.split('/').next().unwrap_or(rest)
-}
-
-/// SPIFFE-ID, section 2.1. Another one would be matched by no certificate at all.
-fn is_trust_domain(domain: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b);
-    (1..=255).contains(&domain.len()) && domain.bytes().all(allowed)
-}
-
-/// A base path ends where a segment ends, whether or not it is spelled so.
-fn with_slashes(path: &str) -> String {
-    match path.trim_matches('/') {
-        "" => "/".to_owned(),
-        segments => format!("/{segments}/"),
-    }
-}
-
-fn policy(settings: &mut Settings) -> Policy {
-    Policy {
-        allowed_services: settings
-            .list("rewrap.allowed_services")
-            .unwrap_or_else(|| vec!["nico-api".to_owned(), "carbide-api".to_owned()]),
-    }
-}
-
 fn server(settings: &mut Settings) -> ServerOptions {
     let any = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
     let seconds = Duration::from_secs;
@@ -347,25 +291,12 @@ fn foreign_variables(environment: &Environment) -> Vec<String> {
 /// Settings of nico-api's that narrow who may call and that this version does not
 /// know how to apply. To start without a word would look like enforcement.
 fn not_yet_enforced(settings: &Settings, warnings: &mut Vec<String>) {
-    for (key, effect) in [
-        (
-            "auth.casbin_policy_file",
-            "the policy is not applied; external users and [rewrap].allowed_services may call",
-        ),
-        (
-            "auth.cli_certs",
-            "its certificates get no identity from it and may not call",
-        ),
-        (
-            "tls.admin_root_cafile_path",
-            "its CAs are trusted, but external users of the other CAs are not refused for it",
-        ),
-    ] {
-        if settings.is_set(key) {
-            warnings.push(format!(
-                "{}: {key}: not supported yet: {effect}",
-                settings.source(key)
-            ));
-        }
+    let key = "tls.admin_root_cafile_path";
+    if settings.is_set(key) {
+        warnings.push(format!(
+            "{}: {key}: not supported yet: its CAs are trusted, but external users of the other \
+             CAs are not refused for it",
+            settings.source(key)
+        ));
     }
 }

@@ -132,6 +132,21 @@ impl Settings {
         self.value(key).is_some()
     }
 
+    /// The keys of a section or an inline table, sorted; a fault if it is neither.
+    pub(super) fn keys(&mut self, key: &str) -> Option<Vec<String>> {
+        match self.value(key)?.kind {
+            ValueKind::Table(table) => {
+                let mut keys: Vec<_> = table.into_keys().collect();
+                keys.sort();
+                Some(keys)
+            }
+            _ => {
+                self.fault(key, "must be a section, or a table in braces");
+                None
+            }
+        }
+    }
+
     pub(super) fn string(&mut self, key: &str) -> Option<String> {
         match self.value(key)?.kind {
             ValueKind::String(text) => Some(text),

@@ -1,0 +1,196 @@
+//! Who may call: `[auth]` of the site config, and what `[rewrap]` adds to it.
+
+use std::sync::Arc;
+
+use super::settings::Settings;
+use crate::{
+    authorize::Policy,
+    casbin_policy::CasbinPolicy,
+    identity::{Attribute, CliCerts, Component, Name, TrustRules},
+};
+
+/// Reads `[auth.trust]` and `[auth.cli_certs]`.
+pub(super) fn trust(settings: &mut Settings) -> Option<TrustRules> {
+    const DOMAIN: &str = "auth.trust.spiffe_trust_domain";
+    let domain = settings.required_string(
+        DOMAIN,
+        "set it to the site's SPIFFE trust domain, like \"nico.local\"",
+    );
+    let domain = domain.map(|domain| bare_trust_domain(&domain).to_owned());
+    if domain
+        .as_ref()
+        .is_some_and(|domain| !is_trust_domain(domain))
+    {
+        settings.fault(
+            DOMAIN,
+            "must be lower-case letters, digits, dots, dashes and underscores, like \"nico.local\"",
+        );
+    }
+    let service_base_paths = settings.filled_list("auth.trust.spiffe_service_base_paths");
+    let machine_base_path = settings.filled_string("auth.trust.spiffe_machine_base_path");
+    let issuer_cns = settings.filled_list("auth.trust.additional_issuer_cns");
+    let cli_certs = cli_certs(settings);
+    Some(TrustRules {
+        trust_domain: domain?,
+        service_base_paths: service_base_paths
+            .iter()
+            .map(|path| with_slashes(path))
+            .collect(),
+        machine_base_path: machine_base_path.map(|path| with_slashes(&path)),
+        issuer_cns,
+        cli_certs,
+        admin_issuers_in_root_ca: settings.filled_list("rewrap.admin_issuers_in_root_ca"),
+    })
+}
+
+/// Reads who may re-wrap.
+pub(super) fn policy(settings: &mut Settings, warnings: &mut Vec<String>) -> Policy {
+    let permissive = settings.bool(PERMISSIVE, false);
+    if permissive {
+        warnings.push(format!(
+            "{}: [auth].permissive_mode is true: calls that the Casbin policy denies are let pass; \
+             set it to false when the policy is as it should be",
+            settings.source(PERMISSIVE)
+        ));
+    }
+    Policy {
+        allowed_services: settings
+            .list("rewrap.allowed_services")
+            .unwrap_or_else(|| vec!["nico-api".to_owned(), "carbide-api".to_owned()]),
+        casbin: casbin_policy(settings, warnings).map(Arc::new),
+        permissive,
+    }
+}
+
+const PERMISSIVE: &str = "auth.permissive_mode";
+const POLICY_FILE: &str = "auth.casbin_policy_file";
+
+fn casbin_policy(settings: &mut Settings, warnings: &mut Vec<String>) -> Option<CasbinPolicy> {
+    let path = settings.filled_string(POLICY_FILE)?;
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) => {
+            settings.fault(
+                POLICY_FILE,
+                format!("{path} can't be read ({error}): correct the path, or the file"),
+            );
+            return None;
+        }
+    };
+    match CasbinPolicy::parse(&text) {
+        Ok(policy) => {
+            if policy.allows_nothing() {
+                warnings.push(format!(
+                    "{}: [auth].casbin_policy_file: {path} has no \"p\" rule, so that nobody may \
+                     call",
+                    settings.source(POLICY_FILE)
+                ));
+            }
+            Some(policy)
+        }
+        Err(faults) => {
+            for fault in faults {
+                settings.fault(POLICY_FILE, format!("{path} {fault}"));
+            }
+            None
+        }
+    }
+}
+
+const CLI_CERTS: &str = "auth.cli_certs";
+const REQUIRED: &str = "auth.cli_certs.required_equals";
+
+/// Reads `[auth.cli_certs]`. It says who is an administrator, so that nothing in it
+/// may be passed over: an unknown key might be one that narrows it.
+fn cli_certs(settings: &mut Settings) -> Option<CliCerts> {
+    const KNOWN: [&str; 4] = ["group_from", "required_equals", "username", "username_from"];
+    for key in settings.keys(CLI_CERTS)? {
+        if !KNOWN.contains(&key.as_str()) {
+            settings.fault(
+                &format!("{CLI_CERTS}.{key}"),
+                format!("no such setting; there are {}", KNOWN.join(", ")),
+            );
+        }
+    }
+    Some(CliCerts {
+        required_equals: required_equals(settings),
+        group_from: subject_attribute(settings, "auth.cli_certs.group_from"),
+        username_from: subject_attribute(settings, "auth.cli_certs.username_from"),
+        username: settings.filled_string("auth.cli_certs.username"),
+    })
+}
+
+fn required_equals(settings: &mut Settings) -> Vec<(Component, String)> {
+    let keys = if settings.is_set(REQUIRED) {
+        settings.keys(REQUIRED)
+    } else {
+        Some(Vec::new())
+    };
+    if keys.as_ref().is_some_and(Vec::is_empty) {
+        settings.fault(
+            REQUIRED,
+            "is missing or empty, which would make an administrator of everybody with a \
+             certificate; set it, like { IssuerCN = \"Site Admin CA\" }, or remove [auth.cli_certs]",
+        );
+    }
+    let mut required = Vec::new();
+    for key in keys.unwrap_or_default() {
+        let setting = format!("{REQUIRED}.{key}");
+        let Some(component) = Component::parse(&key) else {
+            settings.fault(&setting, format!("no such component; {}", components(true)));
+            continue;
+        };
+        let what_to_do = "write the text that the certificate has there";
+        if let Some(value) = settings.required_string(&setting, what_to_do) {
+            required.push((component, value));
+        }
+    }
+    required
+}
+
+/// nico-api takes a component of the issuer here as well, and never finds it.
+fn subject_attribute(settings: &mut Settings, key: &str) -> Option<Attribute> {
+    let spelled = settings.filled_string(key)?;
+    match Component::parse(&spelled) {
+        Some(Component {
+            name: Name::Subject,
+            attribute,
+        }) => Some(attribute),
+        _ => {
+            settings.fault(
+                key,
+                format!("must be a component of the subject; {}", components(false)),
+            );
+            None
+        }
+    }
+}
+
+fn components(with_issuer: bool) -> String {
+    let spelled: Vec<_> = Component::ALL
+        .iter()
+        .filter(|(_, component)| with_issuer || component.name == Name::Subject)
+        .map(|(spelled, _)| *spelled)
+        .collect();
+    format!("there are {}", spelled.join(", "))
+}
+
+/// The setting may be spelled as a SPIFFE id, as nico-api allows.
+fn bare_trust_domain(setting: &str) -> &str {
+    let rest = setting.strip_prefix("spiffe://").unwrap_or(setting);
+    rest.split('/').next().unwrap_or(rest)
+}
+
+/// SPIFFE-ID, section 2.1. Another one would be matched by no certificate at all.
+fn is_trust_domain(domain: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b);
+    (1..=255).contains(&domain.len()) && domain.bytes().all(allowed)
+}
+
+/// A base path ends where a segment ends, whether or not it is spelled so.
+fn with_slashes(path: &str) -> String {
+    match path.trim_matches('/') {
+        "" => "/".to_owned(),
+        segments => format!("/{segments}/"),
+    }
+}

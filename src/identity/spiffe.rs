@@ -1,0 +1,275 @@
+//! SPIFFE identities: X.509-SVID, sections 2 to 5, and SPIFFE-ID, section 2.
+
+use x509_parser::{
+    extensions::{GeneralName, ParsedExtension},
+    oid_registry::OID_X509_EXT_BASIC_CONSTRAINTS,
+    prelude::X509Certificate,
+};
+
+use super::{Identity, TrustRules};
+
+/// What a certificate says of SPIFFE.
+pub(super) enum Claim<'a> {
+    /// Nothing.
+    None,
+    /// Something, and it is no valid X.509-SVID.
+    Invalid,
+    /// Its one URI.
+    Id(&'a str),
+}
+
+/// X.509-SVID section 2 (exactly one URI SAN), 4.1 (a leaf is no CA) and 4.3 (a key
+/// usage has digitalSignature and neither keyCertSign nor cRLSign). A leaf without a
+/// key usage is let through, as section 5.2 does: not all issuers set one. Extended
+/// key usages (4.4) are the TLS verifier's.
+pub(super) fn claim<'a>(leaf: &'a X509Certificate<'_>) -> Claim<'a> {
+    // `Err`: the extension is there twice, or can't be read.
+    let Ok(names) = leaf.subject_alternative_name() else {
+        return Claim::Invalid;
+    };
+    let names = names.map_or(&[][..], |names| &names.value.general_names);
+    // A name that can't be read might be the one that matters.
+    if names
+        .iter()
+        .any(|name| matches!(name, GeneralName::Invalid(..)))
+    {
+        return Claim::Invalid;
+    }
+    let uris: Vec<&str> = names
+        .iter()
+        .filter_map(|name| match name {
+            GeneralName::URI(uri) => Some(*uri),
+            _ => None,
+        })
+        .collect();
+    if !uris.iter().any(|uri| has_spiffe_scheme(uri)) {
+        return Claim::None;
+    }
+    match uris.as_slice() {
+        [uri] if is_no_ca(leaf) && only_signs_for_itself(leaf) => Claim::Id(uri),
+        _ => Claim::Invalid,
+    }
+}
+
+/// In any case, so that an odd spelling can't slip past as "nothing of SPIFFE".
+fn has_spiffe_scheme(uri: &str) -> bool {
+    uri.get(..7)
+        .is_some_and(|scheme| scheme.eq_ignore_ascii_case("spiffe:"))
+}
+
+/// The parser's own accessor gives nothing for an extension that it can't read, which
+/// would pass for no CA.
+fn is_no_ca(leaf: &X509Certificate<'_>) -> bool {
+    match leaf.get_extension_unique(&OID_X509_EXT_BASIC_CONSTRAINTS) {
+        Ok(None) => true,
+        Ok(Some(found)) => matches!(
+            found.parsed_extension(),
+            ParsedExtension::BasicConstraints(constraints) if !constraints.ca
+        ),
+        Err(_) => false,
+    }
+}
+
+fn only_signs_for_itself(leaf: &X509Certificate<'_>) -> bool {
+    leaf.key_usage().is_ok_and(|found| {
+        found.is_none_or(|usage| {
+            let usage = usage.value;
+            usage.digital_signature() && !usage.key_cert_sign() && !usage.crl_sign()
+        })
+    })
+}
+
+/// The service or machine that a SPIFFE id names on this site.
+pub(super) fn identify(uri: &str, rules: &TrustRules) -> Option<Identity> {
+    let path = path_of(uri, &rules.trust_domain)?;
+    let below = |base: &String| {
+        path.strip_prefix(base.as_str())
+            .filter(|rest| !rest.is_empty())
+    };
+    if let Some(name) = rules.service_base_paths.iter().find_map(below) {
+        return Some(Identity::Service {
+            name: name.to_owned(),
+        });
+    }
+    let id = rules.machine_base_path.as_ref().and_then(below)?;
+    Some(Identity::Machine { id: id.to_owned() })
+}
+
+/// The path of a SPIFFE id of this trust domain: at most 2048 bytes (2.3), the trust
+/// domain alone as its authority (2.1), segments of letters, digits, dots, dashes and
+/// underscores, none of them empty or a dot segment (2.2), no query and no fragment.
+fn path_of<'a>(uri: &'a str, trust_domain: &str) -> Option<&'a str> {
+    let rest = uri.strip_prefix("spiffe://")?;
+    let slash = rest.find('/')?;
+    let (domain, path) = rest.split_at(slash);
+    let segment_ok = |segment: &str| {
+        !matches!(segment, "" | "." | "..")
+            && segment
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
+    };
+    let valid = uri.len() <= 2048
+        && (1..=255).contains(&domain.len())
+        && domain == trust_domain
+        && path[1..].split('/').all(segment_ok);
+    valid.then_some(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn rules() -> TrustRules {
+        TrustRules {
+            trust_domain: "nico.local".to_owned(),
+            service_base_paths: vec!["/nico-system/sa/".to_owned(), "/default/sa/".to_owned()],
+            machine_base_path: Some("/nico-system/machine/".to_owned()),
+            issuer_cns: vec![],
+            cli_certs: None,
+            admin_issuers_in_root_ca: vec![],
+        }
+    }
+
+    fn service(name: &str) -> Option<Identity> {
+        Some(Identity::Service {
+            name: name.to_owned(),
+        })
+    }
+
+    #[test]
+    fn base_paths_name_services_and_machines() {
+        let of = |uri| identify(uri, &rules());
+        assert_eq!(
+            of("spiffe://nico.local/nico-system/sa/nico-api"),
+            service("nico-api")
+        );
+        assert_eq!(of("spiffe://nico.local/default/sa/x"), service("x"));
+        assert_eq!(of("spiffe://nico.local/default/sa/x/y"), service("x/y"));
+        assert_eq!(of("spiffe://nico.local/default/sa/..x"), service("..x"));
+        assert_eq!(of("spiffe://nico.local/default/sa/A-9_."), service("A-9_."));
+        assert_eq!(
+            of("spiffe://nico.local/nico-system/machine/m1"),
+            Some(Identity::Machine {
+                id: "m1".to_owned()
+            })
+        );
+        let no_machines = TrustRules {
+            machine_base_path: None,
+            ..rules()
+        };
+        assert_eq!(
+            identify("spiffe://nico.local/nico-system/machine/m1", &no_machines),
+            None
+        );
+    }
+
+    #[test]
+    fn anything_that_differs_in_one_thing_is_nobody() {
+        for uri in [
+            "spiffe://other.local/nico-system/sa/nico-api",
+            "spiffe://nico.local.evil/nico-system/sa/nico-api",
+            "spiffe://nico.loca/nico-system/sa/nico-api",
+            "spiffe://nico.local/nico-system/sax/nico-api",
+            "spiffe://nico.local/nico-system/s/nico-api",
+            "spiffe://nico.local/NICO-system/sa/nico-api",
+            "spiffe://nico.local/x/nico-system/sa/nico-api",
+            "spiffe://nico.local/nico-system/sa/",
+            "spiffe://nico.local/nico-system/sa",
+            "spiffe://nico.local/nico-system//sa/nico-api",
+            "spiffe://nico.local//nico-system/sa/nico-api",
+            "spiffe://nico.local/nico-system/sa//nico-api",
+            "spiffe://nico.local/nico-system/sa/../sa/nico-api",
+            "spiffe://nico.local/nico-system/sa/./nico-api",
+            "spiffe://nico.local/nico-system/sa/nico-api/..",
+            "spiffe://nico.local/nico-system/sa/nico-api/.",
+            "spiffe://nico.local/nico-system/sa/nico%2dapi",
+            "spiffe://nico.local/nico-system%2fsa/nico-api",
+            "spiffe://nico.local/nico-system/sa/nico-api%00",
+            "spiffe://nico.local/nico-system/sa/nico-api\0",
+            "spiffe://nico.local/nico-system/sa/nico-api\n",
+            "spiffe://nico.local/nico-system/sa/nico-api ",
+            " spiffe://nico.local/nico-system/sa/nico-api",
+            "spiffe://nico.local/nico-system/sa/nicö-api",
+            "spiffe://nico.local/nico-system/sa/nico:api",
+            "spiffe://nico.local/nico-system/sa/nico~api",
+            "spiffe://nico.local/nico-system/sa\\nico-api",
+            "spiffe://nico.local/nico-system/sa/nico-api/",
+            "spiffe://nico.local/nico-system/sa/nico-api?x",
+            "spiffe://nico.local/nico-system/sa/nico-api?",
+            "spiffe://nico.local/nico-system/sa/nico-api#x",
+            "spiffe://nico.local/nico-system/sa/nico-api#",
+            "spiffe://nico.local?/nico-system/sa/nico-api",
+            "spiffe://nico.local:443/nico-system/sa/nico-api",
+            "spiffe://nico.local:/nico-system/sa/nico-api",
+            "spiffe://u@nico.local/nico-system/sa/nico-api",
+            "spiffe://@nico.local/nico-system/sa/nico-api",
+            "spiffe://nico%2elocal/nico-system/sa/nico-api",
+            "SPIFFE://nico.local/nico-system/sa/nico-api",
+            "Spiffe://nico.local/nico-system/sa/nico-api",
+            "spiffe://NICO.local/nico-system/sa/nico-api",
+            "spiffe:/nico.local/nico-system/sa/nico-api",
+            "spiffe:///nico-system/sa/nico-api",
+            "spiffe:nico.local/nico-system/sa/nico-api",
+            "spiffe://nico.local/",
+            "spiffe://nico.local",
+            "spiffe://",
+            "",
+            "https://nico.local/nico-system/sa/nico-api",
+        ] {
+            assert_eq!(identify(uri, &rules()), None, "{uri:?}");
+        }
+    }
+
+    #[test]
+    fn an_id_has_2048_bytes_and_its_trust_domain_255_at_most() {
+        let base = "spiffe://nico.local/default/sa/";
+        let longest = "a".repeat(2048 - base.len());
+        assert_eq!(
+            identify(&format!("{base}{longest}"), &rules()),
+            service(&longest)
+        );
+        assert_eq!(identify(&format!("{base}{longest}a"), &rules()), None);
+
+        let in_domain = |length: usize| {
+            let rules = TrustRules {
+                trust_domain: "d".repeat(length),
+                ..rules()
+            };
+            identify(
+                &format!("spiffe://{}/default/sa/x", "d".repeat(length)),
+                &rules,
+            )
+        };
+        assert_eq!(in_domain(255), service("x"));
+        assert_eq!(in_domain(256), None);
+        assert_eq!(in_domain(0), None);
+    }
+
+    #[test]
+    fn the_scheme_is_seen_in_any_case() {
+        assert!(has_spiffe_scheme("SPIFFE://x"));
+        assert!(has_spiffe_scheme("spiffe:x"));
+        assert!(!has_spiffe_scheme("https://spiffe:"));
+        assert!(!has_spiffe_scheme("é"));
+    }
+
+    proptest! {
+        #[test]
+        fn only_whole_ids_below_a_base_path_are_somebody(
+            uri in "(spiffe://nico.local/|spiffe:/)?(default/sa/|nico-system/machine/|/)?[a-c./%?#:@é\0-]{0,12}"
+        ) {
+            let found = identify(&uri, &rules());
+            let name = found.as_ref().map(Identity::name);
+            let expected = uri
+                .strip_prefix("spiffe://nico.local/default/sa/")
+                .or_else(|| uri.strip_prefix("spiffe://nico.local/nico-system/machine/"))
+                .filter(|name| name.split('/').all(|segment| {
+                    !["", ".", ".."].contains(&segment)
+                        && segment.chars().all(|c| "abc.-".contains(c))
+                }));
+            prop_assert_eq!(name, expected);
+        }
+    }
+}
