@@ -38,6 +38,7 @@ mod durability;
 mod economy;
 mod failures;
 mod fixtures;
+mod fuzz_seeds;
 mod grpc_surface;
 mod interruptions;
 mod layering;
