@@ -28,6 +28,7 @@ mod seed;
 mod server;
 mod site;
 
+mod allocations;
 mod bad_files;
 mod callers;
 mod command_line;
