@@ -5,7 +5,7 @@ TOOL := scripts/tools.sh
 SCRIPTS := .ci/run $(wildcard scripts/*.sh)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench bench-quick bench-build check advisories clean
+.PHONY: help build demo test fuzz fuzz-quick bench bench-quick bench-build check advisories clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -25,6 +25,12 @@ test: ## every test, on a real Postgres, with a real PgBouncer and a real grpcur
 		export PG_BIN PGBOUNCER GRPCURL && \
 		echo "cargo test --locked" && cargo test --locked
 
+fuzz: ## hostile inputs, five minutes for each target; TIME=seconds, TARGETS=, see fuzz/README.md
+	@scripts/fuzz.sh $(or $(TIME),300) $(TARGETS)
+
+fuzz-quick: ## the same for a few seconds: CI's look for what is easily found
+	@scripts/fuzz.sh 5
+
 bench: bench-build ## how fast it is beside other ways; ROWS="20000 200000" REPEAT=3 and more, see scripts/bench.sh
 	cargo bench --locked --bench field
 	@MICRO=1 scripts/bench.sh
@@ -38,7 +44,7 @@ bench-build:
 
 check: ## format, lints, documentation, dependencies, scripts
 	@$(TOOL) rust rust-lints cc >/dev/null
-	cargo fmt --check
+	cargo fmt --check && cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
 	@deny=$$($(TOOL) cargo-deny) && \

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Finds a tool, or installs it if the machine lacks it, and prints where it is:
 #
-#   scripts/tools.sh TOOL...   TOOL: rust rust-lints cc make openssl postgres psql pgbouncer grpcurl shellcheck
-#                              cargo-deny bench-python
+#   scripts/tools.sh TOOL...   TOOL: rust rust-lints cc c++ make openssl postgres psql pgbouncer grpcurl shellcheck
+#                              cargo-deny cargo-fuzz bench-python
 #
 # One line on stdout for each TOOL: a path (postgres: the directory of the server's binaries). Everything else goes to
 # stderr. What is there already is used as it is. Debian packages come from apt-get, the rest lands in target/tools.
@@ -74,6 +74,9 @@ tool_cc() {
 
 # is_pg_bin DIRECTORY : libpq's development package brings a pg_config without a server, hence the look at all of them.
 is_pg_bin() { [ -x "$1/initdb" ] && [ -x "$1/postgres" ] && [ -x "$1/psql" ]; }
+
+# libFuzzer is C++.
+tool_c++() { on_path c++ g++; }
 
 find_postgres() {
     local dir
@@ -198,27 +201,33 @@ tool_bench-python() {
     echo "$python"
 }
 
-tool_cargo-deny() {
-    if have cargo-deny; then
-        command -v cargo-deny
+# cargo_tool NAME VERSION
+cargo_tool() {
+    if have "$1"; then
+        command -v "$1"
         return
     fi
-    if [ ! -x "$tools/bin/cargo-deny" ]; then
-        say "building cargo-deny, once; this takes a minute or two"
+    if [ ! -x "$tools/bin/$1" ]; then
+        say "building $1, once; this takes a minute or two"
         tool_rust >/dev/null
         tool_cc >/dev/null
         # It runs for a second, so the build is what counts: its release profile takes five times as long.
-        CARGO_PROFILE_DEV_DEBUG=0 cargo install -q cargo-deny --version '~0.20' --locked --debug \
+        CARGO_PROFILE_DEV_DEBUG=0 cargo install -q "$1" --version "$2" --locked --debug \
             --root "$tools" --target-dir "$tools/build" >&2
         rm -rf "$tools/build"
     fi
-    echo "$tools/bin/cargo-deny"
+    echo "$tools/bin/$1"
 }
+
+tool_cargo-deny() { cargo_tool cargo-deny '~0.20'; }
+
+tool_cargo-fuzz() { cargo_tool cargo-fuzz '~0.13'; }
 
 for tool in "$@"; do
     case $tool in
     make | openssl) on_path "$tool" ;;
-    rust | rust-lints | cc | postgres | psql | pgbouncer | grpcurl | shellcheck | cargo-deny | bench-python) "tool_$tool" ;;
+    rust | rust-lints | cc | c++ | postgres | psql | pgbouncer | grpcurl | shellcheck) "tool_$tool" ;;
+    cargo-deny | cargo-fuzz | bench-python) "tool_$tool" ;;
     *) die "no such tool: $tool" ;;
     esac
 done

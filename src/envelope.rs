@@ -81,6 +81,13 @@ impl<'b> Envelope<'b> {
         &self.key_id
     }
 
+    /// The text of a column as this program writes it: compact JSON, members in the
+    /// format's order, base64.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        codec::write(&self.key_id, &self.nonce, self.ciphertext, &mut Vec::new())
+    }
+
     /// Decrypts and authenticates under `kek`.
     ///
     /// # Errors

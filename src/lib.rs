@@ -34,7 +34,7 @@
 //!
 //! The service: [`run`] knows the store and the pure core, and no gRPC; [`listener`]
 //! (TLS and HTTP/2), [`gate`] (who gets through), [`service`] (the gRPC surface), [`error`] (the one mapping to a
-//! status), `audit`, [`admin`] (probes and metrics), [`readiness`], [`telemetry`].
+//! status), `audit`, [`admin`] (probes and metrics), [`readiness`], [`telemetry`], [`cpu`].
 //!
 //! [`app`] puts them together, and [`cli`] is the command line; only these two know
 //! everything.
@@ -46,6 +46,7 @@ pub mod authorize;
 pub mod casbin_policy;
 pub mod cli;
 pub mod config;
+pub mod cpu;
 pub mod database;
 mod distinguished_name;
 pub mod envelope;

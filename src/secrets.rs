@@ -31,7 +31,11 @@ pub fn read(path: &Path) -> Result<Vec<Kek>, Vec<String>> {
 
 /// Reads the keys out of `text`: JSON if it is that, else YAML, whatever the file is
 /// called, as nico-api does it.
-fn parse(text: &str) -> Result<Vec<Kek>, Vec<String>> {
+///
+/// # Errors
+///
+/// One sentence for each fault, which quotes nothing of the text but key ids.
+pub fn parse(text: &str) -> Result<Vec<Kek>, Vec<String>> {
     // Neither parser's message is passed on: both may quote what they choked on.
     let file: SecretsFile = match serde_json::from_str(text) {
         Ok(file) => file,

@@ -28,6 +28,7 @@ mod seed;
 mod server;
 mod site;
 
+mod allocations;
 mod bad_files;
 mod callers;
 mod command_line;
@@ -38,6 +39,7 @@ mod durability;
 mod economy;
 mod failures;
 mod fixtures;
+mod fuzz_seeds;
 mod grpc_surface;
 mod identities;
 mod interruptions;

@@ -1,6 +1,7 @@
 //! What a running server tells of itself, in logs, metrics and core files: enough to compare two machines, and nothing
 //! secret.
 
+use std::collections::BTreeSet;
 use std::net::TcpListener;
 
 use ring::digest::{Context, SHA256};
@@ -34,6 +35,18 @@ async fn version() -> String {
         .to_owned()
 }
 
+/// By the kernel's list: `flags` on x86-64, `Features` on aarch64.
+fn kernel_sees_aes_instructions() -> bool {
+    let cpu_info = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+    let words: BTreeSet<_> = cpu_info.split_whitespace().collect();
+    let needed: &[_] = match std::env::consts::ARCH {
+        "x86_64" => &["aes", "pclmulqdq", "avx"],
+        "aarch64" => &["aes", "pmull"],
+        _ => return false,
+    };
+    needed.iter().all(|flag| words.contains(flag))
+}
+
 #[tokio::test]
 async fn the_start_log_tells_version_configuration_and_key_check_values() {
     let database = Database::migrated().await;
@@ -43,6 +56,7 @@ async fn the_start_log_tells_version_configuration_and_key_check_values() {
     let server = site.start().await;
     let start = server.wait_log("starting").await;
     assert_eq!(start["version"], version().await);
+    assert_eq!(start["aes_hardware"], kernel_sees_aes_instructions());
     let port = database
         .url()
         .rsplit_once('/')

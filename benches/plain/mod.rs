@@ -4,24 +4,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot run should end")]
 
+mod envelope;
+
 use aes_gcm::{
     Aes256Gcm, KeyInit, Nonce,
     aead::{Aead, Key},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
-use serde::{Deserialize, Serialize};
 
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Envelope {
-    scheme_version: u8,
-    pub(crate) key_id: String,
-    nonce: [u8; 12],
-    ciphertext: Vec<u8>,
-}
+use envelope::Envelope;
 
 pub(crate) fn parse(text: &str) -> Envelope {
-    serde_json::from_slice(&STANDARD.decode(text).unwrap()).unwrap()
+    Envelope::read(&STANDARD.decode(text).unwrap()).unwrap()
 }
 
 pub(crate) fn open(key: &[u8; 32], envelope: &Envelope) -> Vec<u8> {
@@ -42,5 +36,5 @@ pub(crate) fn seal(key: &[u8; 32], id: &str, secret: &[u8]) -> String {
         nonce,
         ciphertext,
     };
-    STANDARD.encode(serde_json::to_vec(&envelope).unwrap())
+    STANDARD.encode(envelope.write())
 }

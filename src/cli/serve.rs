@@ -9,7 +9,7 @@ use super::{EX_CONFIG, VERSION, fail, runtime};
 use crate::{
     app::{App, AppError, Listeners},
     config::{Config, Environment},
-    telemetry,
+    cpu, telemetry,
 };
 
 pub(super) fn run(files: &[PathBuf], environment: &Environment) -> ExitCode {
@@ -71,7 +71,12 @@ fn shutdown_signal() -> Result<CancellationToken, AppError> {
 
 /// What two machines are compared by when they disagree.
 fn introduce(config: &Config) {
-    tracing::info!(version = VERSION, config = ?config, "starting");
+    tracing::info!(
+        version = VERSION,
+        aes_hardware = cpu::has_aes_gcm_instructions(),
+        config = ?config,
+        "starting"
+    );
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }

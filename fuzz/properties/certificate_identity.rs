@@ -1,0 +1,87 @@
+//! `Caller::from_leaf` takes any bytes, and what it makes of a certificate keeps to
+//! the rules that no certificate may bend.
+
+use nico_rewrap::identity::{Anchor, Caller, Identity, TrustRules};
+use x509_parser::{
+    extensions::{GeneralName, ParsedExtension},
+    prelude::{FromDer, X509Certificate},
+};
+
+/// Says what the holder of the certificate `der` is, admin bundle and all: a
+/// `service`, a `machine`, `external`, or `nobody`.
+pub(crate) fn check(der: &[u8]) -> &'static str {
+    let of = |anchor| Caller::from_leaf(der, anchor, &rules());
+    let caller = of(Anchor::Admin);
+    let external = matches!(caller.identity, Some(Identity::External { .. }));
+
+    assert_eq!(of(Anchor::NoAdminBundle), caller);
+    let root_only = of(Anchor::RootOnly).identity;
+    let expected = caller.identity.clone().filter(|_| !external);
+    assert_eq!(root_only, expected, "without the admin bundle");
+
+    let no_issuers = TrustRules {
+        issuer_cns: vec![],
+        ..rules()
+    };
+    let unlisted = Caller::from_leaf(der, Anchor::Admin, &no_issuers).identity;
+    assert_eq!(unlisted, expected, "without a listed issuer");
+
+    if caller.identity.is_some() {
+        assert_eq!(speaks_of_spiffe(der), !external, "{caller:?}");
+    }
+    for text in texts(&caller) {
+        assert!(!text.chars().any(char::is_control), "{caller:?}");
+    }
+    caller.identity.as_ref().map_or("nobody", Identity::kind)
+}
+
+/// The rules that the seeds were made for.
+fn rules() -> TrustRules {
+    TrustRules {
+        trust_domain: "nico.local".to_owned(),
+        service_base_paths: vec!["/nico-system/sa/".to_owned(), "/default/sa/".to_owned()],
+        machine_base_path: Some("/nico-system/machine/".to_owned()),
+        issuer_cns: vec!["Site Admin".to_owned()],
+        admin_issuers_in_root_ca: vec![],
+        cli_certs: None,
+    }
+}
+
+/// Any URI with that scheme, in any of the extensions.
+fn speaks_of_spiffe(der: &[u8]) -> bool {
+    let Ok((_, leaf)) = X509Certificate::from_der(der) else {
+        return false;
+    };
+    let names = leaf
+        .extensions()
+        .iter()
+        .flat_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::SubjectAlternativeName(names) => names.general_names.as_slice(),
+            _ => &[],
+        });
+    let mut uris = names.filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(uri.to_ascii_lowercase()),
+        _ => None,
+    });
+    uris.any(|uri| uri.starts_with("spiffe:"))
+}
+
+/// All that goes into the audit record.
+fn texts(caller: &Caller) -> Vec<&str> {
+    let mut texts = vec![caller.serial.as_str(), caller.issuer.as_str()];
+    match &caller.identity {
+        None => {}
+        Some(Identity::Service { name } | Identity::Machine { id: name }) => texts.push(name),
+        Some(Identity::External {
+            organization,
+            group,
+            name,
+        }) => texts.extend(
+            [organization, group, name]
+                .into_iter()
+                .flatten()
+                .map(String::as_str),
+        ),
+    }
+    texts
+}

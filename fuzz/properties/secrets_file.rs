@@ -1,0 +1,87 @@
+//! `secrets::parse` takes any text, and its messages quote nothing of it but the ids
+//! of keys.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use nico_rewrap::secrets::parse;
+use serde::{Deserialize, de::IgnoredAny};
+
+/// Every message there is, with `ID` for a key id and `N` for a number.
+const MESSAGES: [&str; 7] = [
+    "is not the JSON or YAML that is expected: \
+     machine_identity.encryption_keys must map key ids to baseN texts",
+    "is not the JSON or YAML that is expected at line N column N: \
+     machine_identity.encryption_keys must map key ids to baseN texts",
+    "has no keys in machine_identity.encryption_keys",
+    "key id ID is there twice; which of the two is meant?",
+    "key ID can't be used: a key id has N to N bytes",
+    "key ID is not standard baseN; make one with `openssl rand -baseN N`",
+    "key ID decodes to N bytes instead of N; make one with `openssl rand -baseN N`",
+];
+
+/// Says whether `input` is an `accepted` file or `refused`.
+pub(crate) fn check(input: &[u8]) -> &'static str {
+    let Ok(text) = std::str::from_utf8(input) else {
+        return "refused";
+    };
+    match parse(text) {
+        Ok(keks) => {
+            let ids: BTreeSet<_> = keks.iter().map(|kek| kek.id()).collect();
+            assert!(!keks.is_empty() && ids.len() == keks.len(), "{keks:?}");
+            "accepted"
+        }
+        Err(faults) => {
+            assert!(!faults.is_empty());
+            let ids = key_ids(text);
+            for fault in &faults {
+                let message = numbers_as_n(&id_as_id(fault, &ids));
+                assert!(MESSAGES.contains(&message.as_str()), "{fault:?}");
+            }
+            "refused"
+        }
+    }
+}
+
+/// The ids as another reading finds them, spelled as messages spell them.
+fn key_ids(text: &str) -> Vec<String> {
+    #[derive(Deserialize)]
+    struct File {
+        machine_identity: Section,
+    }
+    #[derive(Deserialize)]
+    struct Section {
+        encryption_keys: BTreeMap<String, IgnoredAny>,
+    }
+    let file: Option<File> = serde_json::from_str(text)
+        .ok()
+        .or_else(|| serde_saphyr::from_str(text).ok());
+    let keys = file.map(|file| file.machine_identity.encryption_keys);
+    let ids = keys.unwrap_or_default().into_keys();
+    ids.map(|id| format!("{id:?}")).collect()
+}
+
+fn id_as_id(fault: &str, ids: &[String]) -> String {
+    for prefix in ["key id ", "key "] {
+        let Some(rest) = fault.strip_prefix(prefix) else {
+            continue;
+        };
+        // The longest: an id may look like the beginning of another, with a quote in it.
+        let id = ids.iter().filter(|id| rest.starts_with(id.as_str()));
+        if let Some(id) = id.max_by_key(|id| id.len()) {
+            return format!("{prefix}ID{}", &rest[id.len()..]);
+        }
+    }
+    fault.to_owned()
+}
+
+fn numbers_as_n(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.chars() {
+        match c {
+            '0'..='9' if out.ends_with('N') => {}
+            '0'..='9' => out.push('N'),
+            other => out.push(other),
+        }
+    }
+    out
+}

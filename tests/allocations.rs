@@ -1,0 +1,132 @@
+//! What the program asks of the allocator, counted rather than timed: this is what keeps the codec fast.
+//!
+//! Growing a buffer counts as well. The counts are of this thread, so other tests don't matter.
+
+use std::time::Duration;
+
+use allocation_counter::measure;
+use nico_rewrap::authorize::{Policy, authorize};
+use nico_rewrap::database::Database as Target;
+use nico_rewrap::identity::{Caller, Identity};
+use nico_rewrap::keyring::{Kek, KeyId, Keyring};
+use nico_rewrap::rewrap::{Decision, Workspace, decide};
+use nico_rewrap::run::{Mode, Report, Runner, Scope};
+use nico_rewrap::store::{Commit, Pooler, Store, StoreOptions};
+use tokio::runtime::Builder;
+use tokio_util::sync::CancellationToken;
+use zeroize::Zeroizing;
+
+use crate::database::Database;
+use crate::seal::{key, seal};
+use crate::seed::{self, Org, signing_key_pem};
+
+/// Opening a signing key, sealing it under the target, reading that back and comparing:
+/// the new text.
+const TO_REWRAP_A_FIELD: u64 = 1;
+/// Opening a signing key that is on target.
+const TO_VERIFY_A_FIELD: u64 = 0;
+/// Reading a row with one secret and verifying it, in a dry run; the driver's share included.
+const TO_VERIFY_A_ROW: u64 = 7;
+/// The same with a secret to re-wrap, up to the write.
+const TO_REWRAP_A_ROW: u64 = 8;
+
+fn keyring() -> Keyring {
+    let kek = |id: &str| Kek::new(KeyId::new(id).unwrap(), &Zeroizing::new(key(id)));
+    Keyring::new([kek("kv1"), kek("kv2")], KeyId::new("kv2").unwrap()).unwrap()
+}
+
+#[test]
+fn of_a_field() {
+    let keyring = keyring();
+    let cost = |key_id| {
+        let texts = [Some(seal(signing_key_pem(), key_id)), None, None];
+        let mut decision = None;
+        let mut workspace = Workspace::default();
+        // The first field of all makes the buffers.
+        let _ = decide(&keyring, &texts, &mut workspace);
+        let cost = measure(|| decision = Some(decide(&keyring, &texts, &mut workspace)));
+        (decision.unwrap(), cost.count_total)
+    };
+    let (decision, rewrap) = cost("kv1");
+    assert!(matches!(decision, Decision::Replace { .. }), "{decision:?}");
+    let (decision, verify) = cost("kv2");
+    assert_eq!(decision, Decision::OnTarget { fields: 1 });
+    assert!(
+        rewrap <= TO_REWRAP_A_FIELD && verify <= TO_VERIFY_A_FIELD,
+        "{rewrap} to re-wrap a field, {verify} to verify it"
+    );
+}
+
+/// By two dry runs of different length, so that what a run costs once does not count.
+#[test]
+fn of_a_row() {
+    const FEW: usize = 200;
+    const MANY: usize = 1200;
+    // Everything on this thread, where it is counted.
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let cost = |rows: usize, key_id: &str| {
+        let runner = runtime.block_on(site_of(rows, key_id));
+        let mut counted = 0;
+        // The first run prepares statements and connects.
+        for _ in 0..2 {
+            let dry_run = async {
+                let mut report = Report::default();
+                let stop = CancellationToken::new();
+                let done = runner
+                    .run(&permit(), &Scope::Site, Mode::DryRun, &stop, &mut report)
+                    .await;
+                done.unwrap();
+                assert_eq!(report.rows_failed, 0);
+                assert_eq!(report.rows_examined() as usize, rows);
+            };
+            counted = measure(|| runtime.block_on(dry_run)).count_total;
+        }
+        counted
+    };
+    let per_row = |key_id| {
+        let difference = cost(MANY, key_id) - cost(FEW, key_id);
+        difference.div_ceil((MANY - FEW) as u64)
+    };
+    let (rewrap, verify) = (per_row("kv1"), per_row("kv2"));
+    assert!(
+        rewrap <= TO_REWRAP_A_ROW && verify <= TO_VERIFY_A_ROW,
+        "{rewrap} to re-wrap a row, {verify} to verify it"
+    );
+}
+
+async fn site_of(rows: usize, key_id: &str) -> Runner {
+    let database = Database::migrated().await;
+    let text = seal(signing_key_pem(), key_id);
+    let orgs: Vec<_> = (0..rows)
+        .map(|n| Org::new(&format!("org-{n:05}")).text(0, text.clone()))
+        .collect();
+    seed::insert(&database.client().await, &orgs).await;
+    let options = StoreOptions {
+        max_connections: 2,
+        page_size: 100,
+        lock_timeout: Duration::from_secs(2),
+        statement_timeout: Duration::from_secs(30),
+        pool_wait: Duration::from_secs(30),
+        max_attempts: 5,
+        pipeline_depth: 32,
+        commit: Commit::Barrier,
+        pooler: Pooler::Session,
+    };
+    let target = Target::parse(&database.url(), None, Duration::from_secs(30)).unwrap();
+    Runner::new(keyring(), Store::new(&target, options).unwrap(), 0)
+}
+
+fn permit() -> nico_rewrap::authorize::Permit {
+    let caller = Caller {
+        identity: Some(Identity::Service {
+            name: "tests".to_owned(),
+        }),
+        ..Caller::default()
+    };
+    let policy = Policy {
+        allowed_services: vec!["tests".to_owned()],
+        casbin: None,
+        permissive: false,
+    };
+    authorize(&policy, &caller).unwrap()
+}
