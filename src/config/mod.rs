@@ -7,6 +7,7 @@
 
 mod feature;
 mod settings;
+mod tls;
 
 use std::{
     fmt,
@@ -20,12 +21,8 @@ use thiserror::Error;
 pub use self::settings::Environment;
 use self::settings::Settings;
 use crate::{
-    authorize::Policy,
-    database::Database,
-    identity::TrustRules,
-    keyring::Keyring,
-    store::StoreOptions,
-    tls::{self, TlsFiles},
+    authorize::Policy, database::Database, identity::TrustRules, keyring::Keyring,
+    store::StoreOptions, tls::TlsFiles,
 };
 
 /// Everything that `serve` needs to know.
@@ -156,7 +153,7 @@ impl Config {
         } else {
             None
         };
-        let tls = tls_files(&mut settings);
+        let tls = tls::read(&mut settings);
         let trust = trust(&mut settings);
         let policy = policy(&mut settings);
         let server = server(&mut settings);
@@ -195,39 +192,6 @@ pub fn load_database(
         Some(database) if faults.is_empty() => Ok(database),
         _ => Err(ConfigError(faults)),
     }
-}
-
-fn tls_files(settings: &mut Settings) -> Option<TlsFiles> {
-    let mut path =
-        |key: &str, what_to_do: &str| settings.required_string(key, what_to_do).map(PathBuf::from);
-    let certificate = path(
-        "tls.identity_pemfile_path",
-        "name the server's certificate chain",
-    );
-    let key = path("tls.identity_keyfile_path", "name the server's private key");
-    let root_ca = path(
-        "tls.root_cafile_path",
-        "name the CA certificates that client certificates are verified against",
-    );
-    let admin_root_ca = settings
-        .string("tls.admin_root_cafile_path")
-        .map(PathBuf::from);
-    // Loaded once more when the listener is made; here so that a bad file is reported
-    // along with everything else.
-    for (key, error) in tls::check(
-        certificate.as_deref(),
-        key.as_deref(),
-        root_ca.as_deref(),
-        admin_root_ca.as_deref(),
-    ) {
-        settings.fault(key, error);
-    }
-    Some(TlsFiles {
-        certificate: certificate?,
-        key: key?,
-        root_ca: root_ca?,
-        admin_root_ca,
-    })
 }
 
 fn trust(settings: &mut Settings) -> Option<TrustRules> {
