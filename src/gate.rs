@@ -6,14 +6,20 @@
 //! handler runs (an unknown method, a request that can't be decoded) gets the same
 //! treatment as everything else: an audit record, a run id, a status of ours.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::http::{Request, Response};
+use http_body_util::BodyExt;
 use tonic::{Code, Status, body::Body, service::Routes};
 use tower::ServiceExt;
+use tower_http::timeout::{TimeoutBody, TimeoutError};
+use tracing::Instrument;
 
 use crate::{
-    audit,
+    audit::{AuditLog, Record},
     authorize::{Policy, authorize},
     error::ServiceError,
     listener::Peer,
@@ -28,15 +34,20 @@ const OPEN: [&str; 2] = ["/grpc.health.v1.Health/", "/grpc.reflection."];
 pub struct Gate {
     routes: Routes,
     policy: Policy,
+    audit: AuditLog,
+    request_timeout: Duration,
 }
 
 impl Gate {
-    /// Guards `routes` with `policy`.
+    /// Guards `routes` with `policy`; refusals go to `audit`. No part of a request may
+    /// take longer than `request_timeout` to come.
     #[must_use]
-    pub fn new(routes: Routes, policy: Policy) -> Self {
+    pub fn new(routes: Routes, policy: Policy, audit: AuditLog, request_timeout: Duration) -> Self {
         Self {
             routes: routes.prepare(),
             policy,
+            audit,
+            request_timeout,
         }
     }
 
@@ -49,6 +60,7 @@ impl Gate {
         let started = Instant::now();
         let path = request.uri().path().to_owned();
         let peer = request.extensions().get::<Arc<Peer>>().cloned();
+        let request = request.map(|body| in_time(body, self.request_timeout));
         let response = match self.routes.clone().oneshot(request).await {
             Ok(response) => response,
             Err(never) => match never {},
@@ -67,11 +79,33 @@ impl Gate {
             None => ServiceError::Internal,
             Some(Err(denial)) => denial.into(),
             Some(Ok(_)) if code == Code::Unimplemented => ServiceError::UnknownMethod,
+            Some(Ok(_)) if code == Code::DeadlineExceeded => ServiceError::SlowRequest,
             Some(Ok(_)) => ServiceError::MalformedRequest,
         };
         let run_id = run_id();
-        let _span = tracing::error_span!("rewrap", run_id).entered();
-        audit::Record::new(peer, &path).write(started.elapsed(), Some(&error));
+        let span = tracing::error_span!("rewrap", run_id);
+        let record = Record::new(&run_id, peer, &path);
+        let recorded = self.audit.ended(record, started.elapsed(), Some(&error));
+        recorded.instrument(span).await;
         error.into_status(&run_id).into_http()
     }
+}
+
+/// The body, failing when the client leaves off in the middle of it. A request that
+/// never ends would hold its connection for ever: it counts as a call.
+fn in_time<B>(
+    body: B,
+    period: Duration,
+) -> impl axum::body::HttpBody<Data = axum::body::Bytes, Error = Status>
+where
+    B: axum::body::HttpBody<Data = axum::body::Bytes>,
+    B::Error: Into<tonic::codegen::StdError>,
+{
+    TimeoutBody::new(period, body).map_err(|error| {
+        if error.is::<TimeoutError>() {
+            Status::deadline_exceeded("the request was not complete in time")
+        } else {
+            Status::from_error(error)
+        }
+    })
 }

@@ -92,18 +92,13 @@ async fn rules_of_nico_apis_that_are_not_applied_yet_are_warned_about() {
         .set("auth.cli_certs.username", "\"operator\"")
         .start()
         .await;
-    let settings = [
-        "auth.casbin_policy_file",
-        "auth.cli_certs",
-        "tls.admin_root_cafile_path",
-    ];
+    let settings = ["auth.casbin_policy_file", "auth.cli_certs"];
     let warning = |setting: &str| format!("{setting}: not supported yet");
     for setting in settings {
         let log = server.log_text();
         assert!(warned(&server, &warning(setting)), "{log}");
     }
-    let site = Site::new(&database).unset("tls.admin_root_cafile_path");
-    let server = site.start().await;
+    let server = Site::new(&database).start().await;
     for setting in settings {
         assert!(!warned(&server, &warning(setting)));
     }

@@ -21,8 +21,13 @@ use thiserror::Error;
 pub use self::settings::Environment;
 use self::settings::Settings;
 use crate::{
-    authorize::Policy, database::Database, identity::TrustRules, keyring::Keyring,
-    store::StoreOptions, tls::TlsFiles,
+    audit::{self, AuditOptions},
+    authorize::Policy,
+    database::Database,
+    identity::TrustRules,
+    keyring::Keyring,
+    store::StoreOptions,
+    tls::TlsFiles,
 };
 
 /// Everything that `serve` needs to know.
@@ -38,6 +43,8 @@ pub struct Config {
     pub policy: Policy,
     /// Addresses and limits of the listeners.
     pub server: ServerOptions,
+    /// Where the records of calls go.
+    pub audit: AuditOptions,
     /// How to log.
     pub log: LogOptions,
     /// Things that are odd, and no reason not to start.
@@ -68,13 +75,19 @@ pub struct ServerOptions {
     pub shutdown_grace: Duration,
     /// Time for a TLS handshake.
     pub handshake_timeout: Duration,
+    /// Time for each part of a request to come.
+    pub request_timeout: Duration,
+    /// The certificate files are looked at this often.
+    pub tls_reload_interval: Duration,
     /// A connection without a call for this long is closed.
     pub idle_timeout: Duration,
     /// HTTP/2 pings are sent this often.
     pub keepalive_interval: Duration,
     /// A ping that is not answered for this long ends the connection.
     pub keepalive_timeout: Duration,
-    /// Connections at once, handshakes included.
+    /// TLS handshakes at once.
+    pub max_handshakes: u32,
+    /// Connections at once, after their handshake.
     pub max_client_connections: u32,
     /// Runs at once.
     pub max_runs: u32,
@@ -109,10 +122,14 @@ impl fmt::Display for ConfigError {
 }
 
 /// What can be set in `[rewrap]`.
-const KNOWN: [&str; 25] = [
+const KNOWN: [&str; 32] = [
     "allowed_services",
+    "audit_log",
+    "audit_required",
     "commit",
     "connect_timeout",
+    "crl_files",
+    "crl_policy",
     "database_sslmode",
     "handshake_timeout",
     "idle_timeout",
@@ -125,6 +142,7 @@ const KNOWN: [&str; 25] = [
     "max_attempts",
     "max_client_connections",
     "max_connections",
+    "max_handshakes",
     "max_rows_per_second",
     "max_runs",
     "metrics_endpoint",
@@ -132,9 +150,11 @@ const KNOWN: [&str; 25] = [
     "pipeline_depth",
     "pool_wait",
     "pooler",
+    "request_timeout",
     "secrets_file",
     "shutdown_grace",
     "statement_timeout",
+    "tls_reload_interval",
 ];
 
 impl Config {
@@ -157,6 +177,7 @@ impl Config {
         let trust = trust(&mut settings);
         let policy = policy(&mut settings);
         let server = server(&mut settings);
+        let audit = audit(&mut settings);
         let log = log(&mut settings);
         not_yet_enforced(&settings, &mut warnings);
 
@@ -168,6 +189,7 @@ impl Config {
                 trust,
                 policy,
                 server,
+                audit,
                 log,
                 warnings,
             }),
@@ -260,12 +282,38 @@ fn server(settings: &mut Settings) -> ServerOptions {
         metrics_endpoint: settings.address("rewrap.metrics_endpoint", any(1180)),
         shutdown_grace: settings.duration("rewrap.shutdown_grace", seconds(15)),
         handshake_timeout: settings.duration("rewrap.handshake_timeout", seconds(5)),
+        request_timeout: settings.duration("rewrap.request_timeout", seconds(10)),
+        tls_reload_interval: settings.duration("rewrap.tls_reload_interval", seconds(10)),
         idle_timeout: settings.duration("rewrap.idle_timeout", seconds(300)),
         keepalive_interval: settings.duration("rewrap.keepalive_interval", seconds(30)),
         keepalive_timeout: settings.duration("rewrap.keepalive_timeout", seconds(10)),
+        max_handshakes: settings.number("rewrap.max_handshakes", 128, 1..=65_536),
         max_client_connections: settings.number("rewrap.max_client_connections", 256, 1..=65_536),
         max_runs: settings.number("rewrap.max_runs", 8, 1..=1_024),
     }
+}
+
+fn audit(settings: &mut Settings) -> AuditOptions {
+    let file = settings
+        .filled_string("rewrap.audit_log")
+        .map(PathBuf::from);
+    if let Some(path) = &file
+        && let Err(error) = audit::check(path)
+    {
+        let path = path.display();
+        settings.fault(
+            "rewrap.audit_log",
+            format!("{path} can't be opened for appending ({error})"),
+        );
+    }
+    let required = settings.bool("rewrap.audit_required", file.is_some());
+    if required && file.is_none() {
+        settings.fault(
+            "rewrap.audit_required",
+            "needs a file: set [rewrap].audit_log",
+        );
+    }
+    AuditOptions { file, required }
 }
 
 fn log(settings: &mut Settings) -> LogOptions {
@@ -319,10 +367,6 @@ fn not_yet_enforced(settings: &Settings, warnings: &mut Vec<String>) {
         (
             "auth.cli_certs",
             "its certificates get no identity from it and may not call",
-        ),
-        (
-            "tls.admin_root_cafile_path",
-            "its CAs are trusted, but external users of the other CAs are not refused for it",
         ),
     ] {
         if settings.is_set(key) {

@@ -1,9 +1,9 @@
-//! `[tls]`: certificate files.
+//! `[tls]`, and what `[rewrap]` adds to it: certificate files and revocation lists.
 
 use std::path::PathBuf;
 
 use super::Settings;
-use crate::tls::{self, TlsFiles};
+use crate::tls::{self, CrlPolicy, TlsFiles};
 
 pub(super) fn read(settings: &mut Settings) -> Option<TlsFiles> {
     let mut path =
@@ -20,6 +20,24 @@ pub(super) fn read(settings: &mut Settings) -> Option<TlsFiles> {
     let admin_root_ca = settings
         .string("tls.admin_root_cafile_path")
         .map(PathBuf::from);
+    let crls: Vec<_> = settings
+        .filled_list("rewrap.crl_files")
+        .into_iter()
+        .map(PathBuf::from)
+        .collect();
+    let crl_policy = settings.choice(
+        "rewrap.crl_policy",
+        CrlPolicy::RequireValid,
+        &[
+            ("require_valid", CrlPolicy::RequireValid),
+            ("allow_expired", CrlPolicy::AllowExpired),
+            ("allow_unknown", CrlPolicy::AllowUnknown),
+            (
+                "allow_expired_and_unknown",
+                CrlPolicy::AllowExpiredAndUnknown,
+            ),
+        ],
+    );
     // Loaded once more when the listener is made; here so that a bad file is reported
     // along with everything else.
     for (key, error) in tls::check(
@@ -27,6 +45,7 @@ pub(super) fn read(settings: &mut Settings) -> Option<TlsFiles> {
         key.as_deref(),
         root_ca.as_deref(),
         admin_root_ca.as_deref(),
+        &crls,
     ) {
         settings.fault(key, error);
     }
@@ -35,5 +54,7 @@ pub(super) fn read(settings: &mut Settings) -> Option<TlsFiles> {
         key: key?,
         root_ca: root_ca?,
         admin_root_ca,
+        crls,
+        crl_policy,
     })
 }
