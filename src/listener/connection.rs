@@ -14,7 +14,10 @@ use tokio::{
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 
-use super::{Peer, handshakes::Handshakes};
+use super::{
+    Peer,
+    handshakes::{Handshakes, Place},
+};
 use crate::{
     config::ServerOptions,
     gate::Gate,
@@ -55,10 +58,9 @@ struct Admitted {
 struct Refusal(&'static str, String);
 
 impl Server {
-    pub(super) async fn connection(&self, stream: TcpStream, address: SocketAddr) {
+    pub(super) async fn connection(&self, stream: TcpStream, address: SocketAddr, place: Place) {
         // Answers are small and their readers wait for them.
         let _ = stream.set_nodelay(true);
-        let place = self.handshakes.enter(address.ip());
         let admitted = tokio::select! {
             () = self.shutdown.cancelled() => return,
             () = place.given_up() => Err(Refusal(

@@ -64,7 +64,11 @@ pub async fn serve(
             accepted = accept(&listener) => {
                 if let Some((stream, address)) = accepted {
                     let server = server.clone();
-                    connections.spawn(async move { server.connection(stream, address).await });
+                    // Here, where they are still in the order in which they came.
+                    let place = server.handshakes.enter(address.ip());
+                    connections.spawn(async move {
+                        server.connection(stream, address, place).await;
+                    });
                 }
             }
         }
