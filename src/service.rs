@@ -39,7 +39,7 @@ mod proto {
 }
 
 /// A request has two small fields; whatever is bigger is none.
-const MAX_REQUEST_BYTES: usize = 16 << 10;
+pub(crate) const MAX_REQUEST_BYTES: usize = 16 << 10;
 
 /// The one method, for the audit record.
 const METHOD: &str = "/forge.Forge/ReencryptTenantIdentitySecrets";
@@ -95,7 +95,7 @@ impl Service {
     }
 
     /// This service with health checking and reflection beside it, behind the gate,
-    /// which waits at most `request_timeout` for each part of a request.
+    /// which waits at most `request_timeout` for a request to be complete.
     ///
     /// # Errors
     ///

@@ -115,6 +115,12 @@ async fn many_connections_are_served_up_to_the_limit_and_refused_beyond() {
     assert_eq!(run(&server, true).await.rows_examined, 0);
 }
 
+/// A frame of stream 1 (RFC 9113, section 4.1).
+fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags, 0, 0, 0, 1], payload].concat()
+}
+
 /// A call of the re-wrap method that is to have a message of one byte: HEADERS without END_STREAM on stream 1, in
 /// literals that are not indexed (RFC 7541, section 6.2.2), then the beginning of a DATA frame's message.
 fn half_a_request() -> Vec<u8> {
@@ -131,10 +137,6 @@ fn half_a_request() -> Vec<u8> {
         literal("te", "trailers"),
     ]
     .concat();
-    let frame = |kind: u8, flags: u8, payload: &[u8]| {
-        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-        [&length[1..], &[kind, flags, 0, 0, 0, 1], payload].concat()
-    };
     [frame(1, 4, &headers), frame(0, 0, &[0, 0, 0])].concat()
 }
 
@@ -149,6 +151,11 @@ async fn a_request_that_is_never_complete_does_not_hold_its_connection() {
     let mut connection = Connection::open(&server, Some(certs::admin()), &options);
     assert!(connection.greet().await);
     connection.send(&half_a_request()).await;
+    // A byte now and then does not buy more time.
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        connection.send(&frame(0, 0, &[0])).await;
+    }
     let record = server.wait_log("call").await;
     assert_eq!(record["outcome"], "SLOW_REQUEST", "{record}");
     assert_eq!(record["identity"], "alice");

@@ -75,7 +75,7 @@ pub struct ServerOptions {
     pub shutdown_grace: Duration,
     /// Time for a TLS handshake.
     pub handshake_timeout: Duration,
-    /// Time for each part of a request to come.
+    /// Time for a request to be complete.
     pub request_timeout: Duration,
     /// The certificate files are looked at this often.
     pub tls_reload_interval: Duration,

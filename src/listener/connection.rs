@@ -77,7 +77,12 @@ impl Server {
             }
             Err(Refusal(reason, error)) => {
                 telemetry::handshake_refused(reason);
-                tracing::info!(peer = %address, reason, error, "TLS handshake refused");
+                // Whoever only looks whether the port is open does so again and again.
+                if reason == "closed" {
+                    tracing::debug!(peer = %address, reason, error, "TLS handshake refused");
+                } else {
+                    tracing::info!(peer = %address, reason, error, "TLS handshake refused");
+                }
             }
         }
     }
