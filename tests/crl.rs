@@ -79,4 +79,7 @@ database = index.txt
 crlnumber = number
 default_md = sha256
 unique_subject = no
+crl_extensions = extensions
+[extensions]
+authorityKeyIdentifier = keyid:always
 ";

@@ -73,13 +73,35 @@ async fn a_revoked_leaf_is_refused_and_its_sibling_is_not() {
 async fn a_revoked_intermediate_takes_all_its_leaves_with_it() {
     let (revoked, other) = (branch(), branch());
     let root = Crl::of(admin_root()).revokes(&revoked.issuer.key).issue();
-    // They have one name and different keys, so that only one of them can have its list here.
-    for (branch, expected) in [(&other, true), (&revoked, false)] {
-        let server = site(&[&root, &Crl::of(&branch.issuer).issue()])
-            .start()
-            .await;
-        assert_eq!(gets_in(&server, &branch.good).await, expected);
-        assert_refused(&server, "revoked", u32::from(!expected)).await;
+    let lists = [&revoked, &other].map(|branch| Crl::of(&branch.issuer).issue());
+    let server = site(&[&root, &lists[0], &lists[1]]).start().await;
+    assert!(gets_in(&server, &other.good).await);
+    assert!(!gets_in(&server, &revoked.good).await);
+    assert_refused(&server, "revoked", 1).await;
+}
+
+#[tokio::test]
+async fn a_ca_that_changes_its_key_has_a_list_of_each() {
+    let (before, after) = (branch(), branch());
+    let root = Crl::of(admin_root()).issue();
+    let lists =
+        [&before, &after].map(|branch| Crl::of(&branch.issuer).revokes(&branch.bad.key).issue());
+    for files in [[&lists[0], &lists[1]], [&lists[1], &lists[0]]] {
+        let server = site(&[&root, files[0], files[1]]).start().await;
+        for branch in [&before, &after] {
+            assert!(gets_in(&server, &branch.good).await);
+            assert!(!gets_in(&server, &branch.bad).await);
+        }
+        assert_refused(&server, "revoked", 2).await;
+    }
+    // Its list of the other key does not do, whatever the policy.
+    for policy in ["require_valid", "allow_expired_and_unknown"] {
+        let policy = format!("\"{policy}\"");
+        let site = site(&[&root, &lists[0]]).set("rewrap.crl_policy", policy);
+        let server = site.start().await;
+        assert!(gets_in(&server, &before.good).await);
+        assert!(!gets_in(&server, &after.good).await);
+        assert_refused(&server, "crl_unusable", 1).await;
     }
 }
 

@@ -11,6 +11,7 @@ mod refusal;
 mod reload;
 mod revocation;
 mod snapshot;
+mod verifier;
 
 use std::path::PathBuf;
 
@@ -82,6 +83,12 @@ pub enum TlsError {
     /// rustls makes no verifier of what is in the files.
     #[error("client certificates can't be verified ({0})")]
     Verifier(#[from] rustls::server::VerifierBuilderError),
+    /// Several keys of several issuers.
+    #[error(
+        "[rewrap].crl_files has lists of too many keys under the same names: take out those of \
+         keys that are not in use any more"
+    )]
+    TooManyKeys,
     /// An admin bundle was there and is not any more.
     #[error(
         "{} has no admin bundle any more, and without one admins would be bound to none: put it \

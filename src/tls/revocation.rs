@@ -1,6 +1,8 @@
 //! Certificate revocation lists (RFC 5280, section 5): which are there, and how
 //! strictly they are wanted.
 
+use std::collections::BTreeMap;
+
 use rustls::{
     RootCertStore,
     pki_types::{CertificateDer, CertificateRevocationListDer},
@@ -8,6 +10,7 @@ use rustls::{
 };
 use x509_parser::{
     error::X509Error,
+    extensions::ParsedExtension,
     prelude::{CertificateRevocationList, FromDer, X509Certificate},
 };
 
@@ -16,6 +19,10 @@ use super::{
     material::{provider, unusable},
 };
 use crate::pem::PemFile;
+
+/// Verifiers to be had of one set of lists, each with its own parsed lists: enough for
+/// a handful of CAs that change their keys at once.
+const MAX_SELECTIONS: usize = 32;
 
 /// What a chain needs, once there are revocation lists at all. A certificate that an
 /// applicable list names is refused under every policy.
@@ -42,7 +49,7 @@ impl CrlPolicy {
     pub(super) fn apply(
         self,
         builder: ClientCertVerifierBuilder,
-        lists: &[RevocationList],
+        lists: &[&RevocationList],
     ) -> ClientCertVerifierBuilder {
         let mut builder = builder.with_crls(lists.iter().map(|list| list.der.clone()));
         if self.wants_current() {
@@ -58,6 +65,9 @@ impl CrlPolicy {
 /// A list that can be used.
 pub(super) struct RevocationList {
     der: CertificateRevocationListDer<'static>,
+    /// The issuer's name in DER, and the identifier of its key (RFC 5280, 5.2.1).
+    issuer: Vec<u8>,
+    key_id: Option<Vec<u8>>,
     /// thisUpdate, in seconds since the epoch.
     this_update: i64,
     /// nextUpdate, likewise.
@@ -88,6 +98,33 @@ pub(super) fn all_lists(
     Ok(all)
 }
 
+/// The lists in every way in which each issuer's name stands for one key. A CA that
+/// changes its key has, for a while, lists of two under one name, and rustls uses the
+/// first of that name, whoever has signed it. What is accepted with one of these
+/// selections is accepted by lists of the right keys: another's signature fails.
+pub(super) fn selections(lists: &[RevocationList]) -> Result<Vec<Vec<&RevocationList>>, TlsError> {
+    let mut issuers: BTreeMap<&[u8], BTreeMap<Option<&[u8]>, Vec<&RevocationList>>> =
+        BTreeMap::new();
+    for list in lists {
+        let keys = issuers.entry(&list.issuer).or_default();
+        keys.entry(list.key_id.as_deref()).or_default().push(list);
+    }
+    let mut selections = vec![Vec::new()];
+    for keys in issuers.values() {
+        selections = selections
+            .iter()
+            .flat_map(|selection| {
+                keys.values()
+                    .map(move |of_one_key| [&selection[..], of_one_key].concat())
+            })
+            .collect();
+        if selections.len() > MAX_SELECTIONS {
+            return Err(TlsError::TooManyKeys);
+        }
+    }
+    Ok(selections)
+}
+
 fn list(
     file: &PemFile,
     der: CertificateRevocationListDer<'static>,
@@ -106,7 +143,19 @@ fn list(
     let this_update = parsed.last_update().timestamp();
     signed_by_its_issuer(file, &parsed, authorities)?;
     understood(file, &der, authorities)?;
+    let key_id =
+        parsed
+            .extensions()
+            .iter()
+            .find_map(|extension| match extension.parsed_extension() {
+                ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref(),
+                _ => None,
+            });
+    let key_id = key_id.map(|id| id.0.to_vec());
+    let issuer = parsed.issuer().as_raw().to_vec();
     Ok(RevocationList {
+        issuer,
+        key_id,
         der,
         this_update,
         next_update,

@@ -4,9 +4,9 @@
 use std::{fmt, sync::Arc};
 
 use rustls::{
-    RootCertStore, ServerConfig,
+    ServerConfig,
     pki_types::{CertificateDer, UnixTime},
-    server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
+    server::{NoServerSessionStorage, danger::ClientCertVerifier},
     sign::SingleCertAndKey,
 };
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -14,8 +14,8 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::{
     CrlPolicy, TlsError, TlsFiles,
     material::{Material, authorities, certified_key, provider},
-    revocation::{self, RevocationList},
-    seconds, spelled,
+    revocation, seconds, spelled,
+    verifier::verifier,
 };
 use crate::identity::Anchor;
 
@@ -158,17 +158,6 @@ impl fmt::Debug for Snapshot {
             .field("expiry", &self.expiry)
             .finish_non_exhaustive()
     }
-}
-
-fn verifier(
-    authorities: &[CertificateDer<'static>],
-    lists: &[RevocationList],
-    policy: CrlPolicy,
-) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(authorities.iter().cloned());
-    let builder = WebPkiClientVerifier::builder_with_provider(roots.into(), provider());
-    Ok(policy.apply(builder, lists).build()?)
 }
 
 fn first_to_end(certificates: &[CertificateDer<'_>]) -> i64 {
