@@ -208,6 +208,29 @@ async fn a_record_that_is_not_required_goes_to_the_log_instead() {
 }
 
 #[tokio::test]
+async fn without_a_file_records_are_on_stderr_in_json_whatever_is_logged_and_how() {
+    let database = Database::migrated().await;
+    let site = Site::new(&database).set("rewrap.log_format", "\"logfmt\"");
+    let filter = "info,nico_rewrap::service=off";
+    let server = site
+        .set("rewrap.log_filter", format!("\"{filter},audit=off\""))
+        .start()
+        .await;
+    run(&server, true).await;
+    let records = || -> Vec<Value> {
+        let log = server.log_text();
+        let json = log.lines().filter(|line| line.starts_with('{'));
+        json.map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    };
+    eventually("a record", || !records().is_empty()).await;
+    let fields = ["target", "message", "outcome", "identity"];
+    assert_eq!(told(&records(), fields), ["audit call OK alice"]);
+    assert!(server.logs_with("run started").is_empty());
+    assert!(!server.logs_with("listening").is_empty());
+}
+
+#[tokio::test]
 async fn a_file_that_is_renamed_is_left_at_the_next_sighup() {
     let database = Database::migrated().await;
     let dir = temp_dir("audit");

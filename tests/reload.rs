@@ -4,6 +4,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -15,7 +16,7 @@ use crate::faults::{orgs, slow_writes, until_written, written};
 use crate::grpcurl::{Call, reencrypt, run};
 use crate::handshake::{Connection, handshake};
 use crate::pki::Leaf;
-use crate::process::lasting_dir;
+use crate::process::{lasting_dir, run as run_command};
 use crate::seed;
 use crate::server::Server;
 use crate::site::{Site, path};
@@ -360,6 +361,28 @@ async fn a_certificate_that_expires_ends_its_connection() {
     goes.closed().await;
     until_closed(&server, "expired", 1.0).await;
     assert!(stays.is_open());
+}
+
+#[tokio::test]
+async fn files_that_can_not_be_read_to_their_end_do_not_keep_a_bad_connection_open() {
+    let files = Files::new();
+    let server = files.site(disabled()).start().await;
+    let brief = service_cert("nico-api").valid_for(Duration::from_secs(10));
+    let brief = brief.signed_by(root_ca());
+    let mut goes = Connection::open(&server, Some(&brief), &H2);
+    assert!(goes.greet().await);
+    // Whoever reads it waits, as for a file server that is gone.
+    let fifo = files.0.join("fifo");
+    run_command(Command::new("mkfifo").arg(&fifo));
+    symlink(&fifo, files.0.join("link")).unwrap();
+    fs::rename(files.0.join("link"), files.0.join("crl.pem")).unwrap();
+    until_reloaded(&server, "failure", 1.0).await;
+    goes.closed().await;
+    until_closed(&server, "expired", 1.0).await;
+    assert!(shows(&server, certs::server()).await);
+    files.install("crl.pem", &Crl::of(root_ca()).issue());
+    fs::write(&fifo, "").unwrap();
+    until(&server, "nico_rewrap_tls_reload_failing", &[], 0.0).await;
 }
 
 #[tokio::test]

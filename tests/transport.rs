@@ -233,6 +233,28 @@ async fn a_client_that_never_finishes_its_handshake_is_dropped_while_others_are_
 }
 
 #[tokio::test]
+async fn what_is_no_tls_and_who_only_knocks_are_counted_apart() {
+    let server = site().start().await;
+    let mut plain = TcpStream::connect(&server.grpc).await.unwrap();
+    plain.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    assert_refused(&server, "protocol_error", 1).await;
+    drop(TcpStream::connect(&server.grpc).await.unwrap());
+    assert_refused(&server, "closed", 1).await;
+    // A client that trusts another CA than that of the server's certificate.
+    let wrong = ["-CAfile", certs::other_ca().cert.to_str().unwrap()];
+    let leaf = certs::service("nico-api");
+    for options in [[&["-tls1_2"][..], &wrong].concat(), wrong.to_vec()] {
+        let session = handshake(&server, Some(&leaf), &options).await;
+        session.expect_err("it trusts another CA");
+    }
+    assert_refused(&server, "client_alert", 2).await;
+    assert_eq!(refused(&server).await.len(), 3, "and for no other reason");
+    let logged = server.logs_with("TLS handshake refused");
+    assert_eq!(logged.len(), 3, "not who only knocks: {logged:?}");
+    assert_served(&server).await;
+}
+
+#[tokio::test]
 async fn a_connection_without_a_call_is_dropped() {
     let server = site().set("rewrap.idle_timeout", "\"1s\"").start().await;
     let leaf = certs::service("nico-api");

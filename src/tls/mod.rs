@@ -89,6 +89,12 @@ pub enum TlsError {
          keys that are not in use any more"
     )]
     TooManyKeys,
+    /// A file is there and gives nothing.
+    #[error("reading the files takes too long: is what they are on still there?")]
+    Stuck,
+    /// A bug.
+    #[error("loading the files panicked: this is a bug")]
+    Panicked,
     /// An admin bundle was there and is not any more.
     #[error(
         "{} has no admin bundle any more, and without one admins would be bound to none: put it \

@@ -9,7 +9,8 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::watch,
-    time::{MissedTickBehavior, interval},
+    task::JoinHandle,
+    time::{MissedTickBehavior, interval, timeout},
 };
 
 use super::{Snapshot, TlsError, TlsFiles, material::Material, spelled};
@@ -22,7 +23,16 @@ pub struct Reloader {
     current: watch::Sender<Arc<Snapshot>>,
     /// What is wrong with the files since they were last good.
     failure: Option<String>,
+    /// Reading that has not come to an end, after [`PATIENCE`].
+    stuck: Option<JoinHandle<Result<Option<Loaded>, TlsError>>>,
 }
+
+/// How long reading may take, over a network, before connections are measured again
+/// without it.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A snapshot, and the fingerprint of what it was made of.
+type Loaded = ([u8; 32], Snapshot);
 
 impl Reloader {
     /// Loads the files for the first time.
@@ -41,6 +51,7 @@ impl Reloader {
             fingerprint,
             current: watch::Sender::new(Arc::new(snapshot)),
             failure: None,
+            stuck: None,
         })
     }
 
@@ -66,14 +77,7 @@ impl Reloader {
     }
 
     async fn look(&mut self, asked: bool) {
-        let (files, known) = (self.files.clone(), self.fingerprint);
-        // Reading may take its time, over a network.
-        let loaded = tokio::task::spawn_blocking(move || load(&files, known)).await;
-        let Ok(loaded) = loaded else {
-            tracing::error!("loading the TLS files panicked: this is a bug");
-            return;
-        };
-        match loaded.and_then(|loaded| self.kept(loaded)) {
+        match self.load().await.and_then(|loaded| self.kept(loaded)) {
             Err(error) => self.failed(&error, asked),
             Ok(None) => {
                 if self.failure.take().is_some() || asked {
@@ -98,6 +102,22 @@ impl Reloader {
             }
         }
         self.current.send_modify(|_| {});
+    }
+
+    /// `None` where the files are as they were.
+    async fn load(&mut self) -> Result<Option<Loaded>, TlsError> {
+        let (files, known) = (self.files.clone(), self.fingerprint);
+        let mut loading = self
+            .stuck
+            .take()
+            .unwrap_or_else(|| tokio::task::spawn_blocking(move || load(&files, known)));
+        match timeout(PATIENCE, &mut loading).await {
+            Ok(loaded) => loaded.unwrap_or(Err(TlsError::Panicked)),
+            Err(_) => {
+                self.stuck = Some(loading);
+                Err(TlsError::Stuck)
+            }
+        }
     }
 
     /// A bundle that vanishes must not free those that were bound to it: half of a
@@ -127,9 +147,6 @@ impl Reloader {
         self.failure = Some(failure);
     }
 }
-
-/// A snapshot, and the fingerprint of what it was made of.
-type Loaded = ([u8; 32], Snapshot);
 
 /// `None` where the files are as they were.
 fn load(files: &TlsFiles, known: [u8; 32]) -> Result<Option<Loaded>, TlsError> {
