@@ -6,12 +6,14 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use thiserror::Error;
 use tokio::{
     net::TcpListener,
+    sync::watch,
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin,
+    audit::AuditLog,
     config::{Config, ServerOptions},
     envelope::{Buffers, Envelope, Plaintext, seal},
     keyring::Keyring,
@@ -20,7 +22,7 @@ use crate::{
     run::Runner,
     service::Service,
     store::{SchemaError, Store, StoreError},
-    tls::TlsError,
+    tls::{Reloader, TlsError},
 };
 
 const GRPC: &str = "grpc";
@@ -47,6 +49,9 @@ pub enum AppError {
     /// No TLS from the files of `[tls]`.
     #[error("[tls]: {0}")]
     Tls(#[from] TlsError),
+    /// The audit log can't be written to.
+    #[error("[rewrap].audit_log: can't be opened for appending ({0})")]
+    Audit(std::io::Error),
     /// An address can't be listened on.
     #[error("[rewrap].{setting}: can't listen on {address} ({source})")]
     Bind {
@@ -66,7 +71,10 @@ impl AppError {
     /// Whether the configuration is at fault, and a restart alone won't help.
     #[must_use]
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Schema(_) | Self::TargetKey(_) | Self::Tls(_))
+        matches!(
+            self,
+            Self::Schema(_) | Self::TargetKey(_) | Self::Tls(_) | Self::Audit(_)
+        )
     }
 }
 
@@ -105,7 +113,8 @@ async fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpListener,
 
 /// A server that is checked and not yet bound to anything.
 pub struct App {
-    tls: rustls::ServerConfig,
+    tls: Reloader,
+    audit: AuditLog,
     trust: crate::identity::TrustRules,
     policy: crate::authorize::Policy,
     options: ServerOptions,
@@ -123,7 +132,8 @@ impl App {
     ///
     /// [`AppError`] names the setting that is wrong.
     pub async fn prepare(config: Config) -> Result<Self, AppError> {
-        let tls = config.tls.server_config()?;
+        let tls = Reloader::start(config.tls)?;
+        let audit = AuditLog::open(&config.audit).map_err(AppError::Audit)?;
         let readiness = Readiness::waiting_for(&[GRPC]);
         let mut runner = None;
         let mut database_checked = true;
@@ -147,6 +157,7 @@ impl App {
         }
         Ok(Self {
             tls,
+            audit,
             trust: config.trust,
             policy: config.policy,
             options: config.server,
@@ -157,6 +168,7 @@ impl App {
     }
 
     /// Serves until `shutdown`, then ends what is under way within the grace period.
+    /// When `hangups` changes, files are looked at: those of TLS, and the audit log.
     ///
     /// # Errors
     ///
@@ -166,6 +178,7 @@ impl App {
         self,
         listeners: Listeners,
         metrics: PrometheusHandle,
+        hangups: watch::Receiver<u64>,
         shutdown: CancellationToken,
     ) -> Result<(), AppError> {
         let tasks = TaskTracker::new();
@@ -173,12 +186,13 @@ impl App {
             self.runner.clone(),
             self.policy,
             self.readiness.clone(),
+            self.audit.clone(),
             self.options.max_runs,
             tasks.clone(),
             shutdown.clone(),
         );
         let gate = service
-            .into_gate()
+            .into_gate(self.options.request_timeout)
             .map_err(|error| AppError::Bug(error.to_string()))?;
         announce(&listeners);
 
@@ -191,14 +205,17 @@ impl App {
             probes_over.clone(),
         ));
         let grace = self.options.shutdown_grace;
+        let reload_interval = self.options.tls_reload_interval;
         let grpc = tokio::spawn(listener::serve(
             listeners.grpc,
-            Arc::new(self.tls),
+            self.tls.snapshots(),
             Arc::new(self.trust),
             gate,
             self.options,
             shutdown.clone(),
         ));
+        tokio::spawn(reopen(self.audit, hangups.clone()));
+        let reloading = tokio::spawn(self.tls.run(reload_interval, hangups));
         self.readiness.release(GRPC);
 
         let reached = match &self.runner {
@@ -212,7 +229,11 @@ impl App {
             _ => Ok(()),
         };
         if reached.is_ok() {
-            shutdown.cancelled().await;
+            tokio::select! {
+                () = shutdown.cancelled() => {}
+                // Nobody would be found out any more whose certificate is revoked.
+                _ = reloading => tracing::error!("the task that reloads TLS files ended: this is a bug"),
+            }
         }
         self.readiness.hold(PROCESS, "shutting down");
         shutdown.cancel();
@@ -235,6 +256,14 @@ impl App {
         // A probe that hangs on to its connection is not waited for.
         let _ = timeout(Duration::from_millis(100), probes).await;
         reached
+    }
+}
+
+async fn reopen(audit: AuditLog, mut hangups: watch::Receiver<u64>) {
+    while hangups.changed().await.is_ok() {
+        let audit = audit.clone();
+        // A disk may take its time.
+        let _ = tokio::task::spawn_blocking(move || audit.reopen()).await;
     }
 }
 

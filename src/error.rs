@@ -59,6 +59,12 @@ pub enum ServiceError {
     /// The database can't be worked with.
     #[error("{0}; what was committed stays, call again later")]
     Database(StoreError),
+    /// The audit log takes no record of the call.
+    #[error(
+        "the audit log can't be written to, and nothing is done without a record: see to the file \
+         of [rewrap].audit_log, then call again"
+    )]
+    AuditUnavailable,
     /// The server is told to stop.
     #[error("the server is shutting down; what was committed stays, call again")]
     ShuttingDown,
@@ -70,6 +76,9 @@ pub enum ServiceError {
     /// The client is gone.
     #[error("the call was cancelled; what was committed stays")]
     Cancelled,
+    /// The request was not there in time.
+    #[error("the request was not complete within [rewrap].request_timeout")]
+    SlowRequest,
     /// There is no such method here.
     #[error("no such method, or a message encoding that is not supported")]
     UnknownMethod,
@@ -102,9 +111,11 @@ impl ServiceError {
             Self::TooManyRuns => (Code::ResourceExhausted, "TOO_MANY_RUNS"),
             Self::NotReady(_) => (Code::Unavailable, "NOT_READY"),
             Self::Database(_) => (Code::Unavailable, "DATABASE_UNAVAILABLE"),
+            Self::AuditUnavailable => (Code::Unavailable, "AUDIT_UNAVAILABLE"),
             Self::ShuttingDown => (Code::Unavailable, "SHUTTING_DOWN"),
             Self::DeadlineExceeded => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
             Self::Cancelled => (Code::Cancelled, "CANCELLED"),
+            Self::SlowRequest => (Code::DeadlineExceeded, "SLOW_REQUEST"),
             Self::UnknownMethod => (Code::Unimplemented, "UNKNOWN_METHOD"),
             Self::MalformedRequest => (Code::InvalidArgument, "MALFORMED_REQUEST"),
             Self::Internal => (Code::Internal, "INTERNAL"),
@@ -196,6 +207,11 @@ mod tests {
                 Unavailable,
                 "DATABASE_UNAVAILABLE",
             ),
+            (
+                ServiceError::AuditUnavailable,
+                Unavailable,
+                "AUDIT_UNAVAILABLE",
+            ),
             (ServiceError::ShuttingDown, Unavailable, "SHUTTING_DOWN"),
             (
                 ServiceError::DeadlineExceeded,
@@ -203,6 +219,7 @@ mod tests {
                 "DEADLINE_EXCEEDED",
             ),
             (ServiceError::Cancelled, Cancelled, "CANCELLED"),
+            (ServiceError::SlowRequest, DeadlineExceeded, "SLOW_REQUEST"),
             (ServiceError::UnknownMethod, Unimplemented, "UNKNOWN_METHOD"),
             (
                 ServiceError::MalformedRequest,

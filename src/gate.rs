@@ -6,72 +6,124 @@
 //! handler runs (an unknown method, a request that can't be decoded) gets the same
 //! treatment as everything else: an audit record, a run id, a status of ours.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use axum::http::{Request, Response};
-use tonic::{Code, Status, body::Body, service::Routes};
+use axum::{
+    body::{Bytes, HttpBody},
+    http::{Request, Response},
+};
+use http_body_util::{BodyExt, Full, Limited};
+use tokio::time::timeout;
+use tonic::{Code, Status, body::Body, codegen::StdError, service::Routes};
 use tower::ServiceExt;
+use tracing::Instrument;
 
 use crate::{
-    audit,
+    audit::{AuditLog, Record},
     authorize::{ACTION, Denial, Permit, Policy, authorize},
     error::ServiceError,
     identity::Caller,
     listener::Peer,
-    service::{RUN_ID_HEADER, run_id},
+    service::{MAX_REQUEST_BYTES, RUN_ID_HEADER, run_id},
     telemetry,
 };
 
 /// Services that any verified certificate may use.
 const OPEN: [&str; 2] = ["/grpc.health.v1.Health/", "/grpc.reflection."];
 
+/// What stands before a message: whether it is compressed, and its length (gRPC over
+/// HTTP/2, "Length-Prefixed-Message").
+const PREFIX: usize = 5;
+
 /// The routes of the server, guarded.
 #[derive(Clone)]
 pub struct Gate {
     routes: Routes,
     policy: Policy,
+    audit: AuditLog,
+    request_timeout: Duration,
 }
 
 impl Gate {
-    /// Guards `routes` with `policy`.
+    /// Guards `routes` with `policy`; refusals go to `audit`. A request that is not
+    /// complete within `request_timeout` is refused, but for the open services, which
+    /// have requests that go on.
     #[must_use]
-    pub fn new(routes: Routes, policy: Policy) -> Self {
+    pub fn new(routes: Routes, policy: Policy, audit: AuditLog, request_timeout: Duration) -> Self {
         Self {
             routes: routes.prepare(),
             policy,
+            audit,
+            request_timeout,
         }
     }
 
     /// Answers one request.
     pub async fn answer<B>(&self, request: Request<B>) -> Response<Body>
     where
-        B: axum::body::HttpBody<Data = axum::body::Bytes> + Send + 'static,
-        B::Error: Into<tonic::codegen::StdError> + Send,
+        B: HttpBody<Data = Bytes> + Send + 'static,
+        B::Error: Into<StdError> + Send,
     {
-        let started = Instant::now();
         let path = request.uri().path().to_owned();
-        let peer = request.extensions().get::<Arc<Peer>>().cloned();
-        let response = match self.routes.clone().oneshot(request).await {
-            Ok(response) => response,
-            Err(never) => match never {},
-        };
-        let answered = response.headers().contains_key(RUN_ID_HEADER);
-        if answered || OPEN.iter().any(|open| path.starts_with(open)) {
-            return response;
+        if OPEN.iter().any(|open| path.starts_with(open)) {
+            return self.routed(request).await;
         }
-
-        let refused = Status::from_header_map(response.headers());
-        let code = refused.map_or(Code::Unknown, |status| status.code());
+        let started = Instant::now();
+        let peer = request.extensions().get::<Arc<Peer>>().cloned();
+        let error = match self.complete(request).await {
+            Ok(request) => {
+                let response = self.routed(request).await;
+                if response.headers().contains_key(RUN_ID_HEADER) {
+                    return response;
+                }
+                match Status::from_header_map(response.headers()).map(|status| status.code()) {
+                    Some(Code::Unimplemented) => ServiceError::UnknownMethod,
+                    _ => ServiceError::MalformedRequest,
+                }
+            }
+            Err(error) => error,
+        };
         let error = match peer.as_ref().map(|peer| decide(&self.policy, &peer.caller)) {
             None => ServiceError::Internal,
             Some(Err(denial)) => denial.into(),
-            Some(Ok(_)) if code == Code::Unimplemented => ServiceError::UnknownMethod,
-            Some(Ok(_)) => ServiceError::MalformedRequest,
+            Some(Ok(_)) => error,
         };
         let run_id = run_id();
-        let _span = tracing::error_span!("rewrap", run_id).entered();
-        audit::Record::new(peer, &path).write(started.elapsed(), Some(&error));
+        let span = tracing::error_span!("rewrap", run_id);
+        let record = Record::new(&run_id, peer, &path);
+        let recorded = self.audit.ended(record, started.elapsed(), Some(&error));
+        recorded.instrument(span).await;
         error.into_status(&run_id).into_http()
+    }
+
+    async fn routed<B>(&self, request: Request<B>) -> Response<Body>
+    where
+        B: HttpBody<Data = Bytes> + Send + 'static,
+        B::Error: Into<StdError> + Send,
+    {
+        match self.routes.clone().oneshot(request).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        }
+    }
+
+    /// The request with all of its body, which is small. One that never ends would hold
+    /// its connection for ever, as a call that is under way.
+    async fn complete<B>(&self, request: Request<B>) -> Result<Request<Full<Bytes>>, ServiceError>
+    where
+        B: HttpBody<Data = Bytes>,
+        B::Error: Into<StdError>,
+    {
+        let (head, body) = request.into_parts();
+        let body = Limited::new(body, PREFIX + MAX_REQUEST_BYTES).collect();
+        match timeout(self.request_timeout, body).await {
+            Err(_) => Err(ServiceError::SlowRequest),
+            Ok(Err(_)) => Err(ServiceError::MalformedRequest),
+            Ok(Ok(body)) => Ok(Request::from_parts(head, Full::new(body.to_bytes()))),
+        }
     }
 }
 

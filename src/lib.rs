@@ -29,19 +29,19 @@
 //! permit).
 //!
 //! The world: [`config`] (files and environment → one valid [`config::Config`]),
-//! [`secrets`] (the secrets file), [`pem`], [`tls`], [`database`] (where Postgres is,
+//! [`secrets`] (the secrets file), [`pem`], [`tls`] (certificates, anew when their files change), [`database`] (where Postgres is,
 //! and TLS with it), [`store`] (all SQL).
 //!
 //! The service: [`run`] knows the store and the pure core, and no gRPC; [`listener`]
 //! (TLS and HTTP/2), [`gate`] (who gets through), [`service`] (the gRPC surface), [`error`] (the one mapping to a
-//! status), `audit`, [`admin`] (probes and metrics), [`readiness`], [`telemetry`], [`cpu`].
+//! status), [`audit`] (a record of every call), [`admin`] (probes and metrics), [`readiness`], [`telemetry`], [`cpu`].
 //!
 //! [`app`] puts them together, and [`cli`] is the command line; only these two know
 //! everything.
 
 pub mod admin;
 pub mod app;
-mod audit;
+pub mod audit;
 pub mod authorize;
 pub mod casbin_policy;
 pub mod cli;

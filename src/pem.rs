@@ -1,12 +1,13 @@
-//! PEM files (RFC 7468): certificates and a private key.
+//! PEM files (RFC 7468): certificates, a private key, revocation lists.
 
 use std::path::{Path, PathBuf};
 
 use rustls::pki_types::{
-    CertificateDer, PrivateKeyDer,
+    CertificateDer, CertificateRevocationListDer, PrivateKeyDer,
     pem::{self, PemObject},
 };
 use thiserror::Error;
+use zeroize::Zeroizing;
 
 /// A PEM file that can't be used.
 #[derive(Debug, Error)]
@@ -19,33 +20,82 @@ pub enum PemError {
     Lacks(PathBuf, &'static str),
 }
 
-/// All certificates of a file, at least one.
-///
-/// # Errors
-///
-/// [`PemError`] for a file that can't be read, is not PEM, or has none.
-pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, PemError> {
-    let text = read(path)?;
-    let certificates: Result<Vec<_>, pem::Error> = CertificateDer::pem_slice_iter(&text).collect();
-    match certificates {
-        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        _ => Err(PemError::Lacks(path.to_owned(), "PEM certificate")),
+/// What was in a file when it was read: what is checked is then what is used.
+pub struct PemFile {
+    path: PathBuf,
+    bytes: Zeroizing<Vec<u8>>,
+}
+
+impl PemFile {
+    /// Reads the whole file, whatever is in it.
+    ///
+    /// # Errors
+    ///
+    /// [`PemError::Unreadable`].
+    pub fn read(path: &Path) -> Result<Self, PemError> {
+        match std::fs::read(path) {
+            Ok(bytes) => Ok(Self {
+                path: path.to_owned(),
+                bytes: Zeroizing::new(bytes),
+            }),
+            Err(error) => Err(PemError::Unreadable(path.to_owned(), error)),
+        }
     }
-}
 
-/// The private key of a file: PKCS#8, PKCS#1 or SEC1.
-///
-/// # Errors
-///
-/// [`PemError`] for a file that can't be read or has no such key.
-pub fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, PemError> {
-    let text = read(path)?;
-    PrivateKeyDer::from_pem_slice(&text)
-        .map_err(|_| PemError::Lacks(path.to_owned(), "PEM private key (PKCS#8, PKCS#1 or SEC1)"))
-}
+    /// Where it was read from.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
 
-fn read(path: &Path) -> Result<zeroize::Zeroizing<Vec<u8>>, PemError> {
-    std::fs::read(path)
-        .map(zeroize::Zeroizing::new)
-        .map_err(|error| PemError::Unreadable(path.to_owned(), error))
+    /// What was in it.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// All certificates, at least one.
+    ///
+    /// # Errors
+    ///
+    /// [`PemError::Lacks`].
+    pub fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, PemError> {
+        self.all("PEM certificate")
+    }
+
+    /// The private key: PKCS#8, PKCS#1 or SEC1.
+    ///
+    /// # Errors
+    ///
+    /// [`PemError::Lacks`].
+    pub fn private_key(&self) -> Result<PrivateKeyDer<'static>, PemError> {
+        PrivateKeyDer::from_pem_slice(&self.bytes)
+            .map_err(|_| self.lacks("PEM private key (PKCS#8, PKCS#1 or SEC1)"))
+    }
+
+    /// All certificate revocation lists, at least one: PEM, or a single one in DER, which is
+    /// how they are published (RFC 5280, section 4.2.1.13).
+    ///
+    /// # Errors
+    ///
+    /// [`PemError::Lacks`].
+    pub fn revocation_lists(&self) -> Result<Vec<CertificateRevocationListDer<'static>>, PemError> {
+        // The tag of a SEQUENCE, which no text begins with.
+        if self.bytes.first() == Some(&0x30) {
+            return Ok(vec![self.bytes.to_vec().into()]);
+        }
+        self.all("certificate revocation list in PEM or DER")
+    }
+
+    fn all<T: PemObject>(&self, what: &'static str) -> Result<Vec<T>, PemError> {
+        let items: Result<Vec<T>, pem::Error> = T::pem_slice_iter(&self.bytes).collect();
+        match items {
+            Ok(items) if !items.is_empty() => Ok(items),
+            _ => Err(self.lacks(what)),
+        }
+    }
+
+    fn lacks(&self, what: &'static str) -> PemError {
+        PemError::Lacks(self.path.clone(), what)
+    }
 }

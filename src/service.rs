@@ -22,7 +22,7 @@ use self::proto::{
     forge_server::{Forge, ForgeServer},
 };
 use crate::{
-    audit,
+    audit::{AuditLog, Record},
     authorize::Policy,
     error::ServiceError,
     gate::{Gate, decide},
@@ -39,7 +39,7 @@ mod proto {
 }
 
 /// A request has two small fields; whatever is bigger is none.
-const MAX_REQUEST_BYTES: usize = 16 << 10;
+pub(crate) const MAX_REQUEST_BYTES: usize = 16 << 10;
 
 /// The one method, for the audit record.
 const METHOD: &str = "/forge.Forge/ReencryptTenantIdentitySecrets";
@@ -60,6 +60,7 @@ struct Inner {
     runner: Option<Runner>,
     policy: Policy,
     readiness: Readiness,
+    audit: AuditLog,
     runs: Arc<Semaphore>,
     site_apply: Arc<Semaphore>,
     tasks: TaskTracker,
@@ -74,6 +75,7 @@ impl Service {
         runner: Option<Runner>,
         policy: Policy,
         readiness: Readiness,
+        audit: AuditLog,
         max_runs: u32,
         tasks: TaskTracker,
         shutdown: CancellationToken,
@@ -83,6 +85,7 @@ impl Service {
                 runner,
                 policy,
                 readiness,
+                audit,
                 runs: Arc::new(Semaphore::new(max_runs as usize)),
                 site_apply: Arc::new(Semaphore::new(1)),
                 tasks,
@@ -91,12 +94,16 @@ impl Service {
         }
     }
 
-    /// This service with health checking and reflection beside it, behind the gate.
+    /// This service with health checking and reflection beside it, behind the gate,
+    /// which waits at most `request_timeout` for a request to be complete.
     ///
     /// # Errors
     ///
     /// When the descriptors that were compiled in can't be decoded.
-    pub fn into_gate(self) -> Result<Gate, tonic_reflection::server::Error> {
+    pub fn into_gate(
+        self,
+        request_timeout: Duration,
+    ) -> Result<Gate, tonic_reflection::server::Error> {
         let reflection = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
@@ -112,6 +119,7 @@ impl Service {
             readiness.report_to(&reporter, &services).await;
         });
         let policy = self.inner.policy.clone();
+        let audit = self.inner.audit.clone();
         let mut routes = Routes::builder();
         routes
             .add_service(health.max_decoding_message_size(MAX_REQUEST_BYTES))
@@ -126,7 +134,7 @@ impl Service {
                     .max_decoding_message_size(MAX_REQUEST_BYTES),
             )
             .add_service(ForgeServer::new(self).max_decoding_message_size(MAX_REQUEST_BYTES));
-        Ok(Gate::new(routes.routes(), policy))
+        Ok(Gate::new(routes.routes(), policy, audit, request_timeout))
     }
 }
 
@@ -150,7 +158,8 @@ impl Forge for Service {
         let gone = CancellationToken::new();
         let _guard: DropGuard = gone.clone().drop_guard();
         let inner = self.inner.clone();
-        let call = async move { inner.call(request, gone).await };
+        let id = run_id.clone();
+        let call = async move { inner.call(&id, request, gone).await };
         let answer = self.inner.tasks.spawn(call.instrument(span)).await;
         match answer.unwrap_or(Err(ServiceError::Internal)) {
             Ok(response) => {
@@ -195,24 +204,27 @@ impl Inner {
     /// Carries the call out and leaves its audit record, also if it panics.
     async fn call(
         self: Arc<Self>,
+        run_id: &str,
         request: Request<ReencryptTenantIdentitySecretsRequest>,
         gone: CancellationToken,
     ) -> Result<ReencryptTenantIdentitySecretsResponse, ServiceError> {
         let started = Instant::now();
         let asked = Asked::new(&request);
         let peer = request.extensions().get::<Arc<Peer>>().cloned();
-        let mut record = audit::Record::new(peer.clone(), METHOD);
+        let mut record = Record::new(run_id, peer.clone(), METHOD);
         record.asked(asked.scope.as_ref().ok(), asked.mode);
 
+        let (inner, begun) = (self.clone(), record.clone());
         let run = tokio::spawn(
-            async move { self.checked_run(peer, asked, &gone).await }.in_current_span(),
+            async move { inner.checked_run(peer, asked, &begun, &gone).await }.in_current_span(),
         );
         let (result, report) = run.await.unwrap_or_else(|error| {
             tracing::error!(%error, "a run panicked: this is a bug");
             (Err(ServiceError::Internal), Report::default())
         });
         record.counted(&report);
-        record.write(started.elapsed(), result.as_ref().err());
+        let error = result.as_ref().err();
+        self.audit.ended(record, started.elapsed(), error).await;
         result.map(|target| response(&report, target))
     }
 
@@ -221,10 +233,11 @@ impl Inner {
         &self,
         peer: Option<Arc<Peer>>,
         asked: Asked,
+        record: &Record,
         gone: &CancellationToken,
     ) -> (Result<String, ServiceError>, Report) {
         let mut report = Report::default();
-        let result = self.run(peer, asked, gone, &mut report).await;
+        let result = self.run(peer, asked, record, gone, &mut report).await;
         (result, report)
     }
 
@@ -232,6 +245,7 @@ impl Inner {
         &self,
         peer: Option<Arc<Peer>>,
         asked: Asked,
+        record: &Record,
         gone: &CancellationToken,
         report: &mut Report,
     ) -> Result<String, ServiceError> {
@@ -248,6 +262,7 @@ impl Inner {
         }
         self.readiness.check().map_err(ServiceError::NotReady)?;
         let _places = self.places(&scope, mode)?;
+        self.audit.started(record).await?;
 
         tracing::info!(
             scope = %scope,

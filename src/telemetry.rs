@@ -2,13 +2,16 @@
 
 use std::time::Duration;
 
-use metrics::{Unit, counter, describe_counter, describe_histogram, histogram};
+use metrics::{
+    Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::{
     config::{LogFormat, LogOptions},
     run::Mode,
+    tls::Expiry,
 };
 
 const CALLS: &str = "nico_rewrap_calls_total";
@@ -16,6 +19,13 @@ const DECISIONS: &str = "nico_rewrap_authorization_decisions_total";
 const CALL_SECONDS: &str = "nico_rewrap_call_duration_seconds";
 const ROWS: &str = "nico_rewrap_rows_total";
 const HANDSHAKES_REFUSED: &str = "nico_rewrap_tls_handshakes_refused_total";
+const CONNECTIONS: &str = "nico_rewrap_connections_open";
+const DISTRUSTED: &str = "nico_rewrap_connections_distrusted_total";
+const RELOADS: &str = "nico_rewrap_tls_reloads_total";
+const RELOAD_FAILING: &str = "nico_rewrap_tls_reload_failing";
+const CERTIFICATE_EXPIRY: &str = "nico_rewrap_certificate_expiry_timestamp_seconds";
+const CRL_EXPIRY: &str = "nico_rewrap_crl_next_update_timestamp_seconds";
+const AUDIT_FAILURES: &str = "nico_rewrap_audit_failures_total";
 
 /// Upper bounds of the duration histogram, in seconds: from a single row to a
 /// large site.
@@ -39,11 +49,6 @@ pub fn start_logging(options: &LogOptions) {
     };
     // Checked when the configuration was read.
     let filter = EnvFilter::try_new(&options.filter).unwrap_or_default();
-    // Every call leaves its record, whatever else is filtered out.
-    let filter = match "audit=info".parse() {
-        Ok(always) => filter.add_directive(always),
-        Err(_) => filter,
-    };
     let _ = tracing_subscriber::registry()
         .with(format)
         .with(filter)
@@ -75,8 +80,36 @@ pub fn start_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus::
     describe_counter!(ROWS, "Rows evaluated, by mode and outcome");
     describe_counter!(
         HANDSHAKES_REFUSED,
-        "TLS handshakes that did not become a connection"
+        "Connections that ended before HTTP/2, by reason"
     );
+    describe_gauge!(CONNECTIONS, "Connections whose client is verified");
+    describe_counter!(
+        DISTRUSTED,
+        "Connections closed because their certificate is not what it was, by reason"
+    );
+    describe_counter!(RELOADS, "Changes of the TLS files, by outcome");
+    describe_gauge!(
+        RELOAD_FAILING,
+        "1 while the TLS files are not those that are in use"
+    );
+    describe_gauge!(
+        CERTIFICATE_EXPIRY,
+        Unit::Seconds,
+        "When the server's certificate, or the first CA of a bundle, expires"
+    );
+    describe_gauge!(
+        CRL_EXPIRY,
+        Unit::Seconds,
+        "When the first certificate revocation list goes out of date"
+    );
+    describe_counter!(AUDIT_FAILURES, "Lines that the audit log did not take");
+    // So that alerts on them have something to go by from the start.
+    for outcome in ["success", "failure"] {
+        counter!(RELOADS, "outcome" => outcome).absolute(0);
+    }
+    gauge!(RELOAD_FAILING).set(0.0);
+    gauge!(CONNECTIONS).set(0.0);
+    counter!(AUDIT_FAILURES).absolute(0);
     Ok(handle)
 }
 
@@ -103,4 +136,61 @@ pub(crate) fn row_done(mode: Mode, outcome: &'static str) {
 /// A connection ended before HTTP/2.
 pub(crate) fn handshake_refused(reason: &'static str) {
     counter!(HANDSHAKES_REFUSED, "reason" => reason).increment(1);
+}
+
+/// A connection that is open for as long as this exists.
+pub(crate) struct OpenConnection(());
+
+/// A client is verified.
+pub(crate) fn connection_opened() -> OpenConnection {
+    gauge!(CONNECTIONS).increment(1.0);
+    OpenConnection(())
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        gauge!(CONNECTIONS).decrement(1.0);
+    }
+}
+
+/// A connection is closed because of what became of its certificate.
+pub(crate) fn connection_distrusted(reason: &'static str) {
+    counter!(DISTRUSTED, "reason" => reason).increment(1);
+}
+
+/// The TLS files are in use.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "seconds since the epoch are far below 2^52"
+)]
+pub(crate) fn tls_loaded(expiry: &Expiry) {
+    let certificates = [
+        ("server", Some(expiry.server)),
+        ("root_ca", Some(expiry.root_ca)),
+        ("admin_root_ca", expiry.admin_root_ca),
+    ];
+    for (certificate, end) in certificates {
+        if let Some(end) = end {
+            gauge!(CERTIFICATE_EXPIRY, "certificate" => certificate).set(end as f64);
+        }
+    }
+    if let Some(end) = expiry.crl {
+        gauge!(CRL_EXPIRY).set(end as f64);
+    }
+}
+
+/// The TLS files had changed, and are in use now or not.
+pub(crate) fn tls_reloaded(success: bool) {
+    let outcome = if success { "success" } else { "failure" };
+    counter!(RELOADS, "outcome" => outcome).increment(1);
+}
+
+/// Whether the TLS files are other than those in use.
+pub(crate) fn tls_reload_failing(failing: bool) {
+    gauge!(RELOAD_FAILING).set(f64::from(u8::from(failing)));
+}
+
+/// The audit log did not take a line.
+pub(crate) fn audit_failed() {
+    counter!(AUDIT_FAILURES).increment(1);
 }

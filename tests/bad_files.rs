@@ -165,7 +165,26 @@ async fn bad_certificate_files_are_named() {
         "garbage.pem",
         "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
     );
+    let of_2020 = certs::server_cert().expired().signed_by(certs::root_ca());
+    let of_2090 = certs::server_cert()
+        .not_yet_valid()
+        .signed_by(certs::root_ca());
     let faults = [
+        (
+            "identity_pemfile_path",
+            &garbage,
+            "garbage.pem holds a certificate that can't be read",
+        ),
+        (
+            "identity_pemfile_path",
+            &path(&of_2020.cert_chain),
+            "is valid from 2020-01-01T00:00:00Z to 2020-12-31T00:00:00Z only: renew it",
+        ),
+        (
+            "identity_pemfile_path",
+            &path(&of_2090.cert_chain),
+            "is valid from 2090-01-01T00:00:00Z to 2099-12-31T00:00:00Z only",
+        ),
         (
             "identity_pemfile_path",
             &missing,

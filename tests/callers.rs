@@ -14,16 +14,20 @@ use crate::pki::{Cert, Leaf, Strings};
 use crate::server::Server;
 use crate::site::{Site, quote};
 
-const OK: &str = "OK";
-const NO_IDENTITY: &str = "UNAUTHENTICATED NO_IDENTITY";
+pub(crate) const OK: &str = "OK";
+pub(crate) const NO_IDENTITY: &str = "UNAUTHENTICATED NO_IDENTITY";
 const NOT_ALLOWED: &str = "PERMISSION_DENIED NOT_ALLOWED";
 
-async fn site() -> Site {
+pub(crate) async fn site() -> Site {
     Site::new(&Database::migrated().await)
 }
 
 /// What a site-wide dry run comes to, or one with this organization id: `OK`, or the code and its reason.
-async fn outcome_of(server: &Server, leaf: &Leaf, organization_id: Option<&str>) -> String {
+pub(crate) async fn outcome_of(
+    server: &Server,
+    leaf: &Leaf,
+    organization_id: Option<&str>,
+) -> String {
     let mut request = json!({"dryRun": true});
     if let Some(id) = organization_id {
         request["organizationId"] = id.into();
@@ -35,7 +39,7 @@ async fn outcome_of(server: &Server, leaf: &Leaf, organization_id: Option<&str>)
     }
 }
 
-async fn assert_outcomes(server: &Server, table: &[(&str, Leaf, &str)]) {
+pub(crate) async fn assert_outcomes(server: &Server, table: &[(&str, Leaf, &str)]) {
     for (what, leaf, expected) in table {
         assert_eq!(outcome_of(server, leaf, None).await, *expected, "{what}");
     }

@@ -77,6 +77,13 @@ rewrap.shutdown_grace | "1m 30s" | "soon" | "2s"
 rewrap.max_connections | 2 | 0 ; -1 ; 257 ; 1.5 ; "many" | from 1 to 256
 rewrap.page_size | 10000 | 0 ; 10001 ; 4294967297 | from 1 to 10000
 rewrap.max_attempts | 1 | 0 | from 1 to 100
+rewrap.crl_files | [] | "a.pem" ; [1] | list of texts
+rewrap.crl_files | [] | [" "] | blank entry
+rewrap.crl_policy | "allow_unknown" | "none" ; "" | one of "require_valid", "allow_expired"
+rewrap.max_handshakes | 1 | 0 ; 65537 | from 1 to 65536
+rewrap.request_timeout | "1s" | 10 | "2s"
+rewrap.tls_reload_interval | "1m" | "0s" | "2s"
+rewrap.audit_required | false | "yes" | true or false
 rewrap.listen | "127.0.0.1:0" | "localhost:1179" ; "1179" ; 1179 ; "[::]" ; "" |
 rewrap.metrics_endpoint | "127.0.0.1:0" | "127.0.0.1" | "127.0.0.1:1179"
 rewrap.log_filter | "warn,nico_rewrap=info" | "nico_rewrap=noisy" | is not a filter

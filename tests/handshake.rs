@@ -71,6 +71,11 @@ impl Connection {
         self.read_until(ACKNOWLEDGED).await
     }
 
+    /// Says something more.
+    pub(crate) async fn send(&mut self, bytes: &[u8]) {
+        self.stdin.write_all(bytes).await.unwrap();
+    }
+
     /// Waits until the server ends the connection; gives everything that `openssl` has shown.
     pub(crate) async fn closed(mut self) -> String {
         assert!(!self.read_until(b"never sent by anyone").await);

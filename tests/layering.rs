@@ -91,17 +91,6 @@ async fn nico_apis_own_files_are_accepted_as_they_are() {
 }
 
 #[tokio::test]
-async fn rules_of_nico_apis_that_are_not_applied_yet_are_warned_about() {
-    let database = Database::migrated().await;
-    let warning = "tls.admin_root_cafile_path: not supported yet";
-    let server = Site::new(&database).start().await;
-    assert!(warned(&server, warning), "{}", server.log_text());
-    let site = Site::new(&database).unset("tls.admin_root_cafile_path");
-    let server = site.start().await;
-    assert!(!warned(&server, warning), "{}", server.log_text());
-}
-
-#[tokio::test]
 async fn later_files_win_key_by_key() {
     let database = Database::migrated().await;
     let later = r#"

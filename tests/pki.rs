@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 use crate::ca::Ca;
 use crate::process::{lasting_dir, run};
@@ -40,6 +41,7 @@ enum Validity {
     Now,
     Past,
     Future,
+    Until(SystemTime),
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -122,6 +124,12 @@ impl Cert {
         self
     }
 
+    /// Valid for so long from now.
+    pub(crate) fn valid_for(mut self, period: Duration) -> Self {
+        self.validity = Validity::Until(SystemTime::now() + period);
+        self
+    }
+
     /// An RSA key of 2048 bits.
     pub(crate) fn rsa(mut self) -> Self {
         self.key = Key::Rsa;
@@ -190,6 +198,7 @@ impl Cert {
             .to_vec(),
             None => ["-selfsign", "-keyfile", "key.pem"].to_vec(),
         };
+        let end;
         let period = match self.validity {
             Validity::Now => ["-days", "3650"].to_vec(),
             Validity::Past => [
@@ -199,6 +208,11 @@ impl Cert {
                 "20201231000000Z",
             ]
             .to_vec(),
+            Validity::Until(time) => {
+                let time = humantime::format_rfc3339_seconds(time).to_string();
+                end = time.replace(['-', ':', 'T'], "");
+                ["-startdate", "20200101000000Z", "-enddate", &end].to_vec()
+            }
             Validity::Future => [
                 "-startdate",
                 "20900101000000Z",

@@ -80,12 +80,13 @@ async fn the_start_log_tells_version_configuration_and_key_check_values() {
     assert!(config.starts_with(&expected), "{config}\n{expected}");
     let rest = [
         format!(
-            "tls: TlsFiles {{ certificate: {:?}, key: {:?}, root_ca: {:?}, admin_root_ca: Some({:?}) }}, ",
+            "tls: TlsFiles {{ certificate: {:?}, key: {:?}, root_ca: {:?}, admin_root_ca: Some({:?}), crls: [], crl_policy: RequireValid }}, ",
             leaf.cert_chain, leaf.key, root.cert, admin_root.cert
         ),
         format!("issuer_cns: [{ADMIN_ISSUER_CN:?}]"),
         r#"allowed_services: ["nico-api", "carbide-api"]"#.to_owned(),
         "listen: 127.0.0.1:0, metrics_endpoint: 127.0.0.1:0".to_owned(),
+        "audit: AuditOptions { file: None, required: false }".to_owned(),
         "lock_timeout: 2s".to_owned(),
     ];
     rest.iter()

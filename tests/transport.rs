@@ -2,6 +2,7 @@
 //!
 //! Authorization is not the subject, so most sites here have the feature disabled and need no database.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -23,8 +24,16 @@ fn site() -> Site {
     Site::with_url("postgres://nobody@127.0.0.1:1/none").set("machine_identity.enabled", "false")
 }
 
+/// The reasons that handshakes were refused for so far.
+async fn refused(server: &Server) -> Vec<String> {
+    let name = "nico_rewrap_tls_handshakes_refused_total{";
+    let metrics = server.metrics().await;
+    let samples = metrics.lines().filter(|line| line.starts_with(name));
+    samples.map(str::to_owned).collect()
+}
+
 /// Waits until this many handshakes were refused for this reason: a client may know a moment before it is counted.
-async fn assert_refused(server: &Server, reason: &str, expected: u32) {
+pub(crate) async fn assert_refused(server: &Server, reason: &str, expected: u32) {
     let name = "nico_rewrap_tls_handshakes_refused_total";
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
@@ -65,44 +74,56 @@ async fn only_a_client_certificate_that_verifies_gets_through() {
             assert!(connection.greet().await, "{what}, {version:?}");
         }
     }
-    assert_refused(&server, "refused", 0).await;
+    assert_eq!(refused(&server).await, Vec::<String>::new());
 
-    let denied: [(&str, Option<Leaf>, &str); 8] = [
-        ("none", None, "certificate required"),
+    let denied: [(&str, Option<Leaf>, &str, &str); 8] = [
+        ("none", None, "certificate required", "no_certificate"),
         (
             "of another CA",
             Some(leaf().signed_by(certs::other_ca())),
             "unknown ca",
+            "unknown_ca",
         ),
-        ("self-signed", Some(leaf().self_signed()), "unknown ca"),
+        (
+            "self-signed",
+            Some(leaf().self_signed()),
+            "unknown ca",
+            "unknown_ca",
+        ),
         (
             "expired",
             Some(leaf().expired().signed_by(root_ca())),
             "certificate expired",
+            "expired",
         ),
         (
             "not yet valid",
             Some(leaf().not_yet_valid().signed_by(root_ca())),
             "certificate expired",
+            "not_yet_valid",
         ),
         (
             "for servers",
             Some(leaf().eku("serverAuth").signed_by(root_ca())),
             "unsupported certificate",
+            "bad_eku",
         ),
         (
             "for anything but by name",
             Some(leaf().eku("anyExtendedKeyUsage").signed_by(root_ca())),
             "unsupported certificate",
+            "bad_eku",
         ),
         (
             "of a CA itself",
             Some(leaf().ca().signed_by(root_ca())),
             "certificate unknown",
+            "bad_certificate",
         ),
     ];
-    let count = u32::try_from(denied.len()).unwrap();
-    for (what, leaf, alert) in denied {
+    let mut counts = BTreeMap::new();
+    for (what, leaf, alert, reason) in denied {
+        *counts.entry(reason).or_default() += 2;
         // In TLS 1.3 the client is done first, and has to stay to be told.
         for options in [&["-tls1_2"][..], &["-tls1_3", "-ign_eof"]] {
             let error = handshake(&server, leaf.as_ref(), options).await;
@@ -110,8 +131,10 @@ async fn only_a_client_certificate_that_verifies_gets_through() {
             assert!(error.contains(alert), "{what}, {options:?}: {error}");
         }
     }
-    assert_refused(&server, "refused", 2 * count).await;
-    assert_refused(&server, "timeout", 0).await;
+    for (reason, count) in &counts {
+        assert_refused(&server, reason, *count).await;
+    }
+    assert_eq!(refused(&server).await.len(), counts.len(), "and no other");
     assert_served(&server).await;
 }
 
@@ -141,6 +164,7 @@ async fn tls_1_2_and_1_3_with_aead_suites_and_nothing_older() {
         let error = handshake(&server, Some(&leaf), options).await.unwrap_err();
         assert!(error.contains(" alert "), "{options:?}: {error}");
     }
+    assert_refused(&server, "incompatible", 3).await;
 }
 
 #[tokio::test]
@@ -161,11 +185,11 @@ async fn a_client_that_does_not_ask_for_h2_is_turned_away() {
             Err(error) => assert!(!expected && error.contains("no application protocol")),
         }
     }
-    assert_refused(&server, "no_h2", 0).await;
+    assert_refused(&server, "no_h2", 2).await;
     // Without ALPN the handshake itself succeeds.
     let mut silent = Connection::open(&server, Some(&leaf), &["-tls1_2"]);
     assert!(!silent.greet().await);
-    assert_refused(&server, "no_h2", 1).await;
+    assert_refused(&server, "no_h2", 3).await;
 }
 
 #[tokio::test]
@@ -205,7 +229,29 @@ async fn a_client_that_never_finishes_its_handshake_is_dropped_while_others_are_
         assert_eq!(answer, b"");
     }
     assert_refused(&server, "timeout", 2).await;
-    assert_refused(&server, "refused", 0).await;
+    assert_eq!(refused(&server).await.len(), 1, "and for no other reason");
+}
+
+#[tokio::test]
+async fn what_is_no_tls_and_who_only_knocks_are_counted_apart() {
+    let server = site().start().await;
+    let mut plain = TcpStream::connect(&server.grpc).await.unwrap();
+    plain.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    assert_refused(&server, "protocol_error", 1).await;
+    drop(TcpStream::connect(&server.grpc).await.unwrap());
+    assert_refused(&server, "closed", 1).await;
+    // A client that trusts another CA than that of the server's certificate.
+    let wrong = ["-CAfile", certs::other_ca().cert.to_str().unwrap()];
+    let leaf = certs::service("nico-api");
+    for options in [[&["-tls1_2"][..], &wrong].concat(), wrong.to_vec()] {
+        let session = handshake(&server, Some(&leaf), &options).await;
+        session.expect_err("it trusts another CA");
+    }
+    assert_refused(&server, "client_alert", 2).await;
+    assert_eq!(refused(&server).await.len(), 3, "and for no other reason");
+    let logged = server.logs_with("TLS handshake refused");
+    assert_eq!(logged.len(), 3, "not who only knocks: {logged:?}");
+    assert_served(&server).await;
 }
 
 #[tokio::test]

@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{EX_CONFIG, VERSION, fail, runtime};
@@ -42,13 +45,14 @@ pub(super) fn run(files: &[PathBuf], environment: &Environment) -> ExitCode {
 
 async fn serve(config: Config) -> Result<(), AppError> {
     let shutdown = shutdown_signal()?;
+    let hangups = hangups()?;
     let metrics = telemetry::start_metrics().map_err(|error| AppError::Bug(error.to_string()))?;
     let options = config.server.clone();
     let Some(app) = shutdown.run_until_cancelled(App::prepare(config)).await else {
         return Ok(());
     };
     let app = app?;
-    app.serve(Listeners::bind(&options).await?, metrics, shutdown)
+    app.serve(Listeners::bind(&options).await?, metrics, hangups, shutdown)
         .await
 }
 
@@ -67,6 +71,20 @@ fn shutdown_signal() -> Result<CancellationToken, AppError> {
         cancel.cancel();
     });
     Ok(token)
+}
+
+/// Counts SIGHUPs.
+fn hangups() -> Result<watch::Receiver<u64>, AppError> {
+    let mut hangup =
+        signal(SignalKind::hangup()).map_err(|error| AppError::Bug(error.to_string()))?;
+    let (counter, hangups) = watch::channel(0);
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            tracing::info!("SIGHUP: looking at the TLS files, opening the audit log again");
+            counter.send_modify(|count| *count += 1);
+        }
+    });
+    Ok(hangups)
 }
 
 /// What two machines are compared by when they disagree.

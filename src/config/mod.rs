@@ -8,6 +8,7 @@
 mod auth;
 mod feature;
 mod settings;
+mod tls;
 
 use std::{
     fmt,
@@ -21,12 +22,13 @@ use thiserror::Error;
 pub use self::settings::Environment;
 use self::settings::Settings;
 use crate::{
+    audit::{self, AuditOptions},
     authorize::Policy,
     database::Database,
     identity::TrustRules,
     keyring::Keyring,
     store::StoreOptions,
-    tls::{self, TlsFiles},
+    tls::TlsFiles,
 };
 
 /// Everything that `serve` needs to know.
@@ -42,6 +44,8 @@ pub struct Config {
     pub policy: Policy,
     /// Addresses and limits of the listeners.
     pub server: ServerOptions,
+    /// Where the records of calls go.
+    pub audit: AuditOptions,
     /// How to log.
     pub log: LogOptions,
     /// Things that are odd, and no reason not to start.
@@ -72,13 +76,19 @@ pub struct ServerOptions {
     pub shutdown_grace: Duration,
     /// Time for a TLS handshake.
     pub handshake_timeout: Duration,
+    /// Time for a request to be complete.
+    pub request_timeout: Duration,
+    /// The certificate files are looked at this often.
+    pub tls_reload_interval: Duration,
     /// A connection without a call for this long is closed.
     pub idle_timeout: Duration,
     /// HTTP/2 pings are sent this often.
     pub keepalive_interval: Duration,
     /// A ping that is not answered for this long ends the connection.
     pub keepalive_timeout: Duration,
-    /// Connections at once, handshakes included.
+    /// TLS handshakes at once.
+    pub max_handshakes: u32,
+    /// Connections at once, after their handshake.
     pub max_client_connections: u32,
     /// Runs at once.
     pub max_runs: u32,
@@ -113,11 +123,15 @@ impl fmt::Display for ConfigError {
 }
 
 /// What can be set in `[rewrap]`.
-const KNOWN: [&str; 26] = [
+const KNOWN: [&str; 33] = [
     "admin_issuers_in_root_ca",
     "allowed_services",
+    "audit_log",
+    "audit_required",
     "commit",
     "connect_timeout",
+    "crl_files",
+    "crl_policy",
     "database_sslmode",
     "handshake_timeout",
     "idle_timeout",
@@ -130,6 +144,7 @@ const KNOWN: [&str; 26] = [
     "max_attempts",
     "max_client_connections",
     "max_connections",
+    "max_handshakes",
     "max_rows_per_second",
     "max_runs",
     "metrics_endpoint",
@@ -137,9 +152,11 @@ const KNOWN: [&str; 26] = [
     "pipeline_depth",
     "pool_wait",
     "pooler",
+    "request_timeout",
     "secrets_file",
     "shutdown_grace",
     "statement_timeout",
+    "tls_reload_interval",
 ];
 
 impl Config {
@@ -158,12 +175,12 @@ impl Config {
         } else {
             None
         };
-        let tls = tls_files(&mut settings);
+        let tls = tls::read(&mut settings);
         let trust = auth::trust(&mut settings);
         let policy = auth::policy(&mut settings, &mut warnings);
         let server = server(&mut settings);
+        let audit = audit(&mut settings);
         let log = log(&mut settings);
-        not_yet_enforced(&settings, &mut warnings);
 
         let faults = settings.into_faults();
         match (tls, trust) {
@@ -173,6 +190,7 @@ impl Config {
                 trust,
                 policy,
                 server,
+                audit,
                 log,
                 warnings,
             }),
@@ -199,39 +217,6 @@ pub fn load_database(
     }
 }
 
-fn tls_files(settings: &mut Settings) -> Option<TlsFiles> {
-    let mut path =
-        |key: &str, what_to_do: &str| settings.required_string(key, what_to_do).map(PathBuf::from);
-    let certificate = path(
-        "tls.identity_pemfile_path",
-        "name the server's certificate chain",
-    );
-    let key = path("tls.identity_keyfile_path", "name the server's private key");
-    let root_ca = path(
-        "tls.root_cafile_path",
-        "name the CA certificates that client certificates are verified against",
-    );
-    let admin_root_ca = settings
-        .string("tls.admin_root_cafile_path")
-        .map(PathBuf::from);
-    // Loaded once more when the listener is made; here so that a bad file is reported
-    // along with everything else.
-    for (key, error) in tls::check(
-        certificate.as_deref(),
-        key.as_deref(),
-        root_ca.as_deref(),
-        admin_root_ca.as_deref(),
-    ) {
-        settings.fault(key, error);
-    }
-    Some(TlsFiles {
-        certificate: certificate?,
-        key: key?,
-        root_ca: root_ca?,
-        admin_root_ca,
-    })
-}
-
 fn server(settings: &mut Settings) -> ServerOptions {
     let any = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
     let seconds = Duration::from_secs;
@@ -240,12 +225,38 @@ fn server(settings: &mut Settings) -> ServerOptions {
         metrics_endpoint: settings.address("rewrap.metrics_endpoint", any(1180)),
         shutdown_grace: settings.duration("rewrap.shutdown_grace", seconds(15)),
         handshake_timeout: settings.duration("rewrap.handshake_timeout", seconds(5)),
+        request_timeout: settings.duration("rewrap.request_timeout", seconds(10)),
+        tls_reload_interval: settings.duration("rewrap.tls_reload_interval", seconds(10)),
         idle_timeout: settings.duration("rewrap.idle_timeout", seconds(300)),
         keepalive_interval: settings.duration("rewrap.keepalive_interval", seconds(30)),
         keepalive_timeout: settings.duration("rewrap.keepalive_timeout", seconds(10)),
+        max_handshakes: settings.number("rewrap.max_handshakes", 128, 1..=65_536),
         max_client_connections: settings.number("rewrap.max_client_connections", 256, 1..=65_536),
         max_runs: settings.number("rewrap.max_runs", 8, 1..=1_024),
     }
+}
+
+fn audit(settings: &mut Settings) -> AuditOptions {
+    let file = settings
+        .filled_string("rewrap.audit_log")
+        .map(PathBuf::from);
+    if let Some(path) = &file
+        && let Err(error) = audit::check(path)
+    {
+        let path = path.display();
+        settings.fault(
+            "rewrap.audit_log",
+            format!("{path} can't be opened for appending ({error})"),
+        );
+    }
+    let required = settings.bool("rewrap.audit_required", file.is_some());
+    if required && file.is_none() {
+        settings.fault(
+            "rewrap.audit_required",
+            "needs a file: set [rewrap].audit_log",
+        );
+    }
+    AuditOptions { file, required }
 }
 
 fn log(settings: &mut Settings) -> LogOptions {
@@ -286,17 +297,4 @@ fn foreign_variables(environment: &Environment) -> Vec<String> {
             )
         })
         .collect()
-}
-
-/// Settings of nico-api's that narrow who may call and that this version does not
-/// know how to apply. To start without a word would look like enforcement.
-fn not_yet_enforced(settings: &Settings, warnings: &mut Vec<String>) {
-    let key = "tls.admin_root_cafile_path";
-    if settings.is_set(key) {
-        warnings.push(format!(
-            "{}: {key}: not supported yet: its CAs are trusted, but external users of the other \
-             CAs are not refused for it",
-            settings.source(key)
-        ));
-    }
 }

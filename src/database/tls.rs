@@ -14,7 +14,7 @@ use rustls::{
 };
 
 use super::{DatabaseError, SslMode};
-use crate::pem;
+use crate::pem::PemFile;
 
 /// TLS as `ssl_mode` asks for it.
 pub(super) fn client_config(
@@ -29,7 +29,7 @@ pub(super) fn client_config(
         (SslMode::Disable | SslMode::Prefer, _) | (SslMode::Require, None) => Check::Nothing,
         (mode, Some(path)) => {
             let mut roots = RootCertStore::empty();
-            for certificate in pem::certificates(&path)? {
+            for certificate in PemFile::read(&path)?.certificates()? {
                 roots
                     .add(certificate)
                     .map_err(|error| DatabaseError::Verifier(error.to_string()))?;

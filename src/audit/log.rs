@@ -1,0 +1,176 @@
+//! Where records go: a file of their own, or standard error along with the log.
+//!
+//! A line is one write to a file that is opened for appending. The line before a
+//! call touches anything, and the last one of such a call, are flushed to the disk:
+//! what they tell of is durable too, and such calls are few. Refusals are not, or
+//! whoever is refused would set the pace of the disk.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use super::record::{Record, outcome};
+use crate::{error::ServiceError, telemetry};
+
+/// `[rewrap].audit_log` and `[rewrap].audit_required`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditOptions {
+    /// The file; `None` for standard error.
+    pub file: Option<PathBuf>,
+    /// Whether calls are refused that the file can't take a record of.
+    pub required: bool,
+}
+
+/// The audit log. Clones write to the same one.
+#[derive(Debug, Clone)]
+pub struct AuditLog(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    path: Option<PathBuf>,
+    required: bool,
+    open: Mutex<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    /// `None` for standard error.
+    file: Option<File>,
+    /// The last line was written in part.
+    torn: bool,
+}
+
+/// Whether the file can be written to; it is created if it is not there.
+pub(crate) fn check(path: &Path) -> io::Result<()> {
+    open(path).map(|_| ())
+}
+
+impl AuditLog {
+    /// Opens the file, or creates it for its owner and group to read.
+    ///
+    /// # Errors
+    ///
+    /// When it can't be opened for appending.
+    pub fn open(options: &AuditOptions) -> io::Result<Self> {
+        let file = options.file.as_deref().map(open).transpose()?;
+        Ok(Self(Arc::new(Inner {
+            path: options.file.clone(),
+            required: options.required,
+            open: Mutex::new(Open { file, torn: false }),
+        })))
+    }
+
+    /// Opens the file again, which somebody may have renamed; where that fails, goes on
+    /// with the one that is open.
+    pub fn reopen(&self) {
+        let Some(path) = &self.0.path else { return };
+        match open(path) {
+            Ok(file) => {
+                *self.0.lock() = Open {
+                    file: Some(file),
+                    torn: false,
+                };
+                tracing::info!(file = %path.display(), "audit log opened again");
+            }
+            Err(error) => {
+                tracing::error!(
+                    file = %path.display(),
+                    %error,
+                    "[rewrap].audit_log can't be opened again: records go on to the file that is open"
+                );
+            }
+        }
+    }
+
+    /// A call is about to touch the database.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError::AuditUnavailable`] if the log is required, and takes no line.
+    pub(crate) async fn started(&self, record: &Record) -> Result<(), ServiceError> {
+        if self.0.path.is_none() {
+            // The log has a line of its own for this.
+            return Ok(());
+        }
+        record.begin();
+        match self.append(record.started(), true).await {
+            Err(()) if self.0.required => Err(ServiceError::AuditUnavailable),
+            Ok(()) | Err(()) => Ok(()),
+        }
+    }
+
+    /// A call ended: writes its record, and the failures of the run to the log.
+    pub(crate) async fn ended(
+        &self,
+        record: Record,
+        duration: Duration,
+        error: Option<&ServiceError>,
+    ) {
+        record.log_failures();
+        telemetry::call_ended(outcome(error), record.identity_kind(), duration);
+        let line = record.ended(duration, error);
+        if self.append(line.clone(), record.has_begun()).await.is_err() {
+            // Better there than nowhere.
+            let _ = io::stderr().lock().write_all(line.as_bytes());
+        }
+    }
+
+    /// What goes wrong is told in the log, and counted.
+    async fn append(&self, line: String, flush: bool) -> Result<(), ()> {
+        let inner = self.0.clone();
+        // A disk may take its time.
+        let written = tokio::task::spawn_blocking(move || inner.lock().append(&line, flush)).await;
+        let error = match written {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => error.to_string(),
+            Err(panicked) => panicked.to_string(),
+        };
+        telemetry::audit_failed();
+        tracing::error!(error, "[rewrap].audit_log can't be written to");
+        Err(())
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Open {
+    fn append(&mut self, line: &str, flush: bool) -> io::Result<()> {
+        let Some(file) = &mut self.file else {
+            return io::stderr().lock().write_all(line.as_bytes());
+        };
+        // A line that a full disk cut off ends here, and spoils no other.
+        let line = if self.torn {
+            format!("\n{line}")
+        } else {
+            line.to_owned()
+        };
+        self.torn = true;
+        file.write_all(line.as_bytes())?;
+        self.torn = false;
+        if !flush {
+            return Ok(());
+        }
+        match file.sync_data() {
+            // Nothing to flush: a pipe, or a device.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+            flushed => flushed,
+        }
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o640)
+        .open(path)
+}

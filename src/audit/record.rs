@@ -1,0 +1,272 @@
+//! What a record says.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use serde::Serialize;
+use serde_json::ser::{CharEscape, CompactFormatter, Formatter, Serializer};
+
+use crate::{
+    error::ServiceError,
+    identity::{Caller, Identity},
+    listener::Peer,
+    run::{Mode, Report, Scope},
+};
+
+/// What is known of a call so far.
+#[derive(Debug, Clone)]
+pub(crate) struct Record {
+    run_id: String,
+    peer: Option<Arc<Peer>>,
+    method: String,
+    asked: Option<(String, Mode)>,
+    report: Report,
+    /// The call has got as far as touching the database; clones know it of each other.
+    begun: Arc<AtomicBool>,
+}
+
+impl Record {
+    pub(crate) fn new(run_id: &str, peer: Option<Arc<Peer>>, method: &str) -> Self {
+        Self {
+            run_id: run_id.to_owned(),
+            peer,
+            method: method.to_owned(),
+            asked: None,
+            report: Report::default(),
+            begun: Arc::default(),
+        }
+    }
+
+    pub(super) fn begin(&self) {
+        self.begun.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    /// What the request wants; no scope where the organization id can't be one.
+    pub(crate) fn asked(&mut self, scope: Option<&Scope>, mode: Mode) {
+        let scope = scope.map_or_else(|| "organization (invalid)".to_owned(), Scope::to_string);
+        self.asked = Some((scope, mode));
+    }
+
+    /// The run ended, with or without an error.
+    pub(crate) fn counted(&mut self, report: &Report) {
+        self.report = report.clone();
+    }
+
+    /// The kind of the caller's identity, for metrics.
+    pub(super) fn identity_kind(&self) -> &'static str {
+        let caller = self.peer.as_ref().map(|peer| &peer.caller);
+        caller.map_or("none", Caller::kind)
+    }
+
+    /// The failures of the run, for the log.
+    pub(super) fn log_failures(&self) {
+        for failure in self.report.failures() {
+            tracing::warn!(
+                organization_id = failure.organization_id,
+                field = failure.field,
+                error = failure.error,
+                "row failed"
+            );
+        }
+        if self.report.failures_omitted > 0 {
+            tracing::warn!(
+                omitted = self.report.failures_omitted,
+                "more failures than a report can carry"
+            );
+        }
+    }
+
+    /// The line before a call touches anything.
+    pub(super) fn started(&self) -> String {
+        line(&self.common("call started"))
+    }
+
+    /// The line after it, with what became of it.
+    pub(super) fn ended(&self, duration: Duration, error: Option<&ServiceError>) -> String {
+        let report = &self.report;
+        line(&Ended {
+            common: self.common("call"),
+            outcome: outcome(error),
+            error: error.map(ToString::to_string),
+            rows_examined: report.rows_examined(),
+            rows_updated: report.rows_updated,
+            rows_skipped_all_on_target: report.rows_on_target,
+            rows_failed: report.rows_failed,
+            fields_reencrypted: report.fields_reencrypted,
+            fields_skipped_on_target: report.fields_on_target,
+            duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
+        })
+    }
+
+    fn common(&self, message: &'static str) -> Common<'_> {
+        let caller = self.peer.as_ref().map(|peer| &peer.caller);
+        let identity = caller.and_then(|caller| caller.identity.as_ref());
+        let mode = self.asked.as_ref().map(|(_, mode)| *mode);
+        Common {
+            timestamp: humantime::format_rfc3339_micros(SystemTime::now()).to_string(),
+            level: "INFO",
+            target: "audit",
+            message,
+            run_id: &self.run_id,
+            method: &self.method,
+            identity_kind: self.identity_kind(),
+            identity: identity.map(Identity::name),
+            identity_organization: identity.and_then(Identity::organization),
+            identity_group: identity.and_then(Identity::group),
+            certificate_serial: caller.map(|caller| caller.serial.as_str()),
+            certificate_issuer: caller.map(|caller| caller.issuer.as_str()),
+            peer: self.peer.as_ref().map(|peer| peer.address.to_string()),
+            scope: self.asked.as_ref().map_or("unknown", |(scope, _)| scope),
+            dry_run: mode.map(|mode| mode == Mode::DryRun),
+        }
+    }
+}
+
+/// `OK`, or the reason of the error.
+pub(super) fn outcome(error: Option<&ServiceError>) -> &'static str {
+    error.map_or("OK", |error| error.code_and_reason().1)
+}
+
+#[derive(Serialize)]
+struct Common<'a> {
+    timestamp: String,
+    level: &'static str,
+    target: &'static str,
+    message: &'static str,
+    run_id: &'a str,
+    method: &'a str,
+    identity_kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    identity: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    identity_organization: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    identity_group: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certificate_serial: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certificate_issuer: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peer: Option<String>,
+    scope: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dry_run: Option<bool>,
+}
+
+#[derive(Serialize)]
+struct Ended<'a> {
+    #[serde(flatten)]
+    common: Common<'a>,
+    outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    rows_examined: u32,
+    rows_updated: u32,
+    rows_skipped_all_on_target: u32,
+    rows_failed: u32,
+    fields_reencrypted: u32,
+    fields_skipped_on_target: u32,
+    duration_ms: u64,
+}
+
+fn line(record: &impl Serialize) -> String {
+    let mut bytes = Vec::new();
+    let mut serializer = Serializer::with_formatter(&mut bytes, Ascii(CompactFormatter));
+    // A struct of texts and numbers always has a JSON form.
+    let _ = record.serialize(&mut serializer);
+    bytes.push(b'\n');
+    String::from_utf8(bytes).unwrap_or_default()
+}
+
+/// JSON in ASCII alone: what is in a certificate can then neither end a line, under
+/// any notion of what ends one, nor turn the direction of the text around.
+struct Ascii(CompactFormatter);
+
+impl Formatter for Ascii {
+    fn write_string_fragment<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        for character in fragment.chars() {
+            if (' '..='~').contains(&character) {
+                self.0
+                    .write_string_fragment(writer, character.encode_utf8(&mut [0; 4]))?;
+                continue;
+            }
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                write!(writer, "\\u{unit:04x}")?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_char_escape<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        escape: CharEscape,
+    ) -> io::Result<()> {
+        self.0.write_char_escape(writer, escape)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::{Caller, Identity};
+
+    #[test]
+    fn no_text_can_forge_a_line() {
+        let hostile = [
+            "x\n{\"target\":\"audit\",\"outcome\":\"OK\"}",
+            "x\r\nx",
+            "\",\"outcome\":\"OK\",\"x\":\"",
+            "\u{2028}\u{2029}\u{85}\u{b}\u{c}",
+            "\u{202e}evil\u{200b}",
+            "\0\u{1}\u{7f}\u{9b}",
+            "\\",
+            "\u{1f600}é",
+        ];
+        for name in hostile {
+            let peer = Peer {
+                address: "[::1]:1".parse().unwrap(),
+                caller: Caller {
+                    identity: Some(Identity::Service {
+                        name: name.to_owned(),
+                    }),
+                    serial: name.to_owned(),
+                    issuer: name.to_owned(),
+                },
+            };
+            let record = Record::new("id", Some(Arc::new(peer)), name);
+            let error = ServiceError::Internal;
+            for line in [
+                record.started(),
+                record.ended(Duration::from_millis(7), Some(&error)),
+            ] {
+                let body = line.strip_suffix('\n').unwrap();
+                assert!(body.bytes().all(|b| (b' '..=b'~').contains(&b)), "{body}");
+                let json: serde_json::Value = serde_json::from_str(body).unwrap();
+                for field in [
+                    "identity",
+                    "certificate_issuer",
+                    "certificate_serial",
+                    "method",
+                ] {
+                    assert_eq!(json[field], name);
+                }
+                assert_eq!(json["target"], "audit");
+            }
+        }
+    }
+}

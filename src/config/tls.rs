@@ -1,0 +1,60 @@
+//! `[tls]`, and what `[rewrap]` adds to it: certificate files and revocation lists.
+
+use std::path::PathBuf;
+
+use super::Settings;
+use crate::tls::{self, CrlPolicy, TlsFiles};
+
+pub(super) fn read(settings: &mut Settings) -> Option<TlsFiles> {
+    let mut path =
+        |key: &str, what_to_do: &str| settings.required_string(key, what_to_do).map(PathBuf::from);
+    let certificate = path(
+        "tls.identity_pemfile_path",
+        "name the server's certificate chain",
+    );
+    let key = path("tls.identity_keyfile_path", "name the server's private key");
+    let root_ca = path(
+        "tls.root_cafile_path",
+        "name the CA certificates that client certificates are verified against",
+    );
+    let admin_root_ca = settings
+        .string("tls.admin_root_cafile_path")
+        .map(PathBuf::from);
+    let crls: Vec<_> = settings
+        .filled_list("rewrap.crl_files")
+        .into_iter()
+        .map(PathBuf::from)
+        .collect();
+    let crl_policy = settings.choice(
+        "rewrap.crl_policy",
+        CrlPolicy::RequireValid,
+        &[
+            ("require_valid", CrlPolicy::RequireValid),
+            ("allow_expired", CrlPolicy::AllowExpired),
+            ("allow_unknown", CrlPolicy::AllowUnknown),
+            (
+                "allow_expired_and_unknown",
+                CrlPolicy::AllowExpiredAndUnknown,
+            ),
+        ],
+    );
+    // Loaded once more when the listener is made; here so that a bad file is reported
+    // along with everything else.
+    for (key, error) in tls::check(
+        certificate.as_deref(),
+        key.as_deref(),
+        root_ca.as_deref(),
+        admin_root_ca.as_deref(),
+        &crls,
+    ) {
+        settings.fault(key, error);
+    }
+    Some(TlsFiles {
+        certificate: certificate?,
+        key: key?,
+        root_ca: root_ca?,
+        admin_root_ca,
+        crls,
+        crl_policy,
+    })
+}

@@ -1,0 +1,151 @@
+//! Why a handshake was refused, as labels that stay the same: for metrics.
+
+use rustls::{CertificateError, Error};
+
+/// The label of an error that ended a handshake.
+pub(crate) fn reason_of_io(error: &std::io::Error) -> &'static str {
+    let inner = error.get_ref();
+    match inner.and_then(|inner| inner.downcast_ref::<Error>()) {
+        Some(error) => reason_of(error),
+        // The client is gone: an end of file, a reset.
+        None => "closed",
+    }
+}
+
+/// The label of what rustls says.
+pub(crate) fn reason_of(error: &Error) -> &'static str {
+    match error {
+        Error::NoCertificatesPresented => "no_certificate",
+        Error::InvalidCertificate(error) => reason_of_certificate(error),
+        Error::InvalidCertRevocationList(_) => "crl_unusable",
+        Error::NoApplicationProtocol => "no_h2",
+        Error::PeerIncompatible(_) => "incompatible",
+        // The client does not like our certificate, most likely.
+        Error::AlertReceived(_) => "client_alert",
+        Error::InappropriateMessage { .. }
+        | Error::InappropriateHandshakeMessage { .. }
+        | Error::InvalidEncryptedClientHello(_)
+        | Error::InvalidMessage(_)
+        | Error::PeerMisbehaved(_)
+        | Error::PeerSentOversizedRecord
+        | Error::DecryptError => "protocol_error",
+        // The rest is ours: no time, no randomness, a configuration that can't be.
+        _ => "internal",
+    }
+}
+
+fn reason_of_certificate(error: &CertificateError) -> &'static str {
+    use CertificateError as E;
+    match error {
+        E::UnknownIssuer => "unknown_ca",
+        E::Expired | E::ExpiredContext { .. } => "expired",
+        E::NotValidYet | E::NotValidYetContext { .. } => "not_yet_valid",
+        E::Revoked => "revoked",
+        E::UnknownRevocationStatus => "crl_missing",
+        E::ExpiredRevocationList | E::ExpiredRevocationListContext { .. } => "crl_expired",
+        E::InvalidPurpose | E::InvalidPurposeContext { .. } => "bad_eku",
+        // Malformed, a signature that does not hold or of a kind that is not known, a CA as
+        // a leaf, a constraint that is broken.
+        _ => "bad_certificate",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use rustls::{
+        AlertDescription, CertRevocationListError, ExtendedKeyPurpose, InvalidMessage,
+        PeerIncompatible, PeerMisbehaved, pki_types::UnixTime,
+    };
+
+    use super::*;
+
+    #[test]
+    fn every_reason_has_its_label() {
+        use CertificateError as C;
+        let time = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1));
+        let crl = |error| Error::InvalidCertRevocationList(error);
+        let table = [
+            (Error::NoCertificatesPresented, "no_certificate"),
+            (C::UnknownIssuer.into(), "unknown_ca"),
+            (C::Expired.into(), "expired"),
+            (
+                C::ExpiredContext {
+                    time,
+                    not_after: time,
+                }
+                .into(),
+                "expired",
+            ),
+            (C::NotValidYet.into(), "not_yet_valid"),
+            (
+                C::NotValidYetContext {
+                    time,
+                    not_before: time,
+                }
+                .into(),
+                "not_yet_valid",
+            ),
+            (C::Revoked.into(), "revoked"),
+            (C::UnknownRevocationStatus.into(), "crl_missing"),
+            (C::ExpiredRevocationList.into(), "crl_expired"),
+            (
+                C::ExpiredRevocationListContext {
+                    time,
+                    next_update: time,
+                }
+                .into(),
+                "crl_expired",
+            ),
+            (crl(CertRevocationListError::BadSignature), "crl_unusable"),
+            (
+                crl(CertRevocationListError::IssuerInvalidForCrl),
+                "crl_unusable",
+            ),
+            (C::InvalidPurpose.into(), "bad_eku"),
+            (
+                C::InvalidPurposeContext {
+                    required: ExtendedKeyPurpose::ClientAuth,
+                    presented: vec![],
+                }
+                .into(),
+                "bad_eku",
+            ),
+            (C::BadEncoding.into(), "bad_certificate"),
+            (C::BadSignature.into(), "bad_certificate"),
+            (C::UnhandledCriticalExtension.into(), "bad_certificate"),
+            (C::ApplicationVerificationFailure.into(), "bad_certificate"),
+            (Error::NoApplicationProtocol, "no_h2"),
+            (
+                PeerIncompatible::NoCipherSuitesInCommon.into(),
+                "incompatible",
+            ),
+            (
+                PeerIncompatible::Tls12NotOfferedOrEnabled.into(),
+                "incompatible",
+            ),
+            (
+                Error::AlertReceived(AlertDescription::UnknownCA),
+                "client_alert",
+            ),
+            (
+                PeerMisbehaved::TooMuchEarlyDataReceived.into(),
+                "protocol_error",
+            ),
+            (InvalidMessage::InvalidContentType.into(), "protocol_error"),
+            (Error::DecryptError, "protocol_error"),
+            (Error::PeerSentOversizedRecord, "protocol_error"),
+            (Error::FailedToGetCurrentTime, "internal"),
+            (Error::FailedToGetRandomBytes, "internal"),
+            (Error::General(String::new()), "internal"),
+        ];
+        for (error, label) in table {
+            assert_eq!(reason_of(&error), label, "{error:?}");
+            let error = io::Error::new(io::ErrorKind::InvalidData, error);
+            assert_eq!(reason_of_io(&error), label);
+        }
+        let gone = io::Error::from(io::ErrorKind::UnexpectedEof);
+        assert_eq!(reason_of_io(&gone), "closed");
+    }
+}

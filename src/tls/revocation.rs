@@ -1,0 +1,207 @@
+//! Certificate revocation lists (RFC 5280, section 5): which are there, and how
+//! strictly they are wanted.
+
+use std::collections::BTreeMap;
+
+use rustls::{
+    RootCertStore,
+    pki_types::{CertificateDer, CertificateRevocationListDer},
+    server::{ClientCertVerifierBuilder, WebPkiClientVerifier},
+};
+use x509_parser::{
+    error::X509Error,
+    extensions::ParsedExtension,
+    prelude::{CertificateRevocationList, FromDer, X509Certificate},
+};
+
+use super::{
+    TlsError,
+    material::{provider, unusable},
+};
+use crate::pem::PemFile;
+
+/// Verifiers to be had of one set of lists, each with its own parsed lists: enough for
+/// a handful of CAs that change their keys at once.
+const MAX_SELECTIONS: usize = 32;
+
+/// What a chain needs, once there are revocation lists at all. A certificate that an
+/// applicable list names is refused under every policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CrlPolicy {
+    /// Every issuer in the chain has a list, and its nextUpdate is not over.
+    RequireValid,
+    /// Every issuer in the chain has a list, however old.
+    AllowExpired,
+    /// An issuer without a list is believed; a list that is there must be current.
+    AllowUnknown,
+    /// An issuer without a list is believed, and so is an old list.
+    AllowExpiredAndUnknown,
+}
+
+impl CrlPolicy {
+    /// Whether a list counts for nothing, and bars its issuer, after its nextUpdate.
+    #[must_use]
+    pub fn wants_current(self) -> bool {
+        matches!(self, Self::RequireValid | Self::AllowUnknown)
+    }
+
+    /// Sets up `builder` with `lists` for this policy; rustls checks nothing without any.
+    pub(super) fn apply(
+        self,
+        builder: ClientCertVerifierBuilder,
+        lists: &[&RevocationList],
+    ) -> ClientCertVerifierBuilder {
+        let mut builder = builder.with_crls(lists.iter().map(|list| list.der.clone()));
+        if self.wants_current() {
+            builder = builder.enforce_revocation_expiration();
+        }
+        if matches!(self, Self::AllowUnknown | Self::AllowExpiredAndUnknown) {
+            builder = builder.allow_unknown_revocation_status();
+        }
+        builder
+    }
+}
+
+/// A list that can be used.
+pub(super) struct RevocationList {
+    der: CertificateRevocationListDer<'static>,
+    /// The issuer's name in DER, and the identifier of its key (RFC 5280, 5.2.1).
+    issuer: Vec<u8>,
+    key_id: Option<Vec<u8>>,
+    /// thisUpdate, in seconds since the epoch.
+    this_update: i64,
+    /// nextUpdate, likewise.
+    pub(super) next_update: i64,
+}
+
+/// The lists of a file. Those that one of `authorities` has issued must bear its
+/// signature; for those of intermediates, the handshake checks that.
+pub(super) fn lists(
+    file: &PemFile,
+    authorities: &[CertificateDer<'_>],
+) -> Result<Vec<RevocationList>, TlsError> {
+    let lists = file.revocation_lists()?.into_iter();
+    lists.map(|der| list(file, der, authorities)).collect()
+}
+
+/// The lists of all files, the newest first: of several for one issuer rustls uses
+/// the first that it comes to.
+pub(super) fn all_lists(
+    files: &[PemFile],
+    authorities: &[CertificateDer<'_>],
+) -> Result<Vec<RevocationList>, TlsError> {
+    let mut all = Vec::new();
+    for file in files {
+        all.extend(lists(file, authorities)?);
+    }
+    all.sort_by_key(|list| std::cmp::Reverse(list.this_update));
+    Ok(all)
+}
+
+/// The lists in every way in which each issuer's name stands for one key. A CA that
+/// changes its key has, for a while, lists of two under one name, and rustls uses the
+/// first of that name, whoever has signed it. What is accepted with one of these
+/// selections is accepted by lists of the right keys: another's signature fails.
+pub(super) fn selections(lists: &[RevocationList]) -> Result<Vec<Vec<&RevocationList>>, TlsError> {
+    let mut issuers: BTreeMap<&[u8], BTreeMap<Option<&[u8]>, Vec<&RevocationList>>> =
+        BTreeMap::new();
+    for list in lists {
+        let keys = issuers.entry(&list.issuer).or_default();
+        keys.entry(list.key_id.as_deref()).or_default().push(list);
+    }
+    let mut selections = vec![Vec::new()];
+    for keys in issuers.values() {
+        selections = selections
+            .iter()
+            .flat_map(|selection| {
+                keys.values()
+                    .map(move |of_one_key| [&selection[..], of_one_key].concat())
+            })
+            .collect();
+        if selections.len() > MAX_SELECTIONS {
+            return Err(TlsError::TooManyKeys);
+        }
+    }
+    Ok(selections)
+}
+
+fn list(
+    file: &PemFile,
+    der: CertificateRevocationListDer<'static>,
+    authorities: &[CertificateDer<'_>],
+) -> Result<RevocationList, TlsError> {
+    let unreadable = || {
+        unusable(
+            file,
+            "holds a certificate revocation list that can't be read",
+        )
+    };
+    let (rest, parsed) = CertificateRevocationList::from_der(&der).map_err(|_| unreadable())?;
+    // RFC 5280, 5.1.2.5: there has to be one.
+    let next_update = parsed.next_update().filter(|_| rest.is_empty());
+    let next_update = next_update.ok_or_else(unreadable)?.timestamp();
+    let this_update = parsed.last_update().timestamp();
+    signed_by_its_issuer(file, &parsed, authorities)?;
+    understood(file, &der, authorities)?;
+    let key_id =
+        parsed
+            .extensions()
+            .iter()
+            .find_map(|extension| match extension.parsed_extension() {
+                ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref(),
+                _ => None,
+            });
+    let key_id = key_id.map(|id| id.0.to_vec());
+    let issuer = parsed.issuer().as_raw().to_vec();
+    Ok(RevocationList {
+        issuer,
+        key_id,
+        der,
+        this_update,
+        next_update,
+    })
+}
+
+/// Of the CAs that the list says it is from, one must have signed it: there may be
+/// several of one name while a CA changes its key.
+fn signed_by_its_issuer(
+    file: &PemFile,
+    list: &CertificateRevocationList<'_>,
+    authorities: &[CertificateDer<'_>],
+) -> Result<(), TlsError> {
+    let parsed = authorities.iter().map(|der| X509Certificate::from_der(der));
+    let mut issuers = parsed
+        .flatten()
+        .map(|(_, authority)| authority)
+        .filter(|authority| authority.subject().as_raw() == list.issuer().as_raw())
+        .peekable();
+    let by_nobody = issuers.peek().is_some()
+        && issuers.all(|issuer| {
+            list.verify_signature(issuer.public_key()) == Err(X509Error::SignatureVerificationError)
+        });
+    if by_nobody {
+        let what = "holds a certificate revocation list that its issuer has not signed";
+        return Err(unusable(file, what));
+    }
+    Ok(())
+}
+
+/// rustls knows neither delta nor indirect lists, and says so only when it is given one.
+fn understood(
+    file: &PemFile,
+    der: &CertificateRevocationListDer<'static>,
+    authorities: &[CertificateDer<'_>],
+) -> Result<(), TlsError> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(authorities.iter().cloned().map(CertificateDer::into_owned));
+    if roots.is_empty() {
+        return Ok(());
+    }
+    let builder = WebPkiClientVerifier::builder_with_provider(roots.into(), provider());
+    let built = builder.with_crls([der.clone()]).build();
+    built.map(|_| ()).map_err(|_| {
+        let what = "holds a certificate revocation list of a kind that is not supported (delta, \
+                    indirect, or with unknown critical extensions)";
+        unusable(file, what)
+    })
+}

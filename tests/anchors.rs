@@ -1,0 +1,168 @@
+//! Which bundle a chain ends in: with an admin bundle, only its CAs make administrators, whatever a certificate says
+//! and whatever the client sends along.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::ca::Ca;
+use crate::callers::{NO_IDENTITY, OK, assert_outcomes, outcome_of, site};
+use crate::certs::{self, ADMIN_ISSUER_CN, admin_cert, admin_issuer, admin_root, root_ca, service};
+use crate::pki::{Leaf, Strings};
+use crate::process::{lasting_dir, run};
+use crate::site::{Site, path, quote};
+
+/// A CA below the service CA with the administrators' name.
+fn impostor() -> Ca {
+    let subject = format!("/O=Acme/CN={ADMIN_ISSUER_CN}");
+    root_ca().intermediate(&subject, Strings::Printable)
+}
+
+/// The same key with these certificates after its leaf.
+fn with_chain(leaf: &Leaf, chain: &[&str]) -> Leaf {
+    let leafs_own = std::fs::read_to_string(leaf.key.with_file_name("cert.pem")).unwrap();
+    let cert_chain = lasting_dir("chain").join("chain.pem");
+    std::fs::write(&cert_chain, leafs_own + &chain.concat()).unwrap();
+    Leaf {
+        cert_chain,
+        key: leaf.key.clone(),
+    }
+}
+
+/// The certificate of a CA, with its name and key, as another CA issues it.
+fn cross_signed(ca: &Ca, by: &Ca) -> String {
+    let dir = lasting_dir("cross");
+    std::fs::write(
+        dir.join("extensions"),
+        "basicConstraints = critical,CA:TRUE\n",
+    )
+    .unwrap();
+    let mut openssl = Command::new("openssl");
+    openssl.args(["x509", "-req", "-set_serial", "7", "-days", "30"]);
+    openssl.args(["-extfile", "extensions", "-out", "cross.pem", "-in"]);
+    openssl.arg(ca.key.with_file_name("csr.pem"));
+    openssl.arg("-CA").arg(&by.cert).arg("-CAkey").arg(&by.key);
+    run(openssl.current_dir(&dir));
+    std::fs::read_to_string(dir.join("cross.pem")).unwrap()
+}
+
+#[tokio::test]
+async fn a_service_ca_of_the_right_name_makes_no_administrator() {
+    let server = site().await.start().await;
+    let root_of_that_name = admin_cert().signed_by(&impostor());
+    let table = [
+        ("the administrators'", certs::admin().clone(), OK),
+        ("below the service CA", root_of_that_name, NO_IDENTITY),
+        ("a service is one all the same", service("nico-api"), OK),
+    ];
+    assert_outcomes(&server, &table).await;
+
+    // The name of the service CA itself is listed.
+    let list = format!("[{}]", quote("site-root"));
+    let listed = site().await.set("auth.trust.additional_issuer_cns", list);
+    let table = [("", admin_cert().signed_by(root_ca()), NO_IDENTITY)];
+    assert_outcomes(&listed.start().await, &table).await;
+}
+
+#[tokio::test]
+async fn without_an_admin_bundle_there_is_no_binding_and_one_warning() {
+    let leaf = admin_cert().signed_by(&impostor());
+    let dir = lasting_dir("bundle");
+    std::fs::write(dir.join("empty.pem"), "\n").unwrap();
+    let words =
+        "no admin bundle: [tls].admin_root_cafile_path is empty, or names an absent or empty file";
+    let set = |site: Site, file: &PathBuf| site.set("tls.admin_root_cafile_path", path(file));
+    for file in ["missing.pem", "empty.pem"] {
+        let server = set(site().await, &dir.join(file)).start().await;
+        assert_eq!(outcome_of(&server, &leaf, None).await, OK, "{file}");
+        assert_eq!(server.logs_with(words).len(), 1, "{file}");
+    }
+    let server = site()
+        .await
+        .unset("tls.admin_root_cafile_path")
+        .start()
+        .await;
+    assert_eq!(outcome_of(&server, &leaf, None).await, OK);
+    assert_eq!(server.logs_with(words).len(), 0);
+    let server = site().await.start().await;
+    assert_eq!(outcome_of(&server, &leaf, None).await, NO_IDENTITY);
+    assert_eq!(server.logs_with(words).len(), 0);
+}
+
+#[tokio::test]
+async fn what_a_client_sends_along_gains_it_nothing() {
+    let server = site().await.start().await;
+    let (genuine, impostor) = (admin_issuer(), impostor());
+    let false_admin = admin_cert().signed_by(&impostor);
+    let genuine_pem = genuine.chain.as_str();
+    let self_made = {
+        let subject = format!("/O=Acme/CN={ADMIN_ISSUER_CN}");
+        let ca = Ca::root(&subject, Strings::Printable);
+        std::fs::read_to_string(ca.cert).unwrap()
+    };
+    let admin_root_pem = std::fs::read_to_string(&admin_root().cert).unwrap();
+    let root_pem = std::fs::read_to_string(&root_ca().cert).unwrap();
+    let cross = cross_signed(genuine, root_ca());
+    let false_with =
+        |chain: &[&str]| with_chain(&false_admin, &[&[&*impostor.chain], chain].concat());
+    let true_with = |chain: &[&str]| with_chain(certs::admin(), chain);
+    let table = [
+        ("the way it should be", true_with(&[genuine_pem]), OK),
+        (
+            "roots are not needed",
+            true_with(&[genuine_pem, &admin_root_pem]),
+            OK,
+        ),
+        (
+            "in any order",
+            true_with(&[&admin_root_pem, &self_made, genuine_pem]),
+            OK,
+        ),
+        (
+            "the genuine CA as well",
+            false_with(&[genuine_pem]),
+            NO_IDENTITY,
+        ),
+        (
+            "and its root",
+            false_with(&[genuine_pem, &admin_root_pem]),
+            NO_IDENTITY,
+        ),
+        (
+            "one of the same name",
+            false_with(&[&self_made]),
+            NO_IDENTITY,
+        ),
+        // The administrators' CA, for which the service CA vouches too: the way to the admin bundle is what counts.
+        ("with both ways", true_with(&[&cross, genuine_pem]), OK),
+        ("with the other way only", true_with(&[&cross]), NO_IDENTITY),
+        (
+            "and the root of that",
+            true_with(&[&cross, &root_pem]),
+            NO_IDENTITY,
+        ),
+    ];
+    assert_outcomes(&server, &table).await;
+}
+
+#[tokio::test]
+async fn a_ca_in_both_bundles_makes_administrators() {
+    let both = lasting_dir("bundle").join("both.pem");
+    let pems = [root_ca(), admin_root()].map(|ca| std::fs::read_to_string(&ca.cert).unwrap());
+    std::fs::write(&both, pems.concat()).unwrap();
+    let server = site().await.set("tls.admin_root_cafile_path", path(&both));
+    let table = [
+        ("of the one", certs::admin().clone(), OK),
+        ("of the other", admin_cert().signed_by(&impostor()), OK),
+    ];
+    assert_outcomes(&server.start().await, &table).await;
+    let in_the_root_bundle = site().await.set("tls.root_cafile_path", path(&both));
+    let table = [
+        ("in both", certs::admin().clone(), OK),
+        (
+            "in that one alone",
+            admin_cert().signed_by(&impostor()),
+            NO_IDENTITY,
+        ),
+    ];
+    assert_outcomes(&in_the_root_bundle.start().await, &table).await;
+}

@@ -1,0 +1,293 @@
+//! The audit log in a file: one record a call, nothing done without one, and a file that may be rotated away.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::certs::{self, admin_cert, admin_issuer, service};
+use crate::configuration::{accepted, refused};
+use crate::database::Database;
+use crate::grpcurl::{Call, GrpcError, Report, run};
+use crate::pki::{Leaf, Strings};
+use crate::process::temp_dir;
+use crate::seed::{self, Org};
+use crate::server::Server;
+use crate::site::{Site, path};
+
+async fn site(database: &Database, file: &Path) -> Server {
+    let site = Site::new(database).set("rewrap.audit_log", path(file));
+    site.start().await
+}
+
+/// Every line of the file is an object with the target `audit`.
+fn records(file: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(file).unwrap();
+    let parse = |line: &str| {
+        let record: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+        assert_eq!(record["target"], "audit");
+        record
+    };
+    text.lines().map(parse).collect()
+}
+
+fn told(records: &[Value], fields: [&str; 4]) -> Vec<String> {
+    let text = |value: &Value| {
+        value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned)
+    };
+    let tell = |record: &Value| fields.map(|field| text(&record[field])).join(" ");
+    records.iter().map(tell).collect()
+}
+
+async fn call(server: &Server, leaf: &Leaf, request: Value) -> Result<Report, GrpcError> {
+    let call = Call::new(server, leaf).without_reflection();
+    call.reencrypt(&request).await
+}
+
+async fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !condition() {
+        assert!(Instant::now() < deadline, "still not: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn every_call_has_one_record_and_one_before_it_touches_anything() {
+    let database = Database::migrated().await;
+    seed::insert(&database.client().await, &[Org::under("acme", "kv1")]).await;
+    let dir = temp_dir("audit");
+    let file = dir.path().join("audit.log");
+    let server = site(&database, &file).await;
+    let dhcp = service("nico-dhcp");
+    let report = call(&server, certs::admin(), json!({"organizationId": "acme"}))
+        .await
+        .unwrap();
+    call(&server, &dhcp, json!({})).await.unwrap_err();
+    call(
+        &server,
+        certs::admin(),
+        json!({"organizationId": "a b", "dryRun": true}),
+    )
+    .await
+    .unwrap_err();
+    let records = records(&file);
+    let fields = ["message", "identity", "dry_run", "outcome"];
+    let expected = [
+        "call started alice false null",
+        "call alice false OK",
+        "call nico-dhcp false NOT_ALLOWED",
+        "call alice true INVALID_ORGANIZATION_ID",
+    ];
+    assert_eq!(told(&records, fields), expected);
+    let fields = ["run_id", "certificate_issuer", "scope", "rows_updated"];
+    let run_id = report.run_id.unwrap();
+    let issuer = records[1]["certificate_issuer"].as_str().unwrap();
+    assert!(issuer.contains(certs::ADMIN_ISSUER_CN), "{issuer}");
+    let scope = records[1]["scope"].as_str().unwrap();
+    assert!(scope.contains("acme"), "{scope}");
+    assert_eq!(
+        told(&records[..2], fields),
+        [
+            format!("{run_id} {issuer} {scope} null"),
+            format!("{run_id} {issuer} {scope} 1")
+        ]
+    );
+    assert!(server.logs_with("call").is_empty(), "{}", server.log_text());
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file).unwrap().permissions());
+    assert_eq!(mode & 0o137, 0, "{mode:o}: nobody else reads or writes it");
+}
+
+#[tokio::test]
+async fn what_a_certificate_says_forges_no_line() {
+    let database = Database::migrated().await;
+    let dir = temp_dir("audit");
+    let file = dir.path().join("audit.log");
+    let server = site(&database, &file).await;
+    let names = [
+        r#"x","outcome":"OK","target":"audit"#,
+        r#"x\\\\"}{"target":"audit"}"#,
+        "x\u{2028}{\"outcome\":\"OK\"}\u{85}\u{2029}",
+        "\u{202e}KO",
+    ];
+    for name in names {
+        let escaped = name.replace('\\', r"\\").replace('/', r"\/");
+        let cert = crate::pki::Cert::new(&format!("/O=Acme/OU={escaped}/CN={escaped}"));
+        let leaf = cert.strings(Strings::Utf8).signed_by(admin_issuer());
+        let _ = call(&server, &leaf, json!({"organizationId": "none"})).await;
+    }
+    let records = records(&file);
+    let calls: Vec<_> = records
+        .iter()
+        .filter(|record| record["message"] == "call")
+        .collect();
+    assert_eq!(calls.len(), names.len(), "one each: {records:?}");
+    for record in calls {
+        assert_ne!(record["outcome"], "OK", "{record}");
+    }
+    assert!(std::fs::read(&file).unwrap().is_ascii());
+    assert!(admin_cert().signed_by(admin_issuer()).key.exists());
+}
+
+#[tokio::test]
+async fn a_call_without_a_record_is_refused_before_anything_is_touched() {
+    let database = Database::migrated().await;
+    let client = database.client().await;
+    seed::insert(&client, &[Org::under("acme", "kv1")]).await;
+    let before = seed::snapshot(&client).await;
+    let dir = temp_dir("audit");
+    let link = dir.path().join("audit.log");
+    // A disk that is full, for as long as it takes.
+    std::os::unix::fs::symlink("/dev/full", &link).unwrap();
+    let server = site(&database, &link).await;
+    for dry_run in [true, false] {
+        let error = call(&server, certs::admin(), json!({"dryRun": dry_run}))
+            .await
+            .unwrap_err();
+        assert_eq!(error.code, "UNAVAILABLE");
+        assert_eq!(error.reason().unwrap(), "AUDIT_UNAVAILABLE");
+        assert!(
+            error.message.contains("[rewrap].audit_log"),
+            "{}",
+            error.message
+        );
+    }
+    let denied = call(&server, &service("nico-dhcp"), json!({}))
+        .await
+        .unwrap_err();
+    assert_eq!(denied.reason().unwrap(), "NOT_ALLOWED");
+    assert_eq!(seed::snapshot(&client).await, before);
+    assert!(server.logs_with("run started").is_empty());
+    // The records are in the log, which is better than nowhere.
+    let outcomes = |server: &Server| {
+        told(
+            &server.logs_with("call"),
+            ["outcome", "target", "identity", "message"],
+        )
+    };
+    eventually("three records", || server.logs_with("call").len() == 3).await;
+    assert_eq!(
+        outcomes(&server),
+        [
+            "AUDIT_UNAVAILABLE audit alice call",
+            "AUDIT_UNAVAILABLE audit alice call",
+            "NOT_ALLOWED audit nico-dhcp call"
+        ]
+    );
+    let failures = server.metric("nico_rewrap_audit_failures_total", &[]).await;
+    assert_eq!(failures, Some(5.0));
+
+    // There is room again.
+    let file = dir.path().join("real.log");
+    std::fs::write(&file, "").unwrap();
+    std::fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    server.signal("HUP");
+    server.wait_log("audit log opened again").await;
+    assert_eq!(run(&server, false).await.rows_updated, 1);
+    assert_eq!(records(&file).len(), 2);
+}
+
+#[tokio::test]
+async fn a_record_that_is_not_required_goes_to_the_log_instead() {
+    let database = Database::migrated().await;
+    let client = database.client().await;
+    seed::insert(&client, &[Org::under("acme", "kv1")]).await;
+    let server = Site::new(&database)
+        .set("rewrap.audit_log", "\"/dev/full\"")
+        .set("rewrap.audit_required", "false")
+        .start()
+        .await;
+    assert_eq!(run(&server, false).await.rows_updated, 1);
+    assert_eq!(server.audited_rows("OK").await, 1);
+    let failures = server.metric("nico_rewrap_audit_failures_total", &[]).await;
+    assert_eq!(failures, Some(2.0));
+}
+
+#[tokio::test]
+async fn without_a_file_records_are_on_stderr_in_json_whatever_is_logged_and_how() {
+    let database = Database::migrated().await;
+    let site = Site::new(&database).set("rewrap.log_format", "\"logfmt\"");
+    let filter = "info,nico_rewrap::service=off";
+    let server = site
+        .set("rewrap.log_filter", format!("\"{filter},audit=off\""))
+        .start()
+        .await;
+    run(&server, true).await;
+    let records = || -> Vec<Value> {
+        let log = server.log_text();
+        let json = log.lines().filter(|line| line.starts_with('{'));
+        json.map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    };
+    eventually("a record", || !records().is_empty()).await;
+    let fields = ["target", "message", "outcome", "identity"];
+    assert_eq!(told(&records(), fields), ["audit call OK alice"]);
+    assert!(server.logs_with("run started").is_empty());
+    assert!(!server.logs_with("listening").is_empty());
+}
+
+#[tokio::test]
+async fn a_file_that_is_renamed_is_left_at_the_next_sighup() {
+    let database = Database::migrated().await;
+    let dir = temp_dir("audit");
+    let (file, old) = (dir.path().join("audit.log"), dir.path().join("audit.log.1"));
+    std::fs::write(
+        &file,
+        "{\"target\":\"audit\",\"message\":\"from before\"}\n",
+    )
+    .unwrap();
+    let server = site(&database, &file).await;
+    run(&server, true).await;
+    std::fs::rename(&file, &old).unwrap();
+    run(&server, true).await;
+    assert_eq!(records(&old).len(), 5, "nothing is lost in between");
+    server.signal("HUP");
+    eventually("a new file", || file.exists()).await;
+    server.wait_log("audit log opened again").await;
+    run(&server, true).await;
+    assert_eq!((records(&old).len(), records(&file).len()), (5, 2));
+
+    // Where it can't be opened again, the one that is open goes on.
+    std::fs::rename(&file, &old).unwrap();
+    std::fs::create_dir(&file).unwrap();
+    server.signal("HUP");
+    server
+        .wait_log(
+            "[rewrap].audit_log can't be opened again: records go on to the file that is open",
+        )
+        .await;
+    run(&server, true).await;
+    assert_eq!(records(&old).len(), 4);
+}
+
+#[tokio::test]
+async fn a_file_that_can_not_be_opened_stops_the_start() {
+    let database = Database::migrated().await;
+    let dir = temp_dir("audit");
+    let words = [
+        "site.toml: [rewrap].audit_log: ",
+        "can't be opened for appending (",
+    ];
+    for bad in [dir.path().to_owned(), dir.path().join("missing/audit.log")] {
+        refused(&database, &words, |site| {
+            site.set("rewrap.audit_log", path(&bad))
+        })
+        .await;
+    }
+    let words = ["[rewrap].audit_required: needs a file: set [rewrap].audit_log"];
+    refused(&database, &words, |site| {
+        site.set("rewrap.audit_required", "true")
+    })
+    .await;
+    let good = dir.path().join("audit.log");
+    accepted(&database, |site| {
+        site.set("rewrap.audit_log", path(&good))
+            .set("rewrap.audit_required", "true")
+    })
+    .await;
+    accepted(&database, |site| site.set("rewrap.audit_required", "false")).await;
+}

@@ -1,0 +1,85 @@
+//! Certificate revocation lists by the real `openssl`.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::ca::Ca;
+use crate::process::{lasting_dir, run};
+
+/// A list to be issued; without further calls it names nobody and is current.
+pub(crate) struct Crl<'a> {
+    issuer: &'a Ca,
+    revoked: Vec<PathBuf>,
+    period: [&'static str; 4],
+}
+
+impl<'a> Crl<'a> {
+    pub(crate) fn of(issuer: &'a Ca) -> Self {
+        Self {
+            issuer,
+            revoked: Vec::new(),
+            period: [
+                "-crl_lastupdate",
+                "20240101000000Z",
+                "-crl_nextupdate",
+                "20900101000000Z",
+            ],
+        }
+    }
+
+    /// Revokes the certificate that belongs to this key.
+    pub(crate) fn revokes(mut self, key: &std::path::Path) -> Self {
+        self.revoked.push(key.with_file_name("cert.pem"));
+        self
+    }
+
+    /// Issued, and out of date, long ago.
+    pub(crate) fn expired(mut self) -> Self {
+        self.period[1] = "20200101000000Z";
+        self.period[3] = "20200201000000Z";
+        self
+    }
+
+    /// A file with the list in PEM.
+    pub(crate) fn issue(&self) -> PathBuf {
+        let dir = lasting_dir("crl");
+        fs::write(dir.join("openssl.cnf"), CONFIG).unwrap();
+        fs::write(dir.join("index.txt"), "").unwrap();
+        fs::write(dir.join("number"), "01\n").unwrap();
+        let ca = |args: &[&str]| {
+            let mut command = Command::new("openssl");
+            command.args(["ca", "-config", "openssl.cnf"]).args(args);
+            command.arg("-cert").arg(&self.issuer.cert);
+            command.arg("-keyfile").arg(&self.issuer.key);
+            run(command.current_dir(&dir))
+        };
+        for certificate in &self.revoked {
+            ca(&["-revoke", certificate.to_str().unwrap()]);
+        }
+        let issue = ["-gencrl", "-out", "crl.pem"];
+        ca(&[&issue[..], &self.period].concat());
+        dir.join("crl.pem")
+    }
+}
+
+/// The same list in DER.
+pub(crate) fn der(pem: &PathBuf) -> PathBuf {
+    let der = pem.with_extension("der");
+    let mut openssl = Command::new("openssl");
+    openssl.args(["crl", "-outform", "DER", "-in"]).arg(pem);
+    run(openssl.arg("-out").arg(&der));
+    der
+}
+
+const CONFIG: &str = "[ca]
+default_ca = list
+[list]
+database = index.txt
+crlnumber = number
+default_md = sha256
+unique_subject = no
+crl_extensions = extensions
+[extensions]
+authorityKeyIdentifier = keyid:always
+";

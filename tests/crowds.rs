@@ -1,0 +1,167 @@
+//! Many clients at once, and those that take their time: what they cost is theirs.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpSocket, TcpStream};
+
+use crate::certs;
+use crate::database::Database;
+use crate::grpcurl::{Call, run};
+use crate::handshake::Connection;
+use crate::server::Server;
+use crate::site::Site;
+use crate::transport::assert_refused;
+
+fn site() -> Site {
+    Site::with_url("postgres://nobody@127.0.0.1:1/none")
+        .set("machine_identity.enabled", "false")
+        .set("rewrap.handshake_timeout", "\"10m\"")
+        .set("rewrap.max_handshakes", "8")
+}
+
+/// A client at this address of the loopback network that connects and says nothing.
+async fn silent(server: &Server, from: &str) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
+    socket.connect(server.grpc.parse().unwrap()).await.unwrap()
+}
+
+/// Waits until the server ends this connection.
+async fn ended(stream: &mut TcpStream) {
+    let mut nothing = [0];
+    let end = tokio::time::timeout(Duration::from_secs(60), stream.read(&mut nothing)).await;
+    // An end or a reset.
+    assert_eq!(end.expect("the connection stays open").unwrap_or(0), 0);
+}
+
+fn is_open(stream: &TcpStream) -> bool {
+    let error = stream.try_read(&mut [0]).map_err(|error| error.kind());
+    error == Err(std::io::ErrorKind::WouldBlock)
+}
+
+async fn assert_served(server: &Server) {
+    let call = Call::new(server, certs::admin()).without_reflection();
+    let error = call.reencrypt(&json!({})).await.unwrap_err();
+    assert_eq!(error.reason().unwrap(), "MACHINE_IDENTITY_DISABLED");
+}
+
+#[tokio::test]
+async fn silent_clients_give_way_and_take_no_connection() {
+    let server = site()
+        .set("rewrap.max_client_connections", "1")
+        .start()
+        .await;
+    let mut clients = Vec::new();
+    for _ in 0..30 {
+        clients.push(silent(&server, "127.0.0.1").await);
+    }
+    assert_served(&server).await;
+    // Those that had to go are the first that came; the last one to go made way for the call.
+    let (gone, staying) = clients.split_at_mut(23);
+    for client in gone {
+        ended(client).await;
+    }
+    assert!(staying.iter().all(is_open));
+    assert_refused(&server, "too_many", 23).await;
+    assert_refused(&server, "timeout", 0).await;
+}
+
+#[tokio::test]
+async fn a_crowd_at_one_address_costs_another_nothing() {
+    let server = site().start().await;
+    let patient = silent(&server, "127.0.0.2").await;
+    let mut crowd = Vec::new();
+    for _ in 0..30 {
+        crowd.push(silent(&server, "127.0.0.1").await);
+    }
+    for client in &mut crowd[..23] {
+        ended(client).await;
+    }
+    assert!(is_open(&patient), "it came before all of them");
+    assert_served(&server).await;
+    assert!(is_open(&patient));
+}
+
+#[tokio::test]
+async fn many_connections_are_served_up_to_the_limit_and_refused_beyond() {
+    let server = Site::new(&Database::migrated().await)
+        .set("rewrap.max_client_connections", "20")
+        .set("rewrap.handshake_timeout", "\"2s\"")
+        .start()
+        .await;
+    let leaf = certs::service("nico-api");
+    let open = || Connection::open(&server, Some(&leaf), &["-tls1_3", "-alpn", "h2"]);
+    let mut connections = Vec::new();
+    for _ in 0..19 {
+        let mut connection = open();
+        assert!(connection.greet().await);
+        connections.push(connection);
+    }
+    // One more, and another.
+    assert_eq!(run(&server, true).await.rows_examined, 0);
+    let mut last = open();
+    assert!(last.greet().await);
+    assert!(!open().greet().await);
+    assert_refused(&server, "too_many", 1).await;
+    let count = async || server.metric("nico_rewrap_connections_open", &[]).await;
+    assert_eq!(count().await, Some(20.0));
+    drop(connections);
+    let one = async { while count().await != Some(1.0) {} };
+    tokio::time::timeout(Duration::from_secs(60), one)
+        .await
+        .unwrap();
+    assert_eq!(run(&server, true).await.rows_examined, 0);
+}
+
+/// A frame of stream 1 (RFC 9113, section 4.1).
+fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags, 0, 0, 0, 1], payload].concat()
+}
+
+/// A call of the re-wrap method that is to have a message of one byte: HEADERS without END_STREAM on stream 1, in
+/// literals that are not indexed (RFC 7541, section 6.2.2), then the beginning of a DATA frame's message.
+fn half_a_request() -> Vec<u8> {
+    let literal = |name: &str, value: &str| {
+        let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
+        [&[0][..], &text(name), &text(value)].concat()
+    };
+    let headers = [
+        literal(":method", "POST"),
+        literal(":scheme", "https"),
+        literal(":path", "/forge.Forge/ReencryptTenantIdentitySecrets"),
+        literal(":authority", "localhost"),
+        literal("content-type", "application/grpc"),
+        literal("te", "trailers"),
+    ]
+    .concat();
+    [frame(1, 4, &headers), frame(0, 0, &[0, 0, 0])].concat()
+}
+
+#[tokio::test]
+async fn a_request_that_is_never_complete_does_not_hold_its_connection() {
+    let server = Site::new(&Database::migrated().await)
+        .set("rewrap.request_timeout", "\"1s\"")
+        .set("rewrap.idle_timeout", "\"1s\"")
+        .start()
+        .await;
+    let options = ["-tls1_3", "-alpn", "h2"];
+    let mut connection = Connection::open(&server, Some(certs::admin()), &options);
+    assert!(connection.greet().await);
+    connection.send(&half_a_request()).await;
+    // A byte now and then does not buy more time.
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        connection.send(&frame(0, 0, &[0])).await;
+    }
+    let record = server.wait_log("call").await;
+    assert_eq!(record["outcome"], "SLOW_REQUEST", "{record}");
+    assert_eq!(record["identity"], "alice");
+    connection.closed().await;
+    // A request that is complete may take longer than that to be answered.
+    let watch = Call::new(&server, certs::admin()).watch();
+    assert_eq!(run(&server, true).await.rows_examined, 0);
+    drop(watch);
+}

@@ -1,0 +1,222 @@
+//! Revoked certificates, and lists that are old, missing or somebody else's.
+
+use std::path::PathBuf;
+
+use crate::ca::Ca;
+use crate::certs::{self, admin_cert, admin_issuer_named, admin_root, root_ca, service_cert};
+use crate::configuration::{accepted, refused};
+use crate::crl::{Crl, der};
+use crate::database::Database;
+use crate::handshake::handshake;
+use crate::pki::{Leaf, Strings};
+use crate::process::lasting_dir;
+use crate::server::Server;
+use crate::site::{Site, path};
+use crate::transport::assert_refused;
+
+fn site(files: &[&PathBuf]) -> Site {
+    Site::with_url("postgres://nobody@127.0.0.1:1/none")
+        .set("machine_identity.enabled", "false")
+        .set("rewrap.crl_files", list(files))
+}
+
+fn list(files: &[&PathBuf]) -> String {
+    let files: Vec<_> = files.iter().map(|file| path(*file)).collect();
+    format!("[{}]", files.join(", "))
+}
+
+async fn gets_in(server: &Server, leaf: &Leaf) -> bool {
+    handshake(server, Some(leaf), &[]).await.is_ok()
+}
+
+/// An intermediate of the administrators' root with two leaves.
+struct Branch {
+    issuer: Ca,
+    good: Leaf,
+    bad: Leaf,
+}
+
+fn branch() -> Branch {
+    let issuer = admin_issuer_named(certs::ADMIN_ISSUER_CN, Strings::Utf8);
+    let leaf = || admin_cert().signed_by(&issuer);
+    let (good, bad) = (leaf(), leaf());
+    Branch { issuer, good, bad }
+}
+
+#[tokio::test]
+async fn a_revoked_leaf_is_refused_and_its_sibling_is_not() {
+    let Branch { issuer, good, bad } = branch();
+    let roots_list = Crl::of(admin_root()).issue();
+    let issuers_list = Crl::of(&issuer).revokes(&bad.key).issue();
+    let both = lasting_dir("crl").join("both.pem");
+    let text = [&roots_list, &issuers_list].map(|file| std::fs::read_to_string(file).unwrap());
+    std::fs::write(&both, text.concat()).unwrap();
+    for files in [
+        &[&roots_list, &issuers_list][..],
+        &[&issuers_list, &roots_list],
+        &[&both],
+        &[&der(&roots_list), &der(&issuers_list)],
+    ] {
+        let server = site(files).start().await;
+        assert!(gets_in(&server, &good).await, "{files:?}");
+        assert!(!gets_in(&server, &bad).await, "{files:?}");
+        assert_refused(&server, "revoked", 1).await;
+        // Nobody has given a list for this one's issuer.
+        assert!(!gets_in(&server, &certs::service("nico-api")).await);
+        assert_refused(&server, "crl_missing", 1).await;
+    }
+    let server = site(&[]).start().await;
+    assert!(gets_in(&server, &bad).await);
+}
+
+#[tokio::test]
+async fn a_revoked_intermediate_takes_all_its_leaves_with_it() {
+    let (revoked, other) = (branch(), branch());
+    let root = Crl::of(admin_root()).revokes(&revoked.issuer.key).issue();
+    let lists = [&revoked, &other].map(|branch| Crl::of(&branch.issuer).issue());
+    let server = site(&[&root, &lists[0], &lists[1]]).start().await;
+    assert!(gets_in(&server, &other.good).await);
+    assert!(!gets_in(&server, &revoked.good).await);
+    assert_refused(&server, "revoked", 1).await;
+}
+
+#[tokio::test]
+async fn a_ca_that_changes_its_key_has_a_list_of_each() {
+    let (before, after) = (branch(), branch());
+    let root = Crl::of(admin_root()).issue();
+    let lists =
+        [&before, &after].map(|branch| Crl::of(&branch.issuer).revokes(&branch.bad.key).issue());
+    for files in [[&lists[0], &lists[1]], [&lists[1], &lists[0]]] {
+        let server = site(&[&root, files[0], files[1]]).start().await;
+        for branch in [&before, &after] {
+            assert!(gets_in(&server, &branch.good).await);
+            assert!(!gets_in(&server, &branch.bad).await);
+        }
+        assert_refused(&server, "revoked", 2).await;
+    }
+    // Its list of the other key does not do, whatever the policy.
+    for policy in ["require_valid", "allow_expired_and_unknown"] {
+        let policy = format!("\"{policy}\"");
+        let site = site(&[&root, &lists[0]]).set("rewrap.crl_policy", policy);
+        let server = site.start().await;
+        assert!(gets_in(&server, &before.good).await);
+        assert!(!gets_in(&server, &after.good).await);
+        assert_refused(&server, "crl_unusable", 1).await;
+    }
+}
+
+/// For each policy: who gets in with a current, an old and no list of the issuer; who is on a list never does.
+const POLICIES: [(&str, bool, bool, bool); 4] = [
+    ("require_valid", true, false, false),
+    ("allow_expired", true, true, false),
+    ("allow_unknown", true, false, true),
+    ("allow_expired_and_unknown", true, true, true),
+];
+
+#[tokio::test]
+async fn the_policy_says_what_an_old_or_a_missing_list_means() {
+    let root = Ca::root("/O=NICo/CN=lists", Strings::Utf8);
+    let leaf = || service_cert("nico-api").signed_by(&root);
+    let (good, bad) = (leaf(), leaf());
+    let current = Crl::of(&root).revokes(&bad.key).issue();
+    let old = Crl::of(&root).revokes(&bad.key).expired().issue();
+    let of_another = Crl::of(admin_root()).issue();
+    for (policy, with_current, with_old, without) in POLICIES {
+        let states = [
+            (&current, with_current, false, "revoked", "revoked"),
+            (&old, with_old, false, "crl_expired", "revoked"),
+            (&of_another, without, without, "crl_missing", "none"),
+        ];
+        for (list, good_expected, bad_expected, refused_for, bad_refused_for) in states {
+            let server = site(&[list])
+                .set("rewrap.crl_policy", format!("\"{policy}\""))
+                .set("tls.root_cafile_path", path(&root.cert))
+                // A server's certificate has nothing to do with its clients' lists.
+                .start_unready()
+                .await;
+            let what = format!("{policy} {}", list.display());
+            assert_eq!(gets_in(&server, &good).await, good_expected, "{what}");
+            assert_eq!(gets_in(&server, &bad).await, bad_expected, "{what}");
+            if !good_expected {
+                assert_refused(&server, refused_for, 2).await;
+            } else if !bad_expected {
+                assert_refused(&server, bad_refused_for, 1).await;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_newest_list_of_an_issuer_counts() {
+    let root = Ca::root("/O=NICo/CN=newest", Strings::Utf8);
+    let leaf = || service_cert("nico-api").signed_by(&root);
+    let (good, bad) = (leaf(), leaf());
+    let before = Crl::of(&root).expired().issue();
+    let after = Crl::of(&root).revokes(&bad.key).issue();
+    for files in [[&before, &after], [&after, &before]] {
+        let server = site(&files).set("tls.root_cafile_path", path(&root.cert));
+        let server = server.start().await;
+        assert!(gets_in(&server, &good).await, "{files:?}");
+        assert!(!gets_in(&server, &bad).await, "{files:?}");
+        assert_refused(&server, "revoked", 1).await;
+    }
+}
+
+#[tokio::test]
+async fn an_unusable_list_stops_the_start_and_an_old_one_is_warned_about() {
+    let database = Database::migrated().await;
+    let dir = lasting_dir("crl");
+    let file = |name: &str, text: &str| {
+        std::fs::write(dir.join(name), text).unwrap();
+        dir.join(name)
+    };
+    let pretender = Ca::root("/O=NICo/CN=site-root", Strings::Printable);
+    let good = Crl::of(root_ca()).issue();
+    let mut cut = std::fs::read(der(&good)).unwrap();
+    cut.truncate(cut.len() - 5);
+    std::fs::write(dir.join("cut.der"), cut).unwrap();
+    let garbage = "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n";
+    let lacks = "holds no certificate revocation list in PEM or DER";
+    let unreadable = "holds a certificate revocation list that can't be read";
+    for (bad, words) in [
+        (dir.join("missing.pem"), "missing.pem can't be read ("),
+        (file("empty.pem", ""), lacks),
+        (root_ca().cert.clone(), lacks),
+        (file("garbage.pem", garbage), unreadable),
+        (dir.join("cut.der"), unreadable),
+        (
+            Crl::of(&pretender).issue(),
+            "holds a certificate revocation list that its issuer has not signed",
+        ),
+    ] {
+        let words = ["site.toml: [rewrap].crl_files: ", words];
+        refused(&database, &words, |site| {
+            site.set("rewrap.crl_files", list(&[&good, &bad]))
+        })
+        .await;
+    }
+    accepted(&database, |site| {
+        site.set("rewrap.crl_files", list(&[&good]))
+    })
+    .await;
+    let words = ["site.toml: [rewrap].crl_policy: must be one of \"require_valid\""];
+    refused(&database, &words, |site| {
+        site.set("rewrap.crl_policy", "\"none\"")
+    })
+    .await;
+
+    let warning = |server: &Server| {
+        server
+            .log_text()
+            .contains("is out of date: publish a new one")
+    };
+    let old = Crl::of(root_ca()).expired().issue();
+    for (list, expected) in [(&old, true), (&good, false)] {
+        let server = site(&[list]).start().await;
+        assert_eq!(warning(&server), expected);
+        let end = server
+            .metric("nico_rewrap_crl_next_update_timestamp_seconds", &[])
+            .await;
+        assert_eq!(end.unwrap() < 1.7e9, expected);
+    }
+}
