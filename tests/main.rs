@@ -40,6 +40,7 @@ mod failures;
 mod fixtures;
 mod grpc_surface;
 mod interruptions;
+mod keys_in_the_environment;
 mod layering;
 mod live_writers;
 mod locks_and_retries;

@@ -6,6 +6,7 @@
 //! below this module reads the environment.
 
 mod feature;
+mod keys;
 mod settings;
 
 use std::{
@@ -112,7 +113,7 @@ impl fmt::Display for ConfigError {
 }
 
 /// What can be set in `[rewrap]`.
-const KNOWN: [&str; 25] = [
+const KNOWN: [&str; 27] = [
     "allowed_services",
     "commit",
     "connect_timeout",
@@ -135,7 +136,9 @@ const KNOWN: [&str; 25] = [
     "pipeline_depth",
     "pool_wait",
     "pooler",
+    "secrets_environment_prefix",
     "secrets_file",
+    "secrets_from_environment",
     "shutdown_grace",
     "statement_timeout",
 ];
