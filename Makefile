@@ -5,7 +5,7 @@ TOOL := scripts/tools.sh
 SCRIPTS := .ci/run $(wildcard scripts/*.sh)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench bench-quick bench-build check advisories clean
+.PHONY: help build demo test bench bench-quick bench-build check advisories deb package-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -49,6 +49,13 @@ check: ## format, lints, documentation, dependencies, scripts
 advisories: ## known vulnerabilities; apart, as it fetches a database
 	@deny=$$($(TOOL) cargo-deny) && \
 		echo "cargo deny check advisories" && "$$deny" --locked check advisories
+
+deb: build ## the Debian package: target/debian/nico-rewrap_….deb
+	@deb=$$($(TOOL) cargo-deb) && rm -rf target/debian && \
+		echo "cargo deb" && "$$deb" -q --no-build --locked --output target/debian/
+
+package-test: deb ## that package installed and run in a container, under systemd; needs Docker
+	@scripts/package_test.sh target/debian/*.deb
 
 clean: ## remove target/, the tools in it included
 	cargo clean

@@ -2,7 +2,7 @@
 # Finds a tool, or installs it if the machine lacks it, and prints where it is:
 #
 #   scripts/tools.sh TOOL...   TOOL: rust rust-lints cc make openssl postgres psql pgbouncer grpcurl shellcheck
-#                              cargo-deny bench-python
+#                              cargo-deny cargo-deb bench-python mmdebstrap systemd-analyze
 #
 # One line on stdout for each TOOL: a path (postgres: the directory of the server's binaries). Everything else goes to
 # stderr. What is there already is used as it is. Debian packages come from apt-get, the rest lands in target/tools.
@@ -198,27 +198,39 @@ tool_bench-python() {
     echo "$python"
 }
 
-tool_cargo-deny() {
-    if have cargo-deny; then
-        command -v cargo-deny
+# from_crate NAME VERSION
+from_crate() {
+    if have "$1"; then
+        command -v "$1"
         return
     fi
-    if [ ! -x "$tools/bin/cargo-deny" ]; then
-        say "building cargo-deny, once; this takes a minute or two"
+    if [ ! -x "$tools/bin/$1" ]; then
+        say "building $1, once; this takes a minute or two"
         tool_rust >/dev/null
         tool_cc >/dev/null
         # It runs for a second, so the build is what counts: its release profile takes five times as long.
-        CARGO_PROFILE_DEV_DEBUG=0 cargo install -q cargo-deny --version '~0.20' --locked --debug \
+        CARGO_PROFILE_DEV_DEBUG=0 cargo install -q "$1" --version "$2" --locked --debug \
             --root "$tools" --target-dir "$tools/build" >&2
         rm -rf "$tools/build"
     fi
-    echo "$tools/bin/cargo-deny"
+    echo "$tools/bin/$1"
+}
+
+tool_cargo-deny() { from_crate cargo-deny '~0.20'; }
+
+tool_cargo-deb() {
+    # For what the package depends on.
+    have dpkg-shlibdeps || apt dpkg-dev
+    from_crate cargo-deb '~3.8'
 }
 
 for tool in "$@"; do
     case $tool in
-    make | openssl) on_path "$tool" ;;
-    rust | rust-lints | cc | postgres | psql | pgbouncer | grpcurl | shellcheck | cargo-deny | bench-python) "tool_$tool" ;;
+    make | openssl | mmdebstrap) on_path "$tool" ;;
+    systemd-analyze) on_path "$tool" systemd ;;
+    rust | rust-lints | cc | postgres | psql | pgbouncer | grpcurl | shellcheck | cargo-deny | cargo-deb | bench-python)
+        "tool_$tool"
+        ;;
     *) die "no such tool: $tool" ;;
     esac
 done
