@@ -22,7 +22,8 @@ demo: ## the whole procedure on a throwaway site, with 1,000 organizations
 test: ## every test, on a real Postgres, with a real PgBouncer and a real grpcurl
 	@$(TOOL) rust cc openssl >/dev/null
 	@PG_BIN=$$($(TOOL) postgres) && PGBOUNCER=$$($(TOOL) pgbouncer) && GRPCURL=$$($(TOOL) grpcurl) && \
-		export PG_BIN PGBOUNCER GRPCURL && \
+		KUBECTL=$$($(TOOL) kubectl) && \
+		export PG_BIN PGBOUNCER GRPCURL KUBECTL && \
 		echo "cargo test --locked" && cargo test --locked
 
 bench: bench-build ## how fast it is beside other ways; ROWS="20000 200000" REPEAT=3 and more, see scripts/bench.sh
@@ -36,7 +37,7 @@ bench-build:
 	@$(TOOL) rust cc >/dev/null
 	cargo build --release --locked --bin nico-rewrap --example seed --example bench_rivals
 
-check: ## format, lints, documentation, dependencies, scripts
+check: ## format, lints, documentation, dependencies, scripts, unit and manifests
 	@$(TOOL) rust rust-lints cc >/dev/null
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
@@ -45,6 +46,7 @@ check: ## format, lints, documentation, dependencies, scripts
 		echo "cargo deny check bans licenses sources" && "$$deny" --locked check bans licenses sources
 	@shellcheck=$$($(TOOL) shellcheck) && \
 		echo "shellcheck $(SCRIPTS)" && "$$shellcheck" $(SCRIPTS)
+	@scripts/check_deploy.sh
 
 advisories: ## known vulnerabilities; apart, as it fetches a database
 	@deny=$$($(TOOL) cargo-deny) && \

@@ -2,7 +2,8 @@
 # Finds a tool, or installs it if the machine lacks it, and prints where it is:
 #
 #   scripts/tools.sh TOOL...   TOOL: rust rust-lints cc make openssl postgres psql pgbouncer grpcurl shellcheck
-#                              cargo-deny cargo-deb bench-python mmdebstrap systemd-analyze
+#                              cargo-deny cargo-deb bench-python mmdebstrap systemd-analyze kubectl
+#                              kubernetes-python
 #
 # One line on stdout for each TOOL: a path (postgres: the directory of the server's binaries). Everything else goes to
 # stderr. What is there already is used as it is. Debian packages come from apt-get, the rest lands in target/tools.
@@ -198,6 +199,14 @@ tool_bench-python() {
     echo "$python"
 }
 
+# The Python that checks the manifests.
+tool_kubernetes-python() {
+    local python=$tools/kubernetes-venv/bin/python
+    "$python" -c 'import kubernetes_validate, jsonschema, yaml' 2>/dev/null ||
+        pip_into kubernetes-venv kubernetes-validate --only-binary :all: -r "$root/scripts/kubernetes_requirements.txt"
+    echo "$python"
+}
+
 # from_crate NAME VERSION
 from_crate() {
     if have "$1"; then
@@ -228,7 +237,9 @@ for tool in "$@"; do
     case $tool in
     make | openssl | mmdebstrap) on_path "$tool" ;;
     systemd-analyze) on_path "$tool" systemd ;;
-    rust | rust-lints | cc | postgres | psql | pgbouncer | grpcurl | shellcheck | cargo-deny | cargo-deb | bench-python)
+    kubectl) on_path "$tool" kubernetes-client ;;
+    rust | rust-lints | cc | postgres | psql | pgbouncer | grpcurl | shellcheck | cargo-deny | cargo-deb | bench-python | \
+        kubernetes-python)
         "tool_$tool"
         ;;
     *) die "no such tool: $tool" ;;

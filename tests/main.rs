@@ -41,6 +41,7 @@ mod fixtures;
 mod grpc_surface;
 mod interruptions;
 mod keys_in_the_environment;
+mod kubernetes;
 mod layering;
 mod live_writers;
 mod locks_and_retries;
