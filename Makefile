@@ -22,8 +22,8 @@ demo: ## the whole procedure on a throwaway site, with 1,000 organizations
 test: ## every test, on a real Postgres, with a real PgBouncer and a real grpcurl
 	@$(TOOL) rust cc openssl >/dev/null
 	@PG_BIN=$$($(TOOL) postgres) && PGBOUNCER=$$($(TOOL) pgbouncer) && GRPCURL=$$($(TOOL) grpcurl) && \
-		KUBECTL=$$($(TOOL) kubectl) && \
-		export PG_BIN PGBOUNCER GRPCURL KUBECTL && \
+		KUBECTL=$$($(TOOL) kubectl) && GO=$$($(TOOL) go) && \
+		export PG_BIN PGBOUNCER GRPCURL KUBECTL GO && \
 		echo "cargo test --locked" && cargo test --locked
 
 bench: bench-build ## how fast it is beside other ways; ROWS="20000 200000" REPEAT=3 and more, see scripts/bench.sh

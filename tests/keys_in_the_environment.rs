@@ -2,6 +2,8 @@
 //! fault named with its variable, and no copy of a key kept.
 
 use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -11,10 +13,11 @@ use crate::database::Database;
 use crate::grpcurl::run;
 use crate::leaks;
 use crate::pg::PASSWORD;
+use crate::process;
 use crate::seal::{key, keys};
 use crate::seed::Org;
 use crate::server::Server;
-use crate::site::Site;
+use crate::site::{BINARY, Site, quote};
 
 const ON: &str = "CARBIDE_CREDENTIALS_ENV_ENABLED";
 const KV1: &str = "CARBIDE_STATIC_CREDENTIAL__MACHINE_IDENTITY__ENCRYPTION_KEYS__KV1";
@@ -181,6 +184,33 @@ async fn every_fault_names_its_variable() {
     })
     .await;
     accepted(&database, |site| on(site).env(KV2, &text("kv2"))).await;
+}
+
+/// Up to the bind, which shows that it was content with the keys.
+#[tokio::test]
+async fn the_documented_commands_do_it() {
+    let database = Database::migrated().await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = quote(&taken.local_addr().unwrap().to_string());
+    let site = fileless(&database).set("rewrap.listen", address);
+    site.write("serve");
+    for id in ["kv1", "kv2"] {
+        std::fs::write(site.dir().join(format!("{id}.base64")), text(id)).unwrap();
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut print = Command::new(root.join("scripts/doc_commands.sh"));
+    let commands = process::run(print.arg("Keys from the environment"));
+    let path = format!(
+        "{}:{}",
+        Path::new(BINARY).parent().unwrap().display(),
+        std::env::var("PATH").unwrap()
+    );
+    let mut bash = Command::new("bash");
+    bash.args(["-euc", &commands]).current_dir(site.dir());
+    let output = bash.env("PATH", path).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("can't listen on"), "{commands}\n{said}");
+    leaks::assert_none(&said);
 }
 
 /// What the kernel was given for `/proc/PID/environ` is on the stack and stays there; nothing else may hold it. Who may

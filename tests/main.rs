@@ -53,3 +53,4 @@ mod scope;
 mod start_log;
 mod start_up;
 mod transport;
+mod vault;
