@@ -52,8 +52,10 @@ ready='exec 3<>/dev/tcp/localhost/1180; printf "GET /readyz HTTP/1.0\r\n\r\n" >&
 if ! docker image inspect "$image" >/dev/null 2>&1; then
     say "making the image $image"
     mmdebstrap=$(scripts/tools.sh mmdebstrap)
-    "$mmdebstrap" --quiet --variant=minbase --include=systemd,systemd-sysv,dbus,postgresql,openssl bookworm - |
-        docker import - "$image" >/dev/null
+    "$mmdebstrap" --quiet --variant=minbase --include=systemd,systemd-sysv,dbus,postgresql,openssl \
+        bookworm "$work/image.tar"
+    docker import "$work/image.tar" "$image" >/dev/null
+    rm "$work/image.tar"
 fi
 
 # What systemd needs of a container: its own cgroups, and to mount, where mounts of its children can be seen. Not
