@@ -5,7 +5,7 @@ TOOL := scripts/tools.sh
 SCRIPTS := .ci/run $(wildcard scripts/*.sh)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test fuzz fuzz-quick bench bench-quick bench-build check advisories clean
+.PHONY: help build demo test fuzz fuzz-quick bench bench-quick bench-build check advisories deb package-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -22,7 +22,8 @@ demo: ## the whole procedure on a throwaway site, with 1,000 organizations
 test: ## every test, on a real Postgres, with a real PgBouncer and a real grpcurl
 	@$(TOOL) rust cc openssl >/dev/null
 	@PG_BIN=$$($(TOOL) postgres) && PGBOUNCER=$$($(TOOL) pgbouncer) && GRPCURL=$$($(TOOL) grpcurl) && \
-		export PG_BIN PGBOUNCER GRPCURL && \
+		KUBECTL=$$($(TOOL) kubectl) && GO=$$($(TOOL) go) && \
+		export PG_BIN PGBOUNCER GRPCURL KUBECTL GO && \
 		echo "cargo test --locked" && cargo test --locked
 
 fuzz: ## hostile inputs, five minutes for each target; TIME=seconds, TARGETS=, see fuzz/README.md
@@ -42,7 +43,7 @@ bench-build:
 	@$(TOOL) rust cc >/dev/null
 	cargo build --release --locked --bin nico-rewrap --example seed --example bench_rivals
 
-check: ## format, lints, documentation, dependencies, scripts
+check: ## format, lints, documentation, dependencies, scripts, unit and manifests
 	@$(TOOL) rust rust-lints cc >/dev/null
 	cargo fmt --check && cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --all-targets --locked -- -D warnings
@@ -51,10 +52,18 @@ check: ## format, lints, documentation, dependencies, scripts
 		echo "cargo deny check bans licenses sources" && "$$deny" --locked check bans licenses sources
 	@shellcheck=$$($(TOOL) shellcheck) && \
 		echo "shellcheck $(SCRIPTS)" && "$$shellcheck" $(SCRIPTS)
+	@scripts/check_deploy.sh
 
 advisories: ## known vulnerabilities; apart, as it fetches a database
 	@deny=$$($(TOOL) cargo-deny) && \
 		echo "cargo deny check advisories" && "$$deny" --locked check advisories
+
+deb: build ## the Debian package: target/debian/nico-rewrap_….deb
+	@deb=$$($(TOOL) cargo-deb) && rm -rf target/debian && \
+		echo "cargo deb" && "$$deb" -q --no-build --locked --output target/debian/
+
+package-test: deb ## that package installed and run in a container, under systemd; needs Docker
+	@scripts/package_test.sh target/debian/*.deb
 
 clean: ## remove target/, the tools in it included
 	cargo clean

@@ -5,7 +5,7 @@
 //! Of 20 organizations, 20 have a first signing key, 6 a second one, and 10 a
 //! delegation secret: 1.8 secrets each.
 
-use std::{collections::BTreeMap, error::Error, path::PathBuf};
+use std::{error::Error, path::PathBuf};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::Parser;
@@ -58,7 +58,9 @@ struct Batch {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
-    let environment: BTreeMap<_, _> = std::env::vars().collect();
+    let environment = std::env::vars()
+        .map(|(name, value)| (name, value.into()))
+        .collect();
     let config = Config::load(&args.config, &environment)?;
     let feature = config
         .feature

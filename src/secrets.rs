@@ -1,11 +1,14 @@
-//! The secrets file: the same JSON or YAML file that nico-api reads.
+//! The secrets file: the same JSON or YAML file that nico-api reads. Keys in
+//! environment variables are read by [`environment`].
 //!
 //! Only `machine_identity.encryption_keys` is looked at, a map from key id to
 //! the standard base64 of 32 bytes; the other credentials in the file are
 //! skipped without being kept. Every key is checked, and every fault is
 //! reported, with the key id and never with the key.
 
-use std::{collections::BTreeSet, fmt, path::Path};
+pub mod environment;
+
+use std::{collections::BTreeSet, fmt, io, path::Path};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{
@@ -16,7 +19,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::keyring::{KEY_BYTES, Kek, KeyId};
 
-/// Reads the keys out of the file at `path`.
+/// Reads the keys out of the file at `path`, which may well have none.
 ///
 /// # Errors
 ///
@@ -24,9 +27,17 @@ use crate::keyring::{KEY_BYTES, Kek, KeyId};
 pub fn read(path: &Path) -> Result<Vec<Kek>, Vec<String>> {
     let text = std::fs::read(path)
         .map(Zeroizing::new)
-        .map_err(|error| vec![format!("can't be read ({error})")])?;
+        .map_err(|error| vec![unreadable(&error)])?;
     let text = std::str::from_utf8(&text).map_err(|_| vec!["is not UTF-8".to_owned()])?;
     parse(text)
+}
+
+fn unreadable(error: &io::Error) -> String {
+    let mut fault = format!("can't be read ({error})");
+    if error.kind() == io::ErrorKind::NotFound {
+        fault += "; where the keys are in Vault, Vault Agent makes this file: docs/deploy.md#vault";
+    }
+    fault
 }
 
 /// Reads the keys out of `text`: JSON if it is that, else YAML, whatever the file is
@@ -61,8 +72,7 @@ pub fn parse(text: &str) -> Result<Vec<Kek>, Vec<String>> {
         .machine_identity
         .and_then(|section| section.encryption_keys)
         .map(|entries| entries.0)
-        .filter(|entries| !entries.is_empty())
-        .ok_or_else(|| vec!["has no keys in machine_identity.encryption_keys".to_owned()])?;
+        .unwrap_or_default();
 
     let mut keks = Vec::new();
     let mut faults = Vec::new();
@@ -74,7 +84,7 @@ pub fn parse(text: &str) -> Result<Vec<Kek>, Vec<String>> {
             ));
             continue;
         }
-        match kek(id, key) {
+        match kek(id, &key.0) {
             Ok(kek) => keks.push(kek),
             Err(fault) => faults.push(format!("key {id:?} {fault}")),
         }
@@ -86,10 +96,11 @@ pub fn parse(text: &str) -> Result<Vec<Kek>, Vec<String>> {
     }
 }
 
-fn kek(id: &str, key: &KeyText) -> Result<Kek, String> {
+/// The key in `text`, which is base64 with any white space around it.
+fn kek(id: &str, text: &str) -> Result<Kek, String> {
     let id = KeyId::new(id).map_err(|error| format!("can't be used: {error}"))?;
     let decoded = STANDARD
-        .decode(key.0.trim())
+        .decode(text.trim())
         .map(Zeroizing::new)
         .map_err(|_| "is not standard base64; make one with `openssl rand -base64 32`")?;
     let bytes = <[u8; KEY_BYTES]>::try_from(decoded.as_slice())
@@ -219,14 +230,14 @@ mod tests {
     }
 
     #[test]
-    fn no_keys_at_all() {
+    fn a_file_without_keys_is_no_fault() {
         for text in [
             "{}",
             r#"{"machine_identity": {}}"#,
             "other: 1\n",
             r#"{"machine_identity": {"encryption_keys": {}}}"#,
         ] {
-            assert!(faults(text).contains("has no keys"), "{text}");
+            assert!(ids(text).is_empty(), "{text}");
         }
     }
 }

@@ -7,6 +7,7 @@ mod serve;
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
+use zeroize::Zeroizing;
 
 use crate::config::Environment;
 
@@ -42,8 +43,9 @@ enum Command {
     /// Reads nico-api's site config and secrets file. Settings of its own are in the
     /// section [rewrap], or in environment variables: NICO_REWRAP__LISTEN sets
     /// [rewrap].listen. NICO_API_DATABASE_URL wins over database_url, and
-    /// CARBIDE_CREDENTIALS_FILE_PATH over [rewrap].secrets_file. Exits with 78 when the
-    /// configuration is at fault.
+    /// CARBIDE_CREDENTIALS_FILE_PATH over [rewrap].secrets_file. With
+    /// CARBIDE_CREDENTIALS_ENV_ENABLED=true keys are read from the environment first.
+    /// Exits with 78 when the configuration is at fault.
     Serve(ConfigFiles),
     /// Build nico-api's tables in an empty database, for development and tests.
     ///
@@ -66,11 +68,14 @@ struct ConfigFiles {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let environment: Environment = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter_map(|(name, value)| {
+            let value = Zeroizing::new(value.into_string().ok()?);
+            Some((name.into_string().ok()?, value))
+        })
         .collect();
     forbid_core_dumps();
     match cli.command {
-        Command::Serve(files) => serve::run(&files.config, &environment),
+        Command::Serve(files) => serve::run(&files.config, environment),
         Command::Migrate(files) => migrate::run(&files.config, &environment),
         Command::Keygen(keygen) => keygen.run(),
     }

@@ -15,11 +15,13 @@ use crate::{
     cpu, telemetry,
 };
 
-pub(super) fn run(files: &[PathBuf], environment: &Environment) -> ExitCode {
-    let config = match Config::load(files, environment) {
+pub(super) fn run(files: &[PathBuf], environment: Environment) -> ExitCode {
+    let config = match Config::load(files, &environment) {
         Ok(config) => config,
         Err(error) => return fail(&error, EX_CONFIG),
     };
+    // There may be keys in it.
+    drop(environment);
     telemetry::start_logging(&config.log);
     introduce(&config);
     let served = runtime()

@@ -1,12 +1,10 @@
 //! What is needed once `[machine_identity]` is enabled: keys, database, limits.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
-use super::{Environment, Feature, settings::Settings};
+use super::{Environment, Feature, keys, settings::Settings};
 use crate::{
     database::{Database, SslMode},
-    keyring::{KeyId, Keyring},
-    secrets,
     store::{Commit, Pooler, StoreOptions},
 };
 
@@ -23,7 +21,7 @@ pub(super) fn read(
             "must be \"ES256\", the only one there is",
         );
     }
-    let keyring = keyring(settings, environment);
+    let keyring = keys::read(settings, environment, warnings);
     let database = database(settings, warnings);
     let store = store(settings, warnings);
     Some(Feature {
@@ -32,71 +30,6 @@ pub(super) fn read(
         store,
         max_rows_per_second: settings.number("rewrap.max_rows_per_second", 0, 0..=1_000_000),
     })
-}
-
-fn keyring(settings: &mut Settings, environment: &Environment) -> Option<Keyring> {
-    const TARGET: &str = "machine_identity.current_encryption_key_id";
-    let target = settings.required_string(
-        TARGET,
-        "set it to the id of the key that secrets are to be wrapped to",
-    );
-    let target = target.and_then(|id| match KeyId::new(id) {
-        Ok(id) => Some(id),
-        Err(error) => {
-            settings.fault(TARGET, error);
-            None
-        }
-    });
-
-    let (source, path) = secrets_file(settings, environment)?;
-    match secrets::read(&path) {
-        Ok(keks) => {
-            let known: Vec<_> = keks
-                .iter()
-                .map(|kek| format!("{:?}", kek.id().as_str()))
-                .collect();
-            Keyring::new(keks, target?)
-                .map_err(|error| {
-                    settings.fault(
-                        TARGET,
-                        format!(
-                            "{error} of {} (it has {}): add the key there, or correct the id",
-                            path.display(),
-                            known.join(", ")
-                        ),
-                    );
-                })
-                .ok()
-        }
-        Err(faults) => {
-            for fault in faults {
-                settings.fault(
-                    SECRETS_FILE,
-                    format!("{} ({source}) {fault}", path.display()),
-                );
-            }
-            None
-        }
-    }
-}
-
-const SECRETS_FILE: &str = "rewrap.secrets_file";
-const SECRETS_VARIABLE: &str = "CARBIDE_CREDENTIALS_FILE_PATH";
-
-fn secrets_file(settings: &mut Settings, environment: &Environment) -> Option<(String, PathBuf)> {
-    let from_environment = environment
-        .get(SECRETS_VARIABLE)
-        .filter(|path| !path.is_empty());
-    if let Some(path) = from_environment {
-        let source = format!("environment variable {SECRETS_VARIABLE}");
-        return Some((source, PathBuf::from(path)));
-    }
-    let path = settings.required_string(
-        SECRETS_FILE,
-        "set it, or the environment variable CARBIDE_CREDENTIALS_FILE_PATH, to the secrets file \
-         that nico-api reads (JSON or YAML with machine_identity.encryption_keys)",
-    )?;
-    Some((settings.source(SECRETS_FILE), PathBuf::from(path)))
 }
 
 /// Reads where the database is.

@@ -7,6 +7,7 @@
 
 mod auth;
 mod feature;
+mod keys;
 mod settings;
 mod tls;
 
@@ -123,7 +124,7 @@ impl fmt::Display for ConfigError {
 }
 
 /// What can be set in `[rewrap]`.
-const KNOWN: [&str; 33] = [
+const KNOWN: [&str; 35] = [
     "admin_issuers_in_root_ca",
     "allowed_services",
     "audit_log",
@@ -153,7 +154,9 @@ const KNOWN: [&str; 33] = [
     "pool_wait",
     "pooler",
     "request_timeout",
+    "secrets_environment_prefix",
     "secrets_file",
+    "secrets_from_environment",
     "shutdown_grace",
     "statement_timeout",
     "tls_reload_interval",

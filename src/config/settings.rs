@@ -9,12 +9,29 @@ use std::{
 };
 
 use config::{Map, Source, Value, ValueKind};
+use zeroize::Zeroizing;
 
-/// The environment, as the program was started with it.
-pub type Environment = BTreeMap<String, String>;
+/// The environment, as the program was started with it. It may hold keys and
+/// passwords: this copy of it is wiped on drop.
+pub type Environment = BTreeMap<String, Zeroizing<String>>;
 
 /// Prefix of the variables that set a key of `[rewrap]`.
 const VARIABLE_PREFIX: &str = "NICO_REWRAP__";
+
+/// nico-api's own variables, and what they set. Of several for one, the last wins.
+const NICO_API_VARIABLES: [(&str, &str); 5] = [
+    ("CARBIDE_API_DATABASE_URL", "database_url"),
+    ("NICO_API_DATABASE_URL", "database_url"),
+    ("CARBIDE_CREDENTIALS_FILE_PATH", "rewrap.secrets_file"),
+    (
+        "CARBIDE_CREDENTIALS_ENV_ENABLED",
+        "rewrap.secrets_from_environment",
+    ),
+    (
+        "CARBIDE_CREDENTIALS_ENV_PREFIX",
+        "rewrap.secrets_environment_prefix",
+    ),
+];
 
 /// The section that is ours alone.
 const SECTION: &str = "rewrap";
@@ -46,14 +63,13 @@ impl Settings {
             if let Some(key) = variable.strip_prefix(VARIABLE_PREFIX) {
                 let key = format!("{SECTION}.{}", key.to_ascii_lowercase());
                 variables.insert(key.clone(), variable.clone());
-                overrides.push((key, value.clone()));
+                overrides.push((key, value.to_string()));
             }
         }
-        // The one that wins comes last.
-        for variable in ["CARBIDE_API_DATABASE_URL", "NICO_API_DATABASE_URL"] {
+        for (variable, key) in NICO_API_VARIABLES {
             if let Some(value) = environment.get(variable).filter(|value| !value.is_empty()) {
-                variables.insert("database_url".to_owned(), variable.to_owned());
-                overrides.push(("database_url".to_owned(), value.clone()));
+                variables.insert(key.to_owned(), variable.to_owned());
+                overrides.push((key.to_owned(), value.to_string()));
             }
         }
         for (key, value) in overrides {
@@ -95,6 +111,11 @@ impl Settings {
         let source = self.source(key);
         self.faults
             .push(format!("{source}: {}: {what}", spelled(key)));
+    }
+
+    /// Notes what is wrong with something that has no setting.
+    pub(super) fn faults(&mut self, faults: Vec<String>) {
+        self.faults.extend(faults);
     }
 
     /// Where the value of `key` comes from; all files when there is none.

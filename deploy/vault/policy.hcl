@@ -1,0 +1,7 @@
+# What the agent's role needs: to list the keys, and to read them. "secrets" is the KV v2 mount.
+path "secrets/metadata/machine_identity/encryption_keys" {
+  capabilities = ["list"]
+}
+path "secrets/data/machine_identity/encryption_keys/*" {
+  capabilities = ["read"]
+}

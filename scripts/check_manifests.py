@@ -1,0 +1,70 @@
+#!/usr/bin/env python3
+"""Checks the manifests on stdin, one stream of YAML documents: each against Kubernetes' own schema (as the package
+kubernetes-validate brings it; unknown fields are errors), custom resources against deploy/kubernetes/crds.schema.json,
+which we wrote after the published definitions, and Pods against what Pod Security calls "restricted"."""
+
+import json
+import pathlib
+import sys
+
+import jsonschema
+import kubernetes_validate
+import yaml
+
+# The oldest and the newest that the manifests are meant for.
+KUBERNETES = ["1.25", kubernetes_validate.latest_version()]
+CUSTOM = json.loads((pathlib.Path(__file__).parent.parent / "deploy/kubernetes/crds.schema.json").read_text())
+
+
+def schema_faults(document, kind):
+    if kind in CUSTOM:
+        validator = jsonschema.Draft202012Validator(CUSTOM[kind])
+        yield from (f"{error.json_path}: {error.message}" for error in validator.iter_errors(document))
+        return
+    for version in KUBERNETES:
+        try:
+            kubernetes_validate.validate(document, version, strict=True)
+        except kubernetes_validate.ValidationError as error:
+            yield f"Kubernetes {version}: {error.message}"
+        except kubernetes_validate.SchemaNotFoundError:
+            yield f"Kubernetes {version} does not know it, and deploy/kubernetes/crds.schema.json has no schema"
+
+
+def restricted_faults(document):
+    pod = document["spec"].get("template", {}).get("spec") if isinstance(document.get("spec"), dict) else None
+    if not pod:
+        return
+    of_pod = pod.get("securityContext", {})
+    for container in pod["containers"]:
+        # nico-api's own container is nico-api's chart's business.
+        if container["name"] == "nico-api":
+            continue
+        own = container.get("securityContext", {})
+        merged = {**of_pod, **own}
+        wanted = {
+            "runAsNonRoot": merged.get("runAsNonRoot") is True,
+            "runAsUser": merged.get("runAsUser", 0) != 0,
+            "seccompProfile": merged.get("seccompProfile", {}).get("type") == "RuntimeDefault",
+            "allowPrivilegeEscalation": own.get("allowPrivilegeEscalation") is False,
+            "readOnlyRootFilesystem": own.get("readOnlyRootFilesystem") is True,
+            "capabilities": own.get("capabilities") == {"drop": ["ALL"]},
+            "resources": "memory" in container.get("resources", {}).get("limits", {}),
+        }
+        yield from (f"container {container['name']}: {what} is not restricted" for what, ok in wanted.items() if not ok)
+
+
+def main():
+    documents = [document for document in yaml.safe_load_all(sys.stdin) if document]
+    if not documents:
+        sys.exit("no manifests")
+    faults = []
+    for document in documents:
+        kind = f"{document['apiVersion']} {document['kind']}"
+        found = [*schema_faults(document, kind), *restricted_faults(document)]
+        faults += [f"{kind} {document['metadata']['name']}: {fault}" for fault in found]
+    if faults:
+        sys.exit("\n".join(faults))
+    print(f"nothing wrong in {len(documents)}")
+
+
+main()
