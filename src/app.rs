@@ -149,11 +149,7 @@ impl App {
                     not_reached(&readiness, &error);
                 }
             }
-            runner = Some(Runner::new(
-                feature.keyring,
-                store,
-                feature.max_rows_per_second,
-            ));
+            runner = Some(Runner::new(feature.keyring, store, feature.speed));
         }
         Ok(Self {
             tls,

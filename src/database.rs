@@ -106,9 +106,9 @@ impl Database {
             SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => DriverSslMode::Require,
         });
         driver.connect_timeout(connect_timeout);
-        if driver.get_application_name().is_none() {
-            driver.application_name(env!("CARGO_PKG_NAME"));
-        }
+        // Whatever the URL says: it is nico-api's, and the load that others make is told
+        // from ours by the name.
+        driver.application_name(env!("CARGO_PKG_NAME"));
 
         Ok(Self {
             driver,

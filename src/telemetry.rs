@@ -11,12 +11,16 @@ use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::Subscribe
 use crate::{
     config::{LogFormat, LogOptions},
     run::Mode,
+    store::Load,
     tls::Expiry,
 };
 
 const CALLS: &str = "nico_rewrap_calls_total";
 const DECISIONS: &str = "nico_rewrap_authorization_decisions_total";
 const CALL_SECONDS: &str = "nico_rewrap_call_duration_seconds";
+const COMMIT_SECONDS: &str = "nico_rewrap_database_commit_seconds";
+const REPLICA_LAG_SECONDS: &str = "nico_rewrap_database_replica_lag_seconds";
+const BACK_OFF: &str = "nico_rewrap_back_off_rows_per_second";
 const ROWS: &str = "nico_rewrap_rows_total";
 const HANDSHAKES_REFUSED: &str = "nico_rewrap_tls_handshakes_refused_total";
 const CONNECTIONS: &str = "nico_rewrap_connections_open";
@@ -78,6 +82,20 @@ pub fn start_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus::
         "Duration of calls of the re-wrap RPC"
     );
     describe_counter!(ROWS, "Rows evaluated, by mode and outcome");
+    describe_gauge!(
+        COMMIT_SECONDS,
+        Unit::Seconds,
+        "What a durable commit of next to nothing took, at the last look during a site-wide apply"
+    );
+    describe_gauge!(
+        REPLICA_LAG_SECONDS,
+        Unit::Seconds,
+        "By how much the slowest replica was behind at that look"
+    );
+    describe_gauge!(
+        BACK_OFF,
+        "Rows a second that an apply holds back to for the sake of others; 0 for no limit"
+    );
     describe_counter!(
         HANDSHAKES_REFUSED,
         "Connections that ended before HTTP/2, by reason"
@@ -193,4 +211,16 @@ pub(crate) fn tls_reload_failing(failing: bool) {
 /// The audit log did not take a line.
 pub(crate) fn audit_failed() {
     counter!(AUDIT_FAILURES).increment(1);
+}
+
+/// The database was looked at, and a run may now write so many rows a second.
+pub(crate) fn database_load(load: &Load, limit: Option<f64>) {
+    gauge!(COMMIT_SECONDS).set(load.commit.as_secs_f64());
+    gauge!(REPLICA_LAG_SECONDS).set(load.replica_lag.unwrap_or_default().as_secs_f64());
+    backed_off(limit);
+}
+
+/// So many rows a second may be written; `None` for no limit.
+pub(crate) fn backed_off(limit: Option<f64>) {
+    gauge!(BACK_OFF).set(limit.unwrap_or_default());
 }

@@ -10,7 +10,7 @@ use nico_rewrap::database::Database as Target;
 use nico_rewrap::identity::{Caller, Identity};
 use nico_rewrap::keyring::{Kek, KeyId, Keyring};
 use nico_rewrap::rewrap::{Decision, Workspace, decide};
-use nico_rewrap::run::{Mode, Report, Runner, Scope};
+use nico_rewrap::run::{Mode, Report, Runner, Scope, Speed};
 use nico_rewrap::store::{Commit, Pooler, Store, StoreOptions};
 use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
@@ -112,8 +112,12 @@ async fn site_of(rows: usize, key_id: &str) -> Runner {
         commit: Commit::Barrier,
         pooler: Pooler::Session,
     };
+    let speed = Speed {
+        max_rows_per_second: 0,
+        back_off: true,
+    };
     let target = Target::parse(&database.url(), None, Duration::from_secs(30)).unwrap();
-    Runner::new(keyring(), Store::new(&target, options).unwrap(), 0)
+    Runner::new(keyring(), Store::new(&target, options).unwrap(), speed)
 }
 
 fn permit() -> nico_rewrap::authorize::Permit {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{Environment, Feature, keys, settings::Settings};
 use crate::{
     database::{Database, SslMode},
+    run::Speed,
     store::{Commit, Pooler, StoreOptions},
 };
 
@@ -28,7 +29,10 @@ pub(super) fn read(
         keyring: keyring?,
         database: database?,
         store,
-        max_rows_per_second: settings.number("rewrap.max_rows_per_second", 0, 0..=1_000_000),
+        speed: Speed {
+            max_rows_per_second: settings.number("rewrap.max_rows_per_second", 0, 0..=1_000_000),
+            back_off: settings.bool("rewrap.back_off", true),
+        },
     })
 }
 

@@ -28,6 +28,7 @@ use crate::{
     database::Database,
     identity::TrustRules,
     keyring::Keyring,
+    run::Speed,
     store::StoreOptions,
     tls::TlsFiles,
 };
@@ -62,8 +63,8 @@ pub struct Feature {
     pub database: Database,
     /// How they are worked on.
     pub store: StoreOptions,
-    /// Rows that are written in a second, at most; zero for no limit.
-    pub max_rows_per_second: u32,
+    /// How fast.
+    pub speed: Speed,
 }
 
 /// Addresses and limits.
@@ -124,11 +125,12 @@ impl fmt::Display for ConfigError {
 }
 
 /// What can be set in `[rewrap]`.
-const KNOWN: [&str; 35] = [
+const KNOWN: [&str; 36] = [
     "admin_issuers_in_root_ca",
     "allowed_services",
     "audit_log",
     "audit_required",
+    "back_off",
     "commit",
     "connect_timeout",
     "crl_files",

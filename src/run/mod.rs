@@ -8,6 +8,7 @@
 //!
 //! Knows the store and the pure core; no gRPC and no SQL.
 
+mod back_off;
 mod chunk;
 mod pace;
 mod report;
@@ -25,7 +26,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use self::report::{Failure, Report};
-use self::{chunk::Chunk, pace::Pace, report::RowOutcome};
+use self::{back_off::BackOff, chunk::Chunk, pace::Pace, report::RowOutcome};
 use crate::{
     authorize::Permit,
     keyring::Keyring,
@@ -65,6 +66,16 @@ pub enum Mode {
     Apply,
 }
 
+/// What a run may ask of a database that others use, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Speed {
+    /// Rows that are written in a second, at most, over all runs; zero for no limit.
+    pub max_rows_per_second: u32,
+    /// Whether a site-wide apply becomes slower by itself while others use the database
+    /// and their commits would take longer for it.
+    pub back_off: bool,
+}
+
 /// Why a run ended without a report. What was committed stays.
 #[derive(Debug, Error)]
 pub enum RunError {
@@ -96,6 +107,8 @@ struct Context {
     /// pages never wait for as long as rows do that somebody has locked.
     lanes: Semaphore,
     pace: Pace,
+    /// Whether a site-wide apply makes room for others.
+    back_off: bool,
 }
 
 impl Context {
@@ -108,17 +121,18 @@ impl Context {
 }
 
 impl Runner {
-    /// A runner that re-wraps what is in `store` to the target of `keyring`, writing at
-    /// most `max_rows_per_second`, or as many as it can for zero.
+    /// A runner that re-wraps what is in `store` to the target of `keyring`, as fast as
+    /// `speed` allows.
     #[must_use]
-    pub fn new(keyring: Keyring, store: Store, max_rows_per_second: u32) -> Self {
+    pub fn new(keyring: Keyring, store: Store, speed: Speed) -> Self {
         let lanes = store.options().max_connections.saturating_sub(1).max(1);
         Self {
             context: Arc::new(Context {
                 keyring,
                 store,
                 lanes: Semaphore::new(lanes),
-                pace: Pace::new(max_rows_per_second),
+                pace: Pace::new(speed.max_rows_per_second),
+                back_off: speed.back_off,
             }),
         }
     }
@@ -151,6 +165,14 @@ impl Runner {
     ) -> Result<(), RunError> {
         let mut tasks = Tasks::new(self.context.clone(), mode, stop.child_token());
         let result = match scope {
+            Scope::Site if mode == Mode::Apply && self.context.back_off => {
+                let Context { store, pace, .. } = &*self.context;
+                let back_off = BackOff::new(store, pace).await;
+                tokio::select! {
+                    result = self.site(&mut tasks, report) => result,
+                    never = back_off.watch() => match never {},
+                }
+            }
             Scope::Site => self.site(&mut tasks, report).await,
             Scope::Organization(id) => self.organization(id, &mut tasks, report).await,
         };
@@ -158,13 +180,16 @@ impl Runner {
             tasks.stop.cancel();
         }
         let result = result.and(tasks.finish(report).await);
-        // Whatever the end: nothing is told that a crash of the database could undo.
-        if report.rows_updated > 0 && mode == Mode::Apply {
+        // Whatever the end: nothing is told that a crash of the database could undo. Nor
+        // of rows that were found on target: another run may have put them there a moment
+        // ago, and be cut off from its own barrier.
+        if report.rows_examined() > 0 {
             let barrier = self.context.store.barrier().await;
             if barrier.is_err() {
                 tracing::warn!(
-                    rows_written = report.rows_updated,
-                    "rows were written, and are not known to be durable"
+                    rows_updated = report.rows_updated,
+                    dry_run = mode == Mode::DryRun,
+                    "what was found or written is not known to be durable"
                 );
                 *report = Report::default();
             }

@@ -1,6 +1,9 @@
 //! No more rows a second than the site allows, over all runs together.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use tokio::{
     sync::Mutex,
@@ -10,10 +13,14 @@ use tokio::{
 /// Gives rows their turn. Rows come in groups; the average is what is kept.
 #[derive(Debug)]
 pub(super) struct Pace {
-    /// Between one row and the next.
+    /// Between one row and the next, as the site has set it.
     interval: Duration,
+    /// The same in nanoseconds, as the database can bear it; zero for no limit.
+    backed_off: AtomicU64,
     /// When the next group may start.
     next: Mutex<Instant>,
+    /// Rows that had their turn.
+    rows: AtomicU64,
 }
 
 impl Pace {
@@ -25,20 +32,45 @@ impl Pace {
         };
         Self {
             interval,
+            backed_off: AtomicU64::new(0),
             next: Mutex::new(Instant::now()),
+            rows: AtomicU64::new(0),
         }
+    }
+
+    /// Not more than so many rows a second until further notice, whatever the site
+    /// allows.
+    pub(super) fn back_off_to(&self, per_second: Option<f64>) {
+        let interval = per_second.map_or(Duration::ZERO, |rows| {
+            Duration::try_from_secs_f64(rows.recip()).unwrap_or_default()
+        });
+        let nanoseconds = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX);
+        self.backed_off.store(nanoseconds, Ordering::Relaxed);
+    }
+
+    /// How many rows had their turn.
+    pub(super) fn rows(&self) -> u64 {
+        self.rows.load(Ordering::Relaxed)
+    }
+
+    fn interval(&self) -> Duration {
+        let backed_off = Duration::from_nanos(self.backed_off.load(Ordering::Relaxed));
+        self.interval.max(backed_off)
     }
 
     /// Waits until `rows` more rows may be written. Nothing is owed for a wait that is
     /// given up.
     pub(super) async fn turn(&self, rows: usize) {
-        if rows == 0 || self.interval.is_zero() {
+        if rows == 0 {
             return;
         }
-        let mut next = self.next.lock().await;
-        sleep_until(*next).await;
         let rows = u32::try_from(rows).unwrap_or(u32::MAX);
-        *next = Instant::now() + self.interval.saturating_mul(rows);
+        if !self.interval().is_zero() {
+            let mut next = self.next.lock().await;
+            sleep_until(*next).await;
+            *next = Instant::now() + self.interval().saturating_mul(rows);
+        }
+        self.rows.fetch_add(rows.into(), Ordering::Relaxed);
     }
 }
 
@@ -65,6 +97,19 @@ mod tests {
         pace.turn(10).await;
         pace.turn(10).await;
         assert_eq!(start.elapsed().as_millis() / 10, 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_slower_of_two_limits_holds() {
+        let pace = Pace::new(100);
+        for (limit, expected) in [(Some(50.0), 200), (Some(1e6), 100), (None, 100)] {
+            pace.back_off_to(limit);
+            pace.turn(10).await;
+            let start = Instant::now();
+            pace.turn(1).await;
+            assert_eq!(start.elapsed().as_millis() / 10, expected / 10);
+        }
+        assert_eq!(pace.rows(), 33);
     }
 
     #[tokio::test(start_paused = true)]

@@ -11,6 +11,7 @@
 //! transaction mode, travel with each write.
 
 mod error;
+mod load;
 mod replace;
 mod row;
 mod schema;
@@ -32,6 +33,7 @@ use tokio_postgres::{
 use self::statement::{On, Sql};
 pub use self::{
     error::{RowError, StoreError},
+    load::Load,
     row::{Row, VersionError, next_counter},
     schema::SchemaError,
     writer::{LockedOutcome, Replaced, Writer},
@@ -41,7 +43,8 @@ use crate::database::Database;
 /// How the store uses the database. Durations are upper bounds.
 #[derive(Debug, Clone)]
 pub struct StoreOptions {
-    /// Connections of the pool, at most.
+    /// Connections that rows are read and written with, at most; one more looks at the
+    /// load.
     pub max_connections: usize,
     /// Rows of a page.
     pub page_size: u32,
@@ -85,12 +88,14 @@ pub enum Pooler {
 
 // A commit flushes nothing unless its transaction wrote to the log itself: that is
 // what the message is for. It waits for what the site's setting asks for, replicas
-// included; only a site that has asynchronous commits throughout is overruled.
+// included; only a site that has asynchronous commits throughout is overruled. What a
+// standby shows was durable before it got there.
 const BARRIER: Sql = Sql {
     text: "-- barrier\n\
            SELECT set_config('synchronous_commit', \
                CASE reset_val WHEN 'off' THEN 'on' ELSE reset_val END, true), \
-           pg_logical_emit_message(true, 'nico-rewrap', '')::text \
+           CASE WHEN NOT pg_is_in_recovery() \
+               THEN pg_logical_emit_message(true, 'nico-rewrap', '')::text END \
            FROM pg_settings WHERE name = 'synchronous_commit'",
     types: &[],
 };
@@ -161,7 +166,8 @@ impl Store {
             },
         );
         let mut pool = Pool::builder(manager)
-            .max_size(options.max_connections)
+            // One more looks at the load during an apply.
+            .max_size(options.max_connections + 1)
             .wait_timeout(Some(options.pool_wait))
             // The driver's own limit is for the TCP connection only.
             .create_timeout(Some(database.connect_timeout()))
@@ -241,25 +247,26 @@ impl Store {
         Ok(Writer::new(self, self.client().await?))
     }
 
-    /// Makes everything durable that was committed before: when this returns, no crash
-    /// of Postgres takes a written row back. Does nothing when each commit did so by
-    /// itself.
+    /// Makes everything durable that was committed before, by whom ever: when this
+    /// returns, no crash of Postgres takes it back.
     ///
     /// # Errors
     ///
     /// [`StoreError::Unavailable`]: nothing is known to be durable.
     pub async fn barrier(&self) -> Result<(), StoreError> {
-        if self.options.commit == Commit::Each {
-            return Ok(());
-        }
         let client = self.client().await?;
-        match self.query(On::Connection(&client), &BARRIER, &[]).await {
-            Ok(_) => Ok(()),
+        match self.flush(&client).await {
+            Ok(()) => Ok(()),
             Err(error) => {
                 drop(Object::take(client));
                 Err(error.into_unavailable())
             }
         }
+    }
+
+    async fn flush(&self, client: &Object) -> Result<(), StoreError> {
+        let flushed = self.query(On::Connection(client), &BARRIER, &[]).await;
+        flushed.map(|_| ())
     }
 
     async fn client(&self) -> Result<Object, StoreError> {

@@ -1,0 +1,189 @@
+//! How fast rows may be written while others use the database.
+//!
+//! As long as nobody else does, a run takes what there is. Beside others it starts
+//! slowly and becomes faster for as long as a durable commit takes hardly longer than
+//! it did before the run, and gives way when it does, or when a replica falls behind:
+//! additive-increase, multiplicative-decrease in spirit, with both as factors, since a
+//! site may be a laptop or a rack.
+
+use std::{convert::Infallible, time::Duration};
+
+use tokio::time::{Instant, sleep};
+
+use super::pace::Pace;
+use crate::{
+    store::{Load, Store},
+    telemetry,
+};
+
+/// Between two looks at the database.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// Commits that tell what one takes without the run.
+const BASELINE_COMMITS: usize = 5;
+
+/// Rows a second: what a run begins with beside others, and what it keeps.
+const START: f64 = 2000.0;
+const LEAST: f64 = 200.0;
+
+const FASTER: f64 = 1.1;
+const SLOWER: f64 = 0.7;
+
+/// A commit has climbed when it takes this many times what it took, and so much more
+/// that it is not the timer's own inaccuracy.
+const CLIMBED: f64 = 1.5;
+const SLACK: Duration = Duration::from_micros(300);
+
+/// A replica is behind beyond this.
+const REPLICA_LAG: Duration = Duration::from_secs(5);
+
+/// Watches the database and sets `pace` accordingly, until it is dropped.
+pub(super) struct BackOff<'a> {
+    store: &'a Store,
+    pace: &'a Pace,
+    rule: Rule,
+}
+
+impl<'a> BackOff<'a> {
+    /// Learns what a commit takes before the run. A database that does not say is not
+    /// spared: it will say so to the run itself, too.
+    pub(super) async fn new(store: &'a Store, pace: &'a Pace) -> Self {
+        let mut commits = Vec::with_capacity(BASELINE_COMMITS);
+        let mut first = None;
+        for _ in 0..BASELINE_COMMITS {
+            if let Ok(load) = store.load().await {
+                commits.push(load.commit);
+                first = Some(load);
+            }
+        }
+        commits.sort_unstable();
+        let usual = commits.get(commits.len() / 2).copied().unwrap_or_default();
+        let mut back_off = Self {
+            store,
+            pace,
+            rule: Rule::new(usual),
+        };
+        if let Some(load) = first {
+            back_off.apply(&load, 0.0);
+        }
+        back_off
+    }
+
+    /// Never ends by itself.
+    pub(super) async fn watch(mut self) -> Infallible {
+        loop {
+            let (then, rows) = (Instant::now(), self.pace.rows());
+            sleep(INTERVAL).await;
+            // What can't be seen changes nothing.
+            if let Ok(load) = self.store.load().await {
+                #[expect(clippy::cast_precision_loss, reason = "a rate, not a count")]
+                let rows = (self.pace.rows() - rows) as f64;
+                self.apply(&load, rows / then.elapsed().as_secs_f64());
+            }
+        }
+    }
+
+    fn apply(&mut self, load: &Load, rate: f64) {
+        let limit = self.rule.next(load, rate);
+        self.pace.back_off_to(limit);
+        telemetry::database_load(load, limit);
+    }
+}
+
+impl Drop for BackOff<'_> {
+    fn drop(&mut self) {
+        self.pace.back_off_to(None);
+        telemetry::backed_off(None);
+    }
+}
+
+/// From what is seen to how many rows a second may be written. Pure.
+struct Rule {
+    usual: Duration,
+    limit: f64,
+}
+
+impl Rule {
+    fn new(usual: Duration) -> Self {
+        Self {
+            usual,
+            limit: START,
+        }
+    }
+
+    /// The limit until the next look, if any; `rate` is what was written since the last.
+    fn next(&mut self, load: &Load, rate: f64) -> Option<f64> {
+        let behind = load.replica_lag.is_some_and(|lag| lag > REPLICA_LAG);
+        if !load.others && !behind {
+            self.limit = START;
+            return None;
+        }
+        let climbed = load.commit > self.usual.mul_f64(CLIMBED) + SLACK;
+        if behind || climbed {
+            self.limit *= SLOWER;
+        } else if rate > self.limit / 2.0 {
+            // A limit that is not made use of says nothing about a higher one.
+            self.limit *= FASTER;
+        }
+        self.limit = self.limit.max(LEAST);
+        Some(self.limit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const USUAL: Duration = Duration::from_millis(2);
+
+    fn load(commit_ms: u64, others: bool) -> Load {
+        Load {
+            commit: Duration::from_millis(commit_ms),
+            others,
+            replica_lag: None,
+        }
+    }
+
+    #[test]
+    fn alone_there_is_no_limit_however_slow_commits_are() {
+        assert_eq!(Rule::new(USUAL).next(&load(50, false), 9e9), None);
+    }
+
+    #[test]
+    fn beside_others_the_limit_follows_the_commits() {
+        let mut rule = Rule::new(USUAL);
+        let mut last = START;
+        for _ in 0..10 {
+            let limit = rule.next(&load(2, true), 1e9).unwrap();
+            assert!(limit > last);
+            last = limit;
+        }
+        for _ in 0..100 {
+            let limit = rule.next(&load(9, true), 1e9).unwrap();
+            assert!(limit < last || limit == LEAST);
+            last = limit;
+        }
+        assert_eq!(last, LEAST);
+    }
+
+    #[test]
+    fn a_limit_that_is_not_reached_does_not_grow() {
+        let mut rule = Rule::new(USUAL);
+        assert_eq!(rule.next(&load(2, true), 10.0), Some(START));
+    }
+
+    #[test]
+    fn a_replica_that_falls_behind_slows_a_run_that_is_alone() {
+        let mut rule = Rule::new(USUAL);
+        let behind = Load {
+            replica_lag: Some(REPLICA_LAG * 2),
+            ..load(2, false)
+        };
+        assert_eq!(rule.next(&behind, 1e9), Some(START * SLOWER));
+        let caught_up = Load {
+            replica_lag: Some(REPLICA_LAG / 2),
+            ..behind
+        };
+        assert_eq!(rule.next(&caught_up, 1e9), None);
+    }
+}
