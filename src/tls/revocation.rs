@@ -98,13 +98,15 @@ pub(super) fn all_lists(
     Ok(all)
 }
 
+/// The lists of one issuer's name.
+type ByKey<'a> = BTreeMap<Option<&'a [u8]>, Vec<&'a RevocationList>>;
+
 /// The lists in every way in which each issuer's name stands for one key. A CA that
 /// changes its key has, for a while, lists of two under one name, and rustls uses the
 /// first of that name, whoever has signed it. What is accepted with one of these
 /// selections is accepted by lists of the right keys: another's signature fails.
 pub(super) fn selections(lists: &[RevocationList]) -> Result<Vec<Vec<&RevocationList>>, TlsError> {
-    let mut issuers: BTreeMap<&[u8], BTreeMap<Option<&[u8]>, Vec<&RevocationList>>> =
-        BTreeMap::new();
+    let mut issuers: BTreeMap<&[u8], ByKey<'_>> = BTreeMap::new();
     for list in lists {
         let keys = issuers.entry(&list.issuer).or_default();
         keys.entry(list.key_id.as_deref()).or_default().push(list);
