@@ -249,9 +249,11 @@ async fn what_is_no_tls_and_who_only_knocks_are_counted_apart() {
     }
     assert_refused(&server, "client_alert", 2).await;
     assert_eq!(refused(&server).await.len(), 3, "and for no other reason");
+    assert_served(&server).await;
+    // All was logged before the process ended.
+    assert_eq!(server.terminate().await, 0);
     let logged = server.logs_with("TLS handshake refused");
     assert_eq!(logged.len(), 3, "not who only knocks: {logged:?}");
-    assert_served(&server).await;
 }
 
 #[tokio::test]
