@@ -39,6 +39,7 @@ mod economy;
 mod failures;
 mod fixtures;
 mod grpc_surface;
+mod healthcheck;
 mod interruptions;
 mod layering;
 mod live_writers;
