@@ -42,6 +42,7 @@ mod grpc_surface;
 mod healthcheck;
 mod interruptions;
 mod layering;
+mod least_privilege;
 mod live_writers;
 mod locks_and_retries;
 mod old_schema;
