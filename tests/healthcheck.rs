@@ -56,22 +56,25 @@ async fn it_says_what_the_probes_say() {
 #[tokio::test]
 async fn a_server_on_every_address_is_asked_on_loopback() {
     let database = Database::migrated().await;
-    for (any, loopback) in [("0.0.0.0", "127.0.0.1"), ("[::]", "[::1]")] {
+    for any in ["0.0.0.0", "[::]"] {
         let server = Site::new(&database)
             .set("rewrap.metrics_endpoint", quote(&format!("{any}:0")))
             .start_unready()
             .await;
         let port = server.http.rsplit_once(':').unwrap().1;
-        assert_healthy(&format!("{any}:{port}"), &["--live"]).await;
+        let address = format!("{any}:{port}");
+        assert_healthy(&address, &["--live"]).await;
         server.signal("TERM");
         assert_eq!(server.wait_exit().await, 0);
-        assert_unhealthy(
-            &format!("{any}:{port}"),
-            &[],
-            &format!("http://{loopback}:{port}/readyz: "),
-        )
-        .await;
+        assert_unhealthy(&address, &[], &format!("http://{address}/readyz: ")).await;
     }
+    // As in a container without IPv6, where nothing answers on [::1].
+    let server = Site::new(&database)
+        .set("rewrap.metrics_endpoint", "\"0.0.0.0:0\"")
+        .start()
+        .await;
+    let port = server.http.rsplit_once(':').unwrap().1;
+    assert_healthy(&format!("[::]:{port}"), &[]).await;
 }
 
 #[tokio::test]

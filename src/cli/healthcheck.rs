@@ -36,12 +36,13 @@ pub(super) struct Healthcheck {
 impl Healthcheck {
     pub(super) fn run(self, environment: &Environment) -> ExitCode {
         let endpoint = match load_metrics_endpoint(&self.config, environment) {
-            Ok(endpoint) => reachable(endpoint),
+            Ok(endpoint) => endpoint,
             Err(error) => return fail(&error, EX_CONFIG),
         };
         let path = if self.live { "/livez" } else { "/readyz" };
         let unhealthy = |what: &dyn Display| fail(&format!("http://{endpoint}{path}: {what}"), 1);
-        match ask(endpoint, path) {
+        let answer = connect(endpoint).and_then(|stream| ask(stream, endpoint, path));
+        match answer {
             Ok(answer) if answer.status == "200" => ExitCode::SUCCESS,
             Ok(answer) => unhealthy(&format!("{} {}", answer.status, answer.body)),
             Err(error) => unhealthy(&error),
@@ -49,16 +50,16 @@ impl Healthcheck {
     }
 }
 
-/// Who listens on every address is asked on loopback, in the same family: a listener
-/// on `[::]` need not take IPv4.
-fn reachable(mut endpoint: SocketAddr) -> SocketAddr {
-    if endpoint.ip().is_unspecified() {
-        endpoint.set_ip(match endpoint.ip() {
-            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-        });
+/// Who listens on every address is asked on loopback. That of IPv4 will do for `[::]`
+/// too: a container may have no IPv6 and take `[::]` all the same.
+fn connect(endpoint: SocketAddr) -> io::Result<TcpStream> {
+    let [v4, v6] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    let to = |ip: IpAddr| TcpStream::connect_timeout(&(ip, endpoint.port()).into(), TIMEOUT);
+    match endpoint.ip() {
+        ip if !ip.is_unspecified() => to(ip),
+        IpAddr::V4(_) => to(v4),
+        IpAddr::V6(_) => to(v6).or_else(|_| to(v4)),
     }
-    endpoint
 }
 
 struct Answer {
@@ -67,8 +68,7 @@ struct Answer {
 }
 
 /// HTTP/1.0, whose answer ends with the connection: no client library is needed.
-fn ask(endpoint: SocketAddr, path: &str) -> io::Result<Answer> {
-    let mut stream = TcpStream::connect_timeout(&endpoint, TIMEOUT)?;
+fn ask(mut stream: TcpStream, endpoint: SocketAddr, path: &str) -> io::Result<Answer> {
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
     // In one piece: `write!` would send one packet for each of its parts.
