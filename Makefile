@@ -2,10 +2,10 @@
 # or installed by scripts/tools.sh, and nothing that is there already is touched.
 
 TOOL := scripts/tools.sh
-SCRIPTS := .ci/run $(wildcard scripts/*.sh)
+SCRIPTS := .ci/run $(wildcard scripts/*.sh scripts/*/*/*.sh deploy/*/*.sh deploy/*/*/*.sh)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench bench-quick bench-build check advisories clean
+.PHONY: help build demo test image bench bench-quick bench-build check advisories clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -24,6 +24,10 @@ test: ## every test, on a real Postgres, with a real PgBouncer and a real grpcur
 	@PG_BIN=$$($(TOOL) postgres) && PGBOUNCER=$$($(TOOL) pgbouncer) && GRPCURL=$$($(TOOL) grpcurl) && \
 		export PG_BIN PGBOUNCER GRPCURL && \
 		echo "cargo test --locked" && cargo test --locked
+
+image: ## the container image, around a binary that is built here: nico-rewrap:latest
+	@$(TOOL) docker >/dev/null
+	scripts/image.sh
 
 bench: bench-build ## how fast it is beside other ways; ROWS="20000 200000" REPEAT=3 and more, see scripts/bench.sh
 	cargo bench --locked --bench field
