@@ -68,6 +68,9 @@ target() { sed -i "s/^current_encryption_key_id = .*/current_encryption_key_id =
 container() { compose ps -q "$1"; }
 network() { echo "${project}_site"; }
 address() { docker inspect -f '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}' "$1"; }
+image_of() { docker inspect -f '{{.Image}}' "$1"; }
+layers() { docker image inspect -f '{{json .RootFS.Layers}}' "$1"; }
+label() { docker inspect -f "{{index .Config.Labels \"org.opencontainers.image.$2\"}}" "$1"; }
 healthy() { [ "$(docker inspect -f '{{.State.Health.Status}}' "$1")" = healthy ]; }
 status_of_service() { sed -n "s/^$1:[[:space:]]*//p" "/proc/$(docker inspect -f '{{.State.Pid}}' "$service")/status"; }
 in_runner() { docker exec "$runner" "$@"; }

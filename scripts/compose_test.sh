@@ -22,13 +22,22 @@ sql 'CREATE TABLE saved AS TABLE tenant_identity_config' >/dev/null
 digest=$(digest)
 check 'secrets by key' "$(by_key)" "kv1 $secrets"
 
+step "The image"
+check 'its version' "$(label "$service" version)" "$(sed -n 's/^version = "\(.*\)"/\1/p' "$root/Cargo.toml" | head -n 1)"
+check 'its licence' "$(label "$service" licenses)" Apache-2.0
+docker build --quiet --no-cache --target prebuilt --build-arg BINARY=target/image/nico-rewrap \
+    --iidfile image.id "$root" >build.log 2>&1 || fail "docker build: $(cat build.log)"
+check 'built again, its layers' "$(layers "$(cat image.id)")" "$(layers "$(image_of "$service")")"
+docker rmi "$(cat image.id)" >/dev/null
+
 step "What the containers may not do"
 check 'user of the service' "$(docker inspect -f '{{.Config.User}}' "$service")" 65532:65532
 check 'its root file system is read-only' "$(docker inspect -f '{{.HostConfig.ReadonlyRootfs}}' "$service")" true
 check 'its capabilities' "$(status_of_service CapEff)" 0000000000000000
 check 'no new privileges' "$(status_of_service NoNewPrivs)" 1
 check 'a shell in its image' "$(docker exec "$service" /bin/sh -c true >/dev/null 2>&1 && echo yes || echo no)" no
-check 'ports published' "$(docker ps -q --filter "label=com.docker.compose.project=$project" | xargs docker port)" ''
+check 'ports published' \
+    "$(docker ps --filter "label=com.docker.compose.project=$project" --format '{{.Ports}}' | grep -c -e '->' || true)" 0
 check 'the role it connects as' "$(sql "SELECT DISTINCT usename FROM pg_stat_activity
     WHERE application_name = 'nico-rewrap'")" nico_rewrap
 
