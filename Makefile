@@ -2,10 +2,11 @@
 # or installed by scripts/tools.sh, and nothing that is there already is touched.
 
 TOOL := scripts/tools.sh
-SCRIPTS := .ci/run $(wildcard scripts/*.sh)
+SCRIPTS := .ci/run $(wildcard scripts/*.sh scripts/*/*/*.sh deploy/*/*.sh deploy/*/*/*.sh)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test fuzz fuzz-quick bench bench-quick bench-build check advisories deb package-test clean
+.PHONY: help build demo test fuzz fuzz-quick image compose-test bench bench-quick bench-build check advisories deb \
+	package-test clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -31,6 +32,16 @@ fuzz: ## hostile inputs, five minutes for each target; TIME=seconds, TARGETS=, s
 
 fuzz-quick: ## the same for a few seconds: CI's look for what is easily found
 	@scripts/fuzz.sh 5
+
+image: ## the container image, around a binary that is built here: nico-rewrap:latest
+	@$(TOOL) docker >/dev/null
+	scripts/image.sh
+
+compose-test: image ## the run-book, faults between hosts, and the sidecar, in containers; fails without a Docker engine
+	@$(TOOL) compose >/dev/null
+	scripts/base-images.sh $${POSTGRES_IMAGE:-postgres:15}
+	scripts/runner_image.sh
+	@scripts/compose_test.sh
 
 bench: bench-build ## how fast it is beside other ways; ROWS="20000 200000" REPEAT=3 and more, see scripts/bench.sh
 	cargo bench --locked --bench field

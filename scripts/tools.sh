@@ -3,9 +3,9 @@
 #
 #   scripts/tools.sh TOOL...   TOOL: rust rust-lints cc c++ make openssl postgres psql pgbouncer grpcurl shellcheck
 #                              cargo-deny cargo-deb cargo-fuzz bench-python mmdebstrap systemd-analyze kubectl
-#                              kubernetes-python go
+#                              kubernetes-python go docker compose debootstrap
 #
-# One line on stdout for each TOOL: a path (postgres: the directory of the server's binaries). Everything else goes to
+# One line on stdout for each TOOL: a path (postgres: the directory of the server's binaries; compose: the command). Everything else goes to
 # stderr. What is there already is used as it is. Debian packages come from apt-get, the rest lands in target/tools.
 set -euo pipefail
 
@@ -255,13 +255,33 @@ tool_cargo-deb() {
 
 tool_cargo-fuzz() { from_crate cargo-fuzz '~0.13'; }
 
+# An engine that answers. None is installed or started here: that is for the machine's owner to decide.
+tool_docker() {
+    have docker || die "Docker is missing: please install it (Debian, Ubuntu: apt-get install docker.io)"
+    docker version >/dev/null 2>&1 ||
+        die "no answer from the Docker engine: start it, or become a user who may use it (docker version says more)"
+    command -v docker
+}
+
+# Compose v2 is a command of docker's, v1 a program.
+tool_compose() {
+    tool_docker >/dev/null
+    if docker compose version >/dev/null 2>&1; then
+        echo docker compose
+    else
+        on_path docker-compose
+    fi
+}
+
+tool_debootstrap() { PATH=$PATH:/usr/sbin on_path debootstrap; }
+
 for tool in "$@"; do
     case $tool in
     make | openssl | mmdebstrap) on_path "$tool" ;;
     systemd-analyze) on_path "$tool" systemd ;;
     kubectl) on_path "$tool" kubernetes-client ;;
     rust | rust-lints | cc | c++ | postgres | psql | pgbouncer | grpcurl | shellcheck | cargo-deny | cargo-deb | \
-        cargo-fuzz | bench-python | kubernetes-python | go)
+        cargo-fuzz | bench-python | kubernetes-python | go | docker | compose | debootstrap)
         "tool_$tool"
         ;;
     *) die "no such tool: $tool" ;;

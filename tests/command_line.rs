@@ -38,6 +38,7 @@ async fn version_and_help_are_there_for_a_newcomer() {
                 "serve",
                 "migrate",
                 "keygen",
+                "healthcheck",
                 "machine-identity secrets",
                 "current_encryption_key_id",
                 "dry_run",
@@ -64,6 +65,10 @@ async fn version_and_help_are_there_for_a_newcomer() {
             ],
         ),
         (&["keygen", "--help"], &["--id <ID>"]),
+        (
+            &["healthcheck", "--help"],
+            &["--config <FILE>", "--live", "/readyz", "metrics_endpoint"],
+        ),
     ];
     for (args, words) in help {
         let Exit {

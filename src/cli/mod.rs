@@ -1,5 +1,6 @@
 //! The command line.
 
+mod healthcheck;
 mod keygen;
 mod migrate;
 mod serve;
@@ -53,6 +54,13 @@ enum Command {
     Migrate(ConfigFiles),
     /// Print a fresh key, ready for the secrets file.
     Keygen(keygen::Keygen),
+    /// Ask a running server whether it is ready: exit code 0 if so, 1 if not.
+    ///
+    /// For a container's health check, where there is no curl. Asks /readyz at
+    /// [rewrap].metrics_endpoint, which it finds as `serve` does; on loopback where the
+    /// server listens on every address. Exits with 78 when the configuration is at
+    /// fault.
+    Healthcheck(healthcheck::Healthcheck),
 }
 
 #[derive(Debug, Args)]
@@ -78,6 +86,7 @@ pub fn main() -> ExitCode {
         Command::Serve(files) => serve::run(&files.config, environment),
         Command::Migrate(files) => migrate::run(&files.config, &environment),
         Command::Keygen(keygen) => keygen.run(),
+        Command::Healthcheck(healthcheck) => healthcheck.run(&environment),
     }
 }
 

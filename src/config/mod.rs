@@ -222,12 +222,38 @@ pub fn load_database(
     }
 }
 
+/// The address of the probes alone, for the subcommand that asks them. Whatever else
+/// is in the files is not looked at.
+///
+/// # Errors
+///
+/// [`ConfigError`] when the files can't be read, or the address is none.
+pub fn load_metrics_endpoint(
+    files: &[PathBuf],
+    environment: &Environment,
+) -> Result<SocketAddr, ConfigError> {
+    let mut settings = Settings::read(files, environment);
+    let endpoint = metrics_endpoint(&mut settings);
+    match settings.into_faults() {
+        faults if faults.is_empty() => Ok(endpoint),
+        faults => Err(ConfigError(faults)),
+    }
+}
+
+/// Every address of the machine, IPv4's too where the system has it so.
+fn any_address(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))
+}
+
+fn metrics_endpoint(settings: &mut Settings) -> SocketAddr {
+    settings.address("rewrap.metrics_endpoint", any_address(1180))
+}
+
 fn server(settings: &mut Settings) -> ServerOptions {
-    let any = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
     let seconds = Duration::from_secs;
     ServerOptions {
-        listen: settings.address("rewrap.listen", any(1179)),
-        metrics_endpoint: settings.address("rewrap.metrics_endpoint", any(1180)),
+        listen: settings.address("rewrap.listen", any_address(1179)),
+        metrics_endpoint: metrics_endpoint(settings),
         shutdown_grace: settings.duration("rewrap.shutdown_grace", seconds(15)),
         handshake_timeout: settings.duration("rewrap.handshake_timeout", seconds(5)),
         request_timeout: settings.duration("rewrap.request_timeout", seconds(10)),

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# The owner of nico-api's tables: no superuser, as at a site.
+set -euo pipefail
+psql -qX -v ON_ERROR_STOP=1 -v password="$OWNER_PASSWORD" -U postgres -d "$POSTGRES_DB" <<'SQL'
+CREATE ROLE nico LOGIN PASSWORD :'password';
+ALTER DATABASE nico OWNER TO nico;
+SQL

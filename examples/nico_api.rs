@@ -1,0 +1,241 @@
+//! A stand-in for nico-api, as far as the container tests need one: a tenant's
+//! writes, with nico-api's order of locks and its own version bumps, and a look at
+//! every secret that shares no code with the service.
+
+#[path = "../benches/plain/mod.rs"]
+mod plain;
+
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    fs,
+    path::PathBuf,
+    process::ExitCode,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use clap::{Parser, Subcommand};
+use ring::{
+    rand::SystemRandom,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
+};
+use sha2::{Digest, Sha256};
+use tokio_postgres::{Client, NoTls};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+type Keys = BTreeMap<String, [u8; 32]>;
+
+#[derive(Parser)]
+struct Args {
+    /// postgres://…, without TLS.
+    #[arg(long)]
+    database: String,
+    /// The secrets file, in JSON.
+    #[arg(long)]
+    secrets: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Opens every secret; prints how many there are under each key, and a digest of
+    /// all that is in them, which no re-wrap may change.
+    Look,
+    /// Rotates signing keys from before COMMAND starts until after it ends, and then
+    /// looks whether one of the rotations was lost. Ends with COMMAND's exit code.
+    Rotate {
+        /// The key to seal new signing keys under.
+        #[arg(long)]
+        key_id: String,
+        /// What to do meanwhile.
+        #[arg(last = true, required = true, value_name = "COMMAND")]
+        meanwhile: Vec<String>,
+    },
+}
+
+#[tokio::main]
+async fn main() -> Result<ExitCode> {
+    let args = Args::parse();
+    let keys = read_keys(&args.secrets)?;
+    let (mut client, connection) = tokio_postgres::connect(&args.database, NoTls).await?;
+    tokio::spawn(connection);
+    match args.command {
+        Command::Look => look(&client, &keys).await,
+        Command::Rotate { key_id, meanwhile } => {
+            rotate(&mut client, &keys, &key_id, &meanwhile).await
+        }
+    }
+}
+
+// ---- looking
+
+async fn look(client: &Client, keys: &Keys) -> Result<ExitCode> {
+    let sql = "SELECT organization_id, slot, text FROM tenant_identity_config, \
+        LATERAL (VALUES (1, encrypted_signing_key_1), (2, encrypted_signing_key_2), \
+            (3, encrypted_auth_method_config)) AS secrets (slot, text) \
+        WHERE text <> '' ORDER BY organization_id COLLATE \"C\", slot";
+    let mut counts = BTreeMap::<_, usize>::new();
+    let mut digest = Sha256::new();
+    for row in client.query(sql, &[]).await? {
+        let (id, slot): (&str, i32) = (row.try_get(0)?, row.try_get(1)?);
+        let envelope = plain::parse(row.try_get(2)?);
+        let key = keys.get(&envelope.key_id).ok_or("no such key")?;
+        digest.update(format!("{id} {slot} "));
+        digest.update(plain::open(key, &envelope));
+        *counts.entry(envelope.key_id).or_default() += 1;
+    }
+    for (key_id, count) in counts {
+        say(&format!("{key_id} {count}"));
+    }
+    say(&format!("digest {}", STANDARD.encode(digest.finalize())));
+    Ok(ExitCode::SUCCESS)
+}
+
+// ---- writing
+
+/// What this program wrote last to an organization.
+struct Written {
+    slot: usize,
+    signing_key: String,
+    version: u64,
+}
+
+async fn rotate(
+    client: &mut Client,
+    keys: &Keys,
+    key_id: &str,
+    meanwhile: &[String],
+) -> Result<ExitCode> {
+    let key = keys.get(key_id).ok_or("no such key in the secrets file")?;
+    let list = "SELECT organization_id FROM tenant_identity_config";
+    let rows = client.query(list, &[]).await?;
+    let ids: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    let mut written = BTreeMap::new();
+    let mut rotations = 0;
+
+    let over = AtomicBool::new(false);
+    let command = async {
+        let status = tokio::process::Command::new(&meanwhile[0])
+            .args(&meanwhile[1..])
+            .status()
+            .await;
+        over.store(true, Relaxed);
+        status
+    };
+    let rotating = async {
+        while !over.load(Relaxed) {
+            let id = &ids[fastrand::usize(..ids.len())];
+            let known = written.get(id).map(|known: &Written| known.version);
+            let new = rotate_one(client, id, |secret| plain::seal(key, key_id, secret)).await?;
+            if known.is_some_and(|known| known >= new.version) {
+                return Err(format!("{id}: the version went back").into());
+            }
+            written.insert(id.clone(), new);
+            rotations += 1;
+        }
+        Result::Ok(())
+    };
+    let (status, rotated) = tokio::join!(command, rotating);
+    rotated?;
+
+    for (id, written) in &written {
+        find(client, keys, id, written).await?;
+    }
+    warn(&format!(
+        "rotations={rotations} organizations={} lost=0",
+        written.len()
+    ));
+    let code = status?.code().and_then(|code| u8::try_from(code).ok());
+    Ok(ExitCode::from(code.unwrap_or(1)))
+}
+
+/// A new signing key in the slot that is not in use, which then is. The public half is
+/// left as it was: nobody issues tokens here.
+async fn rotate_one(
+    client: &mut Client,
+    id: &str,
+    seal: impl Fn(&[u8]) -> String,
+) -> Result<Written> {
+    let transaction = client.transaction().await?;
+    let lock = "SELECT CASE current_signing_key_slot WHEN 'signing_key_1' THEN 2 ELSE 1 END \
+        FROM tenant_identity_config WHERE organization_id = $1 FOR UPDATE";
+    let slot: i32 = transaction.query_one(lock, &[&id]).await?.try_get(0)?;
+    let signing_key = signing_key()?;
+    let update = format!(
+        "UPDATE tenant_identity_config SET encrypted_signing_key_{slot} = $2, \
+            current_signing_key_slot = 'signing_key_{slot}', updated_at = now() \
+            WHERE organization_id = $1"
+    );
+    let sealed = seal(signing_key.as_bytes());
+    transaction.execute(&update, &[&id, &sealed]).await?;
+    let bump = "UPDATE tenants SET version = 'V' \
+        || substring(version from '^V([0-9]+)')::numeric + 1 || '-T' \
+        || (extract(epoch FROM clock_timestamp()) * 1000000)::bigint \
+        WHERE organization_id = $1 RETURNING version";
+    let version = transaction.query_one(bump, &[&id]).await?;
+    let version = number(version.try_get(0)?)?;
+    transaction.commit().await?;
+    Ok(Written {
+        slot: usize::try_from(slot)?,
+        signing_key,
+        version,
+    })
+}
+
+/// An error unless the organization has what was written to it, in a version that is
+/// no older.
+async fn find(client: &Client, keys: &Keys, id: &str, written: &Written) -> Result<()> {
+    let sql = "SELECT version, encrypted_signing_key_1, encrypted_signing_key_2 \
+        FROM tenant_identity_config JOIN tenants USING (organization_id) \
+        WHERE organization_id = $1";
+    let row = client.query_one(sql, &[&id]).await?;
+    let envelope = plain::parse(row.try_get(written.slot)?);
+    let key = keys.get(&envelope.key_id).ok_or("no such key")?;
+    if plain::open(key, &envelope) != written.signing_key.as_bytes() {
+        return Err(format!("{id}: lost the signing key that was written last").into());
+    }
+    if number(row.try_get(0)?)? < written.version {
+        return Err(format!("{id}: the version went back").into());
+    }
+    Ok(())
+}
+
+fn signing_key() -> Result<String> {
+    let random = SystemRandom::new();
+    let der = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random)
+        .map_err(|_| "no signing key")?;
+    let base64 = STANDARD.encode(der.as_ref());
+    Ok(format!(
+        "-----BEGIN PRIVATE KEY-----\n{base64}\n-----END PRIVATE KEY-----\n"
+    ))
+}
+
+fn number(version: &str) -> Result<u64> {
+    let number = version.strip_prefix('V').and_then(|v| v.split('-').next());
+    Ok(number.ok_or("not a version")?.parse()?)
+}
+
+fn read_keys(file: &PathBuf) -> Result<Keys> {
+    let file: serde_json::Value = serde_json::from_slice(&fs::read(file)?)?;
+    let keys = file["machine_identity"]["encryption_keys"].as_object();
+    keys.ok_or("no keys in the secrets file")?
+        .iter()
+        .map(|(id, key)| {
+            let key = STANDARD.decode(key.as_str().ok_or("a key is not text")?)?;
+            let key = key.try_into().map_err(|_| "a key has not 32 bytes")?;
+            Ok((id.clone(), key))
+        })
+        .collect()
+}
+
+#[expect(clippy::print_stdout, reason = "this is what it is asked for")]
+fn say(line: &str) {
+    println!("{line}");
+}
+
+#[expect(clippy::print_stderr, reason = "standard output is COMMAND's")]
+fn warn(line: &str) {
+    eprintln!("{line}");
+}

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Sees to it that public base images are there. What is there already is left alone; what the registry has is pulled; where
+# no registry can be reached, a stand-in is made from Debian's packages, under the same name:
+#
+#   scripts/base-images.sh IMAGE...      IMAGE: debian:bookworm-slim postgres:15 rust:1.95-slim-bookworm
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+say() { printf '%s\n' "base-images: $*" >&2; }
+is_there() { docker image inspect "$1" >/dev/null 2>&1; }
+as_root() { if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi; }
+
+scripts/tools.sh docker >/dev/null
+work=$(mktemp -d)
+trap 'as_root rm -rf "$work"' EXIT
+
+debian() {
+    local debootstrap
+    debootstrap=$(scripts/tools.sh debootstrap)
+    as_root "$debootstrap" --variant=minbase bookworm "$work/root" >"$work/log" 2>&1 || {
+        tail -n 20 "$work/log" >&2
+        exit 1
+    }
+    as_root rm -rf "$work/root/var/cache/apt/archives" "$work/root/var/lib/apt/lists" \
+        "$work/root/usr/share/doc" "$work/root/usr/share/man" "$work/root/usr/share/locale"
+    as_root mkdir -p "$work/root/var/cache/apt/archives/partial" "$work/root/var/lib/apt/lists/partial"
+    as_root tar -C "$work/root" --exclude './dev/*' --exclude './proc/*' --exclude './sys/*' -c . |
+        docker import --change 'CMD ["bash"]' - "$1" >/dev/null
+}
+
+# The toolchain without its documentation: half of it.
+rust() {
+    mkdir -p "$work/rust"
+    cp -a "$(rustc --print sysroot)" "$work/rust/toolchain"
+    rm -rf "$work/rust/toolchain/share"
+    cp /etc/ssl/certs/ca-certificates.crt "$work/rust/certificates.crt"
+    cp scripts/base-images/rust/Dockerfile "$work/rust/"
+    docker build --quiet --tag "$1" "$work/rust" >/dev/null
+}
+
+for image in "$@"; do
+    if is_there "$image" || docker pull --quiet "$image" >/dev/null 2>&1; then continue; fi
+    say "making a stand-in for $image"
+    case $image in
+    debian:bookworm-slim) debian "$image" ;;
+    postgres:15)
+        "$0" debian:bookworm-slim
+        docker build --quiet --tag "$image" scripts/base-images/postgres >/dev/null
+        ;;
+    rust:*-slim-bookworm)
+        "$0" debian:bookworm-slim
+        rust "$image"
+        ;;
+    *)
+        say "no stand-in is known for $image"
+        exit 1
+        ;;
+    esac
+done

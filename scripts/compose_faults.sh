@@ -1,0 +1,121 @@
+# shellcheck shell=bash
+# What breaks between hosts while a run is under way, and the sidecar. Sourced by compose_test.sh. Each starts
+# from secrets under kv1, and ends when a next run has completed with the counters that it must have.
+
+# shellcheck source=scripts/compose_lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/compose_lib.sh"
+
+fault_client_cut_off() {
+    step "The client is cut off in mid-run"
+    reset_secrets
+    local before
+    before=$(audited CANCELLED)
+    start_run "$service" kv2
+    docker network disconnect "$(network)" "$runner"
+    wait_until 30 more_audited CANCELLED "$before"
+    kill "$client" 2>/dev/null || true
+    wait "$client" 2>/dev/null || true
+    docker network connect "$(network)" "$runner"
+    check 'the run stopped before its end' "$([ "$(on_key kv2)" -lt "$ORGANIZATIONS" ] && echo yes)" yes
+    next_run_completes kv2
+}
+
+audited() { docker logs "$service" 2>&1 | grep 'target=audit\|"audit"' | grep -c "$1" || true; }
+more_audited() { [ "$(audited "$1")" -gt "$2" ]; }
+
+fault_two_replicas() {
+    step "Two replicas apply at once"
+    reset_secrets
+    local other updated skipped
+    other=$(second_service)
+    call false "$service" >one.json 2>run.txt &
+    client=$!
+    rewrap false "$other" || fail "the second replica: $(cat error.txt)"
+    end_run 'the first' OK
+    check 'second: examined, failed' "$(value rowsExamined) $(value rowsFailed)" "$ORGANIZATIONS 0"
+    updated=$(value rowsUpdated) skipped=$(value rowsSkippedAllOnTarget)
+    mv one.json report.json
+    check 'first: examined, failed' "$(value rowsExamined) $(value rowsFailed)" "$ORGANIZATIONS 0"
+    note "the first re-wrapped $(value rowsUpdated) organizations, the second $updated"
+    check 'each organization was re-wrapped by one of them' $((updated + $(value rowsUpdated))) "$ORGANIZATIONS"
+    check 'and skipped by the other' $((skipped + $(value rowsSkippedAllOnTarget))) "$ORGANIZATIONS"
+    docker rm -f "$other" >/dev/null
+    next_run_completes kv2
+}
+
+# second_service : one more container, with the files as they are now; waits until it is healthy.
+second_service() {
+    local other
+    compose up -d --no-deps --no-recreate --scale nico-rewrap=2 nico-rewrap >>compose.log 2>&1
+    other=$(container nico-rewrap | grep -v "^$service")
+    wait_until 60 healthy "$other"
+    echo "$other"
+}
+
+fault_database_killed() {
+    step "The database's container is killed in mid-run and started again"
+    reset_secrets
+    start_run "$service" kv2
+    docker kill "$database" >/dev/null
+    docker start "$database" >/dev/null
+    # Quick enough, and the run goes on over new connections.
+    end_run 'the run' OK UNAVAILABLE
+    wait_until 60 sql 'SELECT 1'
+    next_run_completes kv2
+}
+
+fault_database_cut_off() {
+    step "The database is cut off from the service in mid-run, and back"
+    reset_secrets
+    start_run "$service" kv2
+    docker network disconnect "$(network)" "$database"
+    end_run 'the run' UNAVAILABLE
+    check 'what is under neither key' "$(sql "SELECT count(*) FROM tenant_identity_config
+        WHERE convert_from(decode(encrypted_signing_key_1, 'base64'), 'UTF8')::jsonb->>'key_id' NOT IN ('kv1', 'kv2')")" 0
+    docker network connect --alias postgres "$(network)" "$database"
+    wait_until 60 reachable_again
+    next_run_completes kv2
+}
+
+reachable_again() { in_runner pg_isready -q -h postgres -U nico -d nico && docker exec "$service" /nico-rewrap healthcheck; }
+
+sidecar_of_nico_api() {
+    step "nico-api calls its sidecar over loopback, and goes on rotating signing keys"
+    reset_secrets
+    # The certificate is the service's own, as both have it at a site.
+    compose run --rm -T --no-deps nico-api \
+        nico_api --database "$owner_url" --secrets /etc/nico-rewrap/secrets.json rotate --key-id kv2 -- \
+        grpcurl -cacert /pki/service-ca.pem -cert /pki/server.pem -key /pki/server.key -emit-defaults -max-time 120 \
+        -d '{}' localhost:1179 forge.Forge/ReencryptTenantIdentitySecrets >report.json 2>rotate.txt ||
+        fail "nico-api: $(cat rotate.txt)"
+    check 'examined, failed' "$(value rowsExamined) $(value rowsFailed)" "$ORGANIZATIONS 0"
+    check 'target' "$(value currentEncryptionKeyId)" kv2
+    note "$(grep '^rotations=' rotate.txt)"
+    check 'rotations meanwhile, more than 50' "$([ "$(sed -n 's/^rotations=\([0-9]*\) .*/\1/p' rotate.txt)" -gt 50 ] && echo yes)" yes
+    check 'rotations lost' "$(sed -n 's/^rotations=.* lost=//p' rotate.txt)" 0
+    check 'who called, says the audit' \
+        "$(docker logs "$service" 2>&1 | grep 'target=audit' | tail -n 1 | grep -c 'identity_kind=service identity=nico-api ')" 1
+    check 'what is not under kv2' "$(by_key | grep -vc '^kv2 ' || true)" 0
+    rewrap true "$service" || fail "dry run: $(cat error.txt)"
+    check 'dry run: updated, skipped, failed' \
+        "$(value rowsUpdated) $(value rowsSkippedAllOnTarget) $(value rowsFailed)" "0 $ORGANIZATIONS 0"
+}
+
+fault_rolling_replacement() {
+    step "The service is replaced by one with the next target key while a run is under way"
+    reset_secrets
+    local next
+    target kv3
+    next=$(second_service)
+    start_run "$service" kv2
+    rewrap false "$next" &
+    local upgrade=$!
+    docker stop "$service" >/dev/null
+    end_run "the old one's run" OK UNAVAILABLE
+    check 'the old one ended with' "$(docker inspect -f '{{.State.ExitCode}}' "$service")" 0
+    docker rm "$service" >/dev/null
+    wait "$upgrade" || fail "the new one's run beside it: $(cat error.txt)"
+    check 'the run of the new one: examined, failed' "$(value rowsExamined) $(value rowsFailed)" "$ORGANIZATIONS 0"
+    service=$next
+    next_run_completes kv3
+}

@@ -1,0 +1,177 @@
+# shellcheck shell=bash
+# What compose_test.sh does to containers and asks of them. Its certificates and keys are those of the demo's throwaway site.
+
+DATABASE_URL=none
+# shellcheck source=scripts/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+ORGANIZATIONS=600
+passed=0
+project=nico-rewrap-test-$$
+database='' service='' runner='' secrets='' digest='' owner_url=''
+
+read -r -a COMPOSE <<<"$("$root/scripts/tools.sh" compose)"
+compose() { "${COMPOSE[@]}" -p "$project" -f "$root/deploy/compose/docker-compose.yml" "$@"; }
+
+at_end() {
+    docker network connect "$(network)" "$database" >/dev/null 2>&1 || true
+    compose --profile sidecar down -v --remove-orphans -t 2 >>compose.log 2>&1 || cat compose.log >&2
+}
+
+fail() {
+    printf '\n%s%s failed: %s%s\n' "$red" "$what" "$*" "$plain" >&2
+    printf 'the last lines of the containers:\n' >&2
+    compose logs --no-color --tail 30 >&2 2>&1 || true
+    printf '%s passed, 1 failed\n' "$passed"
+    exit 1
+}
+
+# check NAME GOT WANTED
+check() {
+    [ "$2" = "$3" ] || fail "$1: '$2', must be '$3'"
+    passed=$((passed + 1))
+    printf '  %-44s %s  %sok%s\n' "$1" "${2//$'\n'/, }" "$green" "$plain"
+}
+
+# wait_until SECONDS COMMAND...
+wait_until() {
+    local deadline=$((SECONDS + $1))
+    shift
+    until "$@" >/dev/null 2>&1; do
+        [ "$SECONDS" -lt "$deadline" ] || fail "still not: $*"
+        sleep 0.1
+    done
+}
+
+# ---- the site --------------------------------------------------------------------------------------------------------
+
+make_site() {
+    make_certificates
+    make_keys
+    kv3=$(openssl rand -base64 32)
+    write_secrets "kv1=$kv1" "kv2=$kv2" "kv3=$kv3"
+    mkdir site site/etc site/pki
+    cp "$root"/deploy/compose/{site,rewrap}.toml secrets.json pki/{server.pem,server.key,service-ca.pem,admin-root.pem} \
+        site/etc/
+    cp pki/{service-ca.pem,admin-chain.pem,admin.key,server.pem,server.key} site/pki/
+    # Containers have users of their own; on this machine, the directory above is closed.
+    chmod -R a+rX site
+    export SITE=$work/site
+    POSTGRES_PASSWORD=$(openssl rand -hex 16) OWNER_PASSWORD=$(openssl rand -hex 16) ROLE_PASSWORD=$(openssl rand -hex 16)
+    owner_url=postgres://nico:$OWNER_PASSWORD@postgres/nico
+    export POSTGRES_PASSWORD OWNER_PASSWORD ROLE_PASSWORD
+}
+
+# target KEY_ID : from the next start of a service on.
+target() { sed -i "s/^current_encryption_key_id = .*/current_encryption_key_id = \"$1\"/" site/etc/site.toml; }
+
+container() { compose ps -q "$1"; }
+network() { echo "${project}_site"; }
+address() { docker inspect -f '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}' "$1"; }
+image_of() { docker inspect -f '{{.Image}}' "$1"; }
+layers() { docker image inspect -f '{{json .RootFS.Layers}}' "$1"; }
+label() { docker inspect -f "{{index .Config.Labels \"org.opencontainers.image.$2\"}}" "$1"; }
+healthy() { [ "$(docker inspect -f '{{.State.Health.Status}}' "$1")" = healthy ]; }
+status_of_service() { sed -n "s/^$1:[[:space:]]*//p" "/proc/$(docker inspect -f '{{.State.Pid}}' "$service")/status"; }
+in_runner() { docker exec "$runner" "$@"; }
+
+# Over the Unix socket, whatever becomes of the network.
+sql() { docker exec -u postgres "$database" psql -qXAt -F ' ' -v ON_ERROR_STOP=1 -U postgres -d nico -c "$1"; }
+
+# ---- the secrets -----------------------------------------------------------------------------------------------------
+
+# Both open every secret with code that is not the service's.
+look() { in_runner nico_api --database "$owner_url" --secrets /etc/nico-rewrap/secrets.json look; }
+by_key() { look | grep -v '^digest ' || fail 'a secret does not open'; }
+digest() { look | grep '^digest ' || fail 'a secret does not open'; }
+
+# on_key KEY_ID : organizations whose first signing key is under it; each has one.
+on_key() {
+    sql "SELECT count(*) FROM tenant_identity_config
+        WHERE convert_from(decode(encrypted_signing_key_1, 'base64'), 'UTF8')::jsonb->>'key_id' = '$1'"
+}
+under_way() { local n && n=$(on_key "$1") && [ "$n" -ge 30 ] && [ "$n" -lt $((ORGANIZATIONS - 60)) ]; }
+
+# Every secret as it was seeded, under kv1.
+reset_secrets() {
+    sql "UPDATE tenant_identity_config AS c SET encrypted_signing_key_1 = s.encrypted_signing_key_1,
+        encrypted_signing_key_2 = s.encrypted_signing_key_2,
+        encrypted_auth_method_config = s.encrypted_auth_method_config
+        FROM saved AS s WHERE s.organization_id = c.organization_id"
+    check 'secrets by key, put back' "$(by_key)" "kv1 $secrets"
+}
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
+
+# rewrap DRY_RUN CONTAINER : what an operator types; into report.json.
+rewrap() { call "$1" "$2" >report.json 2>error.txt; }
+call() {
+    in_runner grpcurl -cacert /pki/service-ca.pem -cert /pki/admin-chain.pem -key /pki/admin.key -emit-defaults \
+        -authority localhost -connect-timeout 5 -max-time 120 -d "{\"dry_run\": $1}" \
+        "$(address "$2"):1179" forge.Forge/ReencryptTenantIdentitySecrets
+}
+
+# start_run CONTAINER TARGET : an apply that is in its middle when this returns; its client is $client.
+start_run() {
+    call false "$1" >run.json 2>run.txt &
+    client=$!
+    wait_until 30 under_way "$2"
+    note "a run is under way: $(on_key "$2") of $ORGANIZATIONS organizations are on $2"
+}
+
+# end_run NAME OUTCOME... : waits for that run's end, which must be one of these.
+end_run() {
+    local name=$1 code=0 outcome
+    shift
+    wait "$client" || code=$?
+    outcome=$(outcome "$code")
+    case " $* " in
+    *" $outcome "*) check "$name ended with" "$outcome" "$outcome" ;;
+    *) fail "$name ended with $outcome, must be $*: $(cat run.txt)" ;;
+    esac
+}
+
+# outcome EXIT_CODE : grpcurl's is 64 and the status code.
+outcome() {
+    case $1 in
+    0) echo OK ;;
+    78) echo UNAVAILABLE ;;
+    *) echo "exit code $1" ;;
+    esac
+}
+
+call_outcome() {
+    local code=0
+    rewrap true "$service" || code=$?
+    outcome "$code"
+}
+
+# report NAME TARGET UPDATED SKIPPED FIELDS FIELDS_SKIPPED : what report.json must say.
+report() {
+    check "$1: examined, updated, skipped, failed" \
+        "$(value rowsExamined) $(value rowsUpdated) $(value rowsSkippedAllOnTarget) $(value rowsFailed)" \
+        "$ORGANIZATIONS $3 $4 0"
+    check "$1: secrets re-wrapped, on target" "$(value fieldsReencrypted) $(value fieldsSkippedOnTarget)" "$5 $6"
+    check "$1: target, failures listed" \
+        "$(value currentEncryptionKeyId) $(grep -c '"field":' report.json || true)" "$2 0"
+}
+
+# dry_run TARGET UPDATED SKIPPED FIELDS FIELDS_SKIPPED
+dry_run() {
+    rewrap true "$service" || fail "dry run: $(cat error.txt)"
+    report 'dry run' "$@"
+}
+
+# next_run_completes TARGET : whatever happened before. Its counters say what was done already.
+next_run_completes() {
+    local rows_done fields_done
+    rows_done=$(on_key "$1")
+    fields_done=$(by_key | sed -n "s/^$1 //p")
+    note "before the next run, $rows_done organizations are on $1"
+    check 'what is in the secrets' "$(digest)" "$digest"
+    rewrap false "$service" || fail "the next run: $(cat error.txt)"
+    report 'next run' "$1" $((ORGANIZATIONS - rows_done)) "$rows_done" $((secrets - fields_done)) "${fields_done:-0}"
+    check 'secrets by key' "$(by_key)" "$1 $secrets"
+    check 'what is in the secrets' "$(digest)" "$digest"
+    dry_run "$1" 0 "$ORGANIZATIONS" 0 "$secrets"
+}

@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# nico-rewrap in containers: the run-book, what breaks between hosts, and the sidecar of nico-api: `make compose-test`.
+#
+# Needs the images nico-rewrap:latest and nico-rewrap-runner:latest (scripts/image.sh, scripts/runner_image.sh), and
+# postgres:15. REWRAP_IMAGE, RUNNER_IMAGE and POSTGRES_IMAGE name others. Everything is in a compose project of its own,
+# publishes no port, and is removed at the end.
+set -euo pipefail
+
+# shellcheck source=scripts/compose_faults.sh
+source "$(dirname "${BASH_SOURCE[0]}")/compose_faults.sh"
+
+step "A site in containers"
+make_site
+compose up -d postgres nico-rewrap runner >>compose.log 2>&1 || fail "compose up: $(tail -n 5 compose.log)"
+database=$(container postgres) service=$(container nico-rewrap) runner=$(container runner)
+wait_until 60 healthy "$service"
+note "postgres, nico-rewrap (healthy by its own health check), a runner with grpcurl; project $project"
+seeded=$(in_runner seed --config /etc/nico-rewrap/site.toml --config /etc/nico-rewrap/rewrap.toml \
+    --key-id kv1 --organizations "$ORGANIZATIONS")
+secrets=${seeded##*secrets=}
+sql 'CREATE TABLE saved AS TABLE tenant_identity_config' >/dev/null
+digest=$(digest)
+check 'secrets by key' "$(by_key)" "kv1 $secrets"
+
+step "The image"
+check 'its version' "$(label "$service" version)" "$(sed -n 's/^version = "\(.*\)"/\1/p' "$root/Cargo.toml" | head -n 1)"
+check 'its licence' "$(label "$service" licenses)" Apache-2.0
+docker build --quiet --no-cache --target prebuilt --build-arg BINARY=target/image/nico-rewrap \
+    --iidfile image.id "$root" >build.log 2>&1 || fail "docker build: $(cat build.log)"
+check 'built again, its layers' "$(layers "$(cat image.id)")" "$(layers "$(image_of "$service")")"
+docker rmi "$(cat image.id)" >/dev/null
+
+step "What the containers may not do"
+check 'user of the service' "$(docker inspect -f '{{.Config.User}}' "$service")" 65532:65532
+check 'its root file system is read-only' "$(docker inspect -f '{{.HostConfig.ReadonlyRootfs}}' "$service")" true
+check 'its capabilities' "$(status_of_service CapEff)" 0000000000000000
+check 'no new privileges' "$(status_of_service NoNewPrivs)" 1
+check 'a shell in its image' "$(docker exec "$service" /bin/sh -c true >/dev/null 2>&1 && echo yes || echo no)" no
+check 'ports published' \
+    "$(docker ps --filter "label=com.docker.compose.project=$project" --format '{{.Ports}}' | grep -c -e '->' || true)" 0
+check 'the role it connects as' "$(sql "SELECT DISTINCT usename FROM pg_stat_activity
+    WHERE application_name = 'nico-rewrap'")" nico_rewrap
+
+step "The run-book"
+dry_run kv2 "$ORGANIZATIONS" 0 "$secrets" 0
+check 'the dry run wrote' "$(by_key)" "kv1 $secrets"
+rewrap false "$service" || fail 'apply'
+report 'apply' kv2 "$ORGANIZATIONS" 0 "$secrets" 0
+check 'secrets by key' "$(by_key)" "kv2 $secrets"
+check 'what is in them' "$(digest)" "$digest"
+dry_run kv2 0 "$ORGANIZATIONS" 0 "$secrets"
+
+fault_client_cut_off
+fault_two_replicas
+fault_database_killed
+fault_database_cut_off
+sidecar_of_nico_api
+fault_rolling_replacement
+
+step "The database stops answering for good"
+docker stop -t 5 "$database" >/dev/null
+check 'a call without a database' "$(call_outcome)" UNAVAILABLE
+check 'alive all the same' "$(docker exec "$service" /nico-rewrap healthcheck --live >/dev/null && echo yes)" yes
+
+good "Done in $SECONDS s."
+printf '%s passed, 0 failed\n' "$passed"

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Builds the container image, nico-rewrap:VERSION and nico-rewrap:latest:
+#
+#   scripts/image.sh           around a static binary that is compiled here: needs no registry
+#   scripts/image.sh inside    compiled in the image: needs the image RUST_IMAGE (see Dockerfile) and a crate index
+#
+# IMAGE_SOURCE, an address, becomes the label org.opencontainers.image.source.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+revision=${NICO_REWRAP_REVISION:-$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)}
+build=(docker build --quiet --build-arg "VERSION=$version" --build-arg "REVISION=$revision"
+    --build-arg "SOURCE=${IMAGE_SOURCE:-}"
+    --tag "nico-rewrap:$version" --tag nico-rewrap:latest)
+
+if [ "${1:-}" = inside ]; then
+    "${build[@]}" ${RUST_IMAGE:+--build-arg "RUST_IMAGE=$RUST_IMAGE"} .
+else
+    scripts/static.sh nico-rewrap
+    "${build[@]}" --target prebuilt --build-arg BINARY=target/image/nico-rewrap .
+fi
+docker image inspect --format \
+    "nico-rewrap:$version, revision $revision: {{.Size}} bytes in {{len .RootFS.Layers}} layer(s)" "nico-rewrap:$version"

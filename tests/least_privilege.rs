@@ -1,0 +1,148 @@
+//! The role of `deploy/postgres/role.sql`: enough to re-wrap, and enough for nothing else.
+
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Config, NoTls};
+
+use crate::database::Database;
+use crate::faults::{before_update, orgs};
+use crate::grpcurl::run;
+use crate::pg::{self, PASSWORD};
+use crate::seal::key_id;
+use crate::seed;
+use crate::site::Site;
+
+const ROLE: &str = include_str!("../deploy/postgres/role.sql");
+
+/// A database on a server of its own, since roles are the server's; and the URL of the role.
+async fn site(postgres: &pg::Server) -> (Database, String) {
+    let database = Database::migrated_on(postgres).await;
+    let url = database.url().replace("//nico:", "//nico_rewrap:");
+    (database, url)
+}
+
+async fn grant(database: &Database) {
+    database.admin().await.batch_execute(ROLE).await.unwrap();
+}
+
+/// What the role is granted on tables and columns, everywhere.
+async fn grants(client: &tokio_postgres::Client) -> Vec<String> {
+    let sql = "SELECT DISTINCT privilege_type || ' ' || table_name || '.' || column_name
+        FROM information_schema.column_privileges WHERE grantee = 'nico_rewrap' ORDER BY 1";
+    let rows = client.query(sql, &[]).await.unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+#[tokio::test]
+async fn the_role_is_enough_on_old_sites_and_new_ones() {
+    let postgres = pg::Server::start();
+    let (database, url) = site(&postgres).await;
+    let client = database.client().await;
+    seed::add_encryption_key_id(&client).await;
+    seed::insert(&client, &orgs(20)).await;
+    grant(&database).await;
+    // One row that is missed until it is evaluated under a lock.
+    client
+        .batch_execute("CREATE SEQUENCE misses; GRANT USAGE ON SEQUENCE misses TO nico_rewrap")
+        .await
+        .unwrap();
+    let miss = "IF nextval('misses') <= 3 THEN RETURN NULL; END IF;";
+    before_update(&client, "miss", "NEW.organization_id = 'org003'", miss).await;
+
+    let server = Site::with_url(&url).start().await;
+    assert_eq!(run(&server, true).await.rows_updated, 20);
+    let report = run(&server, false).await;
+    assert_eq!(
+        (report.rows_updated, report.rows_failed),
+        (20, 0),
+        "{report:?}"
+    );
+    let rows = seed::snapshot(&client).await;
+    for (id, row) in &rows {
+        assert_eq!(row.encryption_key_id.as_deref(), Some("kv2"), "{id}");
+        assert_eq!(key_id(row.texts[0].as_ref().unwrap()), "kv2", "{id}");
+    }
+
+    // The migration of June 2026, with and without the file being run again.
+    seed::drop_encryption_key_id(&client).await;
+    for (target, other) in [("kv1", "kv2"), ("kv2", "kv1")] {
+        let server = Site::with_url(&url).target(target).start().await;
+        assert_eq!(
+            run(&server, false).await.rows_updated,
+            20,
+            "{other} to {target}"
+        );
+        grant(&database).await;
+    }
+    for pooler in ["session", "transaction"] {
+        let site = Site::with_url(&url).set("rewrap.pooler", format!("\"{pooler}\""));
+        let server = site.set("rewrap.commit", "\"each\"").start().await;
+        assert_eq!(run(&server, false).await.rows_failed, 0, "{pooler}");
+    }
+}
+
+#[tokio::test]
+async fn the_role_is_enough_for_nothing_else() {
+    let postgres = pg::Server::start();
+    let (database, url) = site(&postgres).await;
+    let owner = database.client().await;
+    seed::insert(&owner, &orgs(2)).await;
+    grant(&database).await;
+    let first = grants(&owner).await;
+    assert_eq!(
+        first,
+        [
+            "SELECT tenant_identity_config.encrypted_auth_method_config",
+            "SELECT tenant_identity_config.encrypted_signing_key_1",
+            "SELECT tenant_identity_config.encrypted_signing_key_2",
+            "SELECT tenant_identity_config.organization_id",
+            "SELECT tenants.organization_id",
+            "SELECT tenants.version",
+            "UPDATE tenant_identity_config.encrypted_auth_method_config",
+            "UPDATE tenant_identity_config.encrypted_signing_key_1",
+            "UPDATE tenant_identity_config.encrypted_signing_key_2",
+            "UPDATE tenant_identity_config.updated_at",
+            "UPDATE tenants.version",
+        ]
+    );
+    // What somebody granted by hand is taken back.
+    owner
+        .batch_execute("GRANT ALL ON tenants, tenant_identity_config TO nico_rewrap")
+        .await
+        .unwrap();
+    grant(&database).await;
+    assert_eq!(grants(&owner).await, first);
+
+    let config: Config = url.parse().unwrap();
+    let (role, connection) = config.connect(NoTls).await.unwrap();
+    tokio::spawn(connection);
+    role.batch_execute("SELECT version FROM tenants FOR NO KEY UPDATE")
+        .await
+        .unwrap();
+    for sql in [
+        "SELECT organization_name FROM tenants",
+        "SELECT issuer FROM tenant_identity_config",
+        "SELECT * FROM tenant_identity_config",
+        "UPDATE tenants SET organization_name = 'x'",
+        "UPDATE tenant_identity_config SET enabled = false",
+        "UPDATE tenant_identity_config SET organization_id = 'x'",
+        "UPDATE tenant_identity_config SET current_signing_key_slot = 'signing_key_2'",
+        "INSERT INTO tenants (organization_id, version) VALUES ('x', 'V1-T1')",
+        "DELETE FROM tenant_identity_config",
+        "TRUNCATE tenant_identity_config",
+        "ALTER TABLE tenants ADD COLUMN x int",
+        "DROP TABLE tenant_identity_config",
+        "CREATE TABLE public.x ()",
+        "CREATE SCHEMA x",
+        "CREATE ROLE x",
+        "CREATE DATABASE x",
+        "SELECT pg_read_file('postgresql.conf')",
+    ] {
+        let error = role.batch_execute(sql).await.unwrap_err();
+        assert_eq!(
+            error.code(),
+            Some(&SqlState::INSUFFICIENT_PRIVILEGE),
+            "{sql}: {error:?}"
+        );
+    }
+    assert!(url.contains(PASSWORD), "the fixture's server trusts anyone");
+}
