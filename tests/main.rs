@@ -32,6 +32,7 @@ mod site;
 mod allocations;
 mod anchors;
 mod audit_log;
+mod back_off;
 mod bad_files;
 mod callers;
 mod command_line;
