@@ -4,6 +4,7 @@ use serde_json::json;
 
 use crate::certs;
 use crate::database::Database;
+use crate::faults::until;
 use crate::grpcurl::{reencrypt, run};
 use crate::pg;
 use crate::seal::key_id;
@@ -91,7 +92,9 @@ async fn with_a_commit_each_every_row_is_flushed_by_itself() {
         let site = site
             .target(if commit == "each" { "kv2" } else { "kv1" })
             .set("rewrap.max_connections", "1")
-            .set("rewrap.pipeline_depth", "1");
+            .set("rewrap.pipeline_depth", "1")
+            // Which looks at what a flush takes.
+            .set("rewrap.back_off", "false");
         let server = site.start().await;
         client
             .batch_execute("SELECT pg_stat_force_next_flush()")
@@ -101,6 +104,9 @@ async fn with_a_commit_each_every_row_is_flushed_by_itself() {
         assert_eq!(run(&server, false).await.rows_updated, 30);
         // Backends tell what they did when they end, at the latest.
         assert_eq!(server.terminate().await, 0);
+        let gone =
+            "NOT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'nico-rewrap')";
+        until(&client, gone).await;
         flushed.push(flushes(&client).await - before);
     }
     assert!(flushed[0] >= 30, "each: {flushed:?}");

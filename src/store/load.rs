@@ -41,7 +41,7 @@ impl Store {
     ///
     /// [`StoreError::Unavailable`] when it does not say.
     pub async fn load(&self) -> Result<Load, StoreError> {
-        let client = self.client().await?;
+        let client = self.look_pool.get().await?;
         match self.look(&client).await {
             Ok(load) => Ok(load),
             Err(error) => {

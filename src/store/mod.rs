@@ -104,6 +104,8 @@ const BARRIER: Sql = Sql {
 #[derive(Debug)]
 pub struct Store {
     pool: Pool,
+    /// Of one connection that never waits for rows.
+    look_pool: Pool,
     options: StoreOptions,
     /// Sites from before June 2026 label the row's key in a column of its own.
     has_key_id_column: AtomicBool,
@@ -158,28 +160,9 @@ impl Store {
     ///
     /// [`StoreError::Unavailable`] when the pool can't be built.
     pub fn new(database: &Database, options: StoreOptions) -> Result<Self, StoreError> {
-        let manager = Manager::from_config(
-            database.driver_config(options.statement_timeout),
-            database.tls(),
-            ManagerConfig {
-                recycling_method: RecyclingMethod::Fast,
-            },
-        );
-        let mut pool = Pool::builder(manager)
-            // One more looks at the load during an apply.
-            .max_size(options.max_connections + 1)
-            .wait_timeout(Some(options.pool_wait))
-            // The driver's own limit is for the TCP connection only.
-            .create_timeout(Some(database.connect_timeout()))
-            .runtime(deadpool_postgres::Runtime::Tokio1);
-        if options.pooler == Pooler::Session {
-            pool = pool.post_create(configure_session(&options));
-        }
-        let pool = pool
-            .build()
-            .map_err(|error| StoreError::Unavailable(error.to_string()))?;
         Ok(Self {
-            pool,
+            pool: pool(database, &options, options.max_connections)?,
+            look_pool: pool(database, &options, 1)?,
             options,
             has_key_id_column: AtomicBool::new(false),
         })
@@ -336,6 +319,27 @@ impl Store {
     pub(crate) async fn pause(&self) {
         tokio::time::sleep(Duration::from_millis(fastrand::u64(5..50))).await;
     }
+}
+
+fn pool(database: &Database, options: &StoreOptions, size: usize) -> Result<Pool, StoreError> {
+    let manager = Manager::from_config(
+        database.driver_config(options.statement_timeout),
+        database.tls(),
+        ManagerConfig {
+            recycling_method: RecyclingMethod::Fast,
+        },
+    );
+    let mut pool = Pool::builder(manager)
+        .max_size(size)
+        .wait_timeout(Some(options.pool_wait))
+        // The driver's own limit is for the TCP connection only.
+        .create_timeout(Some(database.connect_timeout()))
+        .runtime(deadpool_postgres::Runtime::Tokio1);
+    if options.pooler == Pooler::Session {
+        pool = pool.post_create(configure_session(options));
+    }
+    pool.build()
+        .map_err(|error| StoreError::Unavailable(error.to_string()))
 }
 
 /// What a session of our own is told once.
