@@ -20,7 +20,7 @@ fault_client_cut_off() {
     next_run_completes kv2
 }
 
-audited() { docker logs "$service" 2>&1 | grep 'target=audit\|"audit"' | grep -c "$1" || true; }
+audited() { docker logs "$service" 2>&1 | grep '"target":"audit"' | grep -c "$1" || true; }
 more_audited() { [ "$(audited "$1")" -gt "$2" ]; }
 
 fault_two_replicas() {
@@ -94,7 +94,8 @@ sidecar_of_nico_api() {
     check 'rotations meanwhile, more than 50' "$([ "$(sed -n 's/^rotations=\([0-9]*\) .*/\1/p' rotate.txt)" -gt 50 ] && echo yes)" yes
     check 'rotations lost' "$(sed -n 's/^rotations=.* lost=//p' rotate.txt)" 0
     check 'who called, says the audit' \
-        "$(docker logs "$service" 2>&1 | grep 'target=audit' | tail -n 1 | grep -c 'identity_kind=service identity=nico-api ')" 1
+        "$(docker logs "$service" 2>&1 | grep '"target":"audit"' | tail -n 1 |
+            grep -c '"identity_kind":"service","identity":"nico-api"')" 1
     check 'what is not under kv2' "$(by_key | grep -vc '^kv2 ' || true)" 0
     rewrap true "$service" || fail "dry run: $(cat error.txt)"
     check 'dry run: updated, skipped, failed' \
