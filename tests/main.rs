@@ -63,6 +63,7 @@ mod reload;
 mod revocation;
 mod runs;
 mod scope;
+mod security_page;
 mod start_log;
 mod start_up;
 mod transport;
