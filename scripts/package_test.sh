@@ -110,9 +110,9 @@ expect "the package installs" "$(grep apt-get "$work/commands")"
 expect "it is not enabled, and starts nothing" '
     [ "$(systemctl is-enabled nico-rewrap)" = disabled ] && [ "$(systemctl is-active nico-rewrap)" = inactive ]'
 expect "its user is there, and can do nothing" '[ "$(getent passwd nico-rewrap | cut -d: -f7)" = /usr/sbin/nologin ]'
-expect "its own settings are a conffile" 'dpkg-query -Wf "\${Conffiles}" nico-rewrap | grep -q /etc/nico-rewrap/rewrap.toml'
+expect "its own settings are a conffile" 'dpkg-query -Wf "\${Conffiles}" nico-rewrap | grep >/dev/null /etc/nico-rewrap/rewrap.toml'
 expect "a start before it is set up says what is missing" '
-    ! systemctl start nico-rewrap && journalctl -u nico-rewrap | grep -q "Assertion failed"'
+    ! systemctl start nico-rewrap && journalctl -u nico-rewrap | grep >/dev/null "Assertion failed"'
 
 expect "the tables come from the migrate subcommand" 'nico-rewrap migrate --config nico-api-config.toml'
 expect "the key is readable to the service" 'chgrp nico-rewrap /etc/nico/server.key && chmod 640 /etc/nico/server.key'
@@ -129,7 +129,7 @@ expect "it runs as its user, without capabilities, core dumps and new privileges
 expect "only root reads the secrets file" '! runuser -u nico-rewrap -- cat /etc/nico-rewrap/secrets.json'
 expect "it answers an administrator" '
     grpcurl -cacert /etc/nico/root.pem -cert /etc/nico/admin.pem -key /etc/nico/admin.key -d "{\"dry_run\": true}" \
-        localhost:1179 forge.Forge/ReencryptTenantIdentitySecrets | grep -q "\"currentEncryptionKeyId\": \"kv2\""'
+        localhost:1179 forge.Forge/ReencryptTenantIdentitySecrets | grep >/dev/null "\"currentEncryptionKeyId\": \"kv2\""'
 
 expect "it is started again when it is killed" 'systemctl kill -s KILL nico-rewrap'
 wait_for "it is ready again" "[ \"\$(systemctl show -P NRestarts nico-rewrap)\" = 1 ] && $ready"
@@ -139,7 +139,7 @@ expect "a fault of the configuration is not tried again" '
 wait_for "it has failed with 78" '[ "$(systemctl show -P ExecMainStatus nico-rewrap)" = 78 ] && systemctl is-failed nico-rewrap'
 expect "the journal says why" '
     [ "$(systemctl show -P NRestarts nico-rewrap)" = 0 ]
-    journalctl -u nico-rewrap | grep -q "current_encryption_key_id: key id \"kv3\" is not among the keys"
+    journalctl -u nico-rewrap | grep >/dev/null "current_encryption_key_id: key id \"kv3\" is not among the keys"
     sed -i "s/\"kv3\"/\"kv2\"/" /etc/nico-rewrap/site.toml && systemctl restart nico-rewrap'
 wait_for "it is ready when that is mended" "$ready"
 
