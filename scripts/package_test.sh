@@ -112,7 +112,7 @@ expect "it is not enabled, and starts nothing" '
 expect "its user is there, and can do nothing" '[ "$(getent passwd nico-rewrap | cut -d: -f7)" = /usr/sbin/nologin ]'
 expect "its own settings are a conffile" 'dpkg-query -Wf "\${Conffiles}" nico-rewrap | grep >/dev/null /etc/nico-rewrap/rewrap.toml'
 expect "a start before it is set up says what is missing" '
-    ! systemctl start nico-rewrap && journalctl -u nico-rewrap | grep >/dev/null "Assertion failed"'
+    ! systemctl start nico-rewrap && journalctl --sync && journalctl -u nico-rewrap | grep >/dev/null "Assertion failed"'
 
 expect "the tables come from the migrate subcommand" 'nico-rewrap migrate --config nico-api-config.toml'
 expect "the key is readable to the service" 'chgrp nico-rewrap /etc/nico/server.key && chmod 640 /etc/nico/server.key'
@@ -139,7 +139,7 @@ expect "a fault of the configuration is not tried again" '
 wait_for "it has failed with 78" '[ "$(systemctl show -P ExecMainStatus nico-rewrap)" = 78 ] && systemctl is-failed nico-rewrap'
 expect "the journal says why" '
     [ "$(systemctl show -P NRestarts nico-rewrap)" = 0 ]
-    journalctl -u nico-rewrap | grep >/dev/null "current_encryption_key_id: key id \"kv3\" is not among the keys"
+    journalctl --sync && journalctl -u nico-rewrap | grep >/dev/null "current_encryption_key_id: key id \"kv3\" is not among the keys"
     sed -i "s/\"kv3\"/\"kv2\"/" /etc/nico-rewrap/site.toml && systemctl restart nico-rewrap'
 wait_for "it is ready when that is mended" "$ready"
 
