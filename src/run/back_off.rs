@@ -2,9 +2,8 @@
 //!
 //! As long as nobody else does, a run takes what there is. Beside others it starts
 //! slowly and becomes faster for as long as a durable commit takes hardly longer than
-//! it did before the run, and gives way when it does, or when a replica falls behind:
-//! additive-increase, multiplicative-decrease in spirit, with both as factors, since a
-//! site may be a laptop or a rack.
+//! it did before the run, and gives way when it does, or when a replica falls behind.
+//! Both go by factors, since a site may be a laptop or a rack.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -49,12 +48,12 @@ impl<'a> BackOff<'a> {
     /// spared: it will say so to the run itself, too.
     pub(super) async fn new(store: &'a Store, pace: &'a Pace) -> Self {
         let mut commits = Vec::with_capacity(BASELINE_COMMITS);
-        let mut first = None;
+        let mut last = None;
         for _ in 0..BASELINE_COMMITS {
-            if let Ok(load) = store.load().await {
-                commits.push(load.commit);
-                first = Some(load);
-            }
+            // One that hangs is not waited for five times over.
+            let Ok(load) = store.load().await else { break };
+            commits.push(load.commit);
+            last = Some(load);
         }
         commits.sort_unstable();
         let usual = commits.get(commits.len() / 2).copied().unwrap_or_default();
@@ -63,7 +62,7 @@ impl<'a> BackOff<'a> {
             pace,
             rule: Rule::new(usual),
         };
-        if let Some(load) = first {
+        if let Some(load) = last {
             back_off.apply(&load, 0.0);
         }
         back_off
