@@ -88,8 +88,7 @@ async fn a_write_whose_confirmation_was_lost_is_looked_after_and_not_done_twice(
         let (rival, watch) = (database.client().await, database.client().await);
         seed::insert(&rival, &orgs(1)).await;
         let proxy = Proxy::to(pg::Server::shared().port()).await;
-        let site =
-            Site::with_url(&url_by(&proxy, &database)).set("rewrap.statement_timeout", "\"60s\"");
+        let site = Site::with_url(&proxy.url(&database)).set("rewrap.statement_timeout", "\"60s\"");
         let server = site.set("rewrap.lock_timeout", "\"60s\"").start().await;
         rival
             .batch_execute("BEGIN; SELECT FROM tenant_identity_config FOR UPDATE")
@@ -307,7 +306,7 @@ async fn a_start_does_not_cling_to_a_connection_that_hangs() {
         let database = Database::migrated().await;
         let proxy = Proxy::to(pg::Server::shared().port()).await;
         proxy.silence_new_connections();
-        let site = Site::with_url(&url_by(&proxy, &database)).set("rewrap.pooler", quote(pooler));
+        let site = Site::with_url(&proxy.url(&database)).set("rewrap.pooler", quote(pooler));
         let site = site
             .set("rewrap.connect_timeout", "\"500ms\"")
             .set("rewrap.pipeline_depth", "1");
@@ -320,18 +319,8 @@ async fn a_start_does_not_cling_to_a_connection_that_hangs() {
             status == 503 && body.contains("database"),
             "{pooler}: {status} {body}"
         );
-        proxy.relay_new_connections();
+        proxy.relay();
         server.wait_ready().await;
         assert_eq!(run(&server, false).await.rows_examined, 0, "{pooler}");
     }
-}
-
-/// Without TLS, so that the server's first word is the greeting.
-fn url_by(proxy: &Proxy, database: &Database) -> String {
-    format!(
-        "postgres://{}@127.0.0.1:{}/{}?sslmode=disable",
-        pg::OWNER,
-        proxy.port,
-        database.name()
-    )
 }

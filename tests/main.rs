@@ -54,6 +54,7 @@ mod kubernetes;
 mod layering;
 mod least_privilege;
 mod live_writers;
+mod locked_rows;
 mod locks_and_retries;
 mod old_schema;
 mod policies;

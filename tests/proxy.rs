@@ -4,6 +4,9 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+use crate::database::Database;
+use crate::pg::OWNER;
+
 /// What happens to the connections that exist.
 #[derive(Clone, Copy, PartialEq)]
 enum Relay {
@@ -41,6 +44,15 @@ impl Proxy {
         proxy
     }
 
+    /// What the service gets as `database_url`: without TLS, so that the server's first word is the greeting.
+    pub(crate) fn url(&self, database: &Database) -> String {
+        format!(
+            "postgres://{OWNER}@127.0.0.1:{}/{}?sslmode=disable",
+            self.port,
+            database.name()
+        )
+    }
+
     /// From now on, what the server answers does not arrive.
     pub(crate) fn hold_answers(&self) {
         self.relay.send_replace(Relay::RequestsOnly);
@@ -51,8 +63,8 @@ impl Proxy {
         self.relay.send_replace(Relay::Greeting);
     }
 
-    /// New connections are relayed again; the silenced ones stay silent.
-    pub(crate) fn relay_new_connections(&self) {
+    /// What was held arrives, and new connections are relayed again; the silenced ones stay silent.
+    pub(crate) fn relay(&self) {
         self.relay.send_replace(Relay::BothWays);
     }
 

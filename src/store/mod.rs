@@ -12,6 +12,7 @@
 
 mod error;
 mod load;
+mod locked;
 mod replace;
 mod row;
 mod schema;
@@ -258,7 +259,7 @@ impl Store {
 
     async fn read(
         &self,
-        sql: &Sql,
+        sql: &'static Sql,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, StoreError> {
         let mut attempt = 0;
@@ -300,7 +301,7 @@ impl Store {
     async fn read_once(
         &self,
         client: &mut Object,
-        sql: &Sql,
+        sql: &'static Sql,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<PgRow>, StoreError> {
         // Dropped half-way, a transaction rolls itself back.

@@ -9,7 +9,10 @@
 
 use std::{sync::atomic::Ordering, time::SystemTime};
 
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{
+    Row as PgRow,
+    types::{ToSql, Type},
+};
 
 use super::{
     Commit, Pooler, Replaced, Row, RowError, Store, StoreError,
@@ -90,6 +93,74 @@ const BY_ITSELF_WITH_KEY_ID: Sql = Sql {
     types: &[Type::TEXT; 12],
 };
 
+/// The form that the statement has to have at the moment.
+#[derive(Clone, Copy)]
+pub(super) struct Form {
+    pooler: Pooler,
+    with_key_id: bool,
+}
+
+impl Form {
+    pub(super) fn sql(self) -> &'static Sql {
+        match (self.pooler, self.with_key_id) {
+            (Pooler::Session, false) => &IN_SESSION,
+            (Pooler::Session, true) => &IN_SESSION_WITH_KEY_ID,
+            (Pooler::Transaction, false) => &BY_ITSELF,
+            (Pooler::Transaction, true) => &BY_ITSELF_WITH_KEY_ID,
+        }
+    }
+}
+
+/// What the statement is told.
+pub(super) struct Replacement<'a> {
+    form: Form,
+    row: &'a Row,
+    texts: &'a Texts,
+    next_version: String,
+    lock_timeout: String,
+    synchronous_commit: Option<&'static str>,
+    target: &'a str,
+}
+
+impl Replacement<'_> {
+    pub(super) fn params(&self) -> Vec<&(dyn ToSql + Sync)> {
+        let [new_1, new_2, new_3] = self.texts;
+        let [old_1, old_2, old_3] = &self.row.texts;
+        let row_params: [&(dyn ToSql + Sync); 9] = [
+            &self.row.organization_id,
+            new_1,
+            new_2,
+            new_3,
+            old_1,
+            old_2,
+            old_3,
+            &self.row.version,
+            &self.next_version,
+        ];
+        let mut params = Vec::with_capacity(12);
+        params.extend(row_params);
+        if self.form.pooler == Pooler::Transaction {
+            params.push(&self.lock_timeout);
+            params.push(&self.synchronous_commit);
+        }
+        if self.form.with_key_id {
+            params.push(&self.target);
+        }
+        params
+    }
+}
+
+impl Replaced {
+    /// From what the statement returned.
+    pub(super) fn from_rows(rows: &[PgRow]) -> Self {
+        if rows.is_empty() {
+            Self::Missed
+        } else {
+            Self::Done
+        }
+    }
+}
+
 impl Store {
     /// Compares and sets, and bumps the version.
     pub(super) async fn replace(
@@ -99,51 +170,37 @@ impl Store {
         texts: &Texts,
         target: &KeyId,
     ) -> Result<Replaced, StoreError> {
-        let [new_1, new_2, new_3] = texts;
-        let [old_1, old_2, old_3] = &row.texts;
-        let id = &row.organization_id;
-        let next_version =
-            next_version(row.version.as_deref(), SystemTime::now()).map_err(RowError::from)?;
-        let row_params: [&(dyn ToSql + Sync); 9] = [
-            id,
-            new_1,
-            new_2,
-            new_3,
-            old_1,
-            old_2,
-            old_3,
-            &row.version,
-            &next_version,
-        ];
-        let mut params = Vec::with_capacity(12);
-        params.extend(row_params);
+        let form = self.form();
+        let replacement = self.replacement(form, row, texts, target)?;
+        let rows = self.query(on, form.sql(), &replacement.params()).await?;
+        Ok(Replaced::from_rows(&rows))
+    }
 
-        let lock_timeout = self.options.lock_timeout.as_millis().to_string();
-        let synchronous_commit = match self.options.commit {
-            Commit::Barrier => Some("off"),
-            Commit::Each => None,
-        };
-        if self.options.pooler == Pooler::Transaction {
-            params.push(&lock_timeout);
-            params.push(&synchronous_commit);
+    pub(super) fn form(&self) -> Form {
+        Form {
+            pooler: self.options.pooler,
+            with_key_id: self.has_key_id_column.load(Ordering::Relaxed),
         }
-        let target = target.as_str();
-        let with_key_id = self.has_key_id_column.load(Ordering::Relaxed);
-        if with_key_id {
-            params.push(&target);
-        }
-        let sql = match (self.options.pooler, with_key_id) {
-            (Pooler::Session, false) => &IN_SESSION,
-            (Pooler::Session, true) => &IN_SESSION_WITH_KEY_ID,
-            (Pooler::Transaction, false) => &BY_ITSELF,
-            (Pooler::Transaction, true) => &BY_ITSELF_WITH_KEY_ID,
-        };
+    }
 
-        let rows = self.query(on, sql, &params).await?;
-        Ok(if rows.is_empty() {
-            Replaced::Missed
-        } else {
-            Replaced::Done
+    pub(super) fn replacement<'a>(
+        &self,
+        form: Form,
+        row: &'a Row,
+        texts: &'a Texts,
+        target: &'a KeyId,
+    ) -> Result<Replacement<'a>, RowError> {
+        Ok(Replacement {
+            form,
+            row,
+            texts,
+            next_version: next_version(row.version.as_deref(), SystemTime::now())?,
+            lock_timeout: self.options.lock_timeout.as_millis().to_string(),
+            synchronous_commit: match self.options.commit {
+                Commit::Barrier => Some("off"),
+                Commit::Each => None,
+            },
+            target: target.as_str(),
         })
     }
 }

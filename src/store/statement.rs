@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use deadpool_postgres::{Object, Transaction};
 use tokio_postgres::{
-    Row as PgRow,
+    Row as PgRow, Statement,
     types::{ToSql, Type},
 };
 
@@ -29,39 +29,70 @@ pub(super) enum On<'a> {
     Transaction(&'a Transaction<'a>),
 }
 
+/// A statement whose message goes out when [`Ready::query`] is first polled: nothing has
+/// to be asked of the server before.
+pub(super) enum Ready {
+    Prepared(Statement),
+    /// To be prepared, without a name, in the same message.
+    Unprepared(&'static Sql),
+}
+
+impl Ready {
+    /// Runs the statement on the connection for which it was made.
+    pub(super) async fn query(
+        &self,
+        on: On<'_>,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<PgRow>, tokio_postgres::Error> {
+        match (self, on) {
+            (Self::Prepared(statement), On::Connection(client)) => {
+                client.query(statement, params).await
+            }
+            (Self::Prepared(statement), On::Transaction(transaction)) => {
+                transaction.query(statement, params).await
+            }
+            (Self::Unprepared(sql), On::Connection(client)) => {
+                client.query_typed(sql.text, &typed(sql, params)).await
+            }
+            (Self::Unprepared(sql), On::Transaction(transaction)) => {
+                transaction.query_typed(sql.text, &typed(sql, params)).await
+            }
+        }
+    }
+}
+
 impl Store {
     /// Runs one statement.
     pub(super) async fn query(
         &self,
         on: On<'_>,
-        sql: &Sql,
+        sql: &'static Sql,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<PgRow>, StoreError> {
-        let answer = async {
-            match (self.options.pooler, on) {
-                (Pooler::Session, On::Connection(client)) => {
-                    let statement = client.prepare_typed_cached(sql.text, sql.types).await?;
-                    client.query(&statement, params).await
-                }
-                (Pooler::Session, On::Transaction(transaction)) => {
-                    let statement = transaction
-                        .prepare_typed_cached(sql.text, sql.types)
-                        .await?;
-                    transaction.query(&statement, params).await
-                }
-                (Pooler::Transaction, On::Connection(client)) => {
-                    client.query_typed(sql.text, &typed(sql, params)).await
-                }
-                (Pooler::Transaction, On::Transaction(transaction)) => {
-                    transaction.query_typed(sql.text, &typed(sql, params)).await
-                }
-            }
-        };
+        let answer = async { self.ready(on, sql).await?.query(on, params).await };
         let turns = match on {
             On::Connection(_) => self.options.pipeline_depth,
             On::Transaction(_) => 1,
         };
         self.within_turns(turns, answer).await
+    }
+
+    /// Prepares the statement, if that was not done yet and is to be done at all.
+    pub(super) async fn ready(
+        &self,
+        on: On<'_>,
+        sql: &'static Sql,
+    ) -> Result<Ready, tokio_postgres::Error> {
+        let (text, types) = (sql.text, sql.types);
+        Ok(match (self.options.pooler, on) {
+            (Pooler::Transaction, _) => Ready::Unprepared(sql),
+            (Pooler::Session, On::Connection(client)) => {
+                Ready::Prepared(client.prepare_typed_cached(text, types).await?)
+            }
+            (Pooler::Session, On::Transaction(transaction)) => {
+                Ready::Prepared(transaction.prepare_typed_cached(text, types).await?)
+            }
+        })
     }
 
     /// Bounds the wait for an answer on our side too: a server that hangs, or a
@@ -75,7 +106,7 @@ impl Store {
 
     /// The same, for the last of `turns` statements on one connection: those ahead of
     /// it may take their time first.
-    async fn within_turns<T>(
+    pub(super) async fn within_turns<T>(
         &self,
         turns: usize,
         answer: impl Future<Output = Result<T, tokio_postgres::Error>>,

@@ -3,12 +3,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use deadpool_postgres::Object;
-use tokio_postgres::{IsolationLevel, error::SqlState, types::Type};
+use tokio_postgres::error::SqlState;
 
-use super::{
-    READ_ROW, Row, RowError, Store, StoreError, schema, select_row,
-    statement::{On, Sql},
-};
+use super::{READ_ROW, Row, RowError, Store, StoreError, locked::Locked, schema, statement::On};
 use crate::{keyring::KeyId, rewrap::Texts};
 
 /// What became of a compare-and-set.
@@ -49,20 +46,6 @@ impl Drop for Writer<'_> {
         }
     }
 }
-
-const SET_LOCK_TIMEOUT: Sql = Sql {
-    text: "-- set_lock_timeout\nSELECT set_config('lock_timeout', $1, true)",
-    types: &[Type::TEXT],
-};
-
-const LOCK_ROW: Sql = Sql {
-    text: concat!(
-        "-- lock_row\n",
-        select_row!(),
-        "WHERE c.organization_id = $1 FOR NO KEY UPDATE OF c"
-    ),
-    types: &[Type::TEXT],
-};
 
 impl<'a> Writer<'a> {
     pub(super) fn new(store: &'a Store, client: Object) -> Self {
@@ -116,7 +99,7 @@ impl<'a> Writer<'a> {
 
     /// Locks the row, lets `decide` look at it, and writes the texts that it
     /// returns. For rows that change faster than they can be read and written back;
-    /// the lock is held for as long as `decide` and two round trips take.
+    /// the lock is held for as long as `decide` and one round trip take.
     ///
     /// # Errors
     ///
@@ -146,33 +129,31 @@ impl<'a> Writer<'a> {
         target: &KeyId,
         decide: &mut impl FnMut(&Row) -> (T, Option<Texts>),
     ) -> Result<LockedOutcome<T>, StoreError> {
-        let store = self.store;
-        let limit = store.options.lock_timeout.as_millis().to_string();
-        // Dropped half-way, a transaction rolls itself back.
-        let client = self.client.as_mut().ok_or_else(StoreError::no_connection)?;
-        let begin = client
-            .build_transaction()
-            .isolation_level(IsolationLevel::ReadCommitted)
-            .start();
-        let transaction = store.within(begin).await?;
-        let on = On::Transaction(&transaction);
-        store.query(on, &SET_LOCK_TIMEOUT, &[&limit]).await?;
-        let rows = store.query(on, &LOCK_ROW, &[&organization_id]).await?;
-        let outcome = match rows.first().map(Row::from_pg).transpose()? {
-            None => LockedOutcome::Gone,
-            Some(row) => match decide(&row) {
-                (verdict, None) => LockedOutcome::Kept(verdict),
-                (verdict, Some(texts)) => match store.replace(on, &row, &texts, target).await? {
-                    Replaced::Done => LockedOutcome::Replaced(verdict),
-                    // Not possible under the lock, unless a trigger meddles.
-                    Replaced::Missed => {
-                        return Err(RowError::Refused("compare-and-set".to_owned()).into());
-                    }
-                },
-            },
+        let client = self.client.as_ref().ok_or_else(StoreError::no_connection)?;
+        let locked = Locked::row(self.store, client, &self.lost, organization_id).await?;
+        let (locked, row) = match locked {
+            (locked, Some(row)) => (locked, row),
+            (locked, None) => {
+                locked.release().await?;
+                return Ok(LockedOutcome::Gone);
+            }
         };
-        store.within(transaction.commit()).await?;
-        Ok(outcome)
+        let (verdict, texts) = decide(&row);
+        let Some(texts) = texts else {
+            locked.release().await?;
+            return Ok(LockedOutcome::Kept(verdict));
+        };
+        match locked.replace(&row, &texts, target).await? {
+            Replaced::Done => Ok(LockedOutcome::Replaced(verdict)),
+            // Not possible under the lock, unless a trigger meddles.
+            Replaced::Missed => {
+                let now = self.row(organization_id).await?;
+                Err(match now {
+                    Some(row) if row.texts == texts => RowError::NotBumped.into(),
+                    _ => RowError::Refused("compare-and-set".to_owned()).into(),
+                })
+            }
+        }
     }
 
     fn connection(&self) -> Result<On<'_>, StoreError> {

@@ -1,0 +1,190 @@
+//! A row that changed too often is decided under its lock: held for no longer than that and one round trip, and
+//! never left behind.
+
+use std::time::Duration;
+
+use nico_rewrap::database::Database as Target;
+use nico_rewrap::keyring::KeyId;
+use nico_rewrap::store::{Commit, Pooler, Store, StoreOptions};
+use tokio_postgres::Client;
+
+use crate::database::Database;
+use crate::faults::{before_update, orgs, until, until_blocked, until_written};
+use crate::grpcurl::run;
+use crate::pg;
+use crate::proxy::Proxy;
+use crate::seal::key_id;
+use crate::seed::{self, snapshot};
+use crate::site::{Site, quote};
+
+/// Nobody in a transaction; a lock can't be held without one.
+const ENDED: &str = "NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
+    AND application_name = 'nico-rewrap' AND xact_start IS NOT NULL)";
+
+/// Lets one organization miss three times, so that it is locked for the fourth; then this happens to its write.
+async fn fourth_try(client: &Client, body: &str) {
+    seed::insert(client, &orgs(1)).await;
+    let tries = "CREATE SEQUENCE tries";
+    client.batch_execute(tries).await.unwrap();
+    let miss = "IF nextval('tries') <= 3 THEN RETURN NULL; END IF;";
+    before_update(client, "fourth", "true", &format!("{miss} {body}")).await;
+}
+
+#[tokio::test]
+async fn the_commit_goes_out_before_the_write_is_answered() {
+    for (pooler, cut) in [
+        ("session", false),
+        ("session", true),
+        ("transaction", false),
+    ] {
+        let database = Database::migrated().await;
+        let (gate, watch) = (database.client().await, database.client().await);
+        fourth_try(&watch, "PERFORM pg_advisory_xact_lock(1);").await;
+        let close = "SELECT pg_advisory_lock(1)";
+        gate.batch_execute(close).await.unwrap();
+        let proxy = Proxy::to(pg::Server::shared().port()).await;
+        let site = Site::with_url(&proxy.url(&database)).set("rewrap.pooler", quote(pooler));
+        let site = site
+            .set("rewrap.statement_timeout", "\"100s\"")
+            .set("rewrap.lock_timeout", "\"100s\"");
+        let server = site.start().await;
+        let answers_held = async {
+            until_blocked(&watch).await;
+            proxy.hold_answers();
+            let open = "SELECT pg_advisory_unlock(1)";
+            gate.batch_execute(open).await.unwrap();
+            // The lock is given back, and nothing was heard of the write.
+            until_written(&watch, 1).await;
+            match cut {
+                true => proxy.cut(),
+                false => proxy.relay(),
+            }
+        };
+        let (report, ()) = tokio::join!(run(&server, false), answers_held);
+        let counted = (report.rows_examined, report.rows_updated);
+        assert_eq!(counted, (1, 1), "{pooler} {cut}: {report:?}");
+        let row = &snapshot(&watch).await["org000"];
+        assert!(row.version.starts_with("V8-"), "{pooler} {cut}: once");
+        let keys = row.texts.iter().flatten().map(|text| key_id(text));
+        assert!(keys.into_iter().all(|key| key == "kv2"), "{pooler} {cut}");
+    }
+}
+
+#[tokio::test]
+async fn what_fails_under_the_lock_is_told_and_not_written() {
+    // What happens in the trigger, at COMMIT, and what the failure must name; nothing if there is none.
+    let raise =
+        |sqlstate: &str| format!("RAISE EXCEPTION 'made by a test' USING ERRCODE = '{sqlstate}';");
+    let twice = |sqlstate| format!("IF nextval('tries') <= 7 THEN {} END IF;", raise(sqlstate));
+    let table = [
+        (raise("23514"), String::new(), Some("23514")),
+        (raise("40001"), String::new(), Some("max_attempts")),
+        (twice("40001"), String::new(), None),
+        (String::new(), raise("P0001"), Some("P0001")),
+        (String::new(), raise("40P01"), Some("max_attempts")),
+        (String::new(), twice("40P01"), None),
+        (
+            "RETURN NULL;".to_owned(),
+            String::new(),
+            Some("compare-and-set"),
+        ),
+    ];
+    for pooler in ["session", "transaction"] {
+        for (write, commit, named) in &table {
+            let case = format!("{pooler}, {write:?}, {commit:?}");
+            let database = Database::migrated().await;
+            let client = database.client().await;
+            fourth_try(&client, write).await;
+            let at_commit = format!(
+                "CREATE FUNCTION at_commit() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {commit} RETURN NULL; END $$;
+                CREATE CONSTRAINT TRIGGER at_commit AFTER UPDATE ON tenants DEFERRABLE INITIALLY DEFERRED
+                    FOR EACH ROW EXECUTE FUNCTION at_commit()"
+            );
+            client.batch_execute(&at_commit).await.unwrap();
+            let before = snapshot(&client).await;
+            let site = Site::new(&database).set("rewrap.pooler", quote(pooler));
+            let server = site.set("rewrap.max_connections", "1").start().await;
+            let report = run(&server, false).await;
+            let row = snapshot(&client).await;
+            match named {
+                None => {
+                    assert_eq!(report.rows_updated, 1, "{case}: {report:?}");
+                    assert!(row["org000"].version.starts_with("V8-"), "{case}");
+                }
+                Some(named) => {
+                    assert_eq!(report.rows_failed, 1, "{case}: {report:?}");
+                    let error = &report.failures[0].error;
+                    assert!(error.contains(named), "{case}: {error}");
+                    assert_eq!(row, before, "{case}");
+                }
+            }
+            until(&client, ENDED).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_version_that_is_kept_from_counting_is_told_under_the_lock_too() {
+    let database = Database::migrated().await;
+    let client = database.client().await;
+    fourth_try(&client, "").await;
+    let keep =
+        "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+        CREATE TRIGGER keep BEFORE UPDATE ON tenants FOR EACH ROW EXECUTE FUNCTION keep()";
+    client.batch_execute(keep).await.unwrap();
+    let server = Site::new(&database).start().await;
+    let report = run(&server, false).await;
+    assert_eq!(report.rows_failed, 1, "{report:?}");
+    let error = &report.failures[0].error;
+    assert!(error.contains("tenants.version"), "{error}");
+}
+
+#[tokio::test]
+async fn a_write_under_lock_that_is_given_up_leaves_no_transaction_behind() {
+    // Where it waits when it is given up: for its lock, or, with the COMMIT sent, in the write.
+    for table in ["tenant_identity_config", "tenants"] {
+        for pooler in [Pooler::Session, Pooler::Transaction] {
+            let database = Database::migrated().await;
+            let (rival, watch) = (database.client().await, database.client().await);
+            seed::insert(&rival, &orgs(1)).await;
+            let before = snapshot(&rival).await;
+            let target = Target::parse(&database.url(), None, Duration::from_secs(30)).unwrap();
+            let store = Store::new(&target, options(pooler)).unwrap();
+            let lock = format!("BEGIN; SELECT FROM {table} FOR UPDATE");
+            rival.batch_execute(&lock).await.unwrap();
+            let mut writer = store.writer().await.unwrap();
+            let key = KeyId::new("kv2").unwrap();
+            let texts = || [Some("new".to_owned()), None, None];
+            tokio::select! {
+                outcome = writer.replace_locked("org000", &key, |_| ((), Some(texts()))) =>
+                    panic!("past a lock: {outcome:?}"),
+                () = until_blocked(&watch) => {}
+            }
+            drop(writer);
+            rival.batch_execute("ROLLBACK").await.unwrap();
+            until(&watch, ENDED).await;
+            let row = &snapshot(&watch).await["org000"];
+            let written = row.texts == texts() && row.version.starts_with("V8-");
+            let untouched = *row == before["org000"];
+            assert!(untouched || (written && table == "tenants"), "{row:?}");
+            // The pool's only connection is one that can be used.
+            let found = store.row("org000").await.unwrap().unwrap();
+            assert_eq!(found.texts, row.texts);
+        }
+    }
+}
+
+/// Limits far beyond what a test takes.
+fn options(pooler: Pooler) -> StoreOptions {
+    StoreOptions {
+        max_connections: 1,
+        page_size: 100,
+        lock_timeout: Duration::from_secs(100),
+        statement_timeout: Duration::from_secs(100),
+        pool_wait: Duration::from_secs(30),
+        max_attempts: 5,
+        pipeline_depth: 1,
+        commit: Commit::Barrier,
+        pooler,
+    }
+}
