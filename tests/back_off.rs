@@ -1,33 +1,36 @@
 //! A site-wide apply makes room for whoever else uses the database, and shows it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use nico_rewrap::database::Database as Target;
-use nico_rewrap::store::{Commit, Pooler, Store, StoreOptions};
+use nico_rewrap::store::{Commit, Observer, Pooler, Store, StoreOptions};
 use tokio::time::sleep;
 use tokio_postgres::Client;
 
 use crate::database::Database;
 use crate::faults::orgs;
 use crate::grpcurl::{Report, run};
+use crate::replicas::LAG;
 use crate::seed;
 use crate::server::Server;
 use crate::site::Site;
 
-const LIMIT: &str = "nico_rewrap_back_off_rows_per_second";
+pub(crate) const LIMIT: &str = "nico_rewrap_back_off_rows_per_second";
 const COMMIT: &str = "nico_rewrap_database_commit_seconds";
 
 /// Enough for several looks at the pace that a run starts with beside others.
 const ROWS: usize = 2500;
 
-/// Uses the database until it is dropped.
+/// A tenant who writes until this is dropped.
 struct Busy(tokio::task::JoinHandle<()>);
 
 impl Busy {
     fn with(client: Client) -> Self {
         Self(tokio::spawn(async move {
             loop {
-                client.batch_execute("SELECT 1").await.unwrap();
+                let write = "UPDATE tenants SET organization_name = 'busy' WHERE organization_id = 'org000'";
+                client.batch_execute(write).await.unwrap();
                 sleep(Duration::from_millis(50)).await;
             }
         }))
@@ -49,28 +52,85 @@ async fn site(back_off: &str) -> (Server, Busy) {
     (server, Busy::with(client))
 }
 
-/// Applies to the site; the report, and the highest limit that was shown meanwhile.
-async fn watched_run(server: &Server) -> (Report, f64) {
-    let mut shown = 0.0_f64;
+/// What was to be seen of a run.
+pub(crate) struct Seen {
+    pub(crate) report: Report,
+    /// The highest limit that was shown meanwhile.
+    pub(crate) limit: f64,
+    /// The highest lag of a replica.
+    pub(crate) lag: f64,
+    /// Different durations of a commit, hence so many looks at least.
+    looks: BTreeSet<String>,
+}
+
+/// Applies to the site, and looks at the gauges much more often than they change.
+async fn watched_run(server: &Server) -> Seen {
+    let mut seen = Seen {
+        report: Report::default(),
+        limit: 0.0,
+        lag: 0.0,
+        looks: BTreeSet::new(),
+    };
     let mut run = std::pin::pin!(run(server, false));
     loop {
-        let limit = async {
+        let look = async {
             sleep(Duration::from_millis(5)).await;
-            server.metric(LIMIT, &[]).await.unwrap_or_default()
+            for (gauge, highest) in [(LIMIT, &mut seen.limit), (LAG, &mut seen.lag)] {
+                let shown = server.metric(gauge, &[]).await.unwrap_or_default();
+                *highest = highest.max(shown);
+            }
+            let commit = server.metric(COMMIT, &[]).await;
+            seen.looks.extend(commit.map(|commit| commit.to_string()));
         };
         tokio::select! {
-            report = &mut run => return (report, shown),
-            limit = limit => shown = shown.max(limit),
+            report = &mut run => {
+                seen.report = report;
+                return seen;
+            }
+            () = look => {}
         }
     }
+}
+
+/// A run on a database that nobody else uses, slow enough for several looks. `client`, the last one of the test, goes.
+pub(crate) async fn run_alone(site: Site, database: &Database, client: Client) -> Seen {
+    let server = site.set("rewrap.max_rows_per_second", "2500").start().await;
+    drop(client);
+    let store = Store::new(&target(database), options()).unwrap();
+    until_others(&mut store.observer(), false).await;
+    let seen = watched_run(&server).await;
+    assert!(seen.looks.len() >= 3, "{:?}", seen.looks);
+    assert_eq!(server.metric(LIMIT, &[]).await, Some(0.0), "after the run");
+    seen
+}
+
+fn target(database: &Database) -> Target {
+    Target::parse(&database.url(), None, Duration::from_secs(30)).unwrap()
+}
+
+/// Waits until others use the database, or nobody does.
+async fn until_others(observer: &mut Observer<'_>, wanted: bool) {
+    while observer.load().await.unwrap().others != wanted {
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_whole_run_alone_has_no_limit() {
+    let database = Database::migrated().await;
+    let client = database.client().await;
+    seed::insert(&client, &orgs(ROWS)).await;
+    let seen = run_alone(Site::new(&database), &database, client).await;
+    assert_eq!(seen.report.rows_updated as usize, ROWS);
+    assert_eq!(seen.limit, 0.0);
 }
 
 #[tokio::test]
 async fn an_apply_beside_others_has_a_limit_and_shows_it() {
     let (server, _busy) = site("true").await;
-    let (report, shown) = watched_run(&server).await;
-    assert_eq!(report.rows_updated as usize, ROWS);
-    assert!(shown > 0.0);
+    let seen = watched_run(&server).await;
+    assert_eq!(seen.report.rows_updated as usize, ROWS);
+    assert!(seen.limit > 0.0);
     assert!(server.metric(COMMIT, &[]).await.unwrap() > 0.0);
     assert_eq!(server.metric(LIMIT, &[]).await, Some(0.0), "after the run");
 }
@@ -78,27 +138,22 @@ async fn an_apply_beside_others_has_a_limit_and_shows_it() {
 #[tokio::test]
 async fn a_site_can_do_without() {
     let (server, _busy) = site("false").await;
-    let (report, shown) = watched_run(&server).await;
-    assert_eq!(report.rows_updated as usize, ROWS);
-    assert_eq!((shown, server.metric(COMMIT, &[]).await), (0.0, None));
+    let seen = watched_run(&server).await;
+    assert_eq!(seen.report.rows_updated as usize, ROWS);
+    assert_eq!((seen.limit, server.metric(COMMIT, &[]).await), (0.0, None));
 }
 
 #[tokio::test]
 async fn others_are_seen_for_as_long_as_they_do_something() {
     let database = Database::migrated().await;
-    let target = Target::parse(&database.url(), None, Duration::from_secs(30)).unwrap();
-    let store = Store::new(&target, options()).unwrap();
-    let until_others = async |wanted: bool| {
-        while store.load().await.unwrap().others != wanted {
-            sleep(Duration::from_millis(50)).await;
-        }
-    };
+    let store = Store::new(&target(&database), options()).unwrap();
+    let mut observer = store.observer();
     // What the fixture did to the database is past at some time.
-    until_others(false).await;
+    until_others(&mut observer, false).await;
     let busy = Busy::with(database.client().await);
-    until_others(true).await;
+    until_others(&mut observer, true).await;
     drop(busy);
-    until_others(false).await;
+    until_others(&mut observer, false).await;
 }
 
 fn options() -> StoreOptions {

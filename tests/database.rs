@@ -69,6 +69,15 @@ impl Database {
         }
     }
 
+    /// The same database on a standby.
+    pub(crate) fn on_standby(&self, standby: &Server) -> Self {
+        Self {
+            name: self.name.clone(),
+            port: standby.port(),
+            socket: socket(standby),
+        }
+    }
+
     /// The name, as in `pg_stat_activity.datname`.
     pub(crate) fn name(&self) -> &str {
         &self.name
@@ -97,11 +106,7 @@ impl Database {
     }
 
     async fn create(server: &Server, name: &str, template: &str) -> Self {
-        let mut socket = Config::new();
-        socket
-            .host_path(server.socket_dir())
-            .port(server.port())
-            .application_name("test");
+        let socket = socket(server);
         let admin = connect(socket.clone().user(SUPERUSER).dbname("postgres"))
             .await
             .unwrap();
@@ -145,6 +150,16 @@ pub(crate) async fn connect(config: &Config) -> Result<Client, tokio_postgres::E
     let (client, connection) = config.connect(NoTls).await?;
     tokio::spawn(connection);
     Ok(client)
+}
+
+/// The way by the server's Unix socket.
+fn socket(server: &Server) -> Config {
+    let mut socket = Config::new();
+    socket
+        .host_path(server.socket_dir())
+        .port(server.port())
+        .application_name("test");
+    socket
 }
 
 fn fresh_name() -> String {

@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::certs;
 use crate::database::Database;
-use crate::faults::until;
+use crate::faults::{until, until_written};
 use crate::grpcurl::{reencrypt, run};
 use crate::pg;
 use crate::seal::key_id;
@@ -75,6 +75,60 @@ async fn one_organization_is_as_durable_as_the_site() {
     postgres.restart();
     assert_eq!(report.rows_updated, 1);
     assert_eq!(under(&database, "kv2").await, 1);
+}
+
+/// Rows that an apply wrote without a barrier: its process was killed before it came there. Gives how many.
+async fn left_unflushed(database: &Database, client: &tokio_postgres::Client) -> usize {
+    // A row that is held keeps the apply from its end, and is gone afterwards.
+    let hold = "SET synchronous_commit = off;
+        BEGIN; DELETE FROM tenants WHERE organization_id = 'org-039'";
+    client.batch_execute(hold).await.unwrap();
+    let server = without_looks(database)
+        .set("rewrap.statement_timeout", "\"100s\"")
+        .set("rewrap.lock_timeout", "\"100s\"")
+        .start()
+        .await;
+    let written = tokio::select! {
+        report = run(&server, false) => panic!("past a row that is held: {report:?}"),
+        () = until_written(client, 39) => 39,
+    };
+    server.signal("KILL");
+    server.wait_exit().await;
+    client.batch_execute("COMMIT").await.unwrap();
+    let gone = "NOT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'nico-rewrap')";
+    until(client, gone).await;
+    written
+}
+
+/// Looks at the load would be barriers, too.
+fn without_looks(database: &Database) -> Site {
+    Site::new(database).set("rewrap.back_off", "false")
+}
+
+#[tokio::test]
+async fn what_is_only_found_on_target_is_as_durable_as_what_is_written() {
+    for dry_run in [true, false] {
+        let postgres = lazy_postgres();
+        let (database, client) = site_of(&postgres, 40).await;
+        let written = left_unflushed(&database, &client).await;
+        let server = without_looks(&database).start().await;
+        let report = run(&server, dry_run).await;
+        postgres.stop_immediate();
+        postgres.restart();
+        assert_eq!(report.rows_skipped_all_on_target as usize, written);
+        assert_eq!((report.rows_updated, report.rows_failed), (0, 0));
+        assert_eq!(under(&database, "kv2").await, written, "dry: {dry_run}");
+    }
+}
+
+#[tokio::test]
+async fn without_a_report_a_crash_does_take_rows_back() {
+    let postgres = lazy_postgres();
+    let (database, client) = site_of(&postgres, 40).await;
+    let written = left_unflushed(&database, &client).await;
+    postgres.stop_immediate();
+    postgres.restart();
+    assert!(under(&database, "kv2").await < written);
 }
 
 #[tokio::test]

@@ -61,6 +61,7 @@ mod policies;
 mod pooler;
 mod property;
 mod reload;
+mod replicas;
 mod revocation;
 mod runs;
 mod scope;

@@ -2,6 +2,7 @@
 //! that stop it, restart it or want it configured otherwise.
 
 use std::fs::{self, File, Permissions};
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,7 +20,8 @@ pub(crate) const OWNER: &str = "nico";
 /// Stands in every URL that the service gets, to be looked for where it must not be. The server trusts anyone.
 pub(crate) const PASSWORD: &str = "database-password-that-nobody-logs";
 
-const HBA: &str = "local all all trust\nhost all all 127.0.0.1/32 trust\n";
+const HBA: &str =
+    "local all all trust\nlocal replication all trust\nhost all all 127.0.0.1/32 trust\n";
 const HBA_TLS_ONLY: &str = "local all all trust\nhostssl all all 127.0.0.1/32 trust\n";
 
 const SETTINGS: &[(&str, &str)] = &[
@@ -96,19 +98,7 @@ impl Options {
             if self.tls_only { HBA_TLS_ONLY } else { HBA },
         )
         .unwrap();
-        let mut server = Server {
-            dir,
-            port: 0,
-            process: Mutex::new(None),
-        };
-        // Another process may take the port before Postgres does, hence more than one try.
-        for _ in 0..10 {
-            server.port = free_port();
-            if server.try_start() {
-                return server;
-            }
-        }
-        panic!("Postgres does not start; its log:\n{}", server.log());
+        Server::start_in(dir)
     }
 }
 
@@ -127,6 +117,29 @@ impl Server {
     /// A private server with other settings: `Server::options().setting(…).start()`.
     pub(crate) fn options() -> Options {
         Options::default()
+    }
+
+    /// A hot standby that gets this server's log as a stream; blocks until it answers.
+    pub(crate) fn standby(&self) -> Server {
+        let dir = lasting_dir("standby");
+        give_to_postgres(&dir);
+        let data = dir.join("data");
+        let mut backup = Command::new(binary("pg_basebackup"));
+        as_postgres(&mut backup).current_dir(&dir);
+        backup
+            .args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync"])
+            .args(["-U", SUPERUSER, "-p", &self.port.to_string(), "-h"])
+            .arg(&self.dir)
+            .arg("-D")
+            .arg(&data);
+        run(&mut backup);
+        // Of two lines for one setting, the last one counts.
+        let mut conf = File::options()
+            .append(true)
+            .open(data.join("postgresql.conf"))
+            .unwrap();
+        writeln!(conf, "unix_socket_directories = '{}'", dir.display()).unwrap();
+        Self::start_in(dir)
     }
 
     /// The directory of the Unix socket.
@@ -175,6 +188,23 @@ impl Server {
             .as_ref()
             .expect("the server runs")
             .pid()
+    }
+
+    /// Starts what is in this directory.
+    fn start_in(dir: PathBuf) -> Self {
+        let mut server = Self {
+            dir,
+            port: 0,
+            process: Mutex::new(None),
+        };
+        // Another process may take the port before Postgres does, hence more than one try.
+        for _ in 0..10 {
+            server.port = free_port();
+            if server.try_start() {
+                return server;
+            }
+        }
+        panic!("Postgres does not start; its log:\n{}", server.log());
     }
 
     fn stop(&self, signal: &str) {

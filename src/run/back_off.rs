@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use super::pace::Pace;
 use crate::{
-    store::{Load, Store},
+    store::{Load, Observer, Store},
     telemetry,
 };
 
@@ -38,7 +38,7 @@ const REPLICA_LAG: Duration = Duration::from_secs(5);
 
 /// Watches the database and sets `pace` accordingly, until it is dropped.
 pub(super) struct BackOff<'a> {
-    store: &'a Store,
+    observer: Observer<'a>,
     pace: &'a Pace,
     rule: Rule,
 }
@@ -49,16 +49,19 @@ impl<'a> BackOff<'a> {
     pub(super) async fn new(store: &'a Store, pace: &'a Pace) -> Self {
         let mut commits = Vec::with_capacity(BASELINE_COMMITS);
         let mut last = None;
+        let mut observer = store.observer();
         for _ in 0..BASELINE_COMMITS {
             // One that hangs is not waited for five times over.
-            let Ok(load) = store.load().await else { break };
+            let Ok(load) = observer.load().await else {
+                break;
+            };
             commits.push(load.commit);
             last = Some(load);
         }
         commits.sort_unstable();
         let usual = commits.get(commits.len() / 2).copied().unwrap_or_default();
         let mut back_off = Self {
-            store,
+            observer,
             pace,
             rule: Rule::new(usual),
         };
@@ -74,7 +77,7 @@ impl<'a> BackOff<'a> {
             let (then, rows) = (Instant::now(), self.pace.rows());
             sleep(INTERVAL).await;
             // What can't be seen changes nothing.
-            if let Ok(load) = self.store.load().await {
+            if let Ok(load) = self.observer.load().await {
                 #[expect(clippy::cast_precision_loss, reason = "a rate, not a count")]
                 let rows = (self.pace.rows() - rows) as f64;
                 self.apply(&load, rows / then.elapsed().as_secs_f64());

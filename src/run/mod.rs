@@ -241,7 +241,8 @@ impl Runner {
                 next?
             };
         }
-        Ok(())
+        // Whoever watches the database does so until the last row is done.
+        tasks.finish(report).await
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use deadpool_postgres::Object;
+use tokio_postgres::types::PgLsn;
 
 use super::{
     Store, StoreError,
@@ -23,25 +24,48 @@ pub struct Load {
     pub replica_lag: Option<Duration>,
 }
 
+/// Looks at the database, time and again.
+#[derive(Debug)]
+pub struct Observer<'a> {
+    store: &'a Store,
+    mark: Mark,
+}
+
 // Who has our name is another nico-rewrap, which is no tenant and backs off by itself.
+// Who replays nothing is no replica, but an archive of the log, for example; Postgres says
+// that it is ever further behind.
 const LOOK: Sql = Sql {
     text: "-- look\n\
            SELECT EXISTS (SELECT FROM pg_stat_activity \
                WHERE datname = current_database() AND backend_type = 'client backend' \
                  AND application_name <> current_setting('application_name') \
                  AND coalesce(state_change > clock_timestamp() - interval '2 s', true)), \
-             (SELECT extract(epoch FROM max(replay_lag))::float8 FROM pg_stat_replication)",
+             extract(epoch FROM replicas.lag)::float8, replicas.replayed, \
+             CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn() END \
+           FROM (SELECT max(replay_lag) AS lag, min(replay_lsn) AS replayed \
+                 FROM pg_stat_replication WHERE replay_lsn IS NOT NULL) AS replicas",
     types: &[],
 };
 
 impl Store {
+    /// An observer that has not looked yet.
+    #[must_use]
+    pub fn observer(&self) -> Observer<'_> {
+        Observer {
+            store: self,
+            mark: Mark::default(),
+        }
+    }
+}
+
+impl Observer<'_> {
     /// Looks at how busy the database is.
     ///
     /// # Errors
     ///
     /// [`StoreError::Unavailable`] when it does not say.
-    pub async fn load(&self) -> Result<Load, StoreError> {
-        let client = self.look_pool.get().await?;
+    pub async fn load(&mut self) -> Result<Load, StoreError> {
+        let client = self.store.look_pool.get().await?;
         match self.look(&client).await {
             Ok(load) => Ok(load),
             Err(error) => {
@@ -51,17 +75,83 @@ impl Store {
         }
     }
 
-    async fn look(&self, client: &Object) -> Result<Load, StoreError> {
-        let rows = self.query(On::Connection(client), &LOOK, &[]).await?;
+    async fn look(&mut self, client: &Object) -> Result<Load, StoreError> {
+        let rows = self.store.query(On::Connection(client), &LOOK, &[]).await?;
         let row = rows.first().ok_or_else(StoreError::no_connection)?;
         let others = row.try_get(0)?;
         let lag: Option<f64> = row.try_get(1)?;
         let asked = Instant::now();
-        self.flush(client).await?;
+        let overdue = self.mark.overdue(row.try_get(2)?, row.try_get(3)?, asked);
+        self.store.flush(client).await?;
         Ok(Load {
             commit: asked.elapsed(),
             others,
-            replica_lag: lag.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()),
+            replica_lag: lag
+                .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+                .max(overdue),
         })
+    }
+}
+
+/// A position of the log that every replica has to pass, and since when: what Postgres says
+/// of a replica's lag stays as it is when that replica falls silent.
+#[derive(Debug, Default)]
+struct Mark(Option<(PgLsn, Instant)>);
+
+impl Mark {
+    /// How long the slowest replica, which has replayed the log up to `replayed`, has not
+    /// passed the mark. If it has, the next one is set to where the log ends now.
+    fn overdue(
+        &mut self,
+        replayed: Option<PgLsn>,
+        end: Option<PgLsn>,
+        now: Instant,
+    ) -> Option<Duration> {
+        match (replayed, self.0) {
+            (Some(replayed), Some((mark, since))) if replayed < mark => Some(now - since),
+            _ => {
+                self.0 = replayed.and(end).map(|end| (end, now));
+                None
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_that_falls_silent_is_ever_further_behind() {
+        let (start, second) = (Instant::now(), Duration::from_secs(1));
+        let lsn = |position: u64| Some(PgLsn::from(position));
+        let mut mark = Mark::default();
+        // What it has replayed, where the log ends, and for how long the mark is overdue.
+        let looks = [
+            (lsn(10), lsn(20), None),
+            (lsn(20), lsn(30), None),
+            (lsn(29), lsn(40), Some(second)),
+            (lsn(29), lsn(50), Some(2 * second)),
+            (lsn(30), lsn(60), None),
+            (lsn(59), lsn(70), Some(second)),
+            // Postgres has given it up.
+            (None, lsn(80), None),
+            (lsn(59), lsn(90), None),
+        ];
+        let mut now = start;
+        for (look, (replayed, end, overdue)) in looks.into_iter().enumerate() {
+            assert_eq!(mark.overdue(replayed, end, now), overdue, "look {look}");
+            now += second;
+        }
+    }
+
+    #[test]
+    fn without_replicas_or_on_a_standby_nothing_is_overdue() {
+        let mut mark = Mark::default();
+        for (replayed, end) in [(None, Some(PgLsn::from(1))), (Some(PgLsn::from(1)), None)] {
+            for _ in 0..3 {
+                assert_eq!(mark.overdue(replayed, end, Instant::now()), None);
+            }
+        }
     }
 }

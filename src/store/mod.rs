@@ -34,7 +34,7 @@ use tokio_postgres::{
 use self::statement::{On, Sql};
 pub use self::{
     error::{RowError, StoreError},
-    load::Load,
+    load::{Load, Observer},
     row::{Row, VersionError, next_counter},
     schema::SchemaError,
     writer::{LockedOutcome, Replaced, Writer},
