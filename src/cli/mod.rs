@@ -5,7 +5,7 @@ mod keygen;
 mod migrate;
 mod serve;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{num::NonZero, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
 use zeroize::Zeroizing;
@@ -111,8 +111,12 @@ fn fail(what: &dyn std::fmt::Display, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
+/// With a thread for every second processor: one serves as many rows as two processors can
+/// write in Postgres, and more only wake each other.
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
     tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(processors.div_ceil(2))
         .enable_all()
         .build()
 }
