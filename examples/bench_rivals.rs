@@ -185,8 +185,7 @@ const REPLACE_ROW: &str = "WITH written AS (\
        THEN 'V' || substring(version from '^V([0-9]+)')::numeric + 1 || '-T' \
          || (extract(epoch FROM clock_timestamp()) * 1000000)::bigint \
        END \
-     FROM written WHERE tenants.organization_id = written.organization_id \
-     RETURNING 1";
+     FROM written WHERE tenants.organization_id = written.organization_id";
 
 /// A row's write, everything computed.
 struct Write {

@@ -142,13 +142,13 @@ pub(crate) fn decided(identity_kind: &'static str, outcome: &'static str) {
     counter!(DECISIONS, "identity_kind" => identity_kind, "outcome" => outcome).increment(1);
 }
 
-/// What became of a row, once that is final.
-pub(crate) fn row_done(mode: Mode, outcome: &'static str) {
+/// What became of so many rows, once that is final.
+pub(crate) fn rows_done(mode: Mode, outcome: &'static str, rows: u64) {
     let mode = match mode {
         Mode::DryRun => "dry_run",
         Mode::Apply => "apply",
     };
-    counter!(ROWS, "mode" => mode, "outcome" => outcome).increment(1);
+    counter!(ROWS, "mode" => mode, "outcome" => outcome).increment(rows);
 }
 
 /// A connection ended before HTTP/2.

@@ -14,10 +14,12 @@ mod pace;
 mod report;
 
 use std::{
+    collections::BTreeMap,
     fmt, mem,
     sync::{Arc, Mutex},
 };
 
+use futures_util::future;
 use thiserror::Error;
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
@@ -235,8 +237,9 @@ impl Runner {
                 tasks.finish(report).await?;
                 next.await?
             } else {
-                // The next page is on its way while this one is worked on.
-                let (started, next) = tokio::join!(tasks.start_all(page, report), next);
+                // The next page is on its way while this one is worked on; asked for first,
+                // so that Postgres has something to do from the start.
+                let (next, started) = future::join(next, tasks.start_all(page, report)).await;
                 started?;
                 next?
             };
@@ -305,9 +308,14 @@ impl Tasks {
         match self.running.join_next().await {
             None => Ok(()),
             Some(Ok((outcomes, result))) => {
+                // Together: a counter has to be looked up each time.
+                let mut done = BTreeMap::new();
                 for outcome in outcomes {
-                    telemetry::row_done(self.mode, outcome.name());
+                    *done.entry(outcome.name()).or_default() += 1;
                     report.add(outcome);
+                }
+                for (outcome, rows) in done {
+                    telemetry::rows_done(self.mode, outcome, rows);
                 }
                 result
             }

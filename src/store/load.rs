@@ -5,10 +5,7 @@ use std::time::{Duration, Instant};
 use deadpool_postgres::Object;
 use tokio_postgres::types::PgLsn;
 
-use super::{
-    Store, StoreError,
-    statement::{On, Sql},
-};
+use super::{Store, StoreError, statement::Sql};
 
 /// One look at the database.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -76,7 +73,7 @@ impl Observer<'_> {
     }
 
     async fn look(&mut self, client: &Object) -> Result<Load, StoreError> {
-        let rows = self.store.query(On::Connection(client), &LOOK, &[]).await?;
+        let rows = self.store.query(client, &LOOK, &[]).await?;
         let row = rows.first().ok_or_else(StoreError::no_connection)?;
         let others = row.try_get(0)?;
         let lag: Option<f64> = row.try_get(1)?;

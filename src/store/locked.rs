@@ -9,14 +9,13 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use deadpool_postgres::Object;
-use futures_util::future;
 use tokio_postgres::types::Type;
 
 use super::{
     Replaced, Row, Store, StoreError,
     replace::Form,
     select_row,
-    statement::{On, Ready, Sql},
+    statement::{Ready, Sql},
 };
 use crate::{keyring::KeyId, rewrap::Texts};
 
@@ -58,11 +57,10 @@ impl<'a> Locked<'a> {
         lost: &'a AtomicBool,
         organization_id: &str,
     ) -> Result<(Self, Option<Row>), StoreError> {
-        let on = On::Connection(client);
         let form = store.form();
         // One that had to be prepared first would be overtaken by the COMMIT.
-        let lock_row = store.within(store.ready(on, &LOCK_ROW)).await?;
-        let replace_row = store.within(store.ready(on, form.sql())).await?;
+        let lock_row = store.within(store.ready(client, &LOCK_ROW)).await?;
+        let replace_row = store.within(store.ready(client, form.sql())).await?;
         let locked = Self {
             store,
             client,
@@ -78,7 +76,7 @@ impl<'a> Locked<'a> {
         let (begun, rows) = store
             .together(
                 client.batch_execute(&begin),
-                lock_row.query(on, &[&organization_id]),
+                lock_row.query(client, &[&organization_id]),
             )
             .await?;
         let rows = begun.and(rows).map_err(StoreError::from);
@@ -113,11 +111,10 @@ impl<'a> Locked<'a> {
                 return Err(error.into());
             }
         };
-        let on = On::Connection(self.client);
         let (written, committed) = self
             .store
             .together(
-                self.replace_row.query(on, &replacement.params()),
+                self.replace_row.execute(self.client, &replacement.params()),
                 self.client.batch_execute("COMMIT"),
             )
             .await?;
@@ -125,18 +122,6 @@ impl<'a> Locked<'a> {
         self.open = false;
         let rows = written?;
         committed?;
-        Ok(Replaced::from_rows(&rows))
-    }
-}
-
-impl Store {
-    /// Sends the one right behind the other, and waits for both answers.
-    async fn together<A, B>(
-        &self,
-        first: impl Future<Output = A>,
-        second: impl Future<Output = B>,
-    ) -> Result<(A, B), StoreError> {
-        let both = future::join(first, second);
-        self.within_turns(2, async { Ok(both.await) }).await
+        Ok(Replaced::from_count(rows))
     }
 }

@@ -25,13 +25,14 @@ use std::{
 };
 
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod};
+use futures_util::future;
 use tokio::time::timeout;
 use tokio_postgres::{
     Row as PgRow,
     types::{ToSql, Type},
 };
 
-use self::statement::{On, Sql};
+use self::statement::Sql;
 pub use self::{
     error::{RowError, StoreError},
     load::{Load, Observer},
@@ -249,7 +250,7 @@ impl Store {
     }
 
     async fn flush(&self, client: &Object) -> Result<(), StoreError> {
-        let flushed = self.query(On::Connection(client), &BARRIER, &[]).await;
+        let flushed = self.query(client, &BARRIER, &[]).await;
         flushed.map(|_| ())
     }
 
@@ -265,8 +266,8 @@ impl Store {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let mut client = self.client().await?;
-            let error = match self.read_once(&mut client, sql, params).await {
+            let client = self.client().await?;
+            let error = match self.read_once(&client, sql, params).await {
                 Ok(rows) => return rows.iter().map(Row::from_pg).collect(),
                 Err(error) => error,
             };
@@ -300,18 +301,20 @@ impl Store {
 
     async fn read_once(
         &self,
-        client: &mut Object,
+        client: &Object,
         sql: &'static Sql,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<PgRow>, StoreError> {
-        // Dropped half-way, a transaction rolls itself back.
-        let transaction = self
-            .within(client.build_transaction().read_only(true).start())
-            .await?;
-        let rows = self
-            .query(On::Transaction(&transaction), sql, params)
-            .await?;
-        self.within(transaction.commit()).await?;
+        // One that had to be prepared first would be overtaken by the COMMIT, which sees
+        // to it that no transaction is left open, whatever comes of the rest.
+        let statement = self.within(self.ready(client, sql)).await?;
+        let begin = client.batch_execute("START TRANSACTION READ ONLY");
+        let rows = statement.query(client, params);
+        let commit = client.batch_execute("COMMIT");
+        let (begun, (rows, committed)) = self.together(begin, future::join(rows, commit)).await?;
+        begun?;
+        let rows = rows?;
+        committed?;
         Ok(rows)
     }
 

@@ -9,15 +9,11 @@
 
 use std::{sync::atomic::Ordering, time::SystemTime};
 
-use tokio_postgres::{
-    Row as PgRow,
-    types::{ToSql, Type},
-};
+use deadpool_postgres::Object;
+use tokio_postgres::types::{ToSql, Type};
 
 use super::{
-    Commit, Pooler, Replaced, Row, RowError, Store, StoreError,
-    row::next_version,
-    statement::{On, Sql},
+    Commit, Pooler, Replaced, Row, RowError, Store, StoreError, row::next_version, statement::Sql,
 };
 use crate::{keyring::KeyId, rewrap::Texts};
 
@@ -47,8 +43,7 @@ macro_rules! replace_row {
                THEN 'V' || substring(version from '^V([0-9]+)')::numeric + 1 || '-T' \
                  || (extract(epoch FROM clock_timestamp()) * 1000000)::bigint \
                END \
-             FROM written WHERE tenants.organization_id = written.organization_id \
-             RETURNING 1"
+             FROM written WHERE tenants.organization_id = written.organization_id"
         )
     };
 }
@@ -117,7 +112,7 @@ pub(super) struct Replacement<'a> {
     row: &'a Row,
     texts: &'a Texts,
     next_version: String,
-    lock_timeout: String,
+    lock_timeout: Option<String>,
     synchronous_commit: Option<&'static str>,
     target: &'a str,
 }
@@ -151,12 +146,11 @@ impl Replacement<'_> {
 }
 
 impl Replaced {
-    /// From what the statement returned.
-    pub(super) fn from_rows(rows: &[PgRow]) -> Self {
-        if rows.is_empty() {
-            Self::Missed
-        } else {
-            Self::Done
+    /// From how many versions the statement bumped.
+    pub(super) fn from_count(bumped: u64) -> Self {
+        match bumped {
+            0 => Self::Missed,
+            _ => Self::Done,
         }
     }
 }
@@ -165,15 +159,16 @@ impl Store {
     /// Compares and sets, and bumps the version.
     pub(super) async fn replace(
         &self,
-        on: On<'_>,
+        client: &Object,
         row: &Row,
         texts: &Texts,
         target: &KeyId,
     ) -> Result<Replaced, StoreError> {
         let form = self.form();
         let replacement = self.replacement(form, row, texts, target)?;
-        let rows = self.query(on, form.sql(), &replacement.params()).await?;
-        Ok(Replaced::from_rows(&rows))
+        let params = replacement.params();
+        let bumped = self.execute(client, form.sql(), &params).await?;
+        Ok(Replaced::from_count(bumped))
     }
 
     pub(super) fn form(&self) -> Form {
@@ -195,7 +190,8 @@ impl Store {
             row,
             texts,
             next_version: next_version(row.version.as_deref(), SystemTime::now())?,
-            lock_timeout: self.options.lock_timeout.as_millis().to_string(),
+            lock_timeout: (form.pooler == Pooler::Transaction)
+                .then(|| self.options.lock_timeout.as_millis().to_string()),
             synchronous_commit: match self.options.commit {
                 Commit::Barrier => Some("off"),
                 Commit::Each => None,

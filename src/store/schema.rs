@@ -4,10 +4,7 @@ use deadpool_postgres::Object;
 use thiserror::Error;
 use tokio_postgres::types::Type;
 
-use super::{
-    Store, StoreError,
-    statement::{On, Sql},
-};
+use super::{Store, StoreError, statement::Sql};
 
 /// The schema is not what is needed, or could not be looked at.
 #[derive(Debug, Error)]
@@ -60,7 +57,7 @@ pub(super) async fn check(store: &Store, client: &Object) -> Result<Found, Schem
     let mut missing = Vec::new();
     let mut has_key_id_column = false;
     for (table, needed) in NEEDED {
-        let columns = columns(store, On::Connection(client), table).await?;
+        let columns = columns(store, client, table).await?;
         if columns.is_empty() {
             missing.push(format!("table {table}"));
             continue;
@@ -81,13 +78,13 @@ pub(super) async fn check(store: &Store, client: &Object) -> Result<Found, Schem
 }
 
 /// Whether the column is there now; nico-api's migration drops it.
-pub(super) async fn has_key_id_column(store: &Store, on: On<'_>) -> Result<bool, StoreError> {
-    let columns = columns(store, on, CONFIG_TABLE).await?;
+pub(super) async fn has_key_id_column(store: &Store, client: &Object) -> Result<bool, StoreError> {
+    let columns = columns(store, client, CONFIG_TABLE).await?;
     Ok(columns.iter().any(|column| column == KEY_ID_COLUMN))
 }
 
-async fn columns(store: &Store, on: On<'_>, table: &str) -> Result<Vec<String>, StoreError> {
-    let rows = store.query(on, &COLUMNS_OF_TABLE, &[&table]).await?;
+async fn columns(store: &Store, client: &Object, table: &str) -> Result<Vec<String>, StoreError> {
+    let rows = store.query(client, &COLUMNS_OF_TABLE, &[&table]).await?;
     let names: Result<_, _> = rows.iter().map(|row| row.try_get(0)).collect();
     Ok(names?)
 }

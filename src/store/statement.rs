@@ -4,7 +4,8 @@
 
 use std::time::Duration;
 
-use deadpool_postgres::{Object, Transaction};
+use deadpool_postgres::Object;
+use futures_util::future;
 use tokio_postgres::{
     Row as PgRow, Statement,
     types::{ToSql, Type},
@@ -20,17 +21,8 @@ pub(super) struct Sql {
     pub(super) types: &'static [Type],
 }
 
-/// What a statement is run on.
-#[derive(Clone, Copy)]
-pub(super) enum On<'a> {
-    /// A connection: the statement is a transaction of its own.
-    Connection(&'a Object),
-    /// A transaction that somebody else ends.
-    Transaction(&'a Transaction<'a>),
-}
-
-/// A statement whose message goes out when [`Ready::query`] is first polled: nothing has
-/// to be asked of the server before.
+/// A statement whose message goes out when its future is first polled: nothing has to be
+/// asked of the server before.
 pub(super) enum Ready {
     Prepared(Statement),
     /// To be prepared, without a name, in the same message.
@@ -41,58 +33,73 @@ impl Ready {
     /// Runs the statement on the connection for which it was made.
     pub(super) async fn query(
         &self,
-        on: On<'_>,
+        client: &Object,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<PgRow>, tokio_postgres::Error> {
-        match (self, on) {
-            (Self::Prepared(statement), On::Connection(client)) => {
-                client.query(statement, params).await
-            }
-            (Self::Prepared(statement), On::Transaction(transaction)) => {
-                transaction.query(statement, params).await
-            }
-            (Self::Unprepared(sql), On::Connection(client)) => {
-                client.query_typed(sql.text, &typed(sql, params)).await
-            }
-            (Self::Unprepared(sql), On::Transaction(transaction)) => {
-                transaction.query_typed(sql.text, &typed(sql, params)).await
-            }
+        match self {
+            Self::Prepared(statement) => client.query(statement, params).await,
+            Self::Unprepared(sql) => client.query_typed(sql.text, &typed(sql, params)).await,
+        }
+    }
+
+    /// The same for a statement that returns nothing but how many rows it wrote.
+    pub(super) async fn execute(
+        &self,
+        client: &Object,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<u64, tokio_postgres::Error> {
+        match self {
+            Self::Prepared(statement) => client.execute(statement, params).await,
+            Self::Unprepared(sql) => client.execute_typed(sql.text, &typed(sql, params)).await,
         }
     }
 }
 
 impl Store {
-    /// Runs one statement.
+    /// Runs one statement, as a transaction of its own.
     pub(super) async fn query(
         &self,
-        on: On<'_>,
+        client: &Object,
         sql: &'static Sql,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<PgRow>, StoreError> {
-        let answer = async { self.ready(on, sql).await?.query(on, params).await };
-        let turns = match on {
-            On::Connection(_) => self.options.pipeline_depth,
-            On::Transaction(_) => 1,
-        };
-        self.within_turns(turns, answer).await
+        let answer = async { self.ready(client, sql).await?.query(client, params).await };
+        self.within_turns(self.options.pipeline_depth, answer).await
+    }
+
+    /// The same for a statement that returns nothing but how many rows it wrote.
+    pub(super) async fn execute(
+        &self,
+        client: &Object,
+        sql: &'static Sql,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<u64, StoreError> {
+        let answer = async { self.ready(client, sql).await?.execute(client, params).await };
+        self.within_turns(self.options.pipeline_depth, answer).await
     }
 
     /// Prepares the statement, if that was not done yet and is to be done at all.
     pub(super) async fn ready(
         &self,
-        on: On<'_>,
+        client: &Object,
         sql: &'static Sql,
     ) -> Result<Ready, tokio_postgres::Error> {
-        let (text, types) = (sql.text, sql.types);
-        Ok(match (self.options.pooler, on) {
-            (Pooler::Transaction, _) => Ready::Unprepared(sql),
-            (Pooler::Session, On::Connection(client)) => {
-                Ready::Prepared(client.prepare_typed_cached(text, types).await?)
-            }
-            (Pooler::Session, On::Transaction(transaction)) => {
-                Ready::Prepared(transaction.prepare_typed_cached(text, types).await?)
+        Ok(match self.options.pooler {
+            Pooler::Transaction => Ready::Unprepared(sql),
+            Pooler::Session => {
+                Ready::Prepared(client.prepare_typed_cached(sql.text, sql.types).await?)
             }
         })
+    }
+
+    /// Sends the one right behind the other, in this order, and waits for both answers.
+    pub(super) async fn together<A, B>(
+        &self,
+        first: impl Future<Output = A>,
+        second: impl Future<Output = B>,
+    ) -> Result<(A, B), StoreError> {
+        let both = future::join(first, second);
+        self.within_turns(2, async { Ok(both.await) }).await
     }
 
     /// Bounds the wait for an answer on our side too: a server that hangs, or a

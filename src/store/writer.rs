@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use deadpool_postgres::Object;
 use tokio_postgres::error::SqlState;
 
-use super::{READ_ROW, Row, RowError, Store, StoreError, locked::Locked, schema, statement::On};
+use super::{READ_ROW, Row, RowError, Store, StoreError, locked::Locked, schema};
 use crate::{keyring::KeyId, rewrap::Texts};
 
 /// What became of a compare-and-set.
@@ -65,8 +65,12 @@ impl<'a> Writer<'a> {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let on = self.connection()?;
-            match self.store.query(on, &READ_ROW, &[&organization_id]).await {
+            let client = self.connection()?;
+            match self
+                .store
+                .query(client, &READ_ROW, &[&organization_id])
+                .await
+            {
                 Ok(rows) => return rows.first().map(Row::from_pg).transpose(),
                 Err(error) => self.recover(error, attempt).await?,
             }
@@ -89,8 +93,8 @@ impl<'a> Writer<'a> {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let on = self.connection()?;
-            match self.store.replace(on, row, texts, target).await {
+            let client = self.connection()?;
+            match self.store.replace(client, row, texts, target).await {
                 Ok(replaced) => return Ok(replaced),
                 Err(error) => self.recover(error, attempt).await?,
             }
@@ -156,11 +160,8 @@ impl<'a> Writer<'a> {
         }
     }
 
-    fn connection(&self) -> Result<On<'_>, StoreError> {
-        let client = self.client.as_ref();
-        client
-            .map(On::Connection)
-            .ok_or_else(StoreError::no_connection)
+    fn connection(&self) -> Result<&Object, StoreError> {
+        self.client.as_ref().ok_or_else(StoreError::no_connection)
     }
 
     /// Makes ready for another attempt, or passes the error on.
