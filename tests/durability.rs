@@ -7,6 +7,7 @@ use crate::database::Database;
 use crate::faults::{until, until_written};
 use crate::grpcurl::{reencrypt, run};
 use crate::pg;
+use crate::process::signal;
 use crate::seal::key_id;
 use crate::seed::{self, Org, snapshot};
 use crate::server::Server;
@@ -17,6 +18,7 @@ fn lazy_postgres() -> pg::Server {
     pg::Server::options()
         .setting("wal_writer_delay", "10s")
         .setting("wal_writer_flush_after", "1GB")
+        .setting("bgwriter_lru_maxpages", "0")
         .setting("shared_buffers", "64MB")
         .setting("fsync", "on")
         .start()
@@ -79,6 +81,11 @@ async fn one_organization_is_as_durable_as_the_site() {
 
 /// Rows that an apply wrote without a barrier: its process was killed before it came there. Gives how many.
 async fn left_unflushed(database: &Database, client: &tokio_postgres::Client) -> usize {
+    // Even lazy, it comes round every ten seconds. Postgres kills it when it does not end with the others.
+    let writer = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'";
+    let admin = database.admin().await;
+    let writer: i32 = admin.query_one(writer, &[]).await.unwrap().get(0);
+    signal(&[writer.try_into().unwrap()], "STOP");
     // A row that is held keeps the apply from its end, and is gone afterwards.
     let hold = "SET synchronous_commit = off;
         BEGIN; DELETE FROM tenants WHERE organization_id = 'org-039'";

@@ -16,8 +16,8 @@ pub struct Load {
     /// Somebody else used this database in the last two seconds, or may have: another
     /// role's sessions are counted if we are not allowed to see what they do.
     pub others: bool,
-    /// By how much the slowest replica is behind; none where there is none, or where
-    /// our role may not know (it needs `pg_monitor`).
+    /// By how much the slowest replica is behind, as it says or by what it has not said;
+    /// none where there is none, or where our role may not know (it needs `pg_monitor`).
     pub replica_lag: Option<Duration>,
 }
 
