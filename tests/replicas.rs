@@ -150,13 +150,13 @@ async fn a_run_gives_way_until_the_end_of(standstill: Standstill) {
         standstill.end(&replicated).await;
         until_shown(&server, LAG, |lag| lag < BEHIND).await;
         until_shown(&server, LIMIT, |limit| limit == 0.0).await;
-        client.batch_execute("ROLLBACK").await.unwrap();
     };
     let mut report = std::pin::pin!(run(&server, false));
     tokio::select! {
         report = &mut report => panic!("before its last row: {report:?}"),
         () = meanwhile => {}
     }
+    client.batch_execute("ROLLBACK").await.unwrap();
     let report = report.await;
     assert_eq!((report.rows_updated, report.rows_failed), (20, 0));
     assert_eq!(under(client, "kv2").await, 20);
