@@ -179,4 +179,6 @@ impl fmt::Debug for CasbinPolicy {
 }
 
 #[cfg(test)]
+mod rival;
+#[cfg(test)]
 mod tests;
