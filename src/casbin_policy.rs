@@ -86,7 +86,7 @@ pub enum LineFault {
     #[error("has a field of more than {MAX_FIELD} bytes: shorten it")]
     TooLong,
     /// A glob that can't be compiled.
-    #[error("has an action that is not a glob ({0}): correct it")]
+    #[error("has an action that is not a glob ({}): correct it", printable(.0))]
     Glob(globset::ErrorKind),
 }
 
@@ -189,6 +189,12 @@ fn rule(line: &str) -> Result<Option<Rule>, LineFault> {
 fn check_glob(text: &str) -> Result<(), globset::Error> {
     let glob = GlobBuilder::new(text).literal_separator(true).build()?;
     GlobSet::builder().add(glob).build().map(drop)
+}
+
+/// The message may quote a character of the glob, which need not be one for a log line.
+fn printable(error: &globset::ErrorKind) -> String {
+    let odd = |c: char| !c.is_alphanumeric() && !c.is_ascii_punctuation() && c != ' ';
+    error.to_string().replace(odd, "?")
 }
 
 /// Casbin's own would fill pages of the log.

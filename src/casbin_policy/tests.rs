@@ -184,7 +184,9 @@ fn what_is_no_rule_is_named_with_its_line() {
         ("p, a, b\"c\"", 1, "quotes"),
         ("p, a, [", 1, "not a glob"),
         ("p, a, {b", 1, "not a glob"),
-        ("p, a, [z-a]", 1, "not a glob"),
+        ("p, a, [z-a]", 1, "'z' > 'a'"),
+        ("p, a, [z-\u{7}]", 1, "'z' > '?'"),
+        ("p, a, [\u{202e}-z]", 1, "'?' > 'z'"),
     ] {
         let found = CasbinPolicy::parse(text).unwrap_err();
         assert_eq!(found.len(), 1, "{text:?}: {found:?}");
