@@ -6,6 +6,7 @@
 
 #[path = "../src"]
 mod pure {
+    pub mod casbin_policy;
     pub(crate) mod distinguished_name;
     pub mod envelope;
     pub mod identity;
@@ -15,4 +16,4 @@ mod pure {
 
 // Where the modules look for each other.
 use pure::distinguished_name;
-pub use pure::{envelope, identity, keyring, secrets};
+pub use pure::{casbin_policy, envelope, identity, keyring, secrets};

@@ -1,56 +1,64 @@
-//! The site's Casbin policy, `[auth].casbin_policy_file`, read and evaluated as
-//! nico-api does.
+//! The site's Casbin policy, `[auth].casbin_policy_file`: enforced by the `casbin`
+//! crate with nico-api's model.
 //!
-//! The model is fixed: a request is a subject and an action, the role definition is
-//! `g = _, _`, and the matcher `g(r.sub, p.sub) && globMatch(r.act, p.act)`. So a
-//! line `p, subject, glob` lets a subject or a role do something, a line
+//! A line `p, subject, glob` lets a subject or a role do something, a line
 //! `g, subject, role` gives a subject or a role another role, and what no `p` line
 //! allows is denied. `*` in a glob stops at a slash, `**` does not.
 //!
-//! The evaluation is our own, of this one model: the `casbin` crate brings an
-//! interpreter for models at large into a process that holds keys, and with it a
-//! licence that `deny.toml` does not allow. It panics on a bad glob, and skips lines
-//! that it does not know; here both are faults. Nothing is allowed here that it
-//! would deny.
+//! The file is read here and not by Casbin, which skips lines that it does not know,
+//! takes white space after a quoted field for a field of its own, and panics on a bad
+//! glob when it first comes to it. Here each of these is a fault that names its line.
 
 mod line;
 
-use std::{
-    collections::{HashMap, HashSet},
-    fmt,
-};
+use std::fmt;
 
+use casbin::{CoreApi, DefaultModel, Enforcer, Model};
+use futures_util::FutureExt;
 use globset::{GlobBuilder, GlobSet};
 use thiserror::Error;
 
 use self::line::Fields;
 
-/// How many roles away from a subject a rule may be; what Casbin reaches at least.
-const MAX_ROLE_DEPTH: usize = 9;
+/// nico-api's model (the contract, section 7).
+const MODEL: &str = "
+[request_definition]
+r = sub, act
+[policy_definition]
+p = sub, act
+[role_definition]
+g = _, _
+[policy_effect]
+e = some(where (p.eft == allow))
+[matchers]
+m = g(r.sub, p.sub) && globMatch(r.act, p.act)
+";
 
-/// In bytes; no subject, role or method comes near it, and a glob may nest.
+/// In bytes. No subject, role or method comes near it, and no glob of this length is
+/// too large for its regular expression, which Casbin compiles without asking.
 const MAX_FIELD: usize = 1024;
 
 /// A policy that was read without a fault.
 pub struct CasbinPolicy {
-    rules: Vec<Rule>,
-    /// Roles by the subject or role that has them.
-    roles: HashMap<String, Vec<String>>,
+    enforcer: Enforcer,
+    /// How many `p` lines there are.
+    rules: usize,
 }
 
-struct Rule {
-    subject: String,
-    action: GlobSet,
-}
-
-/// A line that is no rule.
+/// What keeps a policy from being used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("line {line} {what}")]
-pub struct PolicyFault {
-    /// Its number, from 1.
-    pub line: usize,
-    /// What is wrong with it, and what to do.
-    pub what: LineFault,
+pub enum PolicyFault {
+    /// A line that is no rule.
+    #[error("line {line} {what}")]
+    Line {
+        /// Its number, from 1.
+        line: usize,
+        /// What is wrong with it, and what to do.
+        what: LineFault,
+    },
+    /// Casbin does not take what was read here without a fault: a bug.
+    #[error("was refused by Casbin ({0}): please report this")]
+    Casbin(String),
 }
 
 /// What can be wrong with a line.
@@ -69,13 +77,16 @@ pub enum LineFault {
     #[error("has an empty field: fill it in, or remove the line")]
     EmptyField,
     /// Quotes that do not enclose a whole field.
-    #[error("has quotes that do not enclose a whole field: close them, or remove them")]
+    #[error(
+        "has quotes that do not enclose a whole field: close them right before the comma, or remove \
+         them"
+    )]
     Quotes,
     /// A field that is longer than any can be.
     #[error("has a field of more than {MAX_FIELD} bytes: shorten it")]
     TooLong,
     /// A glob that can't be compiled.
-    #[error("has an action that is not a glob ({0}): correct it")]
+    #[error("has an action that is not a glob ({}): correct it", printable(.0))]
     Glob(globset::ErrorKind),
 }
 
@@ -86,95 +97,112 @@ impl CasbinPolicy {
     ///
     /// Every line that is neither a rule, nor a comment, nor blank.
     pub fn parse(text: &str) -> Result<Self, Vec<PolicyFault>> {
-        let mut policy = Self {
-            rules: Vec::new(),
-            roles: HashMap::new(),
-        };
+        let mut rules = Vec::new();
         let mut faults = Vec::new();
-        for (number, line) in (1..).zip(text.lines()) {
-            if let Err(what) = policy.add(line) {
-                faults.push(PolicyFault { line: number, what });
+        for (line, content) in (1..).zip(text.lines()) {
+            match rule(content) {
+                Ok(rule) => rules.extend(rule),
+                Err(what) => faults.push(PolicyFault::Line { line, what }),
             }
         }
-        if faults.is_empty() {
-            Ok(policy)
-        } else {
-            Err(faults)
+        if !faults.is_empty() {
+            return Err(faults);
         }
+        Self::load(rules).map_err(|error| vec![PolicyFault::Casbin(error.to_string())])
     }
 
-    fn add(&mut self, line: &str) -> Result<(), LineFault> {
-        let line = line.trim();
-        if line.is_empty() || line.starts_with('#') {
-            return Ok(());
-        }
-        let fields = Fields::of(line).collect::<Result<Vec<_>, _>>()?;
-        if !matches!(fields.first(), Some(&("p" | "g"))) {
-            return Err(LineFault::NoRule);
-        }
-        let &[kind, subject, object] = fields.as_slice() else {
-            return Err(LineFault::Fields(fields.len()));
+    fn load(rules: Vec<Rule>) -> casbin::Result<Self> {
+        let loading = async {
+            let mut model = DefaultModel::from_str(MODEL).await?;
+            let mut count = 0;
+            for Rule { kind, fields } in rules {
+                count += usize::from(kind == "p");
+                // False where the line was there before.
+                model.add_policy(kind, kind, fields);
+            }
+            let mut enforcer = Enforcer::new_raw(model, ()).await?;
+            enforcer.build_role_links()?;
+            // Whether the matcher works: of a subject that no rule can name.
+            enforcer.enforce(("", "any"))?;
+            Ok(Self {
+                enforcer,
+                rules: count,
+            })
         };
-        if subject.is_empty() || object.is_empty() {
-            return Err(LineFault::EmptyField);
-        }
-        if subject.len().max(object.len()) > MAX_FIELD {
-            return Err(LineFault::TooLong);
-        }
-        let subject = subject.to_owned();
-        if kind == "p" {
-            let action = glob(object).map_err(|error| LineFault::Glob(error.kind().clone()))?;
-            self.rules.push(Rule { subject, action });
-        } else {
-            let roles = self.roles.entry(subject).or_default();
-            roles.push(object.to_owned());
-        }
-        Ok(())
+        // Casbin is asynchronous for files. This is all in memory, and never waits.
+        let loaded = loading.now_or_never();
+        loaded.unwrap_or_else(|| Err(std::io::Error::other("it waits").into()))
     }
 
-    /// Whether `subject`, or a role that it has, may do `action`.
+    /// Whether `subject`, or a role that it has, may do `action`. What Casbin can't
+    /// decide is denied.
     #[must_use]
     pub fn allows(&self, subject: &str, action: &str) -> bool {
-        let names = self.names_of(subject);
-        self.rules
-            .iter()
-            .any(|rule| names.contains(rule.subject.as_str()) && rule.action.is_match(action))
+        let decide = || self.enforcer.enforce((subject, action));
+        // Without rules Casbin tries one with empty fields.
+        !self.allows_nothing() && decide().unwrap_or(false)
     }
 
     /// Whether there is no rule at all that could allow anything.
     #[must_use]
     pub fn allows_nothing(&self) -> bool {
-        self.rules.is_empty()
-    }
-
-    /// The subject and its roles, breadth first; roles may be given in a circle.
-    fn names_of<'a>(&'a self, subject: &'a str) -> HashSet<&'a str> {
-        let mut names = HashSet::from([subject]);
-        let mut last = vec![subject];
-        for _ in 0..MAX_ROLE_DEPTH {
-            let roles = last.iter().filter_map(|name| self.roles.get(*name));
-            let mut next: Vec<&str> = roles.flatten().map(String::as_str).collect();
-            next.retain(|role| names.insert(role));
-            last = next;
-        }
-        names
+        self.rules == 0
     }
 }
 
-/// A set of one: unlike a single matcher, it does not panic where the glob parses and
-/// its regular expression turns out too complex.
-fn glob(text: &str) -> Result<GlobSet, globset::Error> {
+/// A `p` or `g` line, as Casbin takes it.
+struct Rule {
+    kind: &'static str,
+    fields: Vec<String>,
+}
+
+/// The rule of a line; none in a comment and a blank one.
+fn rule(line: &str) -> Result<Option<Rule>, LineFault> {
+    let line = line.trim();
+    if line.is_empty() || line.starts_with('#') {
+        return Ok(None);
+    }
+    let fields = Fields::of(line).collect::<Result<Vec<_>, _>>()?;
+    let kind = match fields.first() {
+        Some(&"p") => "p",
+        Some(&"g") => "g",
+        _ => return Err(LineFault::NoRule),
+    };
+    let &[_, subject, object] = fields.as_slice() else {
+        return Err(LineFault::Fields(fields.len()));
+    };
+    if subject.is_empty() || object.is_empty() {
+        return Err(LineFault::EmptyField);
+    }
+    if subject.len().max(object.len()) > MAX_FIELD {
+        return Err(LineFault::TooLong);
+    }
+    if kind == "p" {
+        check_glob(object).map_err(|error| LineFault::Glob(error.kind().clone()))?;
+    }
+    let fields = vec![subject.to_owned(), object.to_owned()];
+    Ok(Some(Rule { kind, fields }))
+}
+
+/// Built as Casbin builds it for every decision, but for a set of one, which gives an
+/// error where a single matcher panics.
+fn check_glob(text: &str) -> Result<(), globset::Error> {
     let glob = GlobBuilder::new(text).literal_separator(true).build()?;
-    GlobSet::builder().add(glob).build()
+    GlobSet::builder().add(glob).build().map(drop)
 }
 
-/// The compiled globs would fill pages of the log.
+/// The message may quote a character of the glob, which need not be one for a log line.
+fn printable(error: &globset::ErrorKind) -> String {
+    let odd = |c: char| !c.is_alphanumeric() && !c.is_ascii_punctuation() && c != ' ';
+    error.to_string().replace(odd, "?")
+}
+
+/// Casbin's own would fill pages of the log.
 impl fmt::Debug for CasbinPolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CasbinPolicy")
-            .field("rules", &self.rules.len())
-            .field("subjects_with_roles", &self.roles.len())
-            .finish()
+            .field("rules", &self.rules)
+            .finish_non_exhaustive()
     }
 }
 

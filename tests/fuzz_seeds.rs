@@ -9,11 +9,13 @@ use std::path::{Path, PathBuf};
 mod certificate_identity;
 #[path = "../fuzz/properties/envelope_read.rs"]
 mod envelope_read;
+#[path = "../fuzz/properties/policy_file.rs"]
+mod policy_file;
 #[path = "../fuzz/properties/secrets_file.rs"]
 mod secrets_file;
 
 /// Each target's property, and everything that can come of it.
-const TARGETS: [(&str, Property, &[&str]); 3] = [
+const TARGETS: [(&str, Property, &[&str]); 4] = [
     (
         "certificate_identity",
         certificate_identity::check,
@@ -23,6 +25,11 @@ const TARGETS: [(&str, Property, &[&str]); 3] = [
         "envelope_read",
         envelope_read::check,
         &["accepted", "refused"],
+    ),
+    (
+        "policy_file",
+        policy_file::check,
+        &["allows", "denies", "refused"],
     ),
     (
         "secrets_file",

@@ -1,13 +1,12 @@
 //! Certificates by `openssl` in, identities out, without a server in between: what differs in one thing is somebody else
-//! or nobody. `callers.rs` shows the most important of it through a server.
+//! or nobody. `certificates.rs` shows the most important of it through a server.
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use nico_rewrap::identity::{Anchor, Attribute, Caller, CliCerts, Component, Identity, TrustRules};
 use proptest::prelude::*;
 
 use crate::ca::Ca;
 use crate::certs::{self, MACHINE_BASE, SERVICE_BASE, admin_cert, admin_issuer, root_ca};
+use crate::patch::first_der;
 use crate::pki::{Cert, Leaf, Strings};
 
 fn rules() -> TrustRules {
@@ -40,11 +39,7 @@ fn criteria(required: &[(&str, &str)]) -> TrustRules {
 }
 
 fn der(leaf: &Leaf) -> Vec<u8> {
-    let pem = std::fs::read_to_string(&leaf.cert_chain).unwrap();
-    let (_, rest) = pem.split_once("-----BEGIN CERTIFICATE-----").unwrap();
-    let (body, _) = rest.split_once("-----END CERTIFICATE-----").unwrap();
-    let body: String = body.split_whitespace().collect();
-    BASE64_STANDARD.decode(body).unwrap()
+    first_der(&std::fs::read_to_string(&leaf.cert_chain).unwrap())
 }
 
 fn identity(leaf: &Leaf, anchor: Anchor, rules: &TrustRules) -> Option<Identity> {

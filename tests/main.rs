@@ -10,6 +10,7 @@
 
 mod bad_texts;
 mod ca;
+mod certificate_table;
 mod certs;
 mod crl;
 mod database;
@@ -18,6 +19,7 @@ mod grpcurl;
 mod handshake;
 mod leaks;
 mod outcome;
+mod patch;
 mod pg;
 mod pg_host;
 mod pgbouncer;
@@ -35,6 +37,7 @@ mod audit_log;
 mod back_off;
 mod bad_files;
 mod callers;
+mod certificates;
 mod command_line;
 mod configuration;
 mod crowds;

@@ -22,7 +22,7 @@ impl<'a> Fields<'a> {
             return ok.then_some((field, after)).ok_or(LineFault::Quotes);
         };
         let (field, after) = quoted.split_once('"').ok_or(LineFault::Quotes)?;
-        let after = after.trim_start();
+        // The line ends with no white space: Casbin would take it for another field.
         match after.strip_prefix(',') {
             Some(after) => Ok((field, Some(after))),
             None if after.is_empty() => Ok((field, None)),

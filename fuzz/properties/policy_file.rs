@@ -1,0 +1,84 @@
+//! `CasbinPolicy::parse` takes any text, and a policy that it accepts is to Casbin's
+//! own reader, which nico-api uses, the same policy.
+
+use std::collections::BTreeSet;
+
+use casbin::{CoreApi, DefaultModel, Enforcer, StringAdapter};
+use futures_util::FutureExt;
+use nico_rewrap::casbin_policy::{CasbinPolicy, PolicyFault};
+
+const ACTION: &str = "forge/ReencryptTenantIdentitySecrets";
+
+/// Who asks in any case, beside the names in the policy.
+const SUBJECTS: [&str; 4] = [
+    "external-role/site-admins",
+    "spiffe-service-id/nico-api",
+    "trusted-certificate",
+    "",
+];
+
+/// Of the names in the policy so many ask: each costs the compilation of globs.
+const MAX_SUBJECTS: usize = 12;
+
+/// Says whether `input` is a policy that `allows` somebody the call or `denies` it to
+/// all who were asked, or is `refused`.
+pub(crate) fn check(input: &[u8]) -> &'static str {
+    let Ok(text) = std::str::from_utf8(input) else {
+        return "refused";
+    };
+    let policy = match CasbinPolicy::parse(text) {
+        Ok(policy) => policy,
+        Err(faults) => {
+            check_faults(text, &faults);
+            return "refused";
+        }
+    };
+    assert!(!policy.allows("is named by no policy", ACTION), "{text:?}");
+    let casbin = read_by_casbin(text);
+    let mut allowed = false;
+    for subject in names(text).into_iter().chain(SUBJECTS) {
+        let ours = policy.allows(subject, ACTION);
+        let theirs = casbin.enforce((subject, ACTION));
+        assert_eq!(Some(ours), theirs.ok(), "{subject:?} in {text:?}");
+        assert!(!(ours && policy.allows_nothing()), "{text:?}");
+        allowed |= ours;
+    }
+    if allowed { "allows" } else { "denies" }
+}
+
+/// At least one, in order, one for a line, and each one line of the log.
+fn check_faults(text: &str, faults: &[PolicyFault]) {
+    let mut last = 0;
+    for fault in faults {
+        let PolicyFault::Line { line, .. } = fault else {
+            panic!("{fault:?} in {text:?}");
+        };
+        assert!(last < *line && *line <= text.lines().count(), "{fault:?}");
+        last = *line;
+        let said = fault.to_string();
+        assert!(!said.contains(char::is_control), "{said:?}");
+    }
+    assert_ne!(last, 0, "{text:?} without a fault");
+}
+
+fn read_by_casbin(text: &str) -> Enforcer {
+    const MODEL: &str = "[request_definition]\nr = sub, act\n\
+                         [policy_definition]\np = sub, act\n\
+                         [role_definition]\ng = _, _\n\
+                         [policy_effect]\ne = some(where (p.eft == allow))\n\
+                         [matchers]\nm = g(r.sub, p.sub) && globMatch(r.act, p.act)\n";
+    let loading = async {
+        let model = DefaultModel::from_str(MODEL).await?;
+        Enforcer::new(model, StringAdapter::new(text)).await
+    };
+    // In memory, so that it never waits.
+    let loaded = loading.now_or_never();
+    loaded.expect("no waiting").expect("no error")
+}
+
+/// What stands between commas, more or less.
+fn names(text: &str) -> BTreeSet<&str> {
+    let fields = text.split([',', '\n']);
+    let names = fields.map(|field| field.trim().trim_matches('"'));
+    names.take(MAX_SUBJECTS).collect()
+}
