@@ -13,7 +13,7 @@ use std::{
 
 use axum::{
     body::{Bytes, HttpBody},
-    http::{Request, Response},
+    http::{Method, Request, Response, header::CONTENT_TYPE},
 };
 use http_body_util::{BodyExt, Full, Limited};
 use tokio::time::timeout;
@@ -68,12 +68,18 @@ impl Gate {
         B::Error: Into<StdError> + Send,
     {
         let path = request.uri().path().to_owned();
-        if OPEN.iter().any(|open| path.starts_with(open)) {
+        let is_grpc = is_grpc(&request);
+        if is_grpc && OPEN.iter().any(|open| path.starts_with(open)) {
             return self.routed(request).await;
         }
         let started = Instant::now();
         let peer = request.extensions().get::<Arc<Peer>>().cloned();
-        let error = match self.complete(request).await {
+        let request = if is_grpc {
+            self.complete(request).await
+        } else {
+            Err(ServiceError::UnknownMethod)
+        };
+        let error = match request {
             Ok(request) => {
                 let response = self.routed(request).await;
                 if response.headers().contains_key(RUN_ID_HEADER) {
@@ -125,6 +131,18 @@ impl Gate {
             Ok(Ok(body)) => Ok(Request::from_parts(head, Full::new(body.to_bytes()))),
         }
     }
+}
+
+/// What gRPC over HTTP/2 ("Requests") wants of a request, and tonic does not look at. A
+/// web page in a browser that holds a certificate can make it send any other kind to
+/// us; this one it may not without asking first, which is never answered (Fetch
+/// standard, "CORS-safelisted request-header").
+fn is_grpc<B>(request: &Request<B>) -> bool {
+    let kind = request.headers().get(CONTENT_TYPE);
+    let kind = kind.and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim_end();
+    request.method() == Method::POST
+        && matches!(kind, "application/grpc" | "application/grpc+proto")
 }
 
 /// The decision about one call, counted, and logged where a site should hear of it.

@@ -10,6 +10,7 @@ use crate::certs;
 use crate::database::Database;
 use crate::grpcurl::{Call, run};
 use crate::handshake::Connection;
+use crate::http2::{DATA, END_HEADERS, HEADERS, frame, headers};
 use crate::server::Server;
 use crate::site::Site;
 use crate::transport::assert_refused;
@@ -115,29 +116,14 @@ async fn many_connections_are_served_up_to_the_limit_and_refused_beyond() {
     assert_eq!(run(&server, true).await.rows_examined, 0);
 }
 
-/// A frame of stream 1 (RFC 9113, section 4.1).
-fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    [&length[1..], &[kind, flags, 0, 0, 0, 1], payload].concat()
-}
-
-/// A call of the re-wrap method that is to have a message of one byte: HEADERS without END_STREAM on stream 1, in
-/// literals that are not indexed (RFC 7541, section 6.2.2), then the beginning of a DATA frame's message.
+/// A call that is to have a message of one byte: its headers, then the beginning of the message.
 fn half_a_request() -> Vec<u8> {
-    let literal = |name: &str, value: &str| {
-        let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
-        [&[0][..], &text(name), &text(value)].concat()
-    };
-    let headers = [
-        literal(":method", "POST"),
-        literal(":scheme", "https"),
-        literal(":path", "/forge.Forge/ReencryptTenantIdentitySecrets"),
-        literal(":authority", "localhost"),
-        literal("content-type", "application/grpc"),
-        literal("te", "trailers"),
+    let headers = headers(&[("content-type", "application/grpc")]);
+    [
+        frame(HEADERS, END_HEADERS, 1, &headers),
+        frame(DATA, 0, 1, &[0, 0, 0]),
     ]
-    .concat();
-    [frame(1, 4, &headers), frame(0, 0, &[0, 0, 0])].concat()
+    .concat()
 }
 
 #[tokio::test]
@@ -154,7 +140,7 @@ async fn a_request_that_is_never_complete_does_not_hold_its_connection() {
     // A byte now and then does not buy more time.
     for _ in 0..3 {
         tokio::time::sleep(Duration::from_millis(400)).await;
-        connection.send(&frame(0, 0, &[0])).await;
+        connection.send(&frame(DATA, 0, 1, &[0])).await;
     }
     let record = server.wait_log("call").await;
     assert_eq!(record["outcome"], "SLOW_REQUEST", "{record}");
