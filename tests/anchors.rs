@@ -6,7 +6,11 @@ use std::process::Command;
 
 use crate::ca::Ca;
 use crate::callers::{NO_IDENTITY, OK, assert_outcomes, outcome_of, site};
-use crate::certs::{self, ADMIN_ISSUER_CN, admin_cert, admin_issuer, admin_root, root_ca, service};
+use crate::certs::{
+    self, ADMIN_ISSUER_CN, admin_cert, admin_issuer, admin_root, root_ca, service, service_cert,
+};
+use crate::configuration::{accepted, refused};
+use crate::database::Database;
 use crate::pki::{Leaf, Strings};
 use crate::process::{lasting_dir, run};
 use crate::site::{Site, path, quote};
@@ -165,4 +169,55 @@ async fn a_ca_in_both_bundles_makes_administrators() {
         ),
     ];
     assert_outcomes(&in_the_root_bundle.start().await, &table).await;
+}
+
+/// rustls trusts whatever is in a bundle, and whoever has the key of a leaf in there could make certificates for
+/// everybody else.
+#[tokio::test]
+async fn a_bundle_with_a_certificate_of_no_ca_is_refused() {
+    let database = Database::migrated().await;
+    let with = |other: &PathBuf| {
+        let bundle = lasting_dir("bundle").join("bundle.pem");
+        let pems = [&root_ca().cert, other].map(|file| std::fs::read_to_string(file).unwrap());
+        std::fs::write(&bundle, pems.concat()).unwrap();
+        bundle
+    };
+    let signs_nothing = service_cert("ca").ca().self_signed();
+    let no_cas = [
+        service("nico-api"),
+        admin_cert().self_signed(),
+        signs_nothing,
+    ];
+    for leaf in no_cas {
+        let bundle = with(&leaf.key.with_file_name("cert.pem"));
+        for setting in ["root_cafile_path", "admin_root_cafile_path"] {
+            let setting_spelled = format!("[tls].{setting}: ");
+            let words = "bundle.pem holds a certificate that is no CA certificate: take it out";
+            refused(&database, &[&setting_spelled, words], |site| {
+                site.set(&format!("tls.{setting}"), path(&bundle))
+            })
+            .await;
+        }
+    }
+    for good in [&admin_root().cert, &version_1()] {
+        accepted(&database, |site| {
+            site.set("tls.root_cafile_path", path(with(good)))
+        })
+        .await;
+    }
+}
+
+/// A root from before there were extensions.
+fn version_1() -> PathBuf {
+    let dir = lasting_dir("version_1");
+    let openssl = |args: &str| {
+        let mut openssl = Command::new("openssl");
+        openssl.args(args.split(' ')).current_dir(&dir);
+        run(&mut openssl)
+    };
+    openssl("req -new -nodes -newkey rsa:2048 -subj /CN=old -keyout key.pem -out csr.pem");
+    openssl("x509 -req -in csr.pem -signkey key.pem -days 30 -out cert.pem");
+    let text = openssl("x509 -in cert.pem -noout -text");
+    assert!(text.contains("Version: 1 (0x0)"), "{text}");
+    dir.join("cert.pem")
 }
