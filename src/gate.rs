@@ -5,6 +5,10 @@
 //! method needs a permit, also one that does not exist. What is refused before a
 //! handler runs (an unknown method, a request that can't be decoded) gets the same
 //! treatment as everything else: an audit record, a run id, a status of ours.
+//!
+//! Everybody with a certificate can be denied, as often as the network bears, and each
+//! time leaves a record. So those who will be wait for their turn before their request
+//! is looked at; nobody else waits with them.
 
 use std::{
     sync::Arc,
@@ -29,7 +33,12 @@ use crate::{
     listener::Peer,
     service::{MAX_REQUEST_BYTES, RUN_ID_HEADER, run_id},
     telemetry,
+    turns::Turns,
 };
+
+/// Calls that are denied, a second: a record has less than a kilobyte, which makes at
+/// most half a gigabyte a day.
+const DENIALS: u32 = 10;
 
 /// Services that any verified certificate may use.
 const OPEN: [&str; 2] = ["/grpc.health.v1.Health/", "/grpc.reflection."];
@@ -45,6 +54,7 @@ pub struct Gate {
     policy: Policy,
     audit: AuditLog,
     request_timeout: Duration,
+    denials: Arc<Turns>,
 }
 
 impl Gate {
@@ -58,6 +68,7 @@ impl Gate {
             policy,
             audit,
             request_timeout,
+            denials: Arc::new(Turns::new(DENIALS)),
         }
     }
 
@@ -72,8 +83,12 @@ impl Gate {
         if is_grpc && OPEN.iter().any(|open| path.starts_with(open)) {
             return self.routed(request).await;
         }
-        let started = Instant::now();
         let peer = request.extensions().get::<Arc<Peer>>().cloned();
+        let denied = |peer: &Arc<Peer>| authorize(&self.policy, &peer.caller).is_err();
+        if peer.as_ref().is_none_or(denied) {
+            self.denials.wait().await;
+        }
+        let started = Instant::now();
         let request = if is_grpc {
             self.complete(request).await
         } else {

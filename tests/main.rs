@@ -45,6 +45,7 @@ mod durability;
 mod economy;
 mod failures;
 mod fixtures;
+mod floods;
 mod fuzz_seeds;
 mod grpc_surface;
 mod healthcheck;

@@ -81,6 +81,9 @@ async fn a_path_that_is_almost_the_methods_leads_nowhere() {
         assert_eq!(machines["outcome"], "NOT_ALLOWED", "{path}: {machines}");
         assert_eq!(machines["method"], path);
     }
+    let long = format!("/{}", "x".repeat(1000));
+    let record_of_long = record(&server, certs::admin(), &[(":path", &long), GRPC]).await;
+    assert_eq!(record_of_long["method"], long[..256]);
     // Below what is open to everybody, there is nothing else; a call of the method itself comes after it.
     let options = ["-tls1_3", "-alpn", "h2"];
     let mut connection = Connection::open(&server, Some(certs::admin()), &options);

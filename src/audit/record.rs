@@ -19,6 +19,9 @@ use crate::{
     run::{Mode, Report, Scope},
 };
 
+/// In characters: the path of a request is whatever the caller likes.
+const MAX_METHOD: usize = 256;
+
 /// What is known of a call so far.
 #[derive(Debug, Clone)]
 pub(crate) struct Record {
@@ -36,7 +39,7 @@ impl Record {
         Self {
             run_id: run_id.to_owned(),
             peer,
-            method: method.to_owned(),
+            method: method.chars().take(MAX_METHOD).collect(),
             asked: None,
             report: Report::default(),
             begun: Arc::default(),
