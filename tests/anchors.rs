@@ -11,7 +11,8 @@ use crate::certs::{
 };
 use crate::configuration::{accepted, refused};
 use crate::database::Database;
-use crate::pki::{Leaf, Strings};
+use crate::handshake::handshake;
+use crate::pki::{Cert, Leaf, Strings};
 use crate::process::{lasting_dir, run};
 use crate::site::{Site, path, quote};
 
@@ -22,7 +23,7 @@ fn impostor() -> Ca {
 }
 
 /// The same key with these certificates after its leaf.
-fn with_chain(leaf: &Leaf, chain: &[&str]) -> Leaf {
+pub(crate) fn with_chain(leaf: &Leaf, chain: &[&str]) -> Leaf {
     let leafs_own = std::fs::read_to_string(leaf.key.with_file_name("cert.pem")).unwrap();
     let cert_chain = lasting_dir("chain").join("chain.pem");
     std::fs::write(&cert_chain, leafs_own + &chain.concat()).unwrap();
@@ -33,7 +34,7 @@ fn with_chain(leaf: &Leaf, chain: &[&str]) -> Leaf {
 }
 
 /// The certificate of a CA, with its name and key, as another CA issues it.
-fn cross_signed(ca: &Ca, by: &Ca) -> String {
+pub(crate) fn cross_signed(ca: &Ca, by: &Ca) -> String {
     let dir = lasting_dir("cross");
     std::fs::write(
         dir.join("extensions"),
@@ -169,6 +170,100 @@ async fn a_ca_in_both_bundles_makes_administrators() {
         ),
     ];
     assert_outcomes(&in_the_root_bundle.start().await, &table).await;
+}
+
+#[tokio::test]
+async fn an_intermediate_in_the_admin_bundle_vouches_for_itself_alone() {
+    // The root of both is trusted for services.
+    let root = lasting_dir("bundle").join("root.pem");
+    let pems = [root_ca(), admin_root()].map(|ca| std::fs::read_to_string(&ca.cert).unwrap());
+    std::fs::write(&root, pems.concat()).unwrap();
+    let sibling = certs::admin_issuer_named(ADMIN_ISSUER_CN, Strings::Utf8);
+    let site = site().await.set("tls.root_cafile_path", path(&root));
+    let site = site.set("tls.admin_root_cafile_path", path(&admin_issuer().cert));
+    let server = site.start().await;
+    let sibling_leaf = admin_cert().signed_by(&sibling);
+    let with_the_other = [&*sibling.chain, &*admin_issuer().chain];
+    let table = [
+        ("below it", certs::admin().clone(), OK),
+        ("without it", with_chain(certs::admin(), &[]), OK),
+        ("below its sibling", sibling_leaf.clone(), NO_IDENTITY),
+        (
+            "with both",
+            with_chain(&sibling_leaf, &with_the_other),
+            NO_IDENTITY,
+        ),
+        ("a service", service("nico-api"), OK),
+    ];
+    assert_outcomes(&server, &table).await;
+}
+
+#[tokio::test]
+async fn what_a_ca_may_issue_is_kept_to() {
+    let server = site().await.start().await;
+    let issuer = |extension: &str| {
+        let subject = format!("/O=Acme/CN={ADMIN_ISSUER_CN}");
+        let cert = Cert::new(&subject).ca();
+        issuing(&cert.extension(extension))
+    };
+    let gets_in = async |cert: &Cert, issuer: &Ca| {
+        let leaf = cert.signed_by(issuer);
+        handshake(&server, Some(&leaf), &[]).await.is_ok()
+    };
+    let named = |san: &str| admin_cert().san(san);
+    let uri = format!("URI:{}nico-api", certs::SERVICE_BASE);
+    // Of URIs and names in full, a constraint is not understood: whoever has one is refused.
+    for (constraint, cert, expected) in [
+        (
+            "permitted;DNS:acme.example",
+            named("DNS:a.acme.example"),
+            true,
+        ),
+        (
+            "permitted;DNS:acme.example",
+            named("DNS:a.nico.local"),
+            false,
+        ),
+        ("excluded;DNS:nico.local", named("DNS:a.nico.local"), false),
+        ("excluded;DNS:nico.local", named("DNS:a.acme.example"), true),
+        ("permitted;DNS:acme.example", named(&uri), true),
+        ("permitted;URI:acme.example", named(&uri), false),
+        ("excluded;URI:nico.local", named(&uri), false),
+        ("permitted;dirName:acme", admin_cert(), false),
+    ] {
+        let section = if constraint.contains("dirName") {
+            "\n[acme]\nO = Acme\n[extensions]"
+        } else {
+            ""
+        };
+        let line = format!("nameConstraints = critical,{constraint}{section}");
+        let came = gets_in(&cert, &issuer(&line)).await;
+        assert_eq!(came, expected, "{constraint} {cert:?}");
+    }
+
+    let sub_ca =
+        |issuer: &Ca| issuer.intermediate(&format!("/O=Acme/CN={ADMIN_ISSUER_CN}"), Strings::Utf8);
+    let any = issuer("1.2.3.4 = DER:0500");
+    assert!(gets_in(&admin_cert(), &sub_ca(&any)).await);
+    let none_below = Cert::new("/O=Acme/CN=None Below").path_length(0);
+    let none_below = issuing(&none_below);
+    assert!(gets_in(&admin_cert(), &none_below).await);
+    assert!(!gets_in(&admin_cert(), &sub_ca(&none_below)).await);
+    let expired = Cert::new(&format!("/O=Acme/CN={ADMIN_ISSUER_CN}"));
+    for dated in [expired.clone().expired(), expired.not_yet_valid()] {
+        assert!(!gets_in(&admin_cert(), &issuing(&dated.ca())).await);
+    }
+}
+
+/// A CA below the administrators' root.
+pub(crate) fn issuing(cert: &Cert) -> Ca {
+    let usage = Some("critical,keyCertSign,cRLSign");
+    let (chain, key) = cert.clone().key_usage(usage).issue(Some(admin_root()));
+    Ca {
+        cert: key.with_file_name("cert.pem"),
+        key,
+        chain,
+    }
 }
 
 /// rustls trusts whatever is in a bundle, and whoever has the key of a leaf in there could make certificates for
