@@ -61,6 +61,7 @@ mod old_schema;
 mod policies;
 mod pooler;
 mod property;
+mod races;
 mod reload;
 mod requests;
 mod revocation;
