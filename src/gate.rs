@@ -36,8 +36,8 @@ use crate::{
     turns::Turns,
 };
 
-/// Calls that are denied, a second: a record has less than a kilobyte, which makes at
-/// most half a gigabyte a day.
+/// Calls that are denied, a second: with a kilobyte or so for a record, not a gigabyte
+/// a day.
 const DENIALS: u32 = 10;
 
 /// Services that any verified certificate may use.

@@ -268,6 +268,26 @@ async fn a_file_that_is_renamed_is_left_at_the_next_sighup() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_deleted_is_made_anew_or_no_call_is_carried_out() {
+    let database = Database::migrated().await;
+    let dir = temp_dir("audit");
+    let (below, file) = (dir.path().join("below"), dir.path().join("below/audit.log"));
+    std::fs::create_dir(&below).unwrap();
+    let server = site(&database, &file).await;
+    run(&server, true).await;
+    assert_eq!(records(&file).len(), 2);
+    std::fs::remove_file(&file).unwrap();
+    run(&server, true).await;
+    assert_eq!(records(&file).len(), 2);
+    std::fs::remove_dir_all(&below).unwrap();
+    let error = call(&server, certs::admin(), json!({})).await.unwrap_err();
+    assert_eq!(error.reason().unwrap(), "AUDIT_UNAVAILABLE");
+    std::fs::create_dir(&below).unwrap();
+    run(&server, true).await;
+    assert_eq!(records(&file).len(), 2);
+}
+
+#[tokio::test]
 async fn a_file_that_can_not_be_opened_stops_the_start() {
     let database = Database::migrated().await;
     let dir = temp_dir("audit");

@@ -8,7 +8,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
@@ -51,7 +51,7 @@ struct Inner {
 #[derive(Debug)]
 struct Open {
     /// `None` for standard error.
-    file: Option<File>,
+    file: Option<(PathBuf, File)>,
     /// The last line was written in part.
     torn: bool,
 }
@@ -68,7 +68,7 @@ impl AuditLog {
     ///
     /// When it can't be opened for appending.
     pub fn open(options: &AuditOptions) -> io::Result<Self> {
-        let file = options.file.as_deref().map(open).transpose()?;
+        let file = options.file.as_deref().map(opened).transpose()?;
         Ok(Self(Arc::new(Inner {
             path: options.file.clone(),
             required: options.required,
@@ -80,7 +80,7 @@ impl AuditLog {
     /// with the one that is open.
     pub fn reopen(&self) {
         let Some(path) = &self.0.path else { return };
-        match open(path) {
+        match opened(path) {
             Ok(file) => {
                 *self.0.open.write().unwrap_or_else(PoisonError::into_inner) =
                     Open::new(Some(file));
@@ -162,14 +162,19 @@ impl Inner {
 }
 
 impl Open {
-    fn new(file: Option<File>) -> Arc<Mutex<Self>> {
+    fn new(file: Option<(PathBuf, File)>) -> Arc<Mutex<Self>> {
         Arc::new(Mutex::new(Self { file, torn: false }))
     }
 
     fn append(&mut self, line: &str, flush: bool) -> io::Result<()> {
-        let Some(file) = &mut self.file else {
+        let Some((path, file)) = &mut self.file else {
             return io::stderr().lock().write_all(line.as_bytes());
         };
+        // Deleted, and nobody would ever read the line.
+        if file.metadata()?.nlink() == 0 {
+            *file = open(path)?;
+            self.torn = false;
+        }
         // A line that a full disk cut off ends here, and spoils no other.
         let line = if self.torn {
             format!("\n{line}")
@@ -188,6 +193,10 @@ impl Open {
             flushed => flushed,
         }
     }
+}
+
+fn opened(path: &Path) -> io::Result<(PathBuf, File)> {
+    Ok((path.to_owned(), open(path)?))
 }
 
 fn open(path: &Path) -> io::Result<File> {

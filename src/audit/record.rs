@@ -19,8 +19,9 @@ use crate::{
     run::{Mode, Report, Scope},
 };
 
-/// In characters: the path of a request is whatever the caller likes.
-const MAX_METHOD: usize = 256;
+/// In characters: the path of a request, and the organization that it names, are
+/// whatever the caller likes.
+const MAX_TEXT: usize = 256;
 
 /// What is known of a call so far.
 #[derive(Debug, Clone)]
@@ -39,7 +40,7 @@ impl Record {
         Self {
             run_id: run_id.to_owned(),
             peer,
-            method: method.chars().take(MAX_METHOD).collect(),
+            method: cut(method),
             asked: None,
             report: Report::default(),
             begun: Arc::default(),
@@ -57,7 +58,7 @@ impl Record {
     /// What the request wants; no scope where the organization id can't be one.
     pub(crate) fn asked(&mut self, scope: Option<&Scope>, mode: Mode) {
         let scope = scope.map_or_else(|| "organization (invalid)".to_owned(), Scope::to_string);
-        self.asked = Some((scope, mode));
+        self.asked = Some((cut(&scope), mode));
     }
 
     /// The run ended, with or without an error.
@@ -133,6 +134,10 @@ impl Record {
             dry_run: mode.map(|mode| mode == Mode::DryRun),
         }
     }
+}
+
+fn cut(text: &str) -> String {
+    text.chars().take(MAX_TEXT).collect()
 }
 
 /// `OK`, or the reason of the error.
