@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
@@ -13,7 +14,7 @@ use crate::database::Database;
 use crate::faults::{orgs, slow_writes, until_written, written};
 use crate::grpcurl::{Call, reencrypt, run};
 use crate::handshake::{Connection, handshake};
-use crate::pki::Cert;
+use crate::pki::{Cert, Strings};
 use crate::process::temp_dir;
 use crate::reload::{Files, H2, disabled, until, until_closed, until_reloaded};
 use crate::seed;
@@ -122,12 +123,37 @@ async fn an_intermediate_that_expires_ends_the_connections_of_its_leaves() {
 }
 
 #[tokio::test]
+async fn an_admin_bundle_that_appears_binds_those_who_are_there() {
+    let files = Files::new();
+    files.write("admin.pem", b"");
+    let server = files.site(disabled()).start().await;
+    let subject = format!("/O=Acme/CN={ADMIN_ISSUER_CN}");
+    let below_root = root_ca().intermediate(&subject, Strings::Utf8);
+    let leaf = admin_cert().signed_by(&below_root);
+    let reason = async || {
+        let call = Call::new(&server, &leaf).without_reflection();
+        let error = call.reencrypt(&json!({})).await.unwrap_err();
+        error.reason().unwrap()
+    };
+    assert_eq!(reason().await, "MACHINE_IDENTITY_DISABLED");
+    let mut goes = Connection::open(&server, Some(&leaf), &H2);
+    assert!(goes.greet().await);
+    files.install("admin.pem", &certs::admin_root().cert);
+    goes.closed().await;
+    until_closed(&server, "identity_changed", 1.0).await;
+    assert_eq!(reason().await, "NO_IDENTITY");
+}
+
+/// What a file becomes, and how.
+type Odd<'a> = (&'a str, &'a dyn Fn(&Path));
+
+#[tokio::test]
 async fn a_file_that_becomes_something_odd_changes_nothing() {
     let files = Files::new();
     let server = files.site(disabled()).start().await;
     let mut stays = Call::new(&server, certs::admin()).watch();
     let failing = "nico_rewrap_tls_reload_failing";
-    let replace = |name: &str, with: &dyn Fn(&std::path::Path)| {
+    let replace = |name: &str, with: &dyn Fn(&Path)| {
         let (file, new) = (files.0.join(name), files.0.join("odd"));
         with(&new);
         if new.is_dir() {
@@ -145,7 +171,7 @@ async fn a_file_that_becomes_something_odd_changes_nothing() {
         let file = files.0.join(name);
         let good = fs::read(&file).unwrap();
         let half = &good[..good.len() - 40];
-        let odd: [(&str, &dyn Fn(&std::path::Path)); 6] = [
+        let odd: [Odd<'_>; 6] = [
             ("a directory", &|at| fs::create_dir(at).unwrap()),
             ("a loop", &|at| symlink(&file, at).unwrap()),
             ("nothing", &|at| symlink("missing", at).unwrap()),
