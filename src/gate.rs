@@ -84,8 +84,11 @@ impl Gate {
             return self.routed(request).await;
         }
         let peer = request.extensions().get::<Arc<Peer>>().cloned();
-        let denied = |peer: &Arc<Peer>| authorize(&self.policy, &peer.caller).is_err();
-        if peer.as_ref().is_none_or(denied) {
+        if let Some(peer) = &peer
+            && authorize(&self.policy, &peer.caller).is_err()
+        {
+            // One of each connection, or its others would stand before everybody else.
+            let _first = peer.denial.lock().await;
             self.denials.wait().await;
         }
         let started = Instant::now();

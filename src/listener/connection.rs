@@ -8,7 +8,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::CertificateDer;
 use tokio::{
     net::TcpStream,
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch},
     time::{Instant, sleep, timeout_at},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
@@ -133,7 +133,11 @@ impl Server {
         Ok(Admitted {
             stream,
             chain,
-            peer: Arc::new(Peer { address, caller }),
+            peer: Arc::new(Peer {
+                address,
+                caller,
+                denial: Mutex::default(),
+            }),
             tls,
             _places: (place, share),
         })

@@ -15,7 +15,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::{Mutex, Semaphore, watch},
     task::JoinSet,
     time::sleep,
 };
@@ -42,6 +42,8 @@ pub struct Peer {
     pub address: SocketAddr,
     /// What the verified certificate says.
     pub caller: Caller,
+    /// Held by the one call of the connection that waits to be denied.
+    pub(crate) denial: Mutex<()>,
 }
 
 /// Serves what is behind `gate` until `shutdown`, then lets the calls under way end.
