@@ -79,8 +79,8 @@ pub enum ServiceError {
     /// The request was not there in time.
     #[error("the request was not complete within [rewrap].request_timeout")]
     SlowRequest,
-    /// There is no such method here.
-    #[error("no such method, or a message encoding that is not supported")]
+    /// There is no such method here, or the request is not one of gRPC.
+    #[error("no such method, or a request or message encoding that is not gRPC's")]
     UnknownMethod,
     /// The request is not of the method's type, or too large to be.
     #[error("the request can't be decoded as one of this method, or is larger than any can be")]

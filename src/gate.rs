@@ -5,6 +5,10 @@
 //! method needs a permit, also one that does not exist. What is refused before a
 //! handler runs (an unknown method, a request that can't be decoded) gets the same
 //! treatment as everything else: an audit record, a run id, a status of ours.
+//!
+//! Everybody with a certificate can be denied, as often as the network bears, and each
+//! time leaves a record. So those who will be wait for their turn before their request
+//! is looked at; nobody else waits with them.
 
 use std::{
     sync::Arc,
@@ -13,7 +17,7 @@ use std::{
 
 use axum::{
     body::{Bytes, HttpBody},
-    http::{Request, Response},
+    http::{Method, Request, Response, header::CONTENT_TYPE},
 };
 use http_body_util::{BodyExt, Full, Limited};
 use tokio::time::timeout;
@@ -29,7 +33,12 @@ use crate::{
     listener::Peer,
     service::{MAX_REQUEST_BYTES, RUN_ID_HEADER, run_id},
     telemetry,
+    turns::Turns,
 };
+
+/// Calls that are denied, a second: with a kilobyte or so for a record, not a gigabyte
+/// a day.
+const DENIALS: u32 = 10;
 
 /// Services that any verified certificate may use.
 const OPEN: [&str; 2] = ["/grpc.health.v1.Health/", "/grpc.reflection."];
@@ -45,6 +54,7 @@ pub struct Gate {
     policy: Policy,
     audit: AuditLog,
     request_timeout: Duration,
+    denials: Arc<Turns>,
 }
 
 impl Gate {
@@ -58,6 +68,7 @@ impl Gate {
             policy,
             audit,
             request_timeout,
+            denials: Arc::new(Turns::new(DENIALS)),
         }
     }
 
@@ -68,12 +79,25 @@ impl Gate {
         B::Error: Into<StdError> + Send,
     {
         let path = request.uri().path().to_owned();
-        if OPEN.iter().any(|open| path.starts_with(open)) {
+        let is_grpc = is_grpc(&request);
+        if is_grpc && OPEN.iter().any(|open| path.starts_with(open)) {
             return self.routed(request).await;
         }
-        let started = Instant::now();
         let peer = request.extensions().get::<Arc<Peer>>().cloned();
-        let error = match self.complete(request).await {
+        if let Some(peer) = &peer
+            && authorize(&self.policy, &peer.caller).is_err()
+        {
+            // One of each connection, or its others would stand before everybody else.
+            let _first = peer.denial.lock().await;
+            self.denials.wait().await;
+        }
+        let started = Instant::now();
+        let request = if is_grpc {
+            self.complete(request).await
+        } else {
+            Err(ServiceError::UnknownMethod)
+        };
+        let error = match request {
             Ok(request) => {
                 let response = self.routed(request).await;
                 if response.headers().contains_key(RUN_ID_HEADER) {
@@ -125,6 +149,18 @@ impl Gate {
             Ok(Ok(body)) => Ok(Request::from_parts(head, Full::new(body.to_bytes()))),
         }
     }
+}
+
+/// What gRPC over HTTP/2 ("Requests") wants of a request, and tonic does not look at. A
+/// web page in a browser that holds a certificate can make it send any other kind to
+/// us; this one it may not without asking first, which is never answered (Fetch
+/// standard, "CORS-safelisted request-header").
+fn is_grpc<B>(request: &Request<B>) -> bool {
+    let kind = request.headers().get(CONTENT_TYPE);
+    let kind = kind.and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim_end();
+    request.method() == Method::POST
+        && matches!(kind, "application/grpc" | "application/grpc+proto")
 }
 
 /// The decision about one call, counted, and logged where a site should hear of it.

@@ -16,7 +16,7 @@ pub use crate::distinguished_name::Attribute;
 use crate::distinguished_name::DistinguishedName;
 
 /// Who calls, as far as a certificate tells.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Identity {
     /// A service of the site, by the rest of its SPIFFE path.
     Service {
@@ -130,7 +130,7 @@ pub enum Anchor {
 
 /// A caller's certificate: what of it goes into the audit record, and the identity
 /// that it gives, if any.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Caller {
     /// Who it is; `None` when no rule gives the certificate an identity.
     pub identity: Option<Identity>,

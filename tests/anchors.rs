@@ -6,8 +6,13 @@ use std::process::Command;
 
 use crate::ca::Ca;
 use crate::callers::{NO_IDENTITY, OK, assert_outcomes, outcome_of, site};
-use crate::certs::{self, ADMIN_ISSUER_CN, admin_cert, admin_issuer, admin_root, root_ca, service};
-use crate::pki::{Leaf, Strings};
+use crate::certs::{
+    self, ADMIN_ISSUER_CN, admin_cert, admin_issuer, admin_root, root_ca, service, service_cert,
+};
+use crate::configuration::{accepted, refused};
+use crate::database::Database;
+use crate::handshake::handshake;
+use crate::pki::{Cert, Leaf, Strings};
 use crate::process::{lasting_dir, run};
 use crate::site::{Site, path, quote};
 
@@ -18,7 +23,7 @@ fn impostor() -> Ca {
 }
 
 /// The same key with these certificates after its leaf.
-fn with_chain(leaf: &Leaf, chain: &[&str]) -> Leaf {
+pub(crate) fn with_chain(leaf: &Leaf, chain: &[&str]) -> Leaf {
     let leafs_own = std::fs::read_to_string(leaf.key.with_file_name("cert.pem")).unwrap();
     let cert_chain = lasting_dir("chain").join("chain.pem");
     std::fs::write(&cert_chain, leafs_own + &chain.concat()).unwrap();
@@ -29,7 +34,7 @@ fn with_chain(leaf: &Leaf, chain: &[&str]) -> Leaf {
 }
 
 /// The certificate of a CA, with its name and key, as another CA issues it.
-fn cross_signed(ca: &Ca, by: &Ca) -> String {
+pub(crate) fn cross_signed(ca: &Ca, by: &Ca) -> String {
     let dir = lasting_dir("cross");
     std::fs::write(
         dir.join("extensions"),
@@ -165,4 +170,149 @@ async fn a_ca_in_both_bundles_makes_administrators() {
         ),
     ];
     assert_outcomes(&in_the_root_bundle.start().await, &table).await;
+}
+
+#[tokio::test]
+async fn an_intermediate_in_the_admin_bundle_vouches_for_itself_alone() {
+    // The root of both is trusted for services.
+    let root = lasting_dir("bundle").join("root.pem");
+    let pems = [root_ca(), admin_root()].map(|ca| std::fs::read_to_string(&ca.cert).unwrap());
+    std::fs::write(&root, pems.concat()).unwrap();
+    let sibling = certs::admin_issuer_named(ADMIN_ISSUER_CN, Strings::Utf8);
+    let site = site().await.set("tls.root_cafile_path", path(&root));
+    let site = site.set("tls.admin_root_cafile_path", path(&admin_issuer().cert));
+    let server = site.start().await;
+    let sibling_leaf = admin_cert().signed_by(&sibling);
+    let with_the_other = [&*sibling.chain, &*admin_issuer().chain];
+    let table = [
+        ("below it", certs::admin().clone(), OK),
+        ("without it", with_chain(certs::admin(), &[]), OK),
+        ("below its sibling", sibling_leaf.clone(), NO_IDENTITY),
+        (
+            "with both",
+            with_chain(&sibling_leaf, &with_the_other),
+            NO_IDENTITY,
+        ),
+        ("a service", service("nico-api"), OK),
+    ];
+    assert_outcomes(&server, &table).await;
+}
+
+#[tokio::test]
+async fn what_a_ca_may_issue_is_kept_to() {
+    let server = site().await.start().await;
+    let issuer = |extension: &str| {
+        let subject = format!("/O=Acme/CN={ADMIN_ISSUER_CN}");
+        let cert = Cert::new(&subject).ca();
+        issuing(&cert.extension(extension))
+    };
+    let gets_in = async |cert: &Cert, issuer: &Ca| {
+        let leaf = cert.signed_by(issuer);
+        handshake(&server, Some(&leaf), &[]).await.is_ok()
+    };
+    let named = |san: &str| admin_cert().san(san);
+    let uri = format!("URI:{}nico-api", certs::SERVICE_BASE);
+    // Of URIs and names in full, a constraint is not understood: whoever has one is refused.
+    for (constraint, cert, expected) in [
+        (
+            "permitted;DNS:acme.example",
+            named("DNS:a.acme.example"),
+            true,
+        ),
+        (
+            "permitted;DNS:acme.example",
+            named("DNS:a.nico.local"),
+            false,
+        ),
+        ("excluded;DNS:nico.local", named("DNS:a.nico.local"), false),
+        ("excluded;DNS:nico.local", named("DNS:a.acme.example"), true),
+        ("permitted;DNS:acme.example", named(&uri), true),
+        ("permitted;URI:acme.example", named(&uri), false),
+        ("excluded;URI:nico.local", named(&uri), false),
+        ("permitted;dirName:acme", admin_cert(), false),
+    ] {
+        let section = if constraint.contains("dirName") {
+            "\n[acme]\nO = Acme\n[extensions]"
+        } else {
+            ""
+        };
+        let line = format!("nameConstraints = critical,{constraint}{section}");
+        let came = gets_in(&cert, &issuer(&line)).await;
+        assert_eq!(came, expected, "{constraint} {cert:?}");
+    }
+
+    let sub_ca =
+        |issuer: &Ca| issuer.intermediate(&format!("/O=Acme/CN={ADMIN_ISSUER_CN}"), Strings::Utf8);
+    let any = issuer("1.2.3.4 = DER:0500");
+    assert!(gets_in(&admin_cert(), &sub_ca(&any)).await);
+    let none_below = Cert::new("/O=Acme/CN=None Below").path_length(0);
+    let none_below = issuing(&none_below);
+    assert!(gets_in(&admin_cert(), &none_below).await);
+    assert!(!gets_in(&admin_cert(), &sub_ca(&none_below)).await);
+    let expired = Cert::new(&format!("/O=Acme/CN={ADMIN_ISSUER_CN}"));
+    for dated in [expired.clone().expired(), expired.not_yet_valid()] {
+        assert!(!gets_in(&admin_cert(), &issuing(&dated.ca())).await);
+    }
+}
+
+/// A CA below the administrators' root.
+pub(crate) fn issuing(cert: &Cert) -> Ca {
+    let usage = Some("critical,keyCertSign,cRLSign");
+    let (chain, key) = cert.clone().key_usage(usage).issue(Some(admin_root()));
+    Ca {
+        cert: key.with_file_name("cert.pem"),
+        key,
+        chain,
+    }
+}
+
+/// rustls trusts whatever is in a bundle, and whoever has the key of a leaf in there could make certificates for
+/// everybody else.
+#[tokio::test]
+async fn a_bundle_with_a_certificate_of_no_ca_is_refused() {
+    let database = Database::migrated().await;
+    let with = |other: &PathBuf| {
+        let bundle = lasting_dir("bundle").join("bundle.pem");
+        let pems = [&root_ca().cert, other].map(|file| std::fs::read_to_string(file).unwrap());
+        std::fs::write(&bundle, pems.concat()).unwrap();
+        bundle
+    };
+    let signs_nothing = service_cert("ca").ca().self_signed();
+    let no_cas = [
+        service("nico-api"),
+        admin_cert().self_signed(),
+        signs_nothing,
+    ];
+    for leaf in no_cas {
+        let bundle = with(&leaf.key.with_file_name("cert.pem"));
+        for setting in ["root_cafile_path", "admin_root_cafile_path"] {
+            let setting_spelled = format!("[tls].{setting}: ");
+            let words = "bundle.pem holds a certificate that is no CA certificate: take it out";
+            refused(&database, &[&setting_spelled, words], |site| {
+                site.set(&format!("tls.{setting}"), path(&bundle))
+            })
+            .await;
+        }
+    }
+    for good in [&admin_root().cert, &version_1()] {
+        accepted(&database, |site| {
+            site.set("tls.root_cafile_path", path(with(good)))
+        })
+        .await;
+    }
+}
+
+/// A root from before there were extensions.
+fn version_1() -> PathBuf {
+    let dir = lasting_dir("version_1");
+    let openssl = |args: &str| {
+        let mut openssl = Command::new("openssl");
+        openssl.args(args.split(' ')).current_dir(&dir);
+        run(&mut openssl)
+    };
+    openssl("req -new -nodes -newkey rsa:2048 -subj /CN=old -keyout key.pem -out csr.pem");
+    openssl("x509 -req -in csr.pem -signkey key.pem -days 30 -out cert.pem");
+    let text = openssl("x509 -in cert.pem -noout -text");
+    assert!(text.contains("Version: 1 (0x0)"), "{text}");
+    dir.join("cert.pem")
 }

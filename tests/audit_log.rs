@@ -1,8 +1,11 @@
 //! The audit log in a file: one record a call, nothing done without one, and a file that may be rotated away.
 
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::fs::OFlags;
 use serde_json::{Value, json};
 
 use crate::certs::{self, admin_cert, admin_issuer, service};
@@ -265,6 +268,26 @@ async fn a_file_that_is_renamed_is_left_at_the_next_sighup() {
 }
 
 #[tokio::test]
+async fn a_file_that_is_deleted_is_made_anew_or_no_call_is_carried_out() {
+    let database = Database::migrated().await;
+    let dir = temp_dir("audit");
+    let (below, file) = (dir.path().join("below"), dir.path().join("below/audit.log"));
+    std::fs::create_dir(&below).unwrap();
+    let server = site(&database, &file).await;
+    run(&server, true).await;
+    assert_eq!(records(&file).len(), 2);
+    std::fs::remove_file(&file).unwrap();
+    run(&server, true).await;
+    assert_eq!(records(&file).len(), 2);
+    std::fs::remove_dir_all(&below).unwrap();
+    let error = call(&server, certs::admin(), json!({})).await.unwrap_err();
+    assert_eq!(error.reason().unwrap(), "AUDIT_UNAVAILABLE");
+    std::fs::create_dir(&below).unwrap();
+    run(&server, true).await;
+    assert_eq!(records(&file).len(), 2);
+}
+
+#[tokio::test]
 async fn a_file_that_can_not_be_opened_stops_the_start() {
     let database = Database::migrated().await;
     let dir = temp_dir("audit");
@@ -290,4 +313,59 @@ async fn a_file_that_can_not_be_opened_stops_the_start() {
     })
     .await;
     accepted(&database, |site| site.set("rewrap.audit_required", "false")).await;
+}
+
+#[tokio::test]
+async fn a_log_that_takes_its_time_for_ever_is_one_that_takes_no_line() {
+    let database = Database::migrated().await;
+    let client = database.client().await;
+    seed::insert(&client, &[Org::under("acme", "kv1")]).await;
+    let before = seed::snapshot(&client).await;
+    let dir = temp_dir("audit");
+    let fifo = dir.path().join("audit.fifo");
+    crate::process::run(std::process::Command::new("mkfifo").arg(&fifo));
+    let words = [
+        "site.toml: [rewrap].audit_log: ",
+        "can't be opened for appending (",
+    ];
+    refused(&database, &words, |site| {
+        site.set("rewrap.audit_log", path(&fifo))
+    })
+    .await;
+
+    // Somebody reads it, and is fast asleep when it is full.
+    let mut options = std::fs::OpenOptions::new();
+    options.read(true).write(true);
+    options.custom_flags(OFlags::NONBLOCK.bits().cast_signed());
+    let mut pipe = options.open(&fifo).unwrap();
+    let mut filled = 0;
+    while let Ok(length) = pipe.write(&[b'x'; 4096]) {
+        filled += length;
+    }
+    let server = site(&database, &fifo).await;
+    let error = call(&server, certs::admin(), json!({})).await.unwrap_err();
+    assert_eq!(error.reason().unwrap(), "AUDIT_UNAVAILABLE");
+    assert_eq!(seed::snapshot(&client).await, before);
+    assert_eq!(
+        server.wait_log("call").await["outcome"],
+        "AUDIT_UNAVAILABLE"
+    );
+    // It wakes up: the one line that was under way arrives, and calls are carried out.
+    let mut old = vec![0; filled];
+    pipe.read_exact(&mut old).unwrap();
+    assert_eq!(run(&server, false).await.rows_updated, 1);
+    let mut text = vec![0; 16_384];
+    let length = pipe.read(&mut text).unwrap();
+    let text = String::from_utf8_lossy(&text[..length]);
+    let lines: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let fields = ["message", "outcome", "identity", "dry_run"];
+    let expected = [
+        "call started null alice false",
+        "call started null alice false",
+        "call OK alice false",
+    ];
+    assert_eq!(told(&lines, fields), expected);
 }

@@ -229,6 +229,11 @@ async fn bad_certificate_files_are_named() {
         ),
         (
             "root_cafile_path",
+            &quote("/dev/zero"),
+            "/dev/zero can't be read (it is larger than 16 MiB)",
+        ),
+        (
+            "root_cafile_path",
             &garbage,
             "garbage.pem holds a certificate that is no CA certificate",
         ),

@@ -12,6 +12,7 @@ pub(crate) struct Crl<'a> {
     issuer: &'a Ca,
     revoked: Vec<PathBuf>,
     period: [&'static str; 4],
+    extensions: String,
 }
 
 impl<'a> Crl<'a> {
@@ -25,6 +26,7 @@ impl<'a> Crl<'a> {
                 "-crl_nextupdate",
                 "20900101000000Z",
             ],
+            extensions: String::new(),
         }
     }
 
@@ -41,10 +43,26 @@ impl<'a> Crl<'a> {
         self
     }
 
+    /// Only for some certificates, as the issuing distribution point says: `onlyuser = TRUE`.
+    pub(crate) fn scope(self, line: &str) -> Self {
+        let point = "issuingDistributionPoint = critical,@point\n[point]\n";
+        self.extension(&format!("{point}{line}"))
+    }
+
+    /// One more extension, as `openssl`'s configuration spells it.
+    pub(crate) fn extension(mut self, line: &str) -> Self {
+        self.extensions = format!("{line}\n");
+        self
+    }
+
     /// A file with the list in PEM.
     pub(crate) fn issue(&self) -> PathBuf {
         let dir = lasting_dir("crl");
-        fs::write(dir.join("openssl.cnf"), CONFIG).unwrap();
+        fs::write(
+            dir.join("openssl.cnf"),
+            CONFIG.to_owned() + &self.extensions,
+        )
+        .unwrap();
         fs::write(dir.join("index.txt"), "").unwrap();
         fs::write(dir.join("number"), "01\n").unwrap();
         let ca = |args: &[&str]| {

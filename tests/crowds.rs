@@ -1,15 +1,17 @@
-//! Many clients at once, and those that take their time: what they cost is theirs.
+//! Many clients at once, and those that take their time: what they cost is theirs. What they send is in `floods.rs`.
 
 use std::time::Duration;
 
 use serde_json::json;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::certs;
 use crate::database::Database;
 use crate::grpcurl::{Call, run};
 use crate::handshake::Connection;
+use crate::http2::{APPLY, DATA, END_HEADERS, END_STREAM, HEADERS, frame, headers};
+use crate::pki::Leaf;
 use crate::server::Server;
 use crate::site::Site;
 use crate::transport::assert_refused;
@@ -23,9 +25,13 @@ fn site() -> Site {
 
 /// A client at this address of the loopback network that connects and says nothing.
 async fn silent(server: &Server, from: &str) -> TcpStream {
+    knock(&server.grpc, from).await
+}
+
+async fn knock(at: &str, from: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
-    socket.connect(server.grpc.parse().unwrap()).await.unwrap()
+    socket.connect(at.parse().unwrap()).await.unwrap()
 }
 
 /// Waits until the server ends this connection.
@@ -115,29 +121,14 @@ async fn many_connections_are_served_up_to_the_limit_and_refused_beyond() {
     assert_eq!(run(&server, true).await.rows_examined, 0);
 }
 
-/// A frame of stream 1 (RFC 9113, section 4.1).
-fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    [&length[1..], &[kind, flags, 0, 0, 0, 1], payload].concat()
-}
-
-/// A call of the re-wrap method that is to have a message of one byte: HEADERS without END_STREAM on stream 1, in
-/// literals that are not indexed (RFC 7541, section 6.2.2), then the beginning of a DATA frame's message.
+/// A call that is to have a message of one byte: its headers, then the beginning of the message.
 fn half_a_request() -> Vec<u8> {
-    let literal = |name: &str, value: &str| {
-        let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
-        [&[0][..], &text(name), &text(value)].concat()
-    };
-    let headers = [
-        literal(":method", "POST"),
-        literal(":scheme", "https"),
-        literal(":path", "/forge.Forge/ReencryptTenantIdentitySecrets"),
-        literal(":authority", "localhost"),
-        literal("content-type", "application/grpc"),
-        literal("te", "trailers"),
+    let headers = headers(&[("content-type", "application/grpc")]);
+    [
+        frame(HEADERS, END_HEADERS, 1, &headers),
+        frame(DATA, 0, 1, &[0, 0, 0]),
     ]
-    .concat();
-    [frame(1, 4, &headers), frame(0, 0, &[0, 0, 0])].concat()
+    .concat()
 }
 
 #[tokio::test]
@@ -154,7 +145,7 @@ async fn a_request_that_is_never_complete_does_not_hold_its_connection() {
     // A byte now and then does not buy more time.
     for _ in 0..3 {
         tokio::time::sleep(Duration::from_millis(400)).await;
-        connection.send(&frame(0, 0, &[0])).await;
+        connection.send(&frame(DATA, 0, 1, &[0])).await;
     }
     let record = server.wait_log("call").await;
     assert_eq!(record["outcome"], "SLOW_REQUEST", "{record}");
@@ -164,4 +155,106 @@ async fn a_request_that_is_never_complete_does_not_hold_its_connection() {
     let watch = Call::new(&server, certs::admin()).watch();
     assert_eq!(run(&server, true).await.rows_examined, 0);
     drop(watch);
+}
+
+#[tokio::test]
+async fn one_client_takes_no_more_than_its_share_of_the_connections() {
+    let site = site().set("rewrap.max_connections_per_client", "2");
+    let server = site.start().await;
+    let open = |leaf: &Leaf| Connection::open(&server, Some(leaf), &["-tls1_3", "-alpn", "h2"]);
+    let (first, renewed) = (certs::service("nico-dhcp"), certs::service("nico-dhcp"));
+    let mut own = [open(&first), open(&renewed)];
+    for connection in &mut own {
+        assert!(connection.greet().await);
+    }
+    for leaf in [&first, &renewed] {
+        assert!(!open(leaf).greet().await);
+    }
+    assert_refused(&server, "too_many", 2).await;
+    // Others have their own.
+    assert_served(&server).await;
+    let others = [certs::service("nico-api"), certs::machine().clone()];
+    for leaf in &others {
+        assert!(open(leaf).greet().await);
+    }
+    drop(own);
+    let again = async { while !open(&first).greet().await {} };
+    tokio::time::timeout(Duration::from_secs(60), again)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn silent_probes_give_way_to_those_who_ask() {
+    let server = site().start().await;
+    let patient = knock(&server.http, "127.0.0.2").await;
+    let mut crowd = Vec::new();
+    for _ in 0..200 {
+        crowd.push(knock(&server.http, "127.0.0.1").await);
+    }
+    // 64 have a place, one of them the other address.
+    for client in &mut crowd[..137] {
+        ended(client).await;
+    }
+    assert!(is_open(&patient));
+    assert_eq!(server.get("/livez").await, (200, "ok\n".to_owned()));
+    // Nor does one that is slow keep its place for ever.
+    let mut slow = knock(&server.http, "127.0.0.3").await;
+    slow.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\nX: ")
+        .await
+        .unwrap();
+    ended(&mut slow).await;
+}
+
+#[tokio::test]
+async fn who_is_denied_again_and_again_waits_and_others_do_not() {
+    let server = Site::new(&Database::migrated().await).start().await;
+    let options = ["-tls1_3", "-alpn", "h2"];
+    let mut connections = Vec::new();
+    for _ in 0..8 {
+        let mut connection = Connection::open(&server, Some(certs::machine()), &options);
+        assert!(connection.greet().await);
+        // As many streams as there may be.
+        let requests = (0..64).flat_map(|number| {
+            let stream = number * 2 + 1;
+            let headers = headers(&[("content-type", "application/grpc")]);
+            let headers = frame(HEADERS, END_HEADERS, stream, &headers);
+            [headers, frame(DATA, END_STREAM, stream, &APPLY)].concat()
+        });
+        connection.send(&requests.collect::<Vec<_>>()).await;
+        connections.push(connection);
+    }
+    // All turns that were saved up are taken.
+    server.wait_logs("call", 101).await;
+    assert_eq!(run(&server, true).await.rows_examined, 0);
+    let dhcp = certs::service("nico-dhcp");
+    let denied = Call::new(&server, &dhcp).without_reflection();
+    let denied = denied.reencrypt(&json!({})).await.unwrap_err();
+    assert_eq!(denied.reason().unwrap(), "NOT_ALLOWED");
+    let records = server.logs_with("call");
+    let of_crowd = records.iter().filter(|it| it["identity_kind"] == "machine");
+    assert!(of_crowd.count() < 8 * 64, "the others are not behind them");
+    // A hundred at once, and ten a second from then on.
+    let records = server.wait_logs("call", 130).await;
+    let time = |record: &serde_json::Value| {
+        humantime::parse_rfc3339(record["timestamp"].as_str().unwrap()).unwrap()
+    };
+    let took = time(&records[128])
+        .duration_since(time(&records[0]))
+        .unwrap();
+    assert!(took > Duration::from_secs(2), "{took:?}");
+}
+
+#[tokio::test]
+async fn handshakes_that_come_to_nothing_are_counted_and_do_not_fill_the_log() {
+    let server = site().start().await;
+    for _ in 0..1000 {
+        let mut client = silent(&server, "127.0.0.1").await;
+        client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        // An alert comes first.
+        let _ = client.read_to_end(&mut Vec::new()).await;
+    }
+    assert_refused(&server, "protocol_error", 1000).await;
+    let told = server.logs_with("TLS handshake refused").len();
+    assert!((100..1000).contains(&told), "{told}");
 }

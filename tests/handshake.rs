@@ -76,6 +76,11 @@ impl Connection {
         self.stdin.write_all(bytes).await.unwrap();
     }
 
+    /// Says something more; whether it could be said.
+    pub(crate) async fn try_send(&mut self, bytes: &[u8]) -> bool {
+        self.stdin.write_all(bytes).await.is_ok()
+    }
+
     /// Waits until the server ends the connection; gives everything that `openssl` has shown.
     pub(crate) async fn closed(mut self) -> String {
         assert!(!self.read_until(b"never sent by anyone").await);

@@ -60,6 +60,7 @@ pub(crate) struct Cert {
     key_usage: Option<String>,
     eku: Option<String>,
     ca: bool,
+    path_length: Option<u32>,
     extensions: Vec<String>,
     validity: Validity,
     key: Key,
@@ -110,6 +111,12 @@ impl Cert {
     pub(crate) fn ca(mut self) -> Self {
         self.ca = true;
         self
+    }
+
+    /// A CA with so many CAs below it.
+    pub(crate) fn path_length(mut self, cas: u32) -> Self {
+        self.path_length = Some(cas);
+        self.ca()
     }
 
     /// Valid only in 2020.
@@ -266,6 +273,9 @@ impl Cert {
             "basicConstraints = critical,CA:{}",
             self.ca.to_string().to_uppercase()
         )];
+        if let Some(cas) = self.path_length {
+            extensions[0] += &format!(",pathlen:{cas}");
+        }
         extensions.push("subjectKeyIdentifier = hash\nauthorityKeyIdentifier = keyid".to_owned());
         extensions.extend(
             self.key_usage

@@ -21,13 +21,13 @@ use crate::seed;
 use crate::server::Server;
 use crate::site::{Site, path};
 
-const H2: [&str; 3] = ["-tls1_3", "-alpn", "h2"];
+pub(crate) const H2: [&str; 3] = ["-tls1_3", "-alpn", "h2"];
 
 /// Files of TLS under names of their own, to be replaced.
-struct Files(PathBuf);
+pub(crate) struct Files(pub(crate) PathBuf);
 
 impl Files {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let files = Self(lasting_dir("tls"));
         files.pair(certs::server());
         files.install("root.pem", &root_ca().cert);
@@ -36,23 +36,23 @@ impl Files {
         files
     }
 
-    fn pair(&self, leaf: &Leaf) {
+    pub(crate) fn pair(&self, leaf: &Leaf) {
         self.install("server.pem", &leaf.cert_chain);
         self.install("server.key", &leaf.key);
     }
 
     /// Puts a copy of `from` in the place of a file, in one step.
-    fn install(&self, name: &str, from: &Path) {
+    pub(crate) fn install(&self, name: &str, from: &Path) {
         self.write(name, &fs::read(from).unwrap());
     }
 
-    fn write(&self, name: &str, content: &[u8]) {
+    pub(crate) fn write(&self, name: &str, content: &[u8]) {
         let new = self.0.join("new");
         fs::write(&new, content).unwrap();
         fs::rename(new, self.0.join(name)).unwrap();
     }
 
-    fn site(&self, site: Site) -> Site {
+    pub(crate) fn site(&self, site: Site) -> Site {
         let file = |name: &str| path(self.0.join(name));
         site.set("tls.identity_pemfile_path", file("server.pem"))
             .set("tls.identity_keyfile_path", file("server.key"))
@@ -64,12 +64,12 @@ impl Files {
     }
 }
 
-fn disabled() -> Site {
+pub(crate) fn disabled() -> Site {
     Site::with_url("postgres://nobody@127.0.0.1:1/none").set("machine_identity.enabled", "false")
 }
 
 /// Waits for the value of a metric.
-async fn until(server: &Server, name: &str, labels: &[(&str, &str)], expected: f64) {
+pub(crate) async fn until(server: &Server, name: &str, labels: &[(&str, &str)], expected: f64) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while server.metric(name, labels).await.unwrap_or_default() != expected {
         assert!(
@@ -81,12 +81,12 @@ async fn until(server: &Server, name: &str, labels: &[(&str, &str)], expected: f
     }
 }
 
-async fn until_reloaded(server: &Server, outcome: &str, times: f64) {
+pub(crate) async fn until_reloaded(server: &Server, outcome: &str, times: f64) {
     let name = "nico_rewrap_tls_reloads_total";
     until(server, name, &[("outcome", outcome)], times).await;
 }
 
-async fn until_closed(server: &Server, reason: &str, connections: f64) {
+pub(crate) async fn until_closed(server: &Server, reason: &str, connections: f64) {
     let name = "nico_rewrap_connections_distrusted_total";
     until(server, name, &[("reason", reason)], connections).await;
 }

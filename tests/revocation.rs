@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
+use crate::anchors::{cross_signed, with_chain};
 use crate::ca::Ca;
+use crate::callers::{self, NO_IDENTITY, OK, outcome_of};
 use crate::certs::{self, admin_cert, admin_issuer_named, admin_root, root_ca, service_cert};
 use crate::configuration::{accepted, refused};
 use crate::crl::{Crl, der};
@@ -162,6 +164,71 @@ async fn the_newest_list_of_an_issuer_counts() {
     }
 }
 
+/// A list may say that it is for the certificates that name a distribution point. One that is on a part of several
+/// would be let in by the others, if it names none.
+#[tokio::test]
+async fn a_list_in_parts_is_refused_and_one_with_a_scope_counts() {
+    let root = Ca::root("/O=NICo/CN=parts", Strings::Utf8);
+    let point = "URI:http://ca.example/1.crl";
+    let leaf = |points: &str| {
+        let extension = format!("crlDistributionPoints = {points}");
+        let cert = service_cert("nico-api");
+        let cert = if points.is_empty() {
+            cert
+        } else {
+            cert.extension(&extension)
+        };
+        cert.signed_by(&root)
+    };
+    let (good, bad) = (leaf(""), leaf(""));
+    let (good_here, bad_here) = (leaf(point), leaf(point));
+    let list = || Crl::of(&root).revokes(&bad.key).revokes(&bad_here.key);
+    let this = format!("fullname = {point}");
+    let with = |files: &[&PathBuf]| site(files).set("tls.root_cafile_path", path(&root.cert));
+    let for_users = format!("{this}\nonlyuser = TRUE");
+    for scope in [&this, &for_users] {
+        let server = with(&[&list().scope(scope).issue()]).start_unready().await;
+        assert!(gets_in(&server, &good).await && gets_in(&server, &good_here).await);
+        assert!(!gets_in(&server, &bad).await && !gets_in(&server, &bad_here).await);
+    }
+    // A list for CAs only, or for another point than the certificate's, is none for it.
+    let for_cas = list().scope(&format!("{this}\nonlyCA = TRUE")).issue();
+    let server = with(&[&for_cas]).start_unready().await;
+    assert!(!gets_in(&server, &good).await);
+    assert_refused(&server, "crl_missing", 1).await;
+    let elsewhere = leaf("URI:http://ca.example/2.crl");
+    let server = with(&[&list().scope(&this).issue()]).start_unready().await;
+    assert!(!gets_in(&server, &elsewhere).await);
+    assert_refused(&server, "crl_missing", 1).await;
+
+    let part = |line: &str| Crl::of(&root).scope(line).issue();
+    let parts = [part(&this), part("fullname = URI:http://ca.example/2.crl")];
+    let whole = list().issue();
+    for files in [[&parts[0], &parts[1]], [&whole, &parts[1]]] {
+        let exit = with(&files).run_to_exit().await;
+        assert_eq!(exit.code, 78, "{}", exit.stderr);
+        let words = "[rewrap].crl_files has lists of one issuer for different distribution points";
+        assert!(exit.stderr.contains(words), "{}", exit.stderr);
+    }
+}
+
+/// The administrators' issuing CA has a certificate of their root, which is revoked, and one of the service CA.
+#[tokio::test]
+async fn a_way_to_the_admin_bundle_that_is_revoked_is_none_whatever_other_way_there_is() {
+    let Branch { issuer, good, .. } = branch();
+    let cross = cross_signed(&issuer, root_ca());
+    let both_ways = with_chain(&good, &[&issuer.chain, &cross]);
+    let others = [Crl::of(&issuer).issue(), Crl::of(root_ca()).issue()];
+    let current = Crl::of(admin_root()).issue();
+    let revoking = Crl::of(admin_root()).revokes(&issuer.key).issue();
+    for (of_root, expected) in [(&current, OK), (&revoking, NO_IDENTITY)] {
+        let files = list(&[of_root, &others[0], &others[1]]);
+        let site = callers::site().await.set("rewrap.crl_files", files);
+        let server = site.start().await;
+        assert_eq!(outcome_of(&server, &both_ways, None).await, expected);
+    }
+}
+
 #[tokio::test]
 async fn an_unusable_list_stops_the_start_and_an_old_one_is_warned_about() {
     let database = Database::migrated().await;
@@ -178,6 +245,7 @@ async fn an_unusable_list_stops_the_start_and_an_old_one_is_warned_about() {
     let garbage = "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n";
     let lacks = "holds no certificate revocation list in PEM or DER";
     let unreadable = "holds a certificate revocation list that can't be read";
+    let unsupported = "holds a certificate revocation list of a kind that is not supported";
     for (bad, words) in [
         (dir.join("missing.pem"), "missing.pem can't be read ("),
         (file("empty.pem", ""), lacks),
@@ -187,6 +255,32 @@ async fn an_unusable_list_stops_the_start_and_an_old_one_is_warned_about() {
         (
             Crl::of(&pretender).issue(),
             "holds a certificate revocation list that its issuer has not signed",
+        ),
+        (
+            Crl::of(root_ca()).scope("indirectCRL = TRUE").issue(),
+            unsupported,
+        ),
+        (
+            Crl::of(root_ca())
+                .extension("2.5.29.27 = critical,DER:020101")
+                .issue(),
+            unsupported,
+        ),
+        (
+            Crl::of(root_ca())
+                .scope("onlysomereasons = keyCompromise")
+                .issue(),
+            unsupported,
+        ),
+        (
+            Crl::of(root_ca()).scope("onlyAA = TRUE").issue(),
+            unsupported,
+        ),
+        (
+            Crl::of(root_ca())
+                .extension("1.2.3.4 = critical,DER:0500")
+                .issue(),
+            unsupported,
         ),
     ] {
         let words = ["site.toml: [rewrap].crl_files: ", words];

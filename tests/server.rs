@@ -162,10 +162,16 @@ impl Server {
 
     /// Waits for a log line with this message and gives the first one.
     pub(crate) async fn wait_log(&self, message: &str) -> Value {
+        self.wait_logs(message, 1).await.swap_remove(0)
+    }
+
+    /// Waits for this many log lines with this message.
+    pub(crate) async fn wait_logs(&self, message: &str, count: usize) -> Vec<Value> {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Some(line) = self.logs_with(message).into_iter().next() {
-                return line;
+            let lines = self.logs_with(message);
+            if lines.len() >= count {
+                return lines;
             }
             self.assert_running(message);
             assert!(

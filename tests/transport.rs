@@ -323,6 +323,15 @@ async fn a_request_or_headers_of_unreasonable_size_are_refused() {
     let denied = Call::new(&server, certs::machine()).without_reflection();
     let denied = denied.reencrypt(&with_id(17_000)).await.unwrap_err();
     assert_eq!(denied.reason().unwrap(), "NOT_ALLOWED");
+    let longest = server
+        .logs_with("call")
+        .iter()
+        .map(|record| record.to_string().len())
+        .max();
+    assert!(
+        longest.unwrap() < 2000,
+        "what a caller likes is not all recorded"
+    );
 
     let header = |length: usize| format!("x-unrelated: {}", "a".repeat(length));
     let request = json!({"dryRun": true});

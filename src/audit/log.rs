@@ -8,14 +8,24 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, PoisonError, RwLock},
     time::Duration,
+};
+
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout_at},
 };
 
 use super::record::{Record, outcome};
 use crate::{error::ServiceError, telemetry};
+
+/// How long a disk may take for a line before it counts as not written. A file server
+/// that is gone, or a pipe that nobody empties, takes for ever.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// `[rewrap].audit_log` and `[rewrap].audit_required`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,13 +44,14 @@ pub struct AuditLog(Arc<Inner>);
 struct Inner {
     path: Option<PathBuf>,
     required: bool,
-    open: Mutex<Open>,
+    /// One line at a time. Replaced as a whole, as the last line may be stuck.
+    open: RwLock<Arc<Mutex<Open>>>,
 }
 
 #[derive(Debug)]
 struct Open {
     /// `None` for standard error.
-    file: Option<File>,
+    file: Option<(PathBuf, File)>,
     /// The last line was written in part.
     torn: bool,
 }
@@ -57,11 +68,11 @@ impl AuditLog {
     ///
     /// When it can't be opened for appending.
     pub fn open(options: &AuditOptions) -> io::Result<Self> {
-        let file = options.file.as_deref().map(open).transpose()?;
+        let file = options.file.as_deref().map(opened).transpose()?;
         Ok(Self(Arc::new(Inner {
             path: options.file.clone(),
             required: options.required,
-            open: Mutex::new(Open { file, torn: false }),
+            open: RwLock::new(Open::new(file)),
         })))
     }
 
@@ -69,12 +80,10 @@ impl AuditLog {
     /// with the one that is open.
     pub fn reopen(&self) {
         let Some(path) = &self.0.path else { return };
-        match open(path) {
+        match opened(path) {
             Ok(file) => {
-                *self.0.lock() = Open {
-                    file: Some(file),
-                    torn: false,
-                };
+                *self.0.open.write().unwrap_or_else(PoisonError::into_inner) =
+                    Open::new(Some(file));
                 tracing::info!(file = %path.display(), "audit log opened again");
             }
             Err(error) => {
@@ -122,31 +131,50 @@ impl AuditLog {
 
     /// What goes wrong is told in the log, and counted.
     async fn append(&self, line: String, flush: bool) -> Result<(), ()> {
-        let inner = self.0.clone();
-        // A disk may take its time.
-        let written = tokio::task::spawn_blocking(move || inner.lock().append(&line, flush)).await;
-        let error = match written {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(error)) => error.to_string(),
-            Err(panicked) => panicked.to_string(),
+        let Err(error) = self.0.append(line, flush).await else {
+            return Ok(());
         };
         telemetry::audit_failed();
-        tracing::error!(error, "[rewrap].audit_log can't be written to");
+        tracing::error!(%error, "[rewrap].audit_log can't be written to");
         Err(())
     }
 }
 
 impl Inner {
-    fn lock(&self) -> MutexGuard<'_, Open> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    fn open(&self) -> Arc<Mutex<Open>> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        open.clone()
+    }
+
+    async fn append(&self, line: String, flush: bool) -> io::Result<()> {
+        let open = self.open();
+        let deadline = Instant::now() + PATIENCE;
+        let written = timeout_at(deadline, async {
+            // Waited for here, so that no more than one thread is ever stuck.
+            let mut open = open.lock_owned().await;
+            tokio::task::spawn_blocking(move || open.append(&line, flush)).await
+        });
+        match written.await {
+            Ok(written) => written.unwrap_or_else(|panicked| Err(io::Error::other(panicked))),
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        }
     }
 }
 
 impl Open {
+    fn new(file: Option<(PathBuf, File)>) -> Arc<Mutex<Self>> {
+        Arc::new(Mutex::new(Self { file, torn: false }))
+    }
+
     fn append(&mut self, line: &str, flush: bool) -> io::Result<()> {
-        let Some(file) = &mut self.file else {
+        let Some((path, file)) = &mut self.file else {
             return io::stderr().lock().write_all(line.as_bytes());
         };
+        // Deleted, and nobody would ever read the line.
+        if file.metadata()?.nlink() == 0 {
+            *file = open(path)?;
+            self.torn = false;
+        }
         // A line that a full disk cut off ends here, and spoils no other.
         let line = if self.torn {
             format!("\n{line}")
@@ -167,10 +195,19 @@ impl Open {
     }
 }
 
+fn opened(path: &Path) -> io::Result<(PathBuf, File)> {
+    Ok((path.to_owned(), open(path)?))
+}
+
 fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
+    // A pipe that nobody reads is then an error, and would be waited for otherwise.
+    let waits_not = OFlags::NONBLOCK;
+    let file = OpenOptions::new()
         .append(true)
         .create(true)
         .mode(0o640)
-        .open(path)
+        .custom_flags(waits_not.bits().cast_signed())
+        .open(path)?;
+    fcntl_setfl(&file, fcntl_getfl(&file)? - waits_not)?;
+    Ok(file)
 }

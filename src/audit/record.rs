@@ -19,6 +19,10 @@ use crate::{
     run::{Mode, Report, Scope},
 };
 
+/// In characters: the path of a request, and the organization that it names, are
+/// whatever the caller likes.
+const MAX_TEXT: usize = 256;
+
 /// What is known of a call so far.
 #[derive(Debug, Clone)]
 pub(crate) struct Record {
@@ -36,7 +40,7 @@ impl Record {
         Self {
             run_id: run_id.to_owned(),
             peer,
-            method: method.to_owned(),
+            method: cut(method),
             asked: None,
             report: Report::default(),
             begun: Arc::default(),
@@ -54,7 +58,7 @@ impl Record {
     /// What the request wants; no scope where the organization id can't be one.
     pub(crate) fn asked(&mut self, scope: Option<&Scope>, mode: Mode) {
         let scope = scope.map_or_else(|| "organization (invalid)".to_owned(), Scope::to_string);
-        self.asked = Some((scope, mode));
+        self.asked = Some((cut(&scope), mode));
     }
 
     /// The run ended, with or without an error.
@@ -130,6 +134,10 @@ impl Record {
             dry_run: mode.map(|mode| mode == Mode::DryRun),
         }
     }
+}
+
+fn cut(text: &str) -> String {
+    text.chars().take(MAX_TEXT).collect()
 }
 
 /// `OK`, or the reason of the error.
@@ -222,6 +230,8 @@ impl Formatter for Ascii {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::Mutex;
+
     use super::*;
     use crate::identity::{Caller, Identity};
 
@@ -247,6 +257,7 @@ mod tests {
                     serial: name.to_owned(),
                     issuer: name.to_owned(),
                 },
+                denial: Mutex::default(),
             };
             let record = Record::new("id", Some(Arc::new(peer)), name);
             let error = ServiceError::Internal;

@@ -92,6 +92,8 @@ pub struct ServerOptions {
     pub max_handshakes: u32,
     /// Connections at once, after their handshake.
     pub max_client_connections: u32,
+    /// Of these, those of one client.
+    pub max_connections_per_client: u32,
     /// Runs at once.
     pub max_runs: u32,
 }
@@ -125,7 +127,7 @@ impl fmt::Display for ConfigError {
 }
 
 /// What can be set in `[rewrap]`.
-const KNOWN: [&str; 36] = [
+const KNOWN: [&str; 37] = [
     "admin_issuers_in_root_ca",
     "allowed_services",
     "audit_log",
@@ -147,6 +149,7 @@ const KNOWN: [&str; 36] = [
     "max_attempts",
     "max_client_connections",
     "max_connections",
+    "max_connections_per_client",
     "max_handshakes",
     "max_rows_per_second",
     "max_runs",
@@ -263,6 +266,11 @@ fn server(settings: &mut Settings) -> ServerOptions {
         keepalive_timeout: settings.duration("rewrap.keepalive_timeout", seconds(10)),
         max_handshakes: settings.number("rewrap.max_handshakes", 128, 1..=65_536),
         max_client_connections: settings.number("rewrap.max_client_connections", 256, 1..=65_536),
+        max_connections_per_client: settings.number(
+            "rewrap.max_connections_per_client",
+            64,
+            1..=65_536,
+        ),
         max_runs: settings.number("rewrap.max_runs", 8, 1..=1_024),
     }
 }

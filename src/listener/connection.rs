@@ -8,7 +8,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::CertificateDer;
 use tokio::{
     net::TcpStream,
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch},
     time::{Instant, sleep, timeout_at},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
@@ -16,14 +16,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Peer,
-    handshakes::{Handshakes, Place},
+    shares::{Share, Shares},
 };
 use crate::{
     config::ServerOptions,
     gate::Gate,
     identity::{Caller, TrustRules},
+    places::{Place, Places},
     telemetry,
     tls::{self, Snapshot},
+    turns::Turns,
 };
 
 /// Requests under way at once on one connection.
@@ -37,9 +39,12 @@ pub(super) struct Server {
     pub(super) tls: watch::Receiver<Arc<Snapshot>>,
     pub(super) trust: Arc<TrustRules>,
     pub(super) gate: Gate,
-    pub(super) handshakes: Arc<Handshakes>,
+    pub(super) handshakes: Arc<Places>,
+    pub(super) refusals_told: Turns,
     /// Of `max_client_connections`.
-    pub(super) places: Arc<Semaphore>,
+    pub(super) connections: Arc<Semaphore>,
+    /// Of `max_connections_per_client`.
+    pub(super) shares: Arc<Shares>,
     pub(super) options: ServerOptions,
     pub(super) shutdown: CancellationToken,
 }
@@ -51,7 +56,8 @@ struct Admitted {
     peer: Arc<Peer>,
     /// That by which the chain was last verified is the last that this one has seen.
     tls: watch::Receiver<Arc<Snapshot>>,
-    _place: OwnedSemaphorePermit,
+    /// One of all, and one of the client's.
+    _places: (OwnedSemaphorePermit, Share),
 }
 
 /// Why a connection came to nothing: the label of the metric, and more for the log.
@@ -78,7 +84,7 @@ impl Server {
             Err(Refusal(reason, error)) => {
                 telemetry::handshake_refused(reason);
                 // Whoever only looks whether the port is open does so again and again.
-                if reason == "closed" {
+                if reason == "closed" || !self.refusals_told.is_due() {
                     tracing::debug!(peer = %address, reason, error, "TLS handshake refused");
                 } else {
                     tracing::info!(peer = %address, reason, error, "TLS handshake refused");
@@ -112,7 +118,7 @@ impl Server {
             .iter()
             .map(|certificate| certificate.clone().into_owned())
             .collect();
-        let place = timeout_at(deadline, self.places.clone().acquire_owned()).await;
+        let place = timeout_at(deadline, self.connections.clone().acquire_owned()).await;
         let Ok(Ok(place)) = place else {
             let error = "all of [rewrap].max_client_connections are there";
             return Err(Refusal("too_many", error.to_owned()));
@@ -120,12 +126,20 @@ impl Server {
         // By what the files say now: they may have changed since the handshake began.
         let caller = verify(&mut tls, &chain, &self.trust)
             .map_err(|error| Refusal(tls::reason_of(&error), error.to_string()))?;
+        let share = self.shares.take(&caller).ok_or_else(|| {
+            let error = "this client has [rewrap].max_connections_per_client of them";
+            Refusal("too_many", error.to_owned())
+        })?;
         Ok(Admitted {
             stream,
             chain,
-            peer: Arc::new(Peer { address, caller }),
+            peer: Arc::new(Peer {
+                address,
+                caller,
+                denial: Mutex::default(),
+            }),
             tls,
-            _place: place,
+            _places: (place, share),
         })
     }
 
@@ -135,7 +149,7 @@ impl Server {
             chain,
             peer,
             tls,
-            _place,
+            _places,
         } = admitted;
         let (calls, calls_under_way) = watch::channel(0_usize);
         let calls = Arc::new(calls);

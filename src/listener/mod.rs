@@ -3,31 +3,37 @@
 //! Everything is bounded: how many handshakes and connections there are, how long a
 //! handshake takes, how long a connection may sit idle or leave a ping unanswered. A
 //! connection takes one of the places of `max_client_connections` only once its
-//! certificate is verified, so that who has none can't take any. What a client's
-//! certificate says is read once for each connection and travels with every request
+//! certificate is verified, so that who has none can't take any, and nobody has more
+//! than `max_connections_per_client` of them. What a client's certificate says is read once for each connection and travels with every request
 //! as [`Peer`]; whether it still holds is asked again whenever the files of TLS are
 //! looked at.
 
 mod connection;
-mod handshakes;
+mod shares;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::{Mutex, Semaphore, watch},
     task::JoinSet,
     time::sleep,
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{connection::Server, handshakes::Handshakes};
+use self::{connection::Server, shares::Shares};
 use crate::{
     config::ServerOptions,
     gate::Gate,
     identity::{Caller, TrustRules},
+    places::Places,
     tls::Snapshot,
+    turns::Turns,
 };
+
+/// Handshakes that came to nothing and have a line in the log, a second: anybody can
+/// make as many as the network bears.
+const REFUSALS_TOLD: u32 = 10;
 
 /// Who is at the other end of a connection.
 #[derive(Debug)]
@@ -36,6 +42,8 @@ pub struct Peer {
     pub address: SocketAddr,
     /// What the verified certificate says.
     pub caller: Caller,
+    /// Held by the one call of the connection that waits to be denied.
+    pub(crate) denial: Mutex<()>,
 }
 
 /// Serves what is behind `gate` until `shutdown`, then lets the calls under way end.
@@ -51,8 +59,10 @@ pub async fn serve(
         tls,
         trust,
         gate,
-        handshakes: Handshakes::new(options.max_handshakes),
-        places: Arc::new(Semaphore::new(options.max_client_connections as usize)),
+        handshakes: Places::new(options.max_handshakes),
+        refusals_told: Turns::new(REFUSALS_TOLD),
+        shares: Shares::new(options.max_connections_per_client),
+        connections: Arc::new(Semaphore::new(options.max_client_connections as usize)),
         options,
         shutdown: shutdown.clone(),
     });
@@ -87,7 +97,7 @@ fn noticed(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-async fn accept(listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
+pub(crate) async fn accept(listener: &TcpListener) -> Option<(TcpStream, SocketAddr)> {
     match listener.accept().await {
         Ok(accepted) => Some(accepted),
         Err(error) => {

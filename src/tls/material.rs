@@ -12,7 +12,11 @@ use rustls::{
     sign::CertifiedKey,
 };
 use sha2::{Digest, Sha256};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::{
+    certificate::BasicExtension,
+    extensions::KeyUsage,
+    prelude::{FromDer, X509Certificate, X509Version},
+};
 
 use super::{TlsError, TlsFiles, revocation, seconds, spelled};
 use crate::pem::{PemError, PemFile};
@@ -187,8 +191,27 @@ pub(super) fn authorities(file: &PemFile) -> Result<Vec<CertificateDer<'static>>
             let what = "holds a certificate that is no CA certificate";
             refused(file, what, source)
         })?;
+        if !is_authority(certificate) {
+            let what = "holds a certificate that is no CA certificate: take it out, or whoever \
+                        has its key could issue others";
+            return Err(unusable(file, what));
+        }
     }
     Ok(certificates)
+}
+
+/// RFC 5280, 4.2.1.9 and 4.2.1.3. rustls takes whatever it is given for an anchor, a
+/// service's certificate that got into a bundle too. A version before the third has no
+/// extension to say it with.
+fn is_authority(der: &CertificateDer<'_>) -> bool {
+    let Ok((_, certificate)) = X509Certificate::from_der(der) else {
+        return false;
+    };
+    let issues = |usage: Option<BasicExtension<&KeyUsage>>| {
+        usage.is_none_or(|usage| usage.value.key_cert_sign())
+    };
+    certificate.version() != X509Version::V3
+        || (certificate.is_ca() && certificate.key_usage().is_ok_and(issues))
 }
 
 pub(super) fn provider() -> Arc<CryptoProvider> {

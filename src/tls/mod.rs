@@ -89,6 +89,12 @@ pub enum TlsError {
          keys that are not in use any more"
     )]
     TooManyKeys,
+    /// Several lists of one key that are not for the same certificates.
+    #[error(
+        "[rewrap].crl_files has lists of one issuer for different distribution points: name its one \
+         whole list instead"
+    )]
+    Parts,
     /// A file is there and gives nothing.
     #[error("reading the files takes too long: is what they are on still there?")]
     Stuck,

@@ -68,6 +68,8 @@ pub(super) struct RevocationList {
     /// The issuer's name in DER, and the identifier of its key (RFC 5280, 5.2.1).
     issuer: Vec<u8>,
     key_id: Option<Vec<u8>>,
+    /// The distribution points that it is for, if it says so.
+    points: Option<String>,
     /// thisUpdate, in seconds since the epoch.
     this_update: i64,
     /// nextUpdate, likewise.
@@ -95,7 +97,22 @@ pub(super) fn all_lists(
         all.extend(lists(file, authorities)?);
     }
     all.sort_by_key(|list| std::cmp::Reverse(list.this_update));
+    whole(&all)?;
     Ok(all)
+}
+
+/// Lists of one key are of one scope, so that each is whole and the newest is enough.
+/// For a certificate that names no distribution point, rustls takes the first list it
+/// comes to, which may be the part that it is not on.
+fn whole(lists: &[RevocationList]) -> Result<(), TlsError> {
+    let mut known = BTreeMap::new();
+    for list in lists {
+        let points = known.entry((&list.issuer, &list.key_id));
+        if *points.or_insert(&list.points) != &list.points {
+            return Err(TlsError::Parts);
+        }
+    }
+    Ok(())
 }
 
 /// The lists of one issuer's name.
@@ -154,10 +171,22 @@ fn list(
                 _ => None,
             });
     let key_id = key_id.map(|id| id.0.to_vec());
+    let points =
+        parsed
+            .extensions()
+            .iter()
+            .find_map(|extension| match extension.parsed_extension() {
+                ParsedExtension::IssuingDistributionPoint(scope) => {
+                    scope.distribution_point.as_ref()
+                }
+                _ => None,
+            });
+    let points = points.map(|points| format!("{points:?}"));
     let issuer = parsed.issuer().as_raw().to_vec();
     Ok(RevocationList {
         issuer,
         key_id,
+        points,
         der,
         this_update,
         next_update,

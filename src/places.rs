@@ -1,9 +1,9 @@
-//! A bounded number of handshakes under way, in which the silent give way.
+//! A bounded number of places for those whom nobody knows, in which the silent give
+//! way: TLS places, and connections for probes.
 //!
-//! Nobody waits for a place: when all are taken, the oldest handshake of the address
-//! that has the most of them is given up for the new one. An honest client needs its
-//! place for milliseconds; whoever holds on to many loses them, one for each that
-//! comes after.
+//! Nobody waits for a place: when all are taken, the oldest of the address that has
+//! the most of them is given up for the new one. An honest client needs its place for
+//! milliseconds; whoever holds on to many loses them, one for each that comes after.
 
 use std::{
     collections::HashMap,
@@ -13,15 +13,15 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-/// The handshakes under way, the oldest first.
+/// The places, and who has them, the oldest first.
 #[derive(Debug)]
-pub(super) struct Handshakes {
+pub(crate) struct Places {
     max: usize,
-    under_way: Mutex<UnderWay>,
+    taken: Mutex<Taken>,
 }
 
 #[derive(Debug, Default)]
-struct UnderWay {
+struct Taken {
     next: u64,
     entries: Vec<Entry>,
 }
@@ -33,54 +33,52 @@ struct Entry {
     given_up: CancellationToken,
 }
 
-/// A place among the handshakes, for as long as it exists.
+/// A place, for as long as it exists.
 #[derive(Debug)]
-pub(super) struct Place {
-    handshakes: Arc<Handshakes>,
+pub(crate) struct Place {
+    places: Arc<Places>,
     number: u64,
     given_up: CancellationToken,
 }
 
-impl Handshakes {
-    pub(super) fn new(max: u32) -> Arc<Self> {
+impl Places {
+    pub(crate) fn new(max: u32) -> Arc<Self> {
         Arc::new(Self {
             max: max as usize,
-            under_way: Mutex::default(),
+            taken: Mutex::default(),
         })
     }
 
-    /// A place, at the cost of another handshake if there is none free.
-    pub(super) fn enter(self: &Arc<Self>, address: IpAddr) -> Place {
-        let mut under_way = self.lock();
-        if under_way.entries.len() >= self.max {
-            give_one_up(&mut under_way.entries);
+    /// A place, at the cost of somebody else's if there is none free.
+    pub(crate) fn enter(self: &Arc<Self>, address: IpAddr) -> Place {
+        let mut taken = self.lock();
+        if taken.entries.len() >= self.max {
+            give_one_up(&mut taken.entries);
         }
-        let number = under_way.next;
-        under_way.next += 1;
+        let number = taken.next;
+        taken.next += 1;
         let given_up = CancellationToken::new();
-        under_way.entries.push(Entry {
+        taken.entries.push(Entry {
             number,
             from: host(address),
             given_up: given_up.clone(),
         });
         Place {
-            handshakes: self.clone(),
+            places: self.clone(),
             number,
             given_up,
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, UnderWay> {
+    fn lock(&self) -> MutexGuard<'_, Taken> {
         // Nothing in here is left half done by a panic.
-        self.under_way
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Place {
     /// Ends when the place is given to somebody else.
-    pub(super) async fn given_up(&self) {
+    pub(crate) async fn given_up(&self) {
         self.given_up.cancelled().await;
     }
 }
@@ -88,8 +86,8 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let number = self.number;
-        let mut under_way = self.handshakes.lock();
-        under_way.entries.retain(|entry| entry.number != number);
+        let mut taken = self.places.lock();
+        taken.entries.retain(|entry| entry.number != number);
     }
 }
 
@@ -132,8 +130,8 @@ mod tests {
 
     #[test]
     fn the_oldest_of_the_busiest_address_gives_way() {
-        let handshakes = Handshakes::new(4);
-        let enter = |text| handshakes.enter(address(text));
+        let places = Places::new(4);
+        let enter = |text| places.enter(address(text));
         let mut places = vec![
             enter("10.0.0.1"),
             enter("10.0.0.2"),
@@ -150,12 +148,12 @@ mod tests {
 
     #[test]
     fn a_place_that_is_free_costs_nobody_theirs() {
-        let handshakes = Handshakes::new(2);
-        let first = handshakes.enter(address("10.0.0.1"));
-        drop(handshakes.enter(address("10.0.0.1")));
-        let third = handshakes.enter(address("10.0.0.1"));
+        let places = Places::new(2);
+        let first = places.enter(address("10.0.0.1"));
+        drop(places.enter(address("10.0.0.1")));
+        let third = places.enter(address("10.0.0.1"));
         assert_eq!(given_up(&[first, third]), [false, false]);
-        assert!(handshakes.lock().entries.is_empty());
+        assert!(places.lock().entries.is_empty());
     }
 
     #[test]

@@ -1,0 +1,100 @@
+//! Requests that no gRPC client makes: what is not exactly one is not carried out, and is recorded all the same.
+
+use serde_json::Value;
+
+use crate::certs;
+use crate::database::Database;
+use crate::handshake::Connection;
+use crate::http2::{APPLY, DATA, END_HEADERS, END_STREAM, HEADERS, METHOD, frame, headers};
+use crate::pki::Leaf;
+use crate::seed::{self, Org};
+use crate::server::Server;
+use crate::site::Site;
+
+const GRPC: (&str, &str) = ("content-type", "application/grpc");
+
+/// Sends a site-wide apply with these header fields and gives its audit record, the only one of the server.
+async fn record(server: &Server, leaf: &Leaf, fields: &[(&str, &str)]) -> Value {
+    let before = server.logs_with("call").len();
+    let options = ["-tls1_3", "-alpn", "h2"];
+    let mut connection = Connection::open(server, Some(leaf), &options);
+    assert!(connection.greet().await);
+    let request = [
+        frame(HEADERS, END_HEADERS, 1, &headers(fields)),
+        frame(DATA, END_STREAM, 1, &APPLY),
+    ];
+    connection.send(&request.concat()).await;
+    server.wait_logs("call", before + 1).await.pop().unwrap()
+}
+
+#[tokio::test]
+async fn what_a_web_page_could_send_with_an_administrators_certificate_is_no_call() {
+    let database = Database::migrated().await;
+    let client = database.client().await;
+    seed::insert(&client, &[Org::under("acme", "kv1")]).await;
+    let before = seed::snapshot(&client).await;
+    let server = Site::new(&database).start().await;
+    let refused: [&[(&str, &str)]; 9] = [
+        &[],
+        &[("content-type", "text/plain")],
+        &[("content-type", "application/x-www-form-urlencoded")],
+        &[(
+            "content-type",
+            "multipart/form-data; boundary=application/grpc",
+        )],
+        &[("content-type", "application/grpc-web")],
+        &[("content-type", "application/grpc-web+proto")],
+        &[("content-type", "application/grpc+json")],
+        &[(":method", "GET"), GRPC],
+        &[(":method", "PUT"), GRPC],
+    ];
+    for fields in refused {
+        let record = record(&server, certs::admin(), fields).await;
+        assert_eq!(record["outcome"], "UNKNOWN_METHOD", "{fields:?}: {record}");
+        assert_eq!(record["identity"], "alice");
+    }
+    assert_eq!(seed::snapshot(&client).await, before);
+    for (times, kind) in (0..).zip([
+        "application/grpc",
+        "application/grpc+proto",
+        "application/grpc; charset=utf-8",
+    ]) {
+        let record = record(&server, certs::admin(), &[("content-type", kind)]).await;
+        assert_eq!(record["outcome"], "OK", "{kind}: {record}");
+        assert_eq!(record["rows_updated"], i32::from(times == 0), "{kind}");
+    }
+}
+
+#[tokio::test]
+async fn a_path_that_is_almost_the_methods_leads_nowhere() {
+    let server = Site::new(&Database::migrated().await).start().await;
+    let double = format!("/{METHOD}");
+    let closed = format!("{METHOD}/");
+    let lower = METHOD.to_lowercase();
+    let encoded = METHOD.replace("Forge/", "Forge%2F");
+    let below_open = format!("/grpc.health.v1.Health/..{METHOD}");
+    for path in [&*double, &closed, &lower, &encoded, "*"] {
+        let fields = [(":path", path), GRPC];
+        let admins = record(&server, certs::admin(), &fields).await;
+        assert_eq!(admins["outcome"], "UNKNOWN_METHOD", "{path}: {admins}");
+        let machines = record(&server, certs::machine(), &fields).await;
+        assert_eq!(machines["outcome"], "NOT_ALLOWED", "{path}: {machines}");
+        assert_eq!(machines["method"], path);
+    }
+    let long = format!("/{}", "x".repeat(1000));
+    let record_of_long = record(&server, certs::admin(), &[(":path", &long), GRPC]).await;
+    assert_eq!(record_of_long["method"], long[..256]);
+    // Below what is open to everybody, there is nothing else; a call of the method itself comes after it.
+    let options = ["-tls1_3", "-alpn", "h2"];
+    let mut connection = Connection::open(&server, Some(certs::admin()), &options);
+    assert!(connection.greet().await);
+    let fields = headers(&[(":path", &below_open), GRPC]);
+    let lost = frame(HEADERS, END_HEADERS, 1, &fields);
+    connection.send(&lost).await;
+    connection.send(&frame(DATA, END_STREAM, 1, &APPLY)).await;
+    let records = server.logs_with("call").len();
+    let record = record(&server, certs::admin(), &[GRPC]).await;
+    assert_eq!(record["outcome"], "OK");
+    assert_eq!(server.logs_with("call").len(), records + 1);
+    assert_eq!(server.logs_with("run started").len(), 1);
+}
