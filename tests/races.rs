@@ -5,6 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde_json::json;
 
 use crate::anchors::issuing;
@@ -153,13 +154,16 @@ async fn a_file_that_becomes_something_odd_changes_nothing() {
     let server = files.site(disabled()).start().await;
     let mut stays = Call::new(&server, certs::admin()).watch();
     let failing = "nico_rewrap_tls_reload_failing";
+    // In one step, also where one of the two is a directory: a file that is away for a moment is another oddity.
     let replace = |name: &str, with: &dyn Fn(&Path)| {
         let (file, new) = (files.0.join(name), files.0.join("odd"));
         with(&new);
+        renameat_with(CWD, &new, CWD, &file, RenameFlags::EXCHANGE).unwrap();
         if new.is_dir() {
-            fs::remove_file(&file).unwrap();
+            fs::remove_dir(new).unwrap();
+        } else {
+            fs::remove_file(new).unwrap();
         }
-        fs::rename(new, file).unwrap();
     };
     for name in [
         "server.pem",
@@ -184,10 +188,7 @@ async fn a_file_that_becomes_something_odd_changes_nothing() {
             until(&server, failing, &[], 1.0).await;
             let session = handshake(&server, Some(&service("nico-api")), &[]).await;
             assert!(session.is_ok(), "{name} becomes {what}");
-            if file.is_dir() {
-                fs::remove_dir(&file).unwrap();
-            }
-            files.write(name, &good);
+            replace(name, &|at| fs::write(at, &good).unwrap());
             until(&server, failing, &[], 0.0).await;
         }
     }
