@@ -23,8 +23,8 @@ demo: ## the whole procedure on a throwaway site, with 1,000 organizations
 test: ## every test, on a real Postgres, with a real PgBouncer and a real grpcurl
 	@$(TOOL) rust cc openssl >/dev/null
 	@PG_BIN=$$($(TOOL) postgres) && PGBOUNCER=$$($(TOOL) pgbouncer) && GRPCURL=$$($(TOOL) grpcurl) && \
-		KUBECTL=$$($(TOOL) kubectl) && GO=$$($(TOOL) go) && \
-		export PG_BIN PGBOUNCER GRPCURL KUBECTL GO && \
+		KUBECTL=$$($(TOOL) kubectl) && BAO=$$($(TOOL) bao) && \
+		export PG_BIN PGBOUNCER GRPCURL KUBECTL BAO && \
 		echo "cargo test --locked" && cargo test --locked
 
 fuzz: ## hostile inputs, five minutes for each target; TIME=seconds, TARGETS=, see fuzz/README.md
