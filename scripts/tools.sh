@@ -2,8 +2,8 @@
 # Finds a tool, or installs it if the machine lacks it, and prints where it is:
 #
 #   scripts/tools.sh TOOL...   TOOL: rust rust-lints cc c++ make openssl postgres psql pgbouncer grpcurl shellcheck
-#                              cargo-deny cargo-deb cargo-fuzz bench-python mmdebstrap systemd-analyze kubectl
-#                              old-kubectl kubernetes-python bao docker compose debootstrap
+#                              cargo-deny cargo-deb cargo-fuzz bench-python systemd-analyze kubectl
+#                              old-kubectl kubernetes-python bao docker buildkit compose debootstrap
 #
 # One line on stdout for each TOOL: a path (postgres: the directory of the server's binaries; compose: the command). Everything else goes to
 # stderr. What is there already is used as it is. Debian packages come from apt-get, the rest lands in target/tools.
@@ -297,6 +297,19 @@ tool_docker() {
     command -v docker
 }
 
+# A docker that builds with BuildKit: one with its plugin buildx, or one from before 23, which needed none.
+tool_buildkit() {
+    local docker
+    tool_docker >/dev/null
+    for docker in $(type -ap docker); do
+        if echo 'FROM scratch' | DOCKER_BUILDKIT=1 "$docker" build -q - >/dev/null 2>&1; then
+            echo "$docker"
+            return
+        fi
+    done
+    die "no docker here builds with BuildKit: please install its plugin buildx (Debian 13: apt-get install docker-buildx)"
+}
+
 # Compose v2 is a command of docker's, v1 a program.
 tool_compose() {
     tool_docker >/dev/null
@@ -311,10 +324,10 @@ tool_debootstrap() { PATH=$PATH:/usr/sbin on_path debootstrap; }
 
 for tool in "$@"; do
     case $tool in
-    make | openssl | mmdebstrap) on_path "$tool" ;;
+    make | openssl) on_path "$tool" ;;
     systemd-analyze) on_path "$tool" systemd ;;
     rust | rust-lints | cc | c++ | postgres | psql | pgbouncer | grpcurl | shellcheck | cargo-deny | cargo-deb | \
-        cargo-fuzz | bench-python | kubernetes-python | kubectl | old-kubectl | bao | docker | compose | debootstrap)
+        cargo-fuzz | bench-python | kubernetes-python | kubectl | old-kubectl | bao | docker | buildkit | compose | debootstrap)
         "tool_$tool"
         ;;
     *) die "no such tool: $tool" ;;
