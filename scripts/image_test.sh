@@ -11,7 +11,8 @@ image=$IMAGE_NAME:$version
 docker=$(scripts/tools.sh buildkit)
 export DOCKER_BUILDKIT=1 PATH=${docker%/*}:$PATH
 work=$(mktemp -d)
-trap 'rm -rf "$work"; docker rmi -f "$image" "$IMAGE_NAME:latest" >/dev/null 2>&1 || true' EXIT
+before=''
+trap 'rm -rf "$work"; docker rmi -f "$image" "$IMAGE_NAME:latest" $before >/dev/null 2>&1 || true' EXIT
 die() {
     printf '%s\n' "image-test: FAILED: $*" >&2
     exit 1

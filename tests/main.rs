@@ -41,6 +41,7 @@ mod configuration;
 mod crowds;
 mod database_faults;
 mod database_tls;
+mod deploy_page;
 mod durability;
 mod economy;
 mod failures;
