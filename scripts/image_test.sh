@@ -35,6 +35,8 @@ label() { docker image inspect -f "{{index .Config.Labels \"org.opencontainers.i
 check "its label of the revision" "$(label revision)" 0123456789ab
 check "its layers" "$(docker image inspect -f '{{len .RootFS.Layers}}' "$image")" 1
 check "its user" "$(docker image inspect -f '{{.Config.User}}' "$image")" 65532:65532
+check "its health check" "$(docker image inspect -f '{{index .Config.Healthcheck.Test 1}} {{index .Config.Healthcheck.Test 2}}' "$image")" \
+    "/nico-rewrap healthcheck"
 check "the health of nothing" "$(exit_code in_image "$image" healthcheck --live)" 1
 check "a start without a site's files" "$(exit_code in_image "$image")" 78
 

@@ -98,3 +98,26 @@ spiffe_trust_domain = "nico.local"
 additional_issuer_cns = ["admin-ca"]
 END' >"$work/out" 2>&1 || { cat "$work/out" >&2; die "a site to install it on"; }
 }
+
+# A Vault (OpenBao, its fork) with two keys, and what its agent needs to log in.
+start_vault() {
+    docker cp "$(scripts/tools.sh bao)" "$container:/usr/bin/vault" 2>/dev/null
+    inside '
+        systemd-run --quiet --unit=vault-server --setenv=HOME=/root \
+            vault server -dev -dev-no-store-token -dev-root-token-id=root -dev-listen-address=127.0.0.1:8200
+        export VAULT_ADDR=http://127.0.0.1:8200 VAULT_TOKEN=root
+        for _ in $(seq 100); do vault status && break || sleep 0.2; done
+        vault secrets enable -path=secrets kv-v2
+        for id in kv1 kv2; do
+            echo "{\"data\": {\"UsernamePassword\": {\"username\": \"$id\", \"password\": \"$(openssl rand -base64 32)\"}}}" |
+                vault write secrets/data/machine_identity/encryption_keys/$id -
+        done
+        vault policy write nico-rewrap /usr/share/nico-rewrap/vault/policy.hcl
+        vault auth enable approle
+        role=auth/approle/role/nico-rewrap
+        vault write $role token_policies=nico-rewrap
+        umask 077
+        vault read -field=role_id $role/role-id >/etc/nico-rewrap/vault-role-id
+        vault write -f -field=secret_id $role/secret-id >/etc/nico-rewrap/vault-secret-id
+        echo VAULT_ADDR=$VAULT_ADDR >/etc/nico-rewrap/vault.env' >"$work/out" 2>&1 || { cat "$work/out" >&2; die "a Vault"; }
+}

@@ -96,6 +96,25 @@ expect "an upgrade leaves it stopped if it was" '
     dpkg -i --force-confold old/nico-rewrap_*.deb
     [ "$(systemctl is-active nico-rewrap)" = inactive ] && systemctl start nico-rewrap'
 
+start_vault
+documented Vault
+expect "the secrets file can come from Vault before every start" "
+    rm /etc/nico-rewrap/secrets.json
+    $(cat "$work/commands")"
+wait_for "it is ready with the keys of Vault" "$ready"
+expect "root's file has both" '
+    [ "$(stat -c "%U %a" /etc/nico-rewrap/secrets.json)" = "root 600" ]
+    [ "$(grep -cE "\"kv[12]\": \"[A-Za-z0-9+/]{43}=\"" /etc/nico-rewrap/secrets.json)" = 2 ]'
+expect "if Vault is gone, it starts with the file that is there" '
+    systemctl stop vault-server
+    mkdir /etc/systemd/system/nico-rewrap-vault.service.d
+    printf "[Service]\nTimeoutStartSec=2s\n" >/etc/systemd/system/nico-rewrap-vault.service.d/impatient.conf
+    systemctl daemon-reload
+    systemctl restart nico-rewrap && systemctl is-failed nico-rewrap-vault'
+wait_for "it is ready with that file" "$ready"
+expect "and does without Vault when that is switched off" '
+    systemctl disable nico-rewrap-vault && systemctl reset-failed nico-rewrap-vault'
+
 documented systemd
 expect "both files can be elsewhere" "
     install -g nico-rewrap -m 0640 nico-api-config.toml /etc/nico/site.toml
