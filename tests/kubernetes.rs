@@ -86,12 +86,12 @@ async fn started(
 
 /// The Job's call by the real grpcurl at `server`, which is at another address than the Service and has to have the
 /// name that grpcurl looks for: that of the Service, or what one more argument says.
+/// The command's files stay as long as the test process.
 fn call(folder: &str, database: &Database, server: &Server, more: &[&str]) -> Command {
     let manifests = rendered(folder);
     let job = &manifests["Job"];
     let container = container(job, "call");
     let objects = cluster(database, (STANDALONE, certs::server()));
-    // Longer than the command needs it.
     let dir = process::lasting_dir("job");
     mount(&dir, &job["spec"]["template"]["spec"], container, &objects);
     let variables = environment(container, &objects);
@@ -99,8 +99,8 @@ fn call(folder: &str, database: &Database, server: &Server, more: &[&str]) -> Co
     let service = &address_of_service();
     let address = args.iter().position(|one| one == service).unwrap();
     args[address].clone_from(&server.grpc);
-    let named = ["-authority", service.rsplit_once(':').unwrap().0];
-    let name = if more.is_empty() { &named } else { more };
+    let of_service = ["-authority", service.rsplit_once(':').unwrap().0];
+    let name = if more.is_empty() { &of_service } else { more };
     let grpcurl = std::env::var_os("GRPCURL").unwrap_or_else(|| "grpcurl".into());
     let mut command = Command::new(grpcurl);
     command.args(name).args(args);

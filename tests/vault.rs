@@ -136,21 +136,16 @@ impl Vault {
 
     /// Runs the agent as a site does, with `secrets` for `/etc/nico-rewrap`.
     fn agent(&self, secrets: &Path) -> (bool, String) {
-        let configuration = std::fs::read_to_string(deployed("agent.hcl")).unwrap();
-        let moved = |text: String, from: &str, to: &Path| {
-            assert!(text.contains(from), "{from} is not in agent.hcl");
-            text.replace(from, &format!("{}/", to.display()))
-        };
-        let ids = moved(
-            configuration,
-            "/etc/nico-rewrap/vault-",
-            &self.dir.path().join("vault-"),
-        );
-        let ids = ids.replace("/vault-/", "/vault-");
-        let secrets = moved(ids, "/etc/nico-rewrap/", secrets);
-        let templates = moved(secrets, "/usr/share/nico-rewrap/vault/", &deployed(""));
+        let text = std::fs::read_to_string(deployed("agent.hcl")).unwrap();
+        let below = |directory: &Path| format!("{}/", directory.display());
+        let ids = format!("{}vault-", below(self.dir.path()));
+        let text = text
+            .replace("/etc/nico-rewrap/vault-", &ids)
+            .replace("/etc/nico-rewrap/", &below(secrets))
+            .replace("/usr/share/nico-rewrap/vault/", &below(&deployed("")));
+        assert!(!text.contains("\"/etc/") && !text.contains("\"/usr/"));
         let file = self.dir.path().join("agent.hcl");
-        std::fs::write(&file, templates).unwrap();
+        std::fs::write(&file, text).unwrap();
         let config = format!("-config={}", file.display());
         let mut agent = self.command("", &["agent", &config]);
         if self.mount != "secrets" {
