@@ -40,7 +40,7 @@ COPY ${BINARY} /nico-rewrap
 
 # ---- compiled in here ------------------------------------------------------------------------------------------------
 
-FROM ${RUST_IMAGE} AS build
+FROM ${RUST_IMAGE} AS dependencies
 WORKDIR /src
 # Static, so that it runs on scratch. The target is named for the flag's sake, which then leaves build scripts alone.
 ENV RUSTFLAGS="-C target-feature=+crt-static"
@@ -53,6 +53,7 @@ RUN mkdir -p src benches tests \
     && touch src/lib.rs README.md \
     && cargo build --release --locked --target "$(cat /target)" --bin nico-rewrap
 
+FROM dependencies AS build
 COPY build.rs ./
 COPY proto proto
 COPY migrations migrations

@@ -5,7 +5,7 @@ TOOL := scripts/tools.sh
 SCRIPTS := .ci/run $(wildcard scripts/*.sh scripts/*/*/*.sh deploy/*/*.sh deploy/*/*/*.sh)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test fuzz fuzz-quick image compose-test bench bench-quick bench-build check advisories deb \
+.PHONY: help build demo test fuzz fuzz-quick image image-inside image-test compose-test bench bench-quick bench-build check advisories deb \
 	package-test clean
 
 help: ## this list
@@ -23,8 +23,8 @@ demo: ## the whole procedure on a throwaway site, with 1,000 organizations
 test: ## every test, on a real Postgres, with a real PgBouncer and a real grpcurl
 	@$(TOOL) rust cc openssl >/dev/null
 	@PG_BIN=$$($(TOOL) postgres) && PGBOUNCER=$$($(TOOL) pgbouncer) && GRPCURL=$$($(TOOL) grpcurl) && \
-		KUBECTL=$$($(TOOL) kubectl) && GO=$$($(TOOL) go) && \
-		export PG_BIN PGBOUNCER GRPCURL KUBECTL GO && \
+		KUBECTL=$$($(TOOL) kubectl) && BAO=$$($(TOOL) bao) && \
+		export PG_BIN PGBOUNCER GRPCURL KUBECTL BAO && \
 		echo "cargo test --locked" && cargo test --locked
 
 fuzz: ## hostile inputs, five minutes for each target; TIME=seconds, TARGETS=, see fuzz/README.md
@@ -36,6 +36,16 @@ fuzz-quick: ## the same for a few seconds: CI's look for what is easily found
 image: ## the container image, around a binary that is built here: nico-rewrap:latest
 	@$(TOOL) docker >/dev/null
 	scripts/image.sh
+
+image-inside: ## the same, compiled in the image, in RUST_IMAGE
+	@$(TOOL) docker >/dev/null
+	scripts/base-images.sh $${RUST_IMAGE:-rust:1.95-slim-bookworm}
+	scripts/image.sh inside
+
+image-test: ## compiles in an image with BuildKit, and looks at what becomes of it; needs Docker
+	@$(TOOL) docker >/dev/null
+	scripts/base-images.sh $${RUST_IMAGE:-rust:1.95-slim-bookworm}
+	@scripts/image_test.sh
 
 compose-test: image ## the run-book, faults between hosts, and the sidecar, in containers; fails without a Docker engine
 	@$(TOOL) compose >/dev/null
@@ -74,6 +84,8 @@ deb: build ## the Debian package: target/debian/nico-rewrap_….deb
 		echo "cargo deb" && "$$deb" -q --no-build --locked --output target/debian/
 
 package-test: deb ## that package installed and run in a container, under systemd; needs Docker
+	@$(TOOL) docker >/dev/null
+	scripts/base-images.sh debian:bookworm-slim
 	@scripts/package_test.sh target/debian/*.deb
 
 clean: ## remove target/, the tools in it included

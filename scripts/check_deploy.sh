@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Checks what is in deploy/ without starting anything: the unit with systemd-analyze, the manifests with kubectl's
-# kustomize, by the commands of docs/deploy.md, and against Kubernetes' schemas.
+# Checks what is in deploy/ without starting anything: the unit with systemd-analyze, the manifests with the kustomize of
+# an old kubectl and of today's, by the commands of docs/deploy.md, and against Kubernetes' schemas.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -24,35 +24,38 @@ if grep nico-rewrap "$work/said" >&2; then die "$unit: see above"; fi
 "$analyze" security --offline=true --threshold=15 --no-pager "$unit" >"$work/said" || die "$(tail -n 1 "$work/said")"
 echo "$unit: $(tail -n 1 "$work/said" | grep -o '[0-9][0-9.]*') of 10 exposed"
 
-kubectl=$(scripts/tools.sh kubectl)
 python=$(scripts/tools.sh kubernetes-python)
-ln -s "$PWD/deploy" "$work/deploy"
 scripts/doc_commands.sh Kubernetes >"$work/commands"
-# Newer ones call the words deprecated that older ones have, too: shown only if something is wrong.
-(cd "$work" && PATH=${kubectl%/*}:$PATH bash -euo pipefail commands) >"$work/said" 2>&1 || die "$(cat "$work/said")"
-for manifests in standalone sidecar dry-run apply; do
-    [ -s "$work/$manifests.yaml" ] || die "docs/deploy.md makes no $manifests.yaml"
-    said=$("$python" scripts/check_manifests.py <"$work/$manifests.yaml") || die "$manifests.yaml"
-    echo "$manifests.yaml: $said"
+# Today's kubectl, and the oldest one that the manifests are for.
+for tool in kubectl old-kubectl; do
+    kubectl=$(scripts/tools.sh "$tool")
+    mkdir -p "$work/$tool"
+    ln -s "$PWD/deploy" "$work/$tool/deploy"
+    # Newer ones call the words deprecated that older ones have, too: shown only if something is wrong.
+    (cd "$work/$tool" && PATH=${kubectl%/*}:$PATH bash -euo pipefail "$work/commands") >"$work/said" 2>&1 ||
+        die "$(cat "$work/said")"
+    for manifests in standalone sidecar dry-run apply; do
+        [ -s "$work/$tool/$manifests.yaml" ] || die "docs/deploy.md makes no $manifests.yaml"
+        said=$("$python" scripts/check_manifests.py <"$work/$tool/$manifests.yaml") || die "$manifests.yaml"
+        echo "$manifests.yaml by kubectl $("$kubectl" version --client -o yaml | sed -n 's/^  gitVersion: v//p'): $said"
+    done
 done
 
-# Vault Agent itself is not here: that its configuration is HCL, and names the files that there are.
-"$python" - <<'END' || die "deploy/vault/agent.hcl, deploy/vault/policy.hcl"
-import pathlib, hcl2
-load = lambda name: hcl2.loads(pathlib.Path("deploy/vault", name).read_text())
-[template] = load("agent.hcl")["template"]
-text = lambda key: template[key].strip('"')
-assert pathlib.Path("deploy/vault", pathlib.Path(text("source")).name).exists(), text("source")
-unit = pathlib.Path("deploy/systemd/nico-rewrap.service").read_text()
-assert f"LoadCredential=secrets:{text('destination')}\n" in unit, text("destination")
-assert len(load("policy.hcl")["path"]) == 2
+# But for the hash in a name, both make the same.
+"$python" - "$work" <<'END' || die "kubectl and old-kubectl do not make the same of deploy/kubernetes"
+import pathlib, re, sys, yaml
+def made_by(tool, name):
+    text = pathlib.Path(sys.argv[1], tool, name).read_text()
+    documents = yaml.safe_load_all(re.sub("nico-rewrap-config-[0-9a-z]+", "nico-rewrap-config", text))
+    return sorted(documents, key=lambda document: (document["kind"], document["metadata"]["name"]))
+for name in ["standalone.yaml", "sidecar.yaml", "dry-run.yaml", "apply.yaml"]:
+    assert made_by("kubectl", name) == made_by("old-kubectl", name), name
 END
-echo "deploy/vault: nothing wrong"
 
 # The check itself: it has to see a typo, a privilege and an unknown kind.
 refuses() {
-    sed "$2" "$work/$1.yaml" >"$work/bad.yaml"
-    ! cmp -s "$work/$1.yaml" "$work/bad.yaml" || die "nothing to spoil in $1.yaml: $2"
+    sed "$2" "$work/kubectl/$1.yaml" >"$work/bad.yaml"
+    ! cmp -s "$work/kubectl/$1.yaml" "$work/bad.yaml" || die "nothing to spoil in $1.yaml: $2"
     ! "$python" scripts/check_manifests.py <"$work/bad.yaml" >/dev/null 2>&1 || die "$1.yaml passes after: $2"
 }
 refuses standalone 's/readinessProbe/redinessProbe/'

@@ -10,8 +10,8 @@ passed=0
 project=nico-rewrap-test-$$
 database='' service='' runner='' secrets='' digest='' owner_url=''
 
-read -r -a COMPOSE <<<"$("$root/scripts/tools.sh" compose)"
-compose() { "${COMPOSE[@]}" -p "$project" -f "$root/deploy/compose/docker-compose.yml" "$@"; }
+read -r -a compose_command <<<"$("$root/scripts/tools.sh" compose)"
+compose() { "${compose_command[@]}" -p "$project" -f "$root/deploy/compose/docker-compose.yml" "$@"; }
 
 at_end() {
     docker network connect "$(network)" "$database" >/dev/null 2>&1 || true
@@ -77,6 +77,15 @@ in_runner() { docker exec "$runner" "$@"; }
 
 # Over the Unix socket, whatever becomes of the network.
 sql() { docker exec -u postgres "$database" psql -qXAt -F ' ' -v ON_ERROR_STOP=1 -U postgres -d nico -c "$1"; }
+
+role_hash() { sql "SELECT rolpassword FROM pg_authid WHERE rolname = 'nico_rewrap'"; }
+
+# Where the file is, as a superuser, the password on standard input: no terminal is there to ask.
+run_role_commands() {
+    docker exec -i -u postgres "$database" sh -c 'cat >/tmp/role.sql' <"$root/deploy/postgres/role.sql"
+    printf '%s\n' "$ROLE_PASSWORD" "$ROLE_PASSWORD" |
+        docker exec -i -u postgres -w /tmp "$database" bash -euo pipefail -c "$(cat role.commands)" >role.log 2>&1
+}
 
 # ---- the secrets -----------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # nico-rewrap in containers: the run-book, what breaks between hosts, and the sidecar of nico-api: `make compose-test`.
 #
+# With FAULTS=no, only what depends on the compose tool: with another COMPOSE, say.
+#
 # Needs the images nico-rewrap:latest and nico-rewrap-runner:latest (scripts/image.sh, scripts/runner_image.sh), and
 # postgres:15. REWRAP_IMAGE, RUNNER_IMAGE and POSTGRES_IMAGE name others. Everything is in a compose project of its own,
 # publishes no port, and is removed at the end.
@@ -41,6 +43,12 @@ check 'ports published' \
 check 'the role it connects as' "$(sql "SELECT DISTINCT usename FROM pg_stat_activity
     WHERE application_name = 'nico-rewrap'")" nico_rewrap
 
+step "The role once more, as docs/deploy.md has it"
+hash_before=$(role_hash)
+"$root/scripts/doc_commands.sh" "Postgres role" >role.commands
+run_role_commands || fail "the commands of the page: $(cat role.log)"
+check 'the password is hashed anew' "$([ "$(role_hash)" != "$hash_before" ] && echo yes)" yes
+
 step "The run-book"
 dry_run kv2 "$ORGANIZATIONS" 0 "$secrets" 0
 check 'the dry run wrote' "$(by_key)" "kv1 $secrets"
@@ -50,12 +58,12 @@ check 'secrets by key' "$(by_key)" "kv2 $secrets"
 check 'what is in them' "$(digest)" "$digest"
 dry_run kv2 0 "$ORGANIZATIONS" 0 "$secrets"
 
-fault_client_cut_off
+[ "${FAULTS:-yes}" = no ] || fault_client_cut_off
 fault_two_replicas
-fault_database_killed
-fault_database_cut_off
+[ "${FAULTS:-yes}" = no ] || fault_database_killed
+[ "${FAULTS:-yes}" = no ] || fault_database_cut_off
 sidecar_of_nico_api
-fault_rolling_replacement
+[ "${FAULTS:-yes}" = no ] || fault_rolling_replacement
 
 step "The database stops answering for good"
 docker stop -t 5 "$database" >/dev/null

@@ -4,15 +4,16 @@
 #   scripts/image.sh           around a static binary that is compiled here: needs no registry
 #   scripts/image.sh inside    compiled in the image: needs the image RUST_IMAGE (see Dockerfile) and a crate index
 #
-# IMAGE_SOURCE, an address, becomes the label org.opencontainers.image.source.
+# IMAGE_SOURCE, an address, becomes the label org.opencontainers.image.source; IMAGE_NAME is another name for the image.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 revision=${NICO_REWRAP_REVISION:-$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)}
+name=${IMAGE_NAME:-nico-rewrap}
 build=(docker build --quiet --build-arg "VERSION=$version" --build-arg "REVISION=$revision"
     --build-arg "SOURCE=${IMAGE_SOURCE:-}"
-    --tag "nico-rewrap:$version" --tag nico-rewrap:latest)
+    --tag "$name:$version" --tag "$name:latest")
 
 if [ "${1:-}" = inside ]; then
     "${build[@]}" ${RUST_IMAGE:+--build-arg "RUST_IMAGE=$RUST_IMAGE"} .
@@ -21,4 +22,4 @@ else
     "${build[@]}" --target prebuilt --build-arg BINARY=target/image/nico-rewrap .
 fi
 docker image inspect --format \
-    "nico-rewrap:$version, revision $revision: {{.Size}} bytes in {{len .RootFS.Layers}} layer(s)" "nico-rewrap:$version"
+    "$name:$version, revision $revision: {{.Size}} bytes in {{len .RootFS.Layers}} layer(s)" "$name:$version"

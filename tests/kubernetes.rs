@@ -1,207 +1,60 @@
-//! The manifests of `deploy/kubernetes`, as kustomize renders them: what they mount and set is what the program reads, and
-//! their Job makes the call. The kubelet's part (files under the mount paths, variables, probes) is done by hand, since
-//! there is no cluster; `scripts/check_deploy.sh` checks the manifests against Kubernetes' schemas.
+//! The manifests of `deploy/kubernetes` and the program: what they mount and set is what it reads, the certificate that they
+//! ask for is one that it serves with, and their Job makes the call. `manifests.rs` has what they must be among themselves;
+//! `scripts/check_deploy.sh` checks them against Kubernetes' schemas.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::process::Command;
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 
 use crate::certs;
 use crate::database::Database;
+use crate::kubelet::{arguments, cluster, container, environment, mount, named, rendered};
 use crate::leaks;
-use crate::pg::PASSWORD;
-use crate::pki::Leaf;
+use crate::pki::{Cert, Leaf};
 use crate::process::{self, temp_dir};
-use crate::seal::key;
 use crate::seed::Org;
 use crate::server::Server;
 
-/// nico-api's base config, with the paths that its chart mounts.
-const NICO_API_CONFIG: &str = r#"
-listen = "[::]:1079"
-database_url = "postgres://replaced-by-env-var"
-[machine_identity]
-enabled = true
-current_encryption_key_id = "kv1"
-algorithm = "ES256"
-[tls]
-identity_pemfile_path = "/var/run/secrets/spiffe.io/tls.crt"
-identity_keyfile_path = "/var/run/secrets/spiffe.io/tls.key"
-root_cafile_path = "/var/run/secrets/spiffe.io/ca.crt"
-admin_root_cafile_path = "/etc/forge/carbide-api/site/admin_root_cert_pem"
-[auth.trust]
-spiffe_trust_domain = "nico.local"
-spiffe_service_base_paths = ["/nico-system/sa/", "/default/sa/"]
-spiffe_machine_base_path = "/nico-system/machine/"
-additional_issuer_cns = []
-"#;
+const STANDALONE: &str = "nico-rewrap-certificate";
+const SIDECAR: &str = "nico-api-certificate";
 
-/// The manifests of a folder, by kind.
-fn rendered(folder: &str) -> BTreeMap<String, Value> {
-    let kubectl = std::env::var_os("KUBECTL").unwrap_or_else(|| "kubectl".into());
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("deploy/kubernetes")
-        .join(folder);
-    let text = process::run(Command::new(kubectl).arg("kustomize").arg(folder));
-    let manifests: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
-    let by_kind = |manifest: Value| (manifest["kind"].as_str().unwrap().to_owned(), manifest);
-    manifests.into_iter().map(by_kind).collect()
-}
-
-fn container<'a>(manifest: &'a Value, name: &str) -> &'a Value {
-    let containers = manifest["spec"]["template"]["spec"]["containers"]
-        .as_array()
-        .unwrap();
-    containers.iter().find(|one| one["name"] == name).unwrap()
-}
-
-fn named<'a>(list: &'a Value, name: &Value) -> &'a Value {
-    let list = list.as_array().unwrap();
-    list.iter()
-        .find(|one| one["name"] == *name)
-        .unwrap_or_else(|| panic!("no {name}"))
-}
-
-/// What the cluster has before: the data of ConfigMaps and Secrets, by name.
-type Objects = BTreeMap<String, BTreeMap<String, String>>;
-
-fn data(items: &[(&str, String)]) -> BTreeMap<String, String> {
-    items
-        .iter()
-        .map(|(key, text)| ((*key).to_owned(), text.clone()))
-        .collect()
-}
-
-fn read(path: impl AsRef<Path>) -> String {
-    std::fs::read_to_string(path).unwrap()
-}
-
-fn tls(leaf: &Leaf) -> BTreeMap<String, String> {
-    data(&[
-        ("tls.crt", read(&leaf.cert_chain)),
-        ("tls.key", read(&leaf.key)),
-        ("ca.crt", read(&certs::root_ca().cert)),
-    ])
-}
-
-fn cluster(database: &Database, certificate: &str) -> Objects {
-    let keys = json!({"kv1": BASE64_STANDARD.encode(key("kv1")), "kv2": BASE64_STANDARD.encode(key("kv2"))});
-    let secrets = json!({"machine_identity": {"encryption_keys": keys}});
-    let url: tokio_postgres::Config = database.url().parse().unwrap();
-    let tokio_postgres::config::Host::Tcp(host) = &url.get_hosts()[0] else {
-        panic!("the database is at a host")
-    };
-    let site = format!(
-        "[machine_identity]\ncurrent_encryption_key_id = \"kv2\"\n[auth.trust]\nadditional_issuer_cns = [\"{}\"]\n",
-        certs::ADMIN_ISSUER_CN
+/// As cert-manager makes one: the names of the manifest and no other, P-384 in SEC1.
+fn issued(certificate: &Value) -> Leaf {
+    let spec = &certificate["spec"];
+    assert_eq!(
+        spec["privateKey"],
+        json!({"algorithm": "ECDSA", "size": 384})
     );
-    let objects = [
-        (
-            "nico-api-config-files",
-            data(&[("nico-api-config.toml", NICO_API_CONFIG.to_owned())]),
-        ),
-        (
-            "nico-api-site-config-files",
-            data(&[
-                ("nico-api-site-config.toml", site),
-                ("admin_root_cert_pem", read(&certs::admin_root().cert)),
-            ]),
-        ),
-        (certificate, tls(certs::server())),
-        ("nico-rewrap-admin", tls(certs::admin())),
-        (
-            "nico-credentials",
-            data(&[("credentials.yaml", secrets.to_string())]),
-        ),
-        (
-            "nico-system.nico.nico-pg-cluster.credentials",
-            data(&[
-                ("username", url.get_user().unwrap().to_owned()),
-                ("password", PASSWORD.to_owned()),
-            ]),
-        ),
-        (
-            "nico-system-nico-database-config",
-            data(&[
-                ("DB_HOST", host.clone()),
-                ("DB_PORT", url.get_ports()[0].to_string()),
-                ("DB_NAME", database.name().to_owned()),
-            ]),
-        ),
-    ];
-    objects
-        .into_iter()
-        .map(|(name, data)| (name.to_owned(), data))
-        .collect()
-}
-
-/// Every mounted file under `root`, with the mount paths in its text moved there, too.
-fn mount(root: &Path, pod: &Value, container: &Value, objects: &Objects) {
-    let mounts = container["volumeMounts"].as_array().unwrap();
-    for mount in mounts {
-        assert_eq!(mount["readOnly"], true, "{mount}");
-        let volume = named(&pod["volumes"], &mount["name"]);
-        let name = volume["configMap"]["name"].as_str();
-        let name = name
-            .or_else(|| volume["secret"]["secretName"].as_str())
-            .unwrap();
-        let files = objects
-            .get(name)
-            .unwrap_or_else(|| panic!("no object {name}"));
-        let directory = root.join(mount["mountPath"].as_str().unwrap().trim_start_matches('/'));
-        std::fs::create_dir_all(&directory).unwrap();
-        for (file, text) in files {
-            std::fs::write(directory.join(file), moved(root, text)).unwrap();
+    let subject = format!("/CN={}", spec["commonName"].as_str().unwrap());
+    let mut cert = Cert::new(&subject).p384().traditional_key();
+    for (kind, names) in [("DNS", &spec["dnsNames"]), ("URI", &spec["uris"])] {
+        for name in names.as_array().unwrap() {
+            cert = cert.san(&format!("{kind}:{}", name.as_str().unwrap()));
         }
     }
+    cert.signed_by(certs::root_ca())
 }
 
-fn moved(root: &Path, text: &str) -> String {
-    let to = |below: &str| format!("{}{below}", root.display());
-    text.replace("/etc/", &to("/etc/"))
-        .replace("/var/run/", &to("/var/run/"))
-}
-
-/// The container's variables, `$(NAME)` of earlier ones put in.
-fn environment(container: &Value, objects: &Objects) -> Vec<(String, String)> {
-    let mut variables = Vec::new();
-    for variable in container["env"].as_array().unwrap() {
-        let value = match &variable["value"] {
-            Value::String(value) => expanded(value, &variables),
-            _ => {
-                let from = &variable["valueFrom"];
-                let from = [&from["secretKeyRef"], &from["configMapKeyRef"]];
-                let from = from.into_iter().find(|one| one.is_object()).unwrap();
-                objects[from["name"].as_str().unwrap()][from["key"].as_str().unwrap()].clone()
-            }
-        };
-        variables.push((variable["name"].as_str().unwrap().to_owned(), value));
-    }
-    variables
-}
-
-fn expanded(text: &str, variables: &[(String, String)]) -> String {
-    let put_in =
-        |text: String, (name, value): &(String, String)| text.replace(&format!("$({name})"), value);
-    variables.iter().fold(text.to_owned(), put_in)
-}
-
-fn arguments(root: &Path, container: &Value, variables: &[(String, String)]) -> Vec<String> {
-    let arguments = container["args"].as_array().unwrap().iter();
-    arguments
-        .map(|argument| moved(root, &expanded(argument.as_str().unwrap(), variables)))
-        .collect()
+/// nico-api's, which its chart asks for.
+fn of_nico_api() -> Leaf {
+    let names = [
+        "DNS:nico-api.nico-system.svc.cluster.local",
+        "DNS:localhost",
+    ];
+    let uri = format!("URI:{}nico-api", certs::SERVICE_BASE);
+    let cert = Cert::new("/CN=nico-api")
+        .san(names[0])
+        .san(names[1])
+        .san(&uri);
+    cert.signed_by(certs::root_ca())
 }
 
 /// The program as a container of these manifests runs it, but for what a test has to have otherwise.
 async fn started(
     manifests: &BTreeMap<String, Value>,
     database: &Database,
-    certificate: &str,
+    certificate: (&str, &Leaf),
 ) -> Server {
     let mut objects = cluster(database, certificate);
     let config_map = &manifests["ConfigMap"];
@@ -231,139 +84,114 @@ async fn started(
     server
 }
 
-/// The report of the Job in this folder, made by the real grpcurl at `server`.
-fn called(folder: &str, database: &Database, server: &Server) -> Value {
+/// The Job's call by the real grpcurl at `server`, which is at another address than the Service and has to have the
+/// name that grpcurl looks for: that of the Service, or what one more argument says.
+/// The command's files stay as long as the test process.
+fn call(folder: &str, database: &Database, server: &Server, more: &[&str]) -> Command {
     let manifests = rendered(folder);
     let job = &manifests["Job"];
     let container = container(job, "call");
-    let objects = cluster(database, "nico-rewrap-certificate");
-    let dir = temp_dir("job");
-    mount(
-        dir.path(),
-        &job["spec"]["template"]["spec"],
-        container,
-        &objects,
-    );
+    let objects = cluster(database, (STANDALONE, certs::server()));
+    let dir = process::lasting_dir("job");
+    mount(&dir, &job["spec"]["template"]["spec"], container, &objects);
     let variables = environment(container, &objects);
-    let mut args = arguments(dir.path(), container, &variables);
-    let service = "nico-rewrap.nico-system.svc.cluster.local:1179";
+    let mut args = arguments(&dir, container, &variables);
+    let service = &address_of_service();
     let address = args.iter().position(|one| one == service).unwrap();
-    args[address] = server.grpc.clone();
+    args[address].clone_from(&server.grpc);
+    let of_service = ["-authority", service.rsplit_once(':').unwrap().0];
+    let name = if more.is_empty() { &of_service } else { more };
     let grpcurl = std::env::var_os("GRPCURL").unwrap_or_else(|| "grpcurl".into());
-    serde_json::from_str(&process::run(Command::new(grpcurl).args(args))).unwrap()
+    let mut command = Command::new(grpcurl);
+    command.args(name).args(args);
+    command
 }
 
-#[tokio::test]
-async fn what_the_manifests_mount_is_what_the_program_reads() {
+/// Host and port at which the cluster has the Service.
+fn address_of_service() -> String {
+    let service = &rendered("standalone")["Service"];
+    let port = &named(&service["spec"]["ports"], &json!("grpc"))["port"];
+    let text = |key: &str| service["metadata"][key].as_str().unwrap();
+    format!(
+        "{}.{}.svc.cluster.local:{port}",
+        text("name"),
+        text("namespace")
+    )
+}
+
+fn called(folder: &str, database: &Database, server: &Server, more: &[&str]) -> Value {
+    serde_json::from_str(&process::run(&mut call(folder, database, server, more))).unwrap()
+}
+
+async fn one_under_kv1() -> Database {
     let database = Database::migrated().await;
     Org::under("acme", "kv1")
         .insert(&database.client().await)
         .await;
-    let sidecar = started(&rendered("sidecar"), &database, "nico-api-certificate").await;
-    let dry = called("call", &database, &sidecar);
-    assert_eq!(
-        (&dry["rowsUpdated"], &dry["rowsFailed"]),
-        (&json!(1), &json!(0))
-    );
-    assert_eq!(
-        dry["currentEncryptionKeyId"], "kv2",
-        "the site's file wins over the base file"
-    );
+    database
+}
 
-    let standalone = started(
-        &rendered("standalone"),
-        &database,
-        "nico-rewrap-certificate",
-    )
-    .await;
-    let again = called("call", &database, &standalone);
-    assert_eq!(
-        again["rowsUpdated"], 1,
-        "the first one was a dry run: {again}"
-    );
-    assert_eq!(
-        called("call-apply", &database, &standalone)["rowsUpdated"],
-        1
-    );
-    let after = called("call", &database, &standalone);
+#[tokio::test]
+async fn the_job_calls_the_deployment() {
+    let database = one_under_kv1().await;
+    let manifests = rendered("standalone");
+    let certificate = issued(&manifests["Certificate"]);
+    let server = started(&manifests, &database, (STANDALONE, &certificate)).await;
+    for _ in 0..2 {
+        let dry = called("call", &database, &server, &[]);
+        assert_eq!(
+            (&dry["rowsUpdated"], &dry["rowsFailed"]),
+            (&json!(1), &json!(0))
+        );
+        assert_eq!(
+            dry["currentEncryptionKeyId"], "kv2",
+            "the site's file wins over the base file"
+        );
+    }
+    let applied = called("call-apply", &database, &server, &[]);
+    assert_eq!(applied["rowsUpdated"], 1);
+    let after = called("call", &database, &server, &[]);
     assert_eq!(after["rowsSkippedAllOnTarget"], 1, "{after}");
 }
 
 #[tokio::test]
-async fn ports_and_probes_are_those_of_the_program() {
+async fn the_job_calls_a_sidecar_by_nico_apis_name() {
+    let database = one_under_kv1().await;
+    let server = started(&rendered("sidecar"), &database, (SIDECAR, &of_nico_api())).await;
+    let argument = "-servername=nico-api.nico-system.svc.cluster.local";
+    assert!(include_str!("../docs/deploy.md").contains(&format!("`{argument}`")));
+    let dry = called("call", &database, &server, &[argument]);
+    assert_eq!(dry["rowsUpdated"], 1);
+    let refused = call("call", &database, &server, &[]).output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("certificate is valid for"), "{said}");
+}
+
+#[tokio::test]
+async fn probes_and_the_monitor_ask_what_the_program_answers() {
     let database = Database::migrated().await;
-    for (folder, certificate) in [
-        ("standalone", "nico-rewrap-certificate"),
-        ("sidecar", "nico-api-certificate"),
+    for (folder, certificate, probes) in [
+        (
+            "standalone",
+            STANDALONE,
+            &["livenessProbe", "readinessProbe"][..],
+        ),
+        // Where nico-api must not wait for us, on purpose without readiness.
+        ("sidecar", SIDECAR, &["livenessProbe"]),
     ] {
         let manifests = rendered(folder);
+        let server = started(&manifests, &database, (certificate, certs::server())).await;
         let container = container(&manifests["Deployment"], "nico-rewrap");
-        let config = manifests["ConfigMap"]["data"]["rewrap.toml"]
-            .as_str()
-            .unwrap();
-        let config: toml::Table = config.parse().unwrap();
-        let set = |name: &str| {
-            config["rewrap"][name]
-                .as_str()
-                .unwrap()
-                .rsplit(':')
-                .next()
-                .unwrap()
-                .parse::<u16>()
-        };
-        let readme = include_str!("../README.md");
-        let server = started(&manifests, &database, certificate).await;
-        for (port, setting) in [
-            ("rewrap-grpc", "listen"),
-            ("rewrap-http", "metrics_endpoint"),
-        ] {
-            let number = named(&container["ports"], &json!(port))["containerPort"]
-                .as_u64()
-                .unwrap();
-            assert_eq!(
-                u64::from(set(setting).unwrap()),
-                number,
-                "{folder} {setting}"
-            );
-            assert!(
-                readme.contains(&format!("| `{setting}` | `[::]:{number}` |")),
-                "the default"
-            );
-            let of_service = manifests["Service"]["spec"]["ports"].as_array().unwrap();
-            let of_service = of_service
-                .iter()
-                .find(|one| one["targetPort"] == port)
-                .unwrap();
-            assert_eq!(of_service["port"], number);
+        let of_container = container.as_object().unwrap().keys();
+        let found: Vec<_> = of_container.filter(|key| key.ends_with("Probe")).collect();
+        assert_eq!(found, probes, "{folder}");
+        for probe in probes {
+            let get = &container[probe]["httpGet"];
+            assert_eq!(get["port"], "rewrap-http");
+            assert_eq!(server.get(get["path"].as_str().unwrap()).await.0, 200);
         }
         let endpoint = &manifests["ServiceMonitor"]["spec"]["endpoints"][0];
-        let scraped = named(&manifests["Service"]["spec"]["ports"], &endpoint["port"]);
-        assert_eq!(scraped["targetPort"], "rewrap-http");
-        for probe in [
-            &container["livenessProbe"],
-            &container["readinessProbe"],
-            &json!({"httpGet": endpoint}),
-        ] {
-            // A sidecar has no readiness probe, on purpose.
-            let Some(path) = probe["httpGet"]["path"].as_str() else {
-                assert_eq!(folder, "sidecar");
-                continue;
-            };
-            assert!(probe["httpGet"]["port"] == "rewrap-http" || path == "/metrics");
-            assert_eq!(server.get(path).await.0, 200, "{path}");
-        }
-        // The Service and the monitor find the Pods, and the monitor the Service.
-        let labels = &manifests["Deployment"]["spec"]["template"]["metadata"]["labels"];
-        for (label, value) in manifests["Service"]["spec"]["selector"]
-            .as_object()
-            .unwrap()
-        {
-            assert_eq!(labels[label], *value, "{folder} {label}");
-        }
-        let service = &manifests["Service"]["metadata"]["labels"];
-        let monitor = &manifests["ServiceMonitor"]["spec"]["selector"]["matchLabels"];
-        for (label, value) in monitor.as_object().unwrap() {
-            assert_eq!(service[label], *value, "{folder} {label}");
-        }
+        let path = endpoint["path"].as_str().unwrap();
+        assert!(server.get(path).await.1.contains("nico_rewrap_"));
     }
 }

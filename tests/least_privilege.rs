@@ -24,6 +24,15 @@ async fn grant(database: &Database) {
     database.admin().await.batch_execute(ROLE).await.unwrap();
 }
 
+/// What the file has as a comment, to be run by a superuser.
+fn optional() -> String {
+    let lines = ROLE.lines().filter_map(|line| line.strip_prefix("-- "));
+    let statements = lines.filter(|line| {
+        line.ends_with(';') && (line.starts_with("ALTER ROLE") || line.starts_with("GRANT"))
+    });
+    statements.collect()
+}
+
 /// What the role is granted on tables and columns, everywhere.
 async fn grants(client: &tokio_postgres::Client) -> Vec<String> {
     let sql = "SELECT DISTINCT privilege_type || ' ' || table_name || '.' || column_name
@@ -145,4 +154,45 @@ async fn the_role_is_enough_for_nothing_else() {
         );
     }
     assert!(url.contains(PASSWORD), "the fixture's server trusts anyone");
+}
+
+#[tokio::test]
+async fn the_owner_can_run_the_file_if_it_may_create_roles() {
+    let postgres = pg::Server::start();
+    let (database, url) = site(&postgres).await;
+    let (owner, admin) = (database.client().await, database.admin().await);
+    let error = owner.batch_execute(ROLE).await.unwrap_err();
+    assert_eq!(error.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE));
+    owner.batch_execute("ROLLBACK").await.unwrap();
+    admin
+        .batch_execute("ALTER ROLE nico CREATEROLE")
+        .await
+        .unwrap();
+    // Twice, as at every later time.
+    for _ in 0..2 {
+        owner.batch_execute(ROLE).await.unwrap();
+    }
+    seed::insert(&owner, &orgs(3)).await;
+    let server = Site::with_url(&url).start().await;
+    assert_eq!(run(&server, false).await.rows_updated, 3);
+}
+
+#[tokio::test]
+async fn the_comment_lets_it_see_replicas_and_nothing_more() {
+    let postgres = pg::Server::start();
+    let (database, _) = site(&postgres).await;
+    let admin = database.admin().await;
+    grant(&database).await;
+    let sees = "SELECT pg_has_role('nico_rewrap', 'pg_read_all_stats', 'USAGE')";
+    let sees = async || admin.query_one(sees, &[]).await.unwrap().get::<_, bool>(0);
+    assert!(!sees().await);
+    let statements = optional();
+    assert_eq!(statements.matches(';').count(), 2, "{statements}");
+    admin.batch_execute(&statements).await.unwrap();
+    grant(&database).await;
+    assert!(sees().await, "and running the file again leaves it");
+    let roles = "SELECT string_agg(roleid::regrole::text, ' ') FROM pg_auth_members
+        WHERE member = 'nico_rewrap'::regrole";
+    let roles: String = admin.query_one(roles, &[]).await.unwrap().get(0);
+    assert_eq!(roles, "pg_read_all_stats");
 }

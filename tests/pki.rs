@@ -48,6 +48,7 @@ enum Validity {
 enum Key {
     #[default]
     P256,
+    P384,
     Rsa,
 }
 
@@ -143,6 +144,12 @@ impl Cert {
         self
     }
 
+    /// A P-384 key.
+    pub(crate) fn p384(mut self) -> Self {
+        self.key = Key::P384;
+        self
+    }
+
     /// The key file in the algorithm's own format (SEC1, PKCS#1) and not in PKCS#8.
     pub(crate) fn traditional_key(mut self) -> Self {
         self.traditional = true;
@@ -174,6 +181,7 @@ impl Cert {
         let openssl = |args: &[&str]| run(Command::new("openssl").args(args).current_dir(&dir));
         let key_args = match self.key {
             Key::P256 => ["ec", "-pkeyopt", "ec_paramgen_curve:P-256"],
+            Key::P384 => ["ec", "-pkeyopt", "ec_paramgen_curve:P-384"],
             Key::Rsa => ["rsa", "-pkeyopt", "rsa_keygen_bits:2048"],
         };
         let request = [

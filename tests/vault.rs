@@ -1,67 +1,169 @@
-//! The secrets file that Vault Agent makes out of `deploy/vault/secrets.json.ctmpl`.
-//!
-//! There is no Vault here. What is real: the template, Go's `text/template` that executes it in Vault Agent, and the
-//! program that reads the result. What stands in: the functions that ask Vault, which `vault/render.go` answers with data
-//! in the shape of Vault's KV v2 API and of nico-api's `Credentials`.
+//! The secrets file that Vault Agent makes out of `deploy/vault`: its configuration, its template, and the policy of its
+//! role, with a real server and a real agent. Those are OpenBao's, which is Vault's free fork and takes the same files.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::database::Database;
 use crate::grpcurl::run;
 use crate::leaks;
-use crate::process::temp_dir;
+use crate::pg_host::free_port;
+use crate::process::{self, Supervised, temp_dir};
 use crate::seal::key;
 use crate::seed::Org;
-use crate::site::Site;
+use crate::site::{Site, quote};
 
-fn below(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+const ROOT_TOKEN: &str = "root";
+const KEYS: &str = "machine_identity/encryption_keys";
+
+fn bao() -> PathBuf {
+    std::env::var_os("BAO").map_or_else(|| "bao".into(), PathBuf::from)
 }
 
-/// A Vault whose KV v2 engine is at `mount`, with these keys.
-fn vault(mount: &str, ids: &[&str]) -> Value {
-    let path = |kind: &str| format!("{mount}/{kind}/machine_identity/encryption_keys");
-    let mut answers = json!({path("metadata"): {"keys": ids}});
-    for id in ids {
-        let pair = json!({"username": id, "password": BASE64_STANDARD.encode(key(id))});
-        answers[format!("{}/{id}", path("data"))] = json!({
-            "data": {"UsernamePassword": pair},
-            "metadata": {"version": 1, "destroyed": false, "deletion_time": ""},
+fn deployed(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("deploy/vault")
+        .join(name)
+}
+
+/// A server with a KV v2 engine, and the agent's role as `policy.hcl` has it.
+struct Vault {
+    dir: TempDir,
+    address: String,
+    mount: String,
+    _server: Supervised,
+}
+
+impl Vault {
+    fn start(mount: &str) -> Self {
+        let dir = temp_dir("vault");
+        let port = free_port();
+        let args = [
+            "server",
+            "-dev",
+            "-dev-no-store-token",
+            &format!("-dev-root-token-id={ROOT_TOKEN}"),
+            &format!("-dev-listen-address=127.0.0.1:{port}"),
+        ];
+        let log = std::fs::File::create(dir.path().join("server.log")).unwrap();
+        let server = Supervised::spawn(&bao(), args, "KILL", |command| {
+            command.env("HOME", dir.path()).stderr(log);
         });
+        let vault = Self {
+            dir,
+            address: format!("http://127.0.0.1:{port}"),
+            mount: mount.to_owned(),
+            _server: server,
+        };
+        vault.wait_ready();
+        vault.set_up();
+        vault
     }
-    answers
-}
 
-fn render(answers: &Value, environment: &[(&str, &str)]) -> Output {
-    let dir = temp_dir("vault");
-    let file = dir.path().join("answers.json");
-    std::fs::write(&file, answers.to_string()).unwrap();
-    let go = std::env::var_os("GO").unwrap_or_else(|| "go".into());
-    let mut command = Command::new(go);
-    command.arg("run").arg(below("tests/vault/render.go"));
-    command
-        .arg(below("deploy/vault/secrets.json.ctmpl"))
-        .arg(&file);
-    command.env("GOCACHE", below("target/tools/go-cache"));
-    command
-        .env("GO111MODULE", "off")
-        .env_remove("VAULT_KV_MOUNT_LOCATION");
-    command.envs(environment.iter().copied()).output().unwrap()
-}
+    fn wait_ready(&self) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let is_ready = || {
+            let status = self.command(ROOT_TOKEN, &["status"]).output().unwrap();
+            status.status.success()
+        };
+        while !is_ready() {
+            let log = std::fs::read_to_string(self.dir.path().join("server.log")).unwrap();
+            assert!(Instant::now() < deadline, "{log}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
 
-fn rendered(answers: &Value, environment: &[(&str, &str)]) -> String {
-    let output = render(answers, environment);
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).unwrap()
+    fn set_up(&self) {
+        // The development server has one of its own at "secret".
+        let path = format!("-path={}", self.mount);
+        self.root(&["secrets", "enable", &path, "kv-v2"]);
+        let policy = std::fs::read_to_string(deployed("policy.hcl")).unwrap();
+        let policy = policy.replace("\"secrets/", &format!("\"{}/", self.mount));
+        let file = self.dir.path().join("policy.hcl");
+        std::fs::write(&file, policy).unwrap();
+        self.root(&["policy", "write", "nico-rewrap", file.to_str().unwrap()]);
+        self.root(&["auth", "enable", "approle"]);
+        let role = "auth/approle/role/nico-rewrap";
+        self.root(&["write", role, "token_policies=nico-rewrap"]);
+        for (name, args) in [
+            ("role-id", &["read", "-field=role_id"][..]),
+            ("secret-id", &["write", "-f", "-field=secret_id"]),
+        ] {
+            let id = self.root(&[args, &[&format!("{role}/{name}")]].concat());
+            std::fs::write(self.dir.path().join(format!("vault-{name}")), id).unwrap();
+        }
+    }
+
+    fn command(&self, token: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(bao());
+        command
+            .args(args)
+            .env_clear()
+            .env("HOME", self.dir.path())
+            .env("VAULT_ADDR", &self.address)
+            .env("VAULT_TOKEN", token)
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn root(&self, args: &[&str]) -> String {
+        process::run(&mut self.command(ROOT_TOKEN, args))
+    }
+
+    /// A key as nico-api stores it.
+    fn with_key(self, id: &str) -> Self {
+        let pair = json!({"username": id, "password": BASE64_STANDARD.encode(key(id))});
+        self.put(
+            &format!("{KEYS}/{id}"),
+            &json!({ "data": {"UsernamePassword": pair} }),
+        );
+        self
+    }
+
+    fn put(&self, path: &str, value: &Value) {
+        let file = self.dir.path().join("value.json");
+        std::fs::write(&file, value.to_string()).unwrap();
+        let path = format!("{}/data/{path}", self.mount);
+        self.root(&["write", &path, &format!("@{}", file.display())]);
+    }
+
+    /// Runs the agent as a site does, with `secrets` for `/etc/nico-rewrap`.
+    fn agent(&self, secrets: &Path) -> (bool, String) {
+        let text = std::fs::read_to_string(deployed("agent.hcl")).unwrap();
+        let below = |directory: &Path| format!("{}/", directory.display());
+        let ids = format!("{}vault-", below(self.dir.path()));
+        let text = text
+            .replace("/etc/nico-rewrap/vault-", &ids)
+            .replace("/etc/nico-rewrap/", &below(secrets))
+            .replace("/usr/share/nico-rewrap/vault/", &below(&deployed("")));
+        assert!(!text.contains("\"/etc/") && !text.contains("\"/usr/"));
+        let file = self.dir.path().join("agent.hcl");
+        std::fs::write(&file, text).unwrap();
+        let config = format!("-config={}", file.display());
+        let mut agent = self.command("", &["agent", &config]);
+        if self.mount != "secrets" {
+            agent.env("VAULT_KV_MOUNT_LOCATION", &self.mount);
+        }
+        let output = agent.output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        (output.status.success(), said)
+    }
+
+    fn rendered(&self) -> Value {
+        let dir = temp_dir("rendered");
+        let (done, said) = self.agent(dir.path());
+        assert!(done, "{said}");
+        let text = std::fs::read_to_string(dir.path().join("secrets.json")).unwrap();
+        serde_json::from_str(&text).unwrap()
+    }
 }
 
 #[tokio::test]
@@ -70,20 +172,14 @@ async fn the_rendered_file_is_read() {
     Org::under("acme", "kv1")
         .insert(&database.client().await)
         .await;
-    let text = rendered(&vault("secrets", &["kv1", "kv2"]), &[]);
-    let file: Value = serde_json::from_str(&text).unwrap();
-    assert_eq!(
-        file["machine_identity"]["encryption_keys"]
-            .as_object()
-            .unwrap()
-            .len(),
-        2,
-        "{text}"
-    );
-    let server = Site::new(&database)
-        .secrets("secrets.json", &text)
-        .start()
-        .await;
+    let vault = Vault::start("secrets").with_key("kv1").with_key("kv2");
+    let site = Site::new(&database).missing_secrets();
+    let (done, said) = vault.agent(site.dir());
+    assert!(done, "{said}");
+    leaks::assert_none(&said);
+    let file = site.dir().join("secrets.json").metadata().unwrap();
+    assert_eq!(file.permissions().mode() & 0o777, 0o600);
+    let server = site.start().await;
     let report = run(&server, false).await;
     assert_eq!((report.rows_updated, report.rows_failed), (1, 0));
     leaks::assert_none(&server.log_text());
@@ -91,23 +187,72 @@ async fn the_rendered_file_is_read() {
 
 #[test]
 fn the_mount_is_the_one_that_nico_api_is_told() {
-    let elsewhere = vault("site/kv", &["only"]);
-    let text = rendered(&elsewhere, &[("VAULT_KV_MOUNT_LOCATION", "site/kv")]);
-    let file: Value = serde_json::from_str(&text).unwrap();
+    let vault = Vault::start("site/kv").with_key("only");
     let expected = json!({"only": BASE64_STANDARD.encode(key("only"))});
-    assert_eq!(file["machine_identity"]["encryption_keys"], expected);
+    assert_eq!(
+        vault.rendered()["machine_identity"]["encryption_keys"],
+        expected
+    );
 }
 
 /// Vault lists a deleted key until its metadata is deleted, too.
 #[test]
 fn a_key_that_is_listed_and_cannot_be_read_makes_no_file() {
-    let mut deleted = vault("secrets", &["kv1", "kv2"]);
-    deleted["secrets/data/machine_identity/encryption_keys/kv2"]["data"] = Value::Null;
-    let mut gone = vault("secrets", &["kv1", "kv2"]);
-    gone.as_object_mut()
-        .unwrap()
-        .remove("secrets/data/machine_identity/encryption_keys/kv1");
-    for answers in [deleted, gone] {
-        assert!(!render(&answers, &[]).status.success());
+    let vault = Vault::start("secrets").with_key("kv1").with_key("kv2");
+    let kv2 = format!("{KEYS}/kv2");
+    vault.root(&["kv", "delete", "-mount=secrets", &kv2]);
+    let dir = temp_dir("rendered");
+    let (done, said) = vault.agent(dir.path());
+    assert!(!done && !dir.path().join("secrets.json").exists(), "{said}");
+    assert!(
+        said.contains(&format!("no secret exists at secrets/data/{kv2}")),
+        "{said}"
+    );
+    // What the page says to do about it.
+    vault.root(&["kv", "metadata", "delete", "-mount=secrets", &kv2]);
+    let keys = &vault.rendered()["machine_identity"]["encryption_keys"];
+    assert_eq!(keys.as_object().unwrap().len(), 1);
+    // Another shape than nico-api's is no key, either.
+    vault.put(&kv2, &json!({"data": {"password": "x"}}));
+    let (done, said) = vault.agent(dir.path());
+    assert!(!done && !dir.path().join("secrets.json").exists(), "{said}");
+}
+
+#[test]
+fn the_policy_lets_the_agent_read_keys_and_nothing_else() {
+    let vault = Vault::start("secrets").with_key("kv1");
+    vault.put("bmc/site_wide_root", &json!({"data": {"password": "x"}}));
+    let token = vault.root(&["token", "create", "-policy=nico-rewrap", "-field=token"]);
+    let may = |args: &[&str]| {
+        let output = vault.command(token.trim(), args).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            output.status.success() || said.contains("permission denied"),
+            "{said}"
+        );
+        output.status.success()
+    };
+    let kv1 = format!("{KEYS}/kv1");
+    assert!(may(&["kv", "list", "-mount=secrets", KEYS]));
+    assert!(may(&["kv", "get", "-mount=secrets", &kv1]));
+    for args in [
+        &["kv", "list", "-mount=secrets", "machine_identity"][..],
+        &["kv", "get", "-mount=secrets", "bmc/site_wide_root"],
+        &["kv", "put", "-mount=secrets", &kv1, "a=b"],
+        &["kv", "delete", "-mount=secrets", &kv1],
+        &["kv", "metadata", "delete", "-mount=secrets", &kv1],
+    ] {
+        assert!(!may(args), "{args:?}");
     }
+}
+
+#[test]
+fn the_agent_writes_where_the_unit_reads() {
+    let file = "/etc/nico-rewrap/secrets.json";
+    let agent = std::fs::read_to_string(deployed("agent.hcl")).unwrap();
+    let unit = include_str!("../deploy/systemd/nico-rewrap.service");
+    let destination = agent.lines().find(|line| line.contains("destination"));
+    assert!(destination.unwrap().ends_with(&quote(file)));
+    assert!(unit.contains(&format!("\nLoadCredential=secrets:{file}\n")));
+    assert!(unit.contains(&format!("\nAssertPathExists={file}\n")));
 }

@@ -1,5 +1,7 @@
--- The role that nico-rewrap connects as: it reads what it reads, writes the columns that it writes, and can do nothing
--- else, neither insert nor delete nor create. For nico-api's database, as its owner or a superuser, any number of times,
+-- The role that nico-rewrap connects as: it reads what it reads, writes the columns that it writes, and is granted nothing
+-- else, neither to insert nor to delete nor to create. What PUBLIC may, it may as well: before PostgreSQL 15, and in
+-- databases that come from there, that is to create tables in the schema public, unless the site has taken that back
+-- (REVOKE CREATE ON SCHEMA public FROM PUBLIC). For nico-api's database, as its owner or a superuser, any number of times,
 -- before or after nico-api's migration of June 2026:
 --
 --   psql -v ON_ERROR_STOP=1 -d nico -f role.sql
@@ -35,8 +37,9 @@ BEGIN
     END IF;
 END $$;
 
--- To let it see how far replicas are behind, which pg_stat_replication shows to few (a superuser has to grant this):
--- GRANT pg_read_all_stats TO nico_rewrap;
+-- To let it see how far replicas are behind, which pg_stat_replication shows to few. A superuser has to do this, in this
+-- order: from PostgreSQL 16 on, a grant is inherited if the role inherits when it is made.
 -- ALTER ROLE nico_rewrap INHERIT;
+-- GRANT pg_read_all_stats TO nico_rewrap;
 
 COMMIT;

@@ -2,6 +2,13 @@
 # keys at its start only, so there is nothing to watch. VAULT_ADDR and VAULT_CACERT come from the environment.
 exit_after_auth = true
 
+vault {
+  retry {
+    # A key that is listed and can't be read is tried again for four seconds, not for the five minutes of the default.
+    num_retries = 4
+  }
+}
+
 auto_auth {
   method "approle" {
     config = {

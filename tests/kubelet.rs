@@ -1,0 +1,202 @@
+//! What a cluster does with the manifests of `deploy/kubernetes`, by hand, since there is none: kustomize renders them, and
+//! the kubelet's part is files under the mount paths, variables, arguments.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::{Value, json};
+
+use crate::certs;
+use crate::database::Database;
+use crate::pg::PASSWORD;
+use crate::pki::Leaf;
+use crate::process;
+use crate::seal::key;
+
+/// nico-api's base config, with the paths that its chart mounts.
+const NICO_API_CONFIG: &str = r#"
+listen = "[::]:1079"
+database_url = "postgres://replaced-by-env-var"
+[machine_identity]
+enabled = true
+current_encryption_key_id = "kv1"
+algorithm = "ES256"
+[tls]
+identity_pemfile_path = "/var/run/secrets/spiffe.io/tls.crt"
+identity_keyfile_path = "/var/run/secrets/spiffe.io/tls.key"
+root_cafile_path = "/var/run/secrets/spiffe.io/ca.crt"
+admin_root_cafile_path = "/etc/forge/carbide-api/site/admin_root_cert_pem"
+[auth.trust]
+spiffe_trust_domain = "nico.local"
+spiffe_service_base_paths = ["/nico-system/sa/", "/default/sa/"]
+spiffe_machine_base_path = "/nico-system/machine/"
+additional_issuer_cns = []
+"#;
+
+/// The manifests of a folder, by kind.
+pub(crate) fn rendered(folder: &str) -> BTreeMap<String, Value> {
+    let kubectl = std::env::var_os("KUBECTL").unwrap_or_else(|| "kubectl".into());
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("deploy/kubernetes")
+        .join(folder);
+    let text = process::run(Command::new(kubectl).arg("kustomize").arg(folder));
+    let manifests: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
+    let by_kind = |manifest: Value| (manifest["kind"].as_str().unwrap().to_owned(), manifest);
+    manifests.into_iter().map(by_kind).collect()
+}
+
+/// A container of the Pods that a Deployment or Job makes.
+pub(crate) fn container<'a>(manifest: &'a Value, name: &str) -> &'a Value {
+    let containers = manifest["spec"]["template"]["spec"]["containers"]
+        .as_array()
+        .unwrap();
+    containers.iter().find(|one| one["name"] == name).unwrap()
+}
+
+/// The entry of this name.
+pub(crate) fn named<'a>(list: &'a Value, name: &Value) -> &'a Value {
+    let list = list.as_array().unwrap();
+    list.iter()
+        .find(|one| one["name"] == *name)
+        .unwrap_or_else(|| panic!("no {name}"))
+}
+
+/// What the cluster has before: the data of ConfigMaps and Secrets, by name.
+pub(crate) type Objects = BTreeMap<String, BTreeMap<String, String>>;
+
+fn data(items: &[(&str, String)]) -> BTreeMap<String, String> {
+    items
+        .iter()
+        .map(|(key, text)| ((*key).to_owned(), text.clone()))
+        .collect()
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    std::fs::read_to_string(path).unwrap()
+}
+
+fn tls(leaf: &Leaf) -> BTreeMap<String, String> {
+    data(&[
+        ("tls.crt", read(&leaf.cert_chain)),
+        ("tls.key", read(&leaf.key)),
+        ("ca.crt", read(&certs::root_ca().cert)),
+    ])
+}
+
+/// `certificate` is the name of the Secret with nico-rewrap's certificate, and what is in it.
+pub(crate) fn cluster(database: &Database, certificate: (&str, &Leaf)) -> Objects {
+    let keys = json!({"kv1": BASE64_STANDARD.encode(key("kv1")), "kv2": BASE64_STANDARD.encode(key("kv2"))});
+    let secrets = json!({"machine_identity": {"encryption_keys": keys}});
+    let url: tokio_postgres::Config = database.url().parse().unwrap();
+    let tokio_postgres::config::Host::Tcp(host) = &url.get_hosts()[0] else {
+        panic!("the database is at a host")
+    };
+    let site = format!(
+        "[machine_identity]\ncurrent_encryption_key_id = \"kv2\"\n[auth.trust]\nadditional_issuer_cns = [\"{}\"]\n",
+        certs::ADMIN_ISSUER_CN
+    );
+    let objects = [
+        (
+            "nico-api-config-files",
+            data(&[("nico-api-config.toml", NICO_API_CONFIG.to_owned())]),
+        ),
+        (
+            "nico-api-site-config-files",
+            data(&[
+                ("nico-api-site-config.toml", site),
+                ("admin_root_cert_pem", read(&certs::admin_root().cert)),
+            ]),
+        ),
+        (certificate.0, tls(certificate.1)),
+        ("nico-rewrap-admin", tls(certs::admin())),
+        (
+            "nico-credentials",
+            data(&[("credentials.yaml", secrets.to_string())]),
+        ),
+        (
+            "nico-system.nico.nico-pg-cluster.credentials",
+            data(&[
+                ("username", url.get_user().unwrap().to_owned()),
+                ("password", PASSWORD.to_owned()),
+            ]),
+        ),
+        (
+            "nico-system-nico-database-config",
+            data(&[
+                ("DB_HOST", host.clone()),
+                ("DB_PORT", url.get_ports()[0].to_string()),
+                ("DB_NAME", database.name().to_owned()),
+            ]),
+        ),
+    ];
+    objects
+        .into_iter()
+        .map(|(name, data)| (name.to_owned(), data))
+        .collect()
+}
+
+/// Every mounted file under `root`, with the mount paths in its text moved there, too.
+pub(crate) fn mount(root: &Path, pod: &Value, container: &Value, objects: &Objects) {
+    let mounts = container["volumeMounts"].as_array().unwrap();
+    for mount in mounts {
+        assert_eq!(mount["readOnly"], true, "{mount}");
+        let volume = named(&pod["volumes"], &mount["name"]);
+        let name = volume["configMap"]["name"].as_str();
+        let name = name
+            .or_else(|| volume["secret"]["secretName"].as_str())
+            .unwrap();
+        let files = objects
+            .get(name)
+            .unwrap_or_else(|| panic!("no object {name}"));
+        let directory = root.join(mount["mountPath"].as_str().unwrap().trim_start_matches('/'));
+        std::fs::create_dir_all(&directory).unwrap();
+        for (file, text) in files {
+            std::fs::write(directory.join(file), moved(root, text)).unwrap();
+        }
+    }
+}
+
+fn moved(root: &Path, text: &str) -> String {
+    let to = |below: &str| format!("{}{below}", root.display());
+    text.replace("/etc/", &to("/etc/"))
+        .replace("/var/run/", &to("/var/run/"))
+}
+
+/// The container's variables, `$(NAME)` of earlier ones put in.
+pub(crate) fn environment(container: &Value, objects: &Objects) -> Vec<(String, String)> {
+    let mut variables = Vec::new();
+    for variable in container["env"].as_array().unwrap() {
+        let value = match &variable["value"] {
+            Value::String(value) => expanded(value, &variables),
+            _ => {
+                let from = &variable["valueFrom"];
+                let from = [&from["secretKeyRef"], &from["configMapKeyRef"]];
+                let from = from.into_iter().find(|one| one.is_object()).unwrap();
+                objects[from["name"].as_str().unwrap()][from["key"].as_str().unwrap()].clone()
+            }
+        };
+        variables.push((variable["name"].as_str().unwrap().to_owned(), value));
+    }
+    variables
+}
+
+fn expanded(text: &str, variables: &[(String, String)]) -> String {
+    let put_in =
+        |text: String, (name, value): &(String, String)| text.replace(&format!("$({name})"), value);
+    variables.iter().fold(text.to_owned(), put_in)
+}
+
+/// The container's arguments, `$(NAME)` put in and mount paths moved.
+pub(crate) fn arguments(
+    root: &Path,
+    container: &Value,
+    variables: &[(String, String)],
+) -> Vec<String> {
+    let arguments = container["args"].as_array().unwrap().iter();
+    arguments
+        .map(|argument| moved(root, &expanded(argument.as_str().unwrap(), variables)))
+        .collect()
+}

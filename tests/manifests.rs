@@ -1,0 +1,262 @@
+//! The manifests of `deploy/kubernetes` among themselves, and beside what the program says of itself: ports, selectors,
+//! names and modes that no schema compares, and a cluster would not complain about.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use crate::kubelet::{container, named, rendered};
+
+type Manifests = BTreeMap<String, Value>;
+
+fn pods(manifest: &Value) -> &Value {
+    &manifest["spec"]["template"]
+}
+
+fn labels(manifest: &Value) -> &Value {
+    &pods(manifest)["metadata"]["labels"]
+}
+
+/// Whether everything that a selector asks for is among the labels; one that asks for nothing would select all.
+fn selects(selector: &Value, labels: &Value) -> bool {
+    let selector = selector.as_object().unwrap();
+    assert!(!selector.is_empty());
+    selector.iter().all(|(name, value)| labels[name] == *value)
+}
+
+/// The number behind a port's name.
+fn number(manifests: &Manifests, port: &str) -> u64 {
+    let container = container(&manifests["Deployment"], "nico-rewrap");
+    let port = named(&container["ports"], &json!(port));
+    port["containerPort"].as_u64().unwrap()
+}
+
+#[test]
+fn ports_are_those_that_the_program_listens_on() {
+    for folder in ["standalone", "sidecar"] {
+        let manifests = rendered(folder);
+        let config = manifests["ConfigMap"]["data"]["rewrap.toml"].as_str();
+        let config: toml::Table = config.unwrap().parse().unwrap();
+        let readme = include_str!("../README.md");
+        for (port, setting) in [
+            ("rewrap-grpc", "listen"),
+            ("rewrap-http", "metrics_endpoint"),
+        ] {
+            let number = number(&manifests, port);
+            let set = config["rewrap"][setting].as_str().unwrap();
+            assert_eq!(set, format!("[::]:{number}"), "{folder} {setting}");
+            assert!(
+                readme.contains(&format!("| `{setting}` | `{set}` |")),
+                "the default"
+            );
+            let of_service = manifests["Service"]["spec"]["ports"].as_array().unwrap();
+            let of_service = of_service.iter().find(|one| one["targetPort"] == port);
+            assert_eq!(of_service.unwrap()["port"], number);
+        }
+        let endpoint = &manifests["ServiceMonitor"]["spec"]["endpoints"][0];
+        let scraped = named(&manifests["Service"]["spec"]["ports"], &endpoint["port"]);
+        assert_eq!(scraped["targetPort"], "rewrap-http");
+    }
+}
+
+#[test]
+fn selectors_find_what_they_are_for() {
+    for folder in ["standalone", "sidecar"] {
+        let manifests = rendered(folder);
+        let deployment = &manifests["Deployment"];
+        let service = &manifests["Service"];
+        let monitor = &manifests["ServiceMonitor"]["spec"]["selector"]["matchLabels"];
+        assert!(selects(
+            &deployment["spec"]["selector"]["matchLabels"],
+            labels(deployment)
+        ));
+        assert!(
+            selects(&service["spec"]["selector"], labels(deployment)),
+            "{folder}"
+        );
+        assert!(selects(monitor, &service["metadata"]["labels"]), "{folder}");
+        let job = labels(&rendered("call")["Job"]).clone();
+        assert!(
+            !selects(&service["spec"]["selector"], &job),
+            "the Job is no server"
+        );
+    }
+    let standalone = rendered("standalone");
+    let pods_of_rewrap = labels(&standalone["Deployment"]);
+    let of = |kind: &str, selector: &str| &standalone[kind]["spec"][selector]["matchLabels"];
+    assert!(selects(
+        of("PodDisruptionBudget", "selector"),
+        pods_of_rewrap
+    ));
+    assert!(selects(of("NetworkPolicy", "podSelector"), pods_of_rewrap));
+    let spread = &pods(&standalone["Deployment"])["spec"]["topologySpreadConstraints"][0];
+    assert!(selects(
+        &spread["labelSelector"]["matchLabels"],
+        pods_of_rewrap
+    ));
+    // The patch must not become nico-api's policy, budget or name.
+    let of_nico_api = labels(&rendered("sidecar")["Deployment"]).clone();
+    assert!(!selects(
+        of("PodDisruptionBudget", "selector"),
+        &of_nico_api
+    ));
+}
+
+#[test]
+fn the_network_policy_lets_in_and_out_who_has_to_pass_and_nobody_else() {
+    let standalone = rendered("standalone");
+    let policy = &standalone["NetworkPolicy"]["spec"];
+    let ingress = policy["ingress"].as_array().unwrap();
+    let on = |port: u64, labels: &Value| {
+        ingress.iter().any(|rule| {
+            let from = rule["from"].as_array().unwrap();
+            rule["ports"] == json!([{"protocol": "TCP", "port": port}])
+                && from.iter().any(|peer| {
+                    let selector = &peer["podSelector"]["matchLabels"];
+                    selector.is_object() && selects(selector, labels)
+                })
+        })
+    };
+    let (grpc, http) = (
+        number(&standalone, "rewrap-grpc"),
+        number(&standalone, "rewrap-http"),
+    );
+    let job = rendered("call")["Job"].clone();
+    let nico_api = rendered("sidecar")["Deployment"].clone();
+    for caller in [labels(&job), labels(&nico_api)] {
+        assert!(on(grpc, caller) && !on(http, caller), "{caller}");
+    }
+    let own = labels(&standalone["Deployment"]);
+    assert!(!on(grpc, own), "one replica has nothing to ask of another");
+    assert!(!on(grpc, &json!({"app.kubernetes.io/name": "other"})));
+    let scraped = json!([{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}]);
+    assert!(
+        ingress
+            .iter()
+            .any(|rule| rule["from"] == scraped && rule["ports"][0]["port"] == http)
+    );
+    assert_eq!(ingress.len(), 2);
+
+    assert_eq!(policy["policyTypes"], json!(["Ingress", "Egress"]));
+    let dns = json!([{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}]);
+    let postgres = json!([{"protocol": "TCP", "port": 5432}]);
+    assert_eq!(
+        policy["egress"],
+        json!([{"ports": dns}, {"ports": postgres}])
+    );
+}
+
+#[test]
+fn the_certificate_is_the_one_that_is_mounted_and_has_the_services_name() {
+    let standalone = rendered("standalone");
+    let certificate = &standalone["Certificate"]["spec"];
+    let volumes = &pods(&standalone["Deployment"])["spec"]["volumes"];
+    let mounted = &named(volumes, &json!("spiffe"))["secret"]["secretName"];
+    assert_eq!(certificate["secretName"], *mounted);
+    let service = &standalone["Service"]["metadata"];
+    let (name, namespace) = (
+        service["name"].as_str().unwrap(),
+        service["namespace"].as_str().unwrap(),
+    );
+    let host = format!("{name}.{namespace}.svc.cluster.local");
+    assert!(
+        certificate["dnsNames"]
+            .as_array()
+            .unwrap()
+            .contains(&json!(host))
+    );
+    assert_eq!(certificate["commonName"], host);
+    let account = standalone["ServiceAccount"]["metadata"]["name"]
+        .as_str()
+        .unwrap();
+    let id = format!("spiffe://nico.local/{namespace}/sa/{account}");
+    assert_eq!(certificate["uris"], json!([id]));
+}
+
+/// A Secret's file belongs to root and to the Pod's `fsGroup`, if there is one.
+#[test]
+fn what_is_mounted_can_be_read_by_the_user_that_is_not_root() {
+    for (folder, kind, name) in [
+        ("standalone", "Deployment", "nico-rewrap"),
+        ("sidecar", "Deployment", "nico-rewrap"),
+        ("call", "Job", "call"),
+    ] {
+        let manifests = rendered(folder);
+        let pod = &pods(&manifests[kind])["spec"];
+        let container = container(&manifests[kind], name);
+        let own = |what: &str| {
+            let of_container = &container["securityContext"][what];
+            if of_container.is_null() {
+                &pod["securityContext"][what]
+            } else {
+                of_container
+            }
+        };
+        assert_eq!(
+            (own("runAsUser"), own("runAsGroup")),
+            (&json!(65532), &json!(65532))
+        );
+        let in_group = pod["securityContext"]["fsGroup"] == 65532;
+        for mount in container["volumeMounts"].as_array().unwrap() {
+            let volume = named(&pod["volumes"], &mount["name"]);
+            let source = if volume["secret"].is_object() {
+                &volume["secret"]
+            } else {
+                &volume["configMap"]
+            };
+            let mode = source["defaultMode"].as_u64().unwrap_or(0o644);
+            assert!(
+                mode & 0o004 != 0 || (in_group && mode & 0o040 != 0),
+                "{folder} {volume}"
+            );
+            // Where the Pod is ours, a Secret is nobody else's business.
+            let closed = folder == "sidecar" || volume["secret"].is_null() || mode & 0o007 == 0;
+            assert!(closed, "{folder} {volume}");
+        }
+    }
+    let dockerfile = include_str!("../Dockerfile");
+    assert!(dockerfile.contains("\nUSER 65532:65532\n"));
+}
+
+#[test]
+fn the_image_is_that_of_this_version() {
+    let image = format!("nico-rewrap:{}", env!("CARGO_PKG_VERSION"));
+    for folder in ["standalone", "sidecar"] {
+        let manifests = rendered(folder);
+        assert_eq!(
+            container(&manifests["Deployment"], "nico-rewrap")["image"],
+            image
+        );
+    }
+    assert!(include_str!("../docs/deploy.md").contains(&format!("| image `{image}` |")));
+}
+
+#[test]
+fn a_pod_has_longer_to_end_than_the_program_takes() {
+    // [rewrap].shutdown_grace, and the last answers.
+    let needed = 15 + 5;
+    assert!(include_str!("../README.md").contains("| `shutdown_grace` | `15s` |"));
+    for folder in ["standalone", "sidecar"] {
+        let pod = pods(&rendered(folder)["Deployment"])["spec"].clone();
+        let grace = pod["terminationGracePeriodSeconds"].as_u64().unwrap_or(30);
+        assert!(grace > needed, "{folder}");
+    }
+    let compose = include_str!("../deploy/compose/docker-compose.yml");
+    assert!(
+        compose.contains("stop_grace_period: 30s"),
+        "Docker's own is 10 s"
+    );
+    let unit = include_str!("../deploy/systemd/nico-rewrap.service");
+    assert!(unit.contains("\nTimeoutStopSec=30s\n"));
+}
+
+/// `kubectl logs` and `exec` take the first container otherwise, which kustomize makes the patch's.
+#[test]
+fn nico_api_stays_the_container_that_is_meant() {
+    let sidecar = rendered("sidecar");
+    let annotations = &pods(&sidecar["Deployment"])["metadata"]["annotations"];
+    assert_eq!(
+        annotations["kubectl.kubernetes.io/default-container"],
+        "nico-api"
+    );
+}
