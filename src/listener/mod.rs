@@ -4,9 +4,9 @@
 //! handshake takes, how long a connection may sit idle or leave a ping unanswered. A
 //! connection takes one of the places of `max_client_connections` only once its
 //! certificate is verified, so that who has none can't take any, and nobody has more
-//! than `max_connections_per_client` of them. What a client's certificate says is read once for each connection and travels with every request
-//! as [`Peer`]; whether it still holds is asked again whenever the files of TLS are
-//! looked at.
+//! than `max_connections_per_client` of them. What a client's certificate says is read
+//! once for each connection and travels with every request as [`Peer`]; whether it still
+//! holds is asked again whenever the files of TLS are looked at.
 
 mod connection;
 mod shares;
