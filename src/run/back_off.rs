@@ -30,7 +30,7 @@ const SLOWER: f64 = 0.7;
 
 /// A commit has climbed when it takes this many times what it took, and so much more
 /// that it is not the timer's own inaccuracy.
-const CLIMBED: f64 = 1.5;
+const CLIMBED: f64 = 1.75;
 const SLACK: Duration = Duration::from_micros(300);
 
 /// A replica is behind beyond this.

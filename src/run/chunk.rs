@@ -84,9 +84,23 @@ impl Chunk {
         mut pending: Vec<Pending>,
         outcomes: &mut Vec<RowOutcome>,
     ) -> Result<(), RunError> {
-        let Context { store, pace, .. } = &*self.context;
-        let turn = self.stop.run_until_cancelled(pace.turn(pending.len()));
-        turn.await.ok_or(RunError::Stopped)?;
+        while !pending.is_empty() {
+            let turn = self.context.pace.turn(pending.len());
+            let rows = self.stop.run_until_cancelled(turn).await;
+            let later = pending.split_off(rows.ok_or(RunError::Stopped)?);
+            self.write_group(mem::replace(&mut pending, later), outcomes)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Writes rows whose turn it is.
+    async fn write_group(
+        &self,
+        mut pending: Vec<Pending>,
+        outcomes: &mut Vec<RowOutcome>,
+    ) -> Result<(), RunError> {
+        let store = &self.context.store;
         // Each turn is a connection; there is a second one only if the first died.
         let mut connections = 0;
         while !pending.is_empty() {
