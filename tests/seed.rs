@@ -10,6 +10,7 @@ use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use tokio_postgres::Client;
 
+use crate::database::Database;
 use crate::seal::seal;
 
 /// The three secret columns, in the order in which [`Org`] and [`Row`] have their texts.
@@ -81,6 +82,15 @@ impl Org {
     pub(crate) async fn insert(&self, client: &Client) {
         insert(client, std::slice::from_ref(self)).await;
     }
+}
+
+/// A database with one organization, `acme`.
+pub(crate) async fn one_under_kv1() -> Database {
+    let database = Database::migrated().await;
+    Org::under("acme", "kv1")
+        .insert(&database.client().await)
+        .await;
+    database
 }
 
 /// Inserts any number of organizations in one statement each for the two tables.
