@@ -1,10 +1,17 @@
 //! What a run costs the database, counted rather than timed: this is what keeps it fast.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
+
+use nico_rewrap::database::Database as Target;
+use nico_rewrap::store::{Pooler, Store};
 
 use crate::database::Database;
+use crate::faults::{orgs, until};
 use crate::grpcurl::run;
+use crate::locked_rows::options;
 use crate::pg;
+use crate::proxy::Proxy;
 use crate::seed::{self, Org};
 use crate::site::Site;
 
@@ -68,4 +75,32 @@ async fn a_row_costs_one_statement_and_a_page_three() {
     let writes = [("-- replace_row", 100)];
     assert_eq!(costs(false).await, expect(&writes), "an apply");
     assert_eq!(costs(false).await, expect(&[]), "with nothing to do");
+}
+
+#[tokio::test]
+async fn a_page_is_read_to_its_end_before_anything_of_it_is_answered() {
+    for pooler in [Pooler::Session, Pooler::Transaction] {
+        let database = Database::migrated().await;
+        let watch = database.client().await;
+        seed::insert(&watch, &orgs(2)).await;
+        let proxy = Proxy::to(pg::Server::shared().port()).await;
+        let target = Target::parse(&proxy.url(&database), None, Duration::from_secs(30)).unwrap();
+        let store = Store::new(&target, options(pooler)).unwrap();
+        // Connected, and prepared.
+        store.page(None).await.unwrap();
+        let now = "SELECT clock_timestamp()::text";
+        let now: String = watch.query_one(now, &[]).await.unwrap().get(0);
+        proxy.hold_answers();
+        let ended = format!(
+            "EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
+                AND application_name = 'nico-rewrap' AND state = 'idle' AND query = 'COMMIT'
+                AND query_start > '{now}')"
+        );
+        let answers_held = async {
+            until(&watch, &ended).await;
+            proxy.relay();
+        };
+        let (page, ()) = tokio::join!(store.page(None), answers_held);
+        assert_eq!(page.unwrap().len(), 2);
+    }
 }

@@ -175,7 +175,7 @@ async fn a_write_under_lock_that_is_given_up_leaves_no_transaction_behind() {
 }
 
 /// Limits far beyond what a test takes.
-fn options(pooler: Pooler) -> StoreOptions {
+pub(crate) fn options(pooler: Pooler) -> StoreOptions {
     StoreOptions {
         max_connections: 1,
         page_size: 100,
