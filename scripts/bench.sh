@@ -216,11 +216,14 @@ python_rival() { exec "$PYTHON" "$root/scripts/bench_rewrap.py" "$database_url" 
 # ceiling WAY ROWS COMMIT SHAPE
 ceiling() { rival "$1" "$2" rust_rival ceiling --commit "$3" --connections "${4%x*}" --in-flight "${4#*x}"; }
 
-# best_shape COMMIT : tries all of them on the fewest rows.
+# best_shape COMMIT : tries all of them on the most rows that they are measured on.
 best_shape() {
-    local shape us best_us=''
+    local shape us best_us='' rows=${row_counts[0]} other
+    for other in "${row_counts[@]}"; do
+        [ "$other" -gt "$RIVALS_UP_TO" ] || rows=$other
+    done
     for shape in $SHAPES; do
-        ceiling "ceiling-$1-$shape" "${row_counts[0]}" "$1" "$shape"
+        ceiling "ceiling-$1-$shape" "$rows" "$1" "$shape"
         us=${taken#*: }
         us=${us%%,*}
         if [ -z "$best_us" ] || [ "$us" -lt "$best_us" ]; then
