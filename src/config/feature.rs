@@ -93,7 +93,7 @@ fn store(settings: &mut Settings, warnings: &mut Vec<String>) -> StoreOptions {
     };
     StoreOptions {
         max_connections: settings.number("rewrap.max_connections", connections, 1..=256) as usize,
-        page_size: settings.number("rewrap.page_size", 500, 1..=10_000),
+        page_size: settings.number("rewrap.page_size", 1000, 1..=10_000),
         lock_timeout,
         statement_timeout,
         pool_wait: settings.duration("rewrap.pool_wait", Duration::from_secs(10)),

@@ -37,9 +37,9 @@ use crate::{
     telemetry,
 };
 
-/// Rows that one task takes at a time: enough to keep a connection busy, few
-/// enough to spread a small page over all of them.
-const CHUNK_ROWS: usize = 64;
+/// Rows that one task takes at a time: many, since a connection falls idle at the end of
+/// each, and yet a page of the default size makes two for each that writes.
+const CHUNK_ROWS: usize = 125;
 
 /// What a run covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
