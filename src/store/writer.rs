@@ -133,7 +133,7 @@ impl<'a> Writer<'a> {
         target: &KeyId,
         decide: &mut impl FnMut(&Row) -> (T, Option<Texts>),
     ) -> Result<LockedOutcome<T>, StoreError> {
-        let client = self.client.as_ref().ok_or_else(StoreError::no_connection)?;
+        let client = self.connection()?;
         let locked = Locked::row(self.store, client, &self.lost, organization_id).await?;
         let (locked, row) = match locked {
             (locked, Some(row)) => (locked, row),
