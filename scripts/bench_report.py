@@ -142,7 +142,8 @@ def tables(results):
                 f"| {NAMES[way['way']]} | {way['rows_per_second']:,.0f} | {way['client_us_per_row']:.1f}"
                 f" | {way['postgres_us_per_row']:.1f} | {peak} |"
             )
-    yield "\n| ratio of rates | rows | measured | goal |\n| --- | --- | --- | --- |"
+    if results["ratios"]:
+        yield "\n| ratio of rates | rows | measured | goal |\n| --- | --- | --- | --- |"
     for ratio in results["ratios"]:
         goal = f"≥ {ratio['goal']}" if ratio["goal"] else ""
         yield f"| {ratio['name']} | {ratio['rows']:,} | {ratio['ratio']:.2f} | {goal} |"
