@@ -2,7 +2,8 @@
 # Sees to it that public base images are there. What is there already is left alone; what the registry has is pulled; where
 # no registry can be reached, a stand-in is made from Debian's packages, under the same name:
 #
-#   scripts/base-images.sh IMAGE...      IMAGE: debian:bookworm-slim postgres:15 rust:1.95-slim-bookworm
+#   scripts/base-images.sh IMAGE...      IMAGE: debian:bookworm-slim debian:trixie-slim postgres:15 postgres:17
+#                                         rust:1.95-slim-bookworm
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -14,10 +15,11 @@ scripts/tools.sh docker >/dev/null
 work=$(mktemp -d)
 trap 'as_root rm -rf "$work"' EXIT
 
+# debian SUITE IMAGE
 debian() {
     local debootstrap
     debootstrap=$(scripts/tools.sh debootstrap)
-    as_root "$debootstrap" --variant=minbase bookworm "$work/root" >"$work/log" 2>&1 || {
+    as_root "$debootstrap" --variant=minbase "$1" "$work/root" >"$work/log" 2>&1 || {
         tail -n 20 "$work/log" >&2
         exit 1
     }
@@ -25,7 +27,14 @@ debian() {
         "$work/root/usr/share/doc" "$work/root/usr/share/man" "$work/root/usr/share/locale"
     as_root mkdir -p "$work/root/var/cache/apt/archives/partial" "$work/root/var/lib/apt/lists/partial"
     as_root tar -C "$work/root" --exclude './dev/*' --exclude './proc/*' --exclude './sys/*' -c . |
-        docker import --change 'CMD ["bash"]' - "$1" >/dev/null
+        docker import --change 'CMD ["bash"]' - "$2" >/dev/null
+}
+
+# postgres VERSION SUITE : the version that the suite has.
+postgres() {
+    "$0" "debian:$2-slim"
+    docker build --quiet --build-arg "BASE=debian:$2-slim" --build-arg "VERSION=$1" --tag "postgres:$1" \
+        scripts/base-images/postgres >/dev/null
 }
 
 # The toolchain without its documentation: half of it.
@@ -42,11 +51,10 @@ for image in "$@"; do
     if is_there "$image" || docker pull --quiet "$image" >/dev/null 2>&1; then continue; fi
     say "making a stand-in for $image"
     case $image in
-    debian:bookworm-slim) debian "$image" ;;
-    postgres:15)
-        "$0" debian:bookworm-slim
-        docker build --quiet --tag "$image" scripts/base-images/postgres >/dev/null
-        ;;
+    debian:bookworm-slim) debian bookworm "$image" ;;
+    debian:trixie-slim) debian trixie "$image" ;;
+    postgres:15) postgres 15 bookworm ;;
+    postgres:17) postgres 17 trixie ;;
     rust:*-slim-bookworm)
         "$0" debian:bookworm-slim
         rust "$image"

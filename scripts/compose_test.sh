@@ -16,7 +16,7 @@ make_site
 compose up -d postgres nico-rewrap runner >>compose.log 2>&1 || fail "compose up: $(tail -n 5 compose.log)"
 database=$(container postgres) service=$(container nico-rewrap) runner=$(container runner)
 wait_until 60 healthy "$service"
-note "postgres, nico-rewrap (healthy by its own health check), a runner with grpcurl; project $project"
+note "postgres $(sql 'SHOW server_version'), nico-rewrap (healthy by its own health check), a runner with grpcurl; project $project"
 seeded=$(in_runner seed --config /etc/nico-rewrap/site.toml --config /etc/nico-rewrap/rewrap.toml \
     --key-id kv1 --organizations "$ORGANIZATIONS")
 secrets=${seeded##*secrets=}
