@@ -170,8 +170,9 @@ impl Open {
         let Some((path, file)) = &mut self.file else {
             return io::stderr().lock().write_all(line.as_bytes());
         };
-        // Deleted, and nobody would ever read the line.
-        if file.metadata()?.nlink() == 0 {
+        // Deleted, and nobody would ever read the line. The path is asked as well: a
+        // deleted file keeps its link over NFS and on FUSE while it is open.
+        if file.metadata()?.nlink() == 0 || !path.try_exists()? {
             *file = open(path)?;
             self.torn = false;
         }
