@@ -101,7 +101,7 @@ fn certificates_are_what_the_builder_says() {
     let text = |leaf: &crate::pki::Leaf| {
         crate::process::run(
             std::process::Command::new("openssl")
-                .args(["x509", "-noout", "-text", "-in"])
+                .args(["x509", "-noout", "-text", "-nameopt", "oneline", "-in"])
                 .arg(&leaf.cert_chain),
         )
     };
