@@ -13,7 +13,7 @@ as_root() { if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo "$@"; fi; }
 
 scripts/tools.sh docker >/dev/null
 work=$(mktemp -d)
-trap 'as_root rm -rf "$work"' EXIT
+trap 'rm -rf "$work" 2>/dev/null || as_root rm -rf "$work"' EXIT
 
 # debian SUITE IMAGE
 debian() {
