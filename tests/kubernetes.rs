@@ -94,7 +94,9 @@ fn call(folder: &str, database: &Database, server: &Server, more: &[&str]) -> Co
     let objects = cluster(database, (STANDALONE, certs::server()));
     let dir = process::lasting_dir("job");
     mount(&dir, &job["spec"]["template"]["spec"], container, &objects);
-    let variables = environment(container, &objects);
+    let mut variables = environment(container, &objects);
+    let target = variables.iter_mut().find(|(name, _)| name == "TARGET");
+    target.unwrap().1 = "kv2".to_owned();
     let mut args = arguments(&dir, container, &variables);
     let service = &address_of_service();
     let address = args.iter().position(|one| one == service).unwrap();
