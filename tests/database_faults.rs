@@ -8,7 +8,9 @@ use tokio_postgres::Client;
 
 use crate::certs;
 use crate::database::Database;
-use crate::faults::{before_update, orgs, slow_writes, until_blocked, until_written, written};
+use crate::faults::{
+    before_update, orgs, slow_writes, until, until_blocked, until_written, written,
+};
 use crate::grpcurl::{GrpcError, Report, reencrypt, run};
 use crate::pg;
 use crate::process::signal;
@@ -122,6 +124,37 @@ async fn a_write_whose_confirmation_was_lost_is_looked_after_and_not_done_twice(
             assert_eq!(key_id(text), "kv2", "{change}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_write_that_outlives_its_connection_is_counted_and_not_done_twice() {
+    let database = Database::migrated().await;
+    let (rival, watch) = (database.client().await, database.client().await);
+    seed::insert(&rival, &orgs(1)).await;
+    let proxy = Proxy::to(pg::Server::shared().port()).await;
+    let site = Site::with_url(&proxy.url(&database)).set("rewrap.statement_timeout", "\"60s\"");
+    let server = site.set("rewrap.lock_timeout", "\"60s\"").start().await;
+    rival
+        .batch_execute("BEGIN; SELECT FROM tenant_identity_config FOR UPDATE")
+        .await
+        .unwrap();
+    let outlive = async {
+        until_blocked(&watch).await;
+        proxy.cut();
+        // The first write waits on without anybody to tell, and the second one behind it.
+        let both =
+            format!("2 = (SELECT count(*) FROM {SERVICE_BACKENDS} AND wait_event_type = 'Lock')");
+        until(&watch, &both).await;
+        rival.batch_execute("COMMIT").await.unwrap();
+    };
+    let (report, ()) = tokio::join!(run(&server, false), outlive);
+    assert_eq!(
+        (report.rows_examined, report.rows_updated),
+        (1, 1),
+        "{report:?}"
+    );
+    let row = &seed::snapshot(&rival).await["org000"];
+    assert!(row.version.starts_with("V8-"), "{}", row.version);
 }
 
 #[tokio::test]
@@ -250,6 +283,33 @@ async fn a_database_that_hangs_ends_the_call_however_many_connections_the_pool_h
     client.batch_execute("ROLLBACK").await.unwrap();
     let report = run(&server, false).await;
     assert_eq!((report.rows_examined, report.rows_failed), (41, 0));
+}
+
+#[tokio::test]
+async fn a_database_that_hangs_is_found_out_once_and_not_by_every_row() {
+    let postgres = pg::Server::start();
+    let database = Database::migrated_on(&postgres).await;
+    let client = database.client().await;
+    seed::insert(&client, &orgs(80)).await;
+    slow_writes(&client, 0.2).await;
+    let site = Site::new(&database)
+        .set("rewrap.max_connections", "2")
+        .set("rewrap.pipeline_depth", "4")
+        // A limit would give the connection four rows and no more.
+        .set("rewrap.back_off", "false");
+    let server = site.set("rewrap.statement_timeout", "\"1s\"").start().await;
+    let hang = async {
+        until_written(&client, 4).await;
+        let pids = processes(&postgres, &client).await;
+        signal(&pids, "STOP");
+        (pids, Instant::now())
+    };
+    let (answer, (pids, hung)) = tokio::join!(apply(&server), hang);
+    assert!(hung.elapsed() < SECONDS_NOT_MINUTES, "{:?}", hung.elapsed());
+    assert_unavailable(answer);
+    signal(&pids, "CONT");
+    let report = run(&server, false).await;
+    assert_eq!((report.rows_examined, report.rows_failed), (80, 0));
 }
 
 #[tokio::test]

@@ -129,6 +129,31 @@ async fn what_is_only_found_on_target_is_as_durable_as_what_is_written() {
 }
 
 #[tokio::test]
+async fn a_crash_between_two_rows_that_none_of_them_meets_leaves_no_report() {
+    let postgres = lazy_postgres();
+    let (database, client) = site_of(&postgres, 8).await;
+    // Four rows, four seconds of nothing, and four more.
+    let server = without_looks(&database)
+        .set("rewrap.max_rows_per_second", "1")
+        .start()
+        .await;
+    let crash = async {
+        until_written(&client, 4).await;
+        let backend = client.query_one("SELECT pg_backend_pid()", &[]).await;
+        let backend: i32 = backend.unwrap().get(0);
+        signal(&[backend.try_into().unwrap()], "KILL");
+    };
+    let apply = reencrypt(&server, certs::admin(), json!({}));
+    let (answer, ()) = tokio::join!(apply, crash);
+    let error = answer.unwrap_err();
+    assert_eq!(error.reason().as_deref(), Some("DATABASE_UNAVAILABLE"));
+    let log = server.log_text();
+    assert!(log.contains("it was restarted meanwhile"), "{log}");
+    let report = run(&server, false).await;
+    assert_eq!((report.rows_examined, report.rows_failed), (8, 0));
+}
+
+#[tokio::test]
 async fn without_a_report_a_crash_does_take_rows_back() {
     let postgres = lazy_postgres();
     let (database, client) = site_of(&postgres, 40).await;

@@ -53,8 +53,10 @@ async fn a_row_costs_one_statement_and_a_page_three() {
     let pages = [
         ("-- first_page", 1),
         ("-- next_page", 2),
-        ("START TRANSACTION READ ONLY", 3),
-        ("COMMIT", 3),
+        // Which server it is, to be compared at the barrier.
+        ("-- incarnation", 1),
+        ("START TRANSACTION READ ONLY", 4),
+        ("COMMIT", 4),
         // Whatever a report says is durable, also what it only found.
         ("-- barrier", 1),
     ];

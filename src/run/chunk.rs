@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Context, Failure, Mode, RunError, report::RowOutcome};
 use crate::{
     rewrap::{Decision, Texts, Workspace, decide},
-    store::{LockedOutcome, Replaced, Row, RowError, StoreError, Writer, next_counter},
+    store::{Replaced, Row, RowError, StoreError, Writer, next_counter},
 };
 
 /// Compare-and-set tries before a row is locked for the last one.
@@ -39,9 +39,10 @@ struct Pending {
     row: Row,
     texts: Texts,
     outcome: RowOutcome,
-    /// `texts` were sent on a connection that died, and may have been committed.
-    /// The nonces in them are unmistakable: a row that has them was written by us.
-    sent: bool,
+    /// What was sent on connections that died, and may have been committed, or may yet
+    /// be. The nonces in the texts are unmistakable: a row that has them was written by
+    /// us, and this is what became of it.
+    sent: Vec<(Texts, RowOutcome)>,
 }
 
 /// How far a row got on one connection.
@@ -70,7 +71,7 @@ impl Chunk {
                     row,
                     texts,
                     outcome,
-                    sent: false,
+                    sent: Vec::new(),
                 }),
                 Plan::Write(_, outcome) | Plan::Finished(outcome) => outcomes.push(outcome),
             }
@@ -179,7 +180,7 @@ impl Chunk {
         let target = self.context.keyring.target().id();
         let mut tries = 0;
         // Unknown what is there after a lost connection: look first.
-        let mut look = pending.sent;
+        let mut look = !pending.sent.is_empty();
         loop {
             if look {
                 let row = match writer.row(&pending.row.organization_id).await {
@@ -187,23 +188,19 @@ impl Chunk {
                     Ok(None) => return Step::Finished(RowOutcome::Gone),
                     Err(error) => return pending.failed(error),
                 };
+                let mut sent = pending.sent.iter();
+                if let Some(written) = sent.position(|(texts, _)| *texts == row.texts) {
+                    return Step::Finished(pending.sent.swap_remove(written).1);
+                }
                 if row.texts == pending.texts {
-                    return Step::Finished(if pending.sent {
-                        pending.outcome
-                    } else {
-                        // Written, and yet the version did not count it: somebody's trigger.
-                        row_failed(&row.organization_id, RowError::NotBumped.to_string())
-                    });
+                    // Written, and yet the version did not count it: somebody's trigger.
+                    let error = RowError::NotBumped.to_string();
+                    return Step::Finished(row_failed(&row.organization_id, error));
                 }
                 match self.plan(&row) {
                     Plan::Finished(outcome) => return Step::Finished(outcome),
                     Plan::Write(texts, outcome) => {
-                        pending = Pending {
-                            row,
-                            texts,
-                            outcome,
-                            sent: false,
-                        };
+                        (pending.row, pending.texts, pending.outcome) = (row, texts, outcome);
                     }
                 }
                 if tries >= OPTIMISTIC_TRIES {
@@ -215,7 +212,8 @@ impl Chunk {
                 Ok(Replaced::Done) => return Step::Finished(pending.outcome),
                 Ok(Replaced::Missed) => look = true,
                 Err(error) => {
-                    pending.sent = true;
+                    let sent = (pending.texts.clone(), pending.outcome.clone());
+                    pending.sent.push(sent);
                     return pending.failed(error);
                 }
             }
@@ -232,17 +230,13 @@ impl Chunk {
             .replace_locked(&id, target, |row| match self.plan(row) {
                 Plan::Finished(outcome) => (outcome, None),
                 Plan::Write(texts, outcome) => {
-                    pending.texts.clone_from(&texts);
-                    pending.sent = true;
+                    pending.sent.push((texts.clone(), outcome.clone()));
                     (outcome, Some(texts))
                 }
             })
             .await;
         match written {
-            Ok(LockedOutcome::Gone) => Step::Finished(RowOutcome::Gone),
-            Ok(LockedOutcome::Kept(outcome) | LockedOutcome::Replaced(outcome)) => {
-                Step::Finished(outcome)
-            }
+            Ok(outcome) => Step::Finished(outcome.unwrap_or(RowOutcome::Gone)),
             Err(error) => pending.failed(error),
         }
     }

@@ -1,7 +1,7 @@
 //! One re-wrap run: pages of rows in, a [`Report`] out.
 //!
-//! Rows of a page go to a bounded number of tasks, each with a database
-//! connection of its own, while the next page is fetched. A row that changes
+//! Rows of a page go to a bounded number of tasks, which take a database connection
+//! each for as long as they write, while the next page is fetched. A row that changes
 //! under our hands is decided again from its new content, and under a row lock
 //! when that happens too often. One row's failure is an entry in the report; a
 //! database that is gone ends the run.
@@ -165,11 +165,14 @@ impl Runner {
         stop: &CancellationToken,
         report: &mut Report,
     ) -> Result<(), RunError> {
+        // Before anything is read: what was there then is to be there at the barrier.
+        let server = self.context.store.incarnation().await?;
         let mut tasks = Tasks::new(self.context.clone(), mode, stop.child_token());
         let result = match scope {
             Scope::Site if mode == Mode::Apply && self.context.back_off => {
                 let Context { store, pace, .. } = &*self.context;
-                let back_off = BackOff::new(store, pace).await;
+                let back_off = stop.run_until_cancelled(BackOff::new(store, pace)).await;
+                let back_off = back_off.ok_or(RunError::Stopped)?;
                 tokio::select! {
                     result = self.site(&mut tasks, report) => result,
                     never = back_off.watch() => match never {},
@@ -186,9 +189,10 @@ impl Runner {
         // of rows that were found on target: another run may have put them there a moment
         // ago, and be cut off from its own barrier.
         if report.rows_examined() > 0 {
-            let barrier = self.context.store.barrier().await;
-            if barrier.is_err() {
+            let barrier = self.context.store.barrier(&server).await;
+            if let Err(error) = &barrier {
                 tracing::warn!(
+                    %error,
                     rows_updated = report.rows_updated,
                     dry_run = mode == Mode::DryRun,
                     "what was found or written is not known to be durable"
@@ -220,16 +224,21 @@ impl Runner {
 
     async fn site(&self, tasks: &mut Tasks, report: &mut Report) -> Result<(), RunError> {
         let store = &self.context.store;
+        let stop = tasks.stop.clone();
         let mut page = store.page(None).await?;
         while let Some(last) = page.last() {
             let is_last_page = page.len() < store.options().page_size as usize;
             let after = last.organization_id.clone();
             let next = async {
                 if is_last_page {
-                    Ok(Vec::new())
-                } else {
-                    store.page(Some(&after)).await
+                    return Ok(Vec::new());
                 }
+                let next = store.page(Some(&after)).await;
+                if next.is_err() {
+                    // No row has to find out for itself.
+                    stop.cancel();
+                }
+                next
             };
             page = if store.options().max_connections == 1 {
                 // Its own tasks have the connection, for as long as they need it.
@@ -240,8 +249,9 @@ impl Runner {
                 // The next page is on its way while this one is worked on; asked for first,
                 // so that Postgres has something to do from the start.
                 let (next, started) = future::join(next, tasks.start_all(page, report)).await;
+                let next = next?;
                 started?;
-                next?
+                next
             };
         }
         // Whoever watches the database does so until the last row is done.

@@ -29,7 +29,7 @@ impl Failure {
 }
 
 /// What became of one row.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum RowOutcome {
     /// Written, or in a dry run would be.
     Updated { reencrypted: u32, on_target: u32 },

@@ -41,8 +41,8 @@ pub enum RowError {
     /// Somebody else held the row for longer than `lock_timeout`.
     #[error("the row was locked by another transaction for longer than lock_timeout; run again")]
     LockTimeout,
-    /// A statement took longer than `statement_timeout`.
-    #[error("the database took longer than statement_timeout; run again")]
+    /// A statement took longer than `statement_timeout`, or somebody cancelled it.
+    #[error("the database took longer than statement_timeout, or was told to give up; run again")]
     StatementTimeout,
     /// Deadlocks or serialization failures, as often as is allowed.
     #[error("gave way to other transactions max_attempts times (SQLSTATE {0}); run again")]
@@ -68,7 +68,12 @@ pub enum RowError {
 
 impl StoreError {
     pub(super) fn no_connection() -> Self {
-        Self::ConnectionLost("it was given back".to_owned())
+        Self::ConnectionLost("it is not used any more".to_owned())
+    }
+
+    /// A statement that always answers with a row did not.
+    pub(super) fn no_answer() -> Self {
+        Self::Unavailable("it gave an empty answer".to_owned())
     }
 
     pub(super) fn into_unavailable(self) -> Self {

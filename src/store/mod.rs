@@ -38,7 +38,7 @@ pub use self::{
     load::{Load, Observer},
     row::{Row, VersionError, next_counter},
     schema::SchemaError,
-    writer::{LockedOutcome, Replaced, Writer},
+    writer::{Replaced, Writer},
 };
 use crate::database::Database;
 
@@ -57,7 +57,7 @@ pub struct StoreOptions {
     /// Wait for a free connection of the pool.
     pub pool_wait: Duration,
     /// Tries of a statement that Postgres rolls back for a deadlock (40P01) or a
-    /// serialization failure (40001).
+    /// serialization failure (40001), or whose connection is lost.
     pub max_attempts: u32,
     /// Statements under way at once on one connection.
     pub pipeline_depth: usize,
@@ -88,19 +88,46 @@ pub enum Pooler {
     Transaction,
 }
 
+// What a crash changes, and nothing else does but somebody who resets the statistics: the
+// postmaster survives that of another process, and recovery then begins them anew.
+macro_rules! incarnation {
+    () => {
+        "pg_postmaster_start_time()::text, pg_stat_get_bgwriter_stat_reset_time()::text"
+    };
+}
+
+const INCARNATION: Sql = Sql {
+    text: concat!("-- incarnation\nSELECT ", incarnation!()),
+    types: &[],
+};
+
 // A commit flushes nothing unless its transaction wrote to the log itself: that is
 // what the message is for. It waits for what the site's setting asks for, replicas
 // included; only a site that has asynchronous commits throughout is overruled. What a
 // standby shows was durable before it got there.
 const BARRIER: Sql = Sql {
-    text: "-- barrier\n\
-           SELECT set_config('synchronous_commit', \
+    text: concat!(
+        "-- barrier\nSELECT ",
+        incarnation!(),
+        ", set_config('synchronous_commit', \
                CASE reset_val WHEN 'off' THEN 'on' ELSE reset_val END, true), \
            CASE WHEN NOT pg_is_in_recovery() \
                THEN pg_logical_emit_message(true, 'nico-rewrap', '')::text END \
-           FROM pg_settings WHERE name = 'synchronous_commit'",
+           FROM pg_settings WHERE name = 'synchronous_commit'"
+    ),
     types: &[],
 };
+
+/// A Postgres server from one start or recovery to the next: it keeps all that was
+/// committed meanwhile, flushed or not.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Incarnation([Option<String>; 2]);
+
+impl Incarnation {
+    fn from_pg(row: &PgRow) -> Result<Self, StoreError> {
+        Ok(Self([row.try_get(0)?, row.try_get(1)?]))
+    }
+}
 
 /// The site's database.
 #[derive(Debug)]
@@ -207,10 +234,11 @@ impl Store {
     /// [`StoreError::Unavailable`] when the page can't be had.
     pub async fn page(&self, after: Option<&str>) -> Result<Vec<Row>, StoreError> {
         let limit = i64::from(self.options.page_size);
-        match after {
+        let rows = match after {
             None => self.read(&FIRST_PAGE, &[&limit]).await,
             Some(after) => self.read(&NEXT_PAGE, &[&after, &limit]).await,
-        }
+        };
+        rows?.iter().map(Row::from_pg).collect()
     }
 
     /// The row of one organization, read in a READ ONLY transaction.
@@ -220,7 +248,7 @@ impl Store {
     /// [`StoreError::Unavailable`] when it can't be had.
     pub async fn row(&self, organization_id: &str) -> Result<Option<Row>, StoreError> {
         let rows = self.read(&READ_ROW, &[&organization_id]).await?;
-        Ok(rows.into_iter().next())
+        rows.first().map(Row::from_pg).transpose()
     }
 
     /// A connection to write rows with.
@@ -232,16 +260,30 @@ impl Store {
         Ok(Writer::new(self, self.client().await?))
     }
 
-    /// Makes everything durable that was committed before, by whom ever: when this
-    /// returns, no crash of Postgres takes it back.
+    /// The server as it is now.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`] when it does not say.
+    pub async fn incarnation(&self) -> Result<Incarnation, StoreError> {
+        let rows = self.read(&INCARNATION, &[]).await?;
+        Incarnation::from_pg(rows.first().ok_or_else(StoreError::no_answer)?)
+    }
+
+    /// Makes everything durable that was committed by `since`, by whom ever: when this
+    /// returns, no crash of Postgres takes it back, and none has.
     ///
     /// # Errors
     ///
     /// [`StoreError::Unavailable`]: nothing is known to be durable.
-    pub async fn barrier(&self) -> Result<(), StoreError> {
+    pub async fn barrier(&self, since: &Incarnation) -> Result<(), StoreError> {
         let client = self.client().await?;
         match self.flush(&client).await {
-            Ok(()) => Ok(()),
+            Ok(now) if now == *since => Ok(()),
+            Ok(_) => Err(StoreError::Unavailable(
+                "it was restarted meanwhile, and may have lost what it had committed before"
+                    .to_owned(),
+            )),
             Err(error) => {
                 drop(Object::take(client));
                 Err(error.into_unavailable())
@@ -249,9 +291,10 @@ impl Store {
         }
     }
 
-    async fn flush(&self, client: &Object) -> Result<(), StoreError> {
-        let flushed = self.query(client, &BARRIER, &[]).await;
-        flushed.map(|_| ())
+    async fn flush(&self, client: &Object) -> Result<Incarnation, StoreError> {
+        // Synchronous replicas may need as long for it as for rows.
+        let rows = self.query_behind_rows(client, &BARRIER, &[]).await?;
+        Incarnation::from_pg(rows.first().ok_or_else(StoreError::no_answer)?)
     }
 
     async fn client(&self) -> Result<Object, StoreError> {
@@ -262,13 +305,13 @@ impl Store {
         &self,
         sql: &'static Sql,
         params: &[&(dyn ToSql + Sync)],
-    ) -> Result<Vec<Row>, StoreError> {
+    ) -> Result<Vec<PgRow>, StoreError> {
         let mut attempt = 0;
         loop {
             attempt += 1;
             let client = self.client().await?;
             let error = match self.read_once(&client, sql, params).await {
-                Ok(rows) => return rows.iter().map(Row::from_pg).collect(),
+                Ok(rows) => return Ok(rows),
                 Err(error) => error,
             };
             match error {

@@ -2,7 +2,7 @@
 
 use deadpool_postgres::Object;
 use thiserror::Error;
-use tokio_postgres::types::Type;
+use tokio_postgres::{Row as PgRow, types::Type};
 
 use super::{Store, StoreError, statement::Sql};
 
@@ -57,7 +57,7 @@ pub(super) async fn check(store: &Store, client: &Object) -> Result<Found, Schem
     let mut missing = Vec::new();
     let mut has_key_id_column = false;
     for (table, needed) in NEEDED {
-        let columns = columns(store, client, table).await?;
+        let columns = names(&store.query(client, &COLUMNS_OF_TABLE, &[&table]).await?)?;
         if columns.is_empty() {
             missing.push(format!("table {table}"));
             continue;
@@ -79,12 +79,12 @@ pub(super) async fn check(store: &Store, client: &Object) -> Result<Found, Schem
 
 /// Whether the column is there now; nico-api's migration drops it.
 pub(super) async fn has_key_id_column(store: &Store, client: &Object) -> Result<bool, StoreError> {
-    let columns = columns(store, client, CONFIG_TABLE).await?;
+    let columns = store.query_behind_rows(client, &COLUMNS_OF_TABLE, &[&CONFIG_TABLE]);
+    let columns = names(&columns.await?)?;
     Ok(columns.iter().any(|column| column == KEY_ID_COLUMN))
 }
 
-async fn columns(store: &Store, client: &Object, table: &str) -> Result<Vec<String>, StoreError> {
-    let rows = store.query(client, &COLUMNS_OF_TABLE, &[&table]).await?;
+fn names(rows: &[PgRow]) -> Result<Vec<String>, StoreError> {
     let names: Result<_, _> = rows.iter().map(|row| row.try_get(0)).collect();
     Ok(names?)
 }

@@ -56,8 +56,19 @@ impl Ready {
 }
 
 impl Store {
-    /// Runs one statement, as a transaction of its own.
+    /// Runs one statement, as a transaction of its own, alone on the connection.
     pub(super) async fn query(
+        &self,
+        client: &Object,
+        sql: &'static Sql,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<PgRow>, StoreError> {
+        let answer = async { self.ready(client, sql).await?.query(client, params).await };
+        self.within(answer).await
+    }
+
+    /// The same, behind as many rows as may be under way on the connection.
+    pub(super) async fn query_behind_rows(
         &self,
         client: &Object,
         sql: &'static Sql,
@@ -67,7 +78,8 @@ impl Store {
         self.within_turns(self.options.pipeline_depth, answer).await
     }
 
-    /// The same for a statement that returns nothing but how many rows it wrote.
+    /// Runs a statement that returns nothing but how many rows it wrote, behind the
+    /// others that are under way on the connection.
     pub(super) async fn execute(
         &self,
         client: &Object,

@@ -18,17 +18,6 @@ pub enum Replaced {
     Missed,
 }
 
-/// What became of a write under a row lock.
-#[derive(Debug)]
-pub enum LockedOutcome<T> {
-    /// The row is gone.
-    Gone,
-    /// The decision wanted nothing written; this is its word on the row.
-    Kept(T),
-    /// Committed.
-    Replaced(T),
-}
-
 /// A connection to write rows with. Its methods may be under way several at a
 /// time: their statements go out one behind the other.
 pub struct Writer<'a> {
@@ -68,7 +57,7 @@ impl<'a> Writer<'a> {
             let client = self.connection()?;
             match self
                 .store
-                .query(client, &READ_ROW, &[&organization_id])
+                .query_behind_rows(client, &READ_ROW, &[&organization_id])
                 .await
             {
                 Ok(rows) => return rows.first().map(Row::from_pg).transpose(),
@@ -102,8 +91,9 @@ impl<'a> Writer<'a> {
     }
 
     /// Locks the row, lets `decide` look at it, and writes the texts that it
-    /// returns. For rows that change faster than they can be read and written back;
-    /// the lock is held for as long as `decide` and one round trip take.
+    /// returns, if any; its word on the row is what this returns, `None` if the row is
+    /// gone. For rows that change faster than they can be read and written back; the
+    /// lock is held for as long as `decide` and one round trip take.
     ///
     /// # Errors
     ///
@@ -113,7 +103,7 @@ impl<'a> Writer<'a> {
         organization_id: &str,
         target: &KeyId,
         mut decide: impl FnMut(&Row) -> (T, Option<Texts>),
-    ) -> Result<LockedOutcome<T>, StoreError> {
+    ) -> Result<Option<T>, StoreError> {
         let mut attempt = 0;
         loop {
             attempt += 1;
@@ -132,23 +122,23 @@ impl<'a> Writer<'a> {
         organization_id: &str,
         target: &KeyId,
         decide: &mut impl FnMut(&Row) -> (T, Option<Texts>),
-    ) -> Result<LockedOutcome<T>, StoreError> {
+    ) -> Result<Option<T>, StoreError> {
         let client = self.connection()?;
         let locked = Locked::row(self.store, client, &self.lost, organization_id).await?;
         let (locked, row) = match locked {
             (locked, Some(row)) => (locked, row),
             (locked, None) => {
                 locked.release().await?;
-                return Ok(LockedOutcome::Gone);
+                return Ok(None);
             }
         };
         let (verdict, texts) = decide(&row);
         let Some(texts) = texts else {
             locked.release().await?;
-            return Ok(LockedOutcome::Kept(verdict));
+            return Ok(Some(verdict));
         };
         match locked.replace(&row, &texts, target).await? {
-            Replaced::Done => Ok(LockedOutcome::Replaced(verdict)),
+            Replaced::Done => Ok(Some(verdict)),
             // Not possible under the lock, unless a trigger meddles.
             Replaced::Missed => {
                 let now = self.row(organization_id).await?;
@@ -160,12 +150,25 @@ impl<'a> Writer<'a> {
         }
     }
 
+    /// Only for as long as it is of use: behind one statement without an answer, no
+    /// other has to find out.
     fn connection(&self) -> Result<&Object, StoreError> {
-        self.client.as_ref().ok_or_else(StoreError::no_connection)
+        let client = self.client.as_ref();
+        client
+            .filter(|_| !self.lost.load(Ordering::Relaxed))
+            .ok_or_else(StoreError::no_connection)
     }
 
     /// Makes ready for another attempt, or passes the error on.
     async fn recover(&self, error: StoreError, attempt: u32) -> Result<(), StoreError> {
+        let recovered = self.try_to_recover(error, attempt).await;
+        if let Err(StoreError::ConnectionLost(_) | StoreError::NoAnswer(_)) = recovered {
+            self.lost.store(true, Ordering::Relaxed);
+        }
+        recovered
+    }
+
+    async fn try_to_recover(&self, error: StoreError, attempt: u32) -> Result<(), StoreError> {
         let exhausted = attempt >= self.store.options.max_attempts;
         match error {
             StoreError::Conflict(code) if exhausted => {
@@ -193,15 +196,7 @@ impl<'a> Writer<'a> {
                 self.store.has_key_id_column.store(found, Ordering::Relaxed);
                 Ok(())
             }
-            other => {
-                if matches!(
-                    other,
-                    StoreError::ConnectionLost(_) | StoreError::NoAnswer(_)
-                ) {
-                    self.lost.store(true, Ordering::Relaxed);
-                }
-                Err(other)
-            }
+            other => Err(other),
         }
     }
 }
