@@ -20,7 +20,7 @@ pub(crate) const LIMIT: &str = "nico_rewrap_back_off_rows_per_second";
 const COMMIT: &str = "nico_rewrap_database_commit_seconds";
 
 /// Enough for several looks at the pace that a run starts with beside others.
-const ROWS: usize = 2500;
+pub(crate) const ROWS: usize = 2500;
 
 /// A tenant who writes until this is dropped.
 struct Busy(tokio::task::JoinHandle<()>);
@@ -64,7 +64,7 @@ pub(crate) struct Seen {
 }
 
 /// Applies to the site, and looks at the gauges much more often than they change.
-async fn watched_run(server: &Server) -> Seen {
+pub(crate) async fn watched_run(server: &Server) -> Seen {
     let mut seen = Seen {
         report: Report::default(),
         limit: 0.0,
@@ -154,6 +154,12 @@ async fn others_are_seen_for_as_long_as_they_do_something() {
     until_others(&mut observer, true).await;
     drop(busy);
     until_others(&mut observer, false).await;
+    // One statement that takes longer than what counts as idle.
+    let client = database.client().await;
+    let long = tokio::spawn(async move { client.batch_execute("SELECT pg_sleep(60)").await });
+    sleep(Duration::from_secs(3)).await;
+    assert!(observer.load().await.unwrap().others);
+    long.abort();
 }
 
 fn options() -> StoreOptions {

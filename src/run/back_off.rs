@@ -44,8 +44,8 @@ pub(super) struct BackOff<'a> {
 }
 
 impl<'a> BackOff<'a> {
-    /// Learns what a commit takes before the run. A database that does not say is not
-    /// spared: it will say so to the run itself, too.
+    /// Learns what a commit takes before the run, or where the database does not say, from
+    /// the first look that succeeds.
     pub(super) async fn new(store: &'a Store, pace: &'a Pace) -> Self {
         let mut commits = Vec::with_capacity(BASELINE_COMMITS);
         let mut last = None;
@@ -59,7 +59,7 @@ impl<'a> BackOff<'a> {
             last = Some(load);
         }
         commits.sort_unstable();
-        let usual = commits.get(commits.len() / 2).copied().unwrap_or_default();
+        let usual = commits.get(commits.len() / 2).copied();
         let mut back_off = Self {
             observer,
             pace,
@@ -73,14 +73,23 @@ impl<'a> BackOff<'a> {
 
     /// Never ends by itself.
     pub(super) async fn watch(mut self) -> Infallible {
+        let mut blind = false;
         loop {
             let (then, rows) = (Instant::now(), self.pace.rows());
             sleep(INTERVAL).await;
-            // What can't be seen changes nothing.
-            if let Ok(load) = self.observer.load().await {
-                #[expect(clippy::cast_precision_loss, reason = "a rate, not a count")]
-                let rows = (self.pace.rows() - rows) as f64;
-                self.apply(&load, rows / then.elapsed().as_secs_f64());
+            match self.observer.load().await {
+                Ok(load) => {
+                    blind = false;
+                    #[expect(clippy::cast_precision_loss, reason = "a rate, not a count")]
+                    let rows = (self.pace.rows() - rows) as f64;
+                    self.apply(&load, rows / then.elapsed().as_secs_f64());
+                }
+                Err(error) => {
+                    if !blind {
+                        tracing::warn!(%error, "can't see how busy the database is: the limit stays as it is");
+                    }
+                    blind = true;
+                }
             }
         }
     }
@@ -101,12 +110,13 @@ impl Drop for BackOff<'_> {
 
 /// From what is seen to how many rows a second may be written. Pure.
 struct Rule {
-    usual: Duration,
+    /// What a commit takes without the run, as far as that is known.
+    usual: Option<Duration>,
     limit: f64,
 }
 
 impl Rule {
-    fn new(usual: Duration) -> Self {
+    fn new(usual: Option<Duration>) -> Self {
         Self {
             usual,
             limit: START,
@@ -120,7 +130,8 @@ impl Rule {
             self.limit = START;
             return None;
         }
-        let climbed = load.commit > self.usual.mul_f64(CLIMBED) + SLACK;
+        let usual = *self.usual.get_or_insert(load.commit);
+        let climbed = load.commit > usual.mul_f64(CLIMBED) + SLACK;
         if behind || climbed {
             self.limit *= SLOWER;
         } else if rate > self.limit / 2.0 {
@@ -148,12 +159,12 @@ mod tests {
 
     #[test]
     fn alone_there_is_no_limit_however_slow_commits_are() {
-        assert_eq!(Rule::new(USUAL).next(&load(50, false), 9e9), None);
+        assert_eq!(Rule::new(Some(USUAL)).next(&load(50, false), 9e9), None);
     }
 
     #[test]
     fn beside_others_the_limit_follows_the_commits() {
-        let mut rule = Rule::new(USUAL);
+        let mut rule = Rule::new(Some(USUAL));
         let mut last = START;
         for _ in 0..10 {
             let limit = rule.next(&load(2, true), 1e9).unwrap();
@@ -170,13 +181,21 @@ mod tests {
 
     #[test]
     fn a_limit_that_is_not_reached_does_not_grow() {
-        let mut rule = Rule::new(USUAL);
+        let mut rule = Rule::new(Some(USUAL));
         assert_eq!(rule.next(&load(2, true), 10.0), Some(START));
     }
 
     #[test]
+    fn without_a_look_before_the_run_the_first_one_says_what_is_usual() {
+        let mut rule = Rule::new(None);
+        assert!(rule.next(&load(9, true), 1e9).unwrap() > START);
+        assert!(rule.next(&load(9, true), 1e9).unwrap() > START);
+        assert!(rule.next(&load(20, true), 1e9).unwrap() < START);
+    }
+
+    #[test]
     fn a_replica_that_falls_behind_slows_a_run_that_is_alone() {
-        let mut rule = Rule::new(USUAL);
+        let mut rule = Rule::new(Some(USUAL));
         let behind = Load {
             replica_lag: Some(REPLICA_LAG * 2),
             ..load(2, false)

@@ -17,7 +17,8 @@ pub struct Load {
     /// role's sessions are counted if we are not allowed to see what they do.
     pub others: bool,
     /// By how much the slowest replica is behind, as it says or by what it has not said;
-    /// none where there is none, or where our role may not know (it needs `pg_monitor`).
+    /// none where there is none, or where our role may not know (it needs
+    /// `pg_read_all_stats`).
     pub replica_lag: Option<Duration>,
 }
 
@@ -28,15 +29,19 @@ pub struct Observer<'a> {
     mark: Mark,
 }
 
-// Who has our name is another nico-rewrap, which is no tenant and backs off by itself.
+// Who has our name is another nico-rewrap, which is no tenant and backs off by itself. Of
+// another role's session, neither its kind nor its state are shown to us; what has no user
+// is autovacuum.
 // Who replays nothing is no replica, but an archive of the log, for example; Postgres says
 // that it is ever further behind.
 const LOOK: Sql = Sql {
     text: "-- look\n\
            SELECT EXISTS (SELECT FROM pg_stat_activity \
-               WHERE datname = current_database() AND backend_type = 'client backend' \
+               WHERE datname = current_database() AND usesysid IS NOT NULL \
+                 AND coalesce(backend_type, 'client backend') = 'client backend' \
                  AND application_name <> current_setting('application_name') \
-                 AND coalesce(state_change > clock_timestamp() - interval '2 s', true)), \
+                 AND coalesce(state = 'active' \
+                     OR state_change > clock_timestamp() - interval '2 s', true)), \
              extract(epoch FROM replicas.lag)::float8, replicas.replayed, \
              CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn() END \
            FROM (SELECT max(replay_lag) AS lag, min(replay_lsn) AS replayed \
@@ -74,7 +79,7 @@ impl Observer<'_> {
 
     async fn look(&mut self, client: &Object) -> Result<Load, StoreError> {
         let rows = self.store.query(client, &LOOK, &[]).await?;
-        let row = rows.first().ok_or_else(StoreError::no_connection)?;
+        let row = rows.first().ok_or_else(StoreError::no_answer)?;
         let others = row.try_get(0)?;
         let lag: Option<f64> = row.try_get(1)?;
         let asked = Instant::now();
