@@ -1,7 +1,7 @@
 //! Keys: [`KeyId`], [`Kek`] and the [`Keyring`] that a run works with.
 //!
-//! A keyring that exists is valid: every id is unique and well-formed, every key
-//! has 32 bytes, and exactly one of them is the target. Keys are found by their
+//! A keyring that exists is valid: every id is well-formed and names one key, every
+//! key has 32 bytes, and exactly one of them is the target. Keys are found by their
 //! id, never by trial, so that "no such key" and "does not authenticate" stay
 //! different things. Where the keys come from is the business of
 //! [`crate::secrets`].

@@ -34,7 +34,8 @@
 //!
 //! The service: [`run`] knows the store and the pure core, and no gRPC; [`listener`]
 //! (TLS and HTTP/2), [`gate`] (who gets through), [`service`] (the gRPC surface), [`error`] (the one mapping to a
-//! status), [`audit`] (a record of every call), [`admin`] (probes and metrics), [`readiness`], [`telemetry`], [`cpu`].
+//! status), [`audit`] (a record of every call), [`admin`] (probes and metrics), [`readiness`], [`telemetry`], [`cpu`];
+//! `places` and `turns` are how many at once, and how often.
 //!
 //! [`app`] puts them together, and [`cli`] is the command line; only these two know
 //! everything.

@@ -261,7 +261,7 @@ impl Inner {
             return Err(ServiceError::ShuttingDown);
         }
         self.readiness.check().map_err(ServiceError::NotReady)?;
-        let _places = self.places(&scope, mode)?;
+        let _permits = self.run_permits(&scope, mode)?;
         self.audit.started(record).await?;
 
         tracing::info!(
@@ -303,14 +303,18 @@ impl Inner {
     }
 
     /// A place among the runs, and the one place for a site-wide apply.
-    fn places(&self, scope: &Scope, mode: Mode) -> Result<Vec<OwnedSemaphorePermit>, ServiceError> {
+    fn run_permits(
+        &self,
+        scope: &Scope,
+        mode: Mode,
+    ) -> Result<Vec<OwnedSemaphorePermit>, ServiceError> {
         let one_of_many = self.runs.clone().try_acquire_owned();
-        let mut places = vec![one_of_many.map_err(|_| ServiceError::TooManyRuns)?];
+        let mut permits = vec![one_of_many.map_err(|_| ServiceError::TooManyRuns)?];
         if *scope == Scope::Site && mode == Mode::Apply {
             let only_one = self.site_apply.clone().try_acquire_owned();
-            places.push(only_one.map_err(|_| ServiceError::ApplyUnderWay)?);
+            permits.push(only_one.map_err(|_| ServiceError::ApplyUnderWay)?);
         }
-        Ok(places)
+        Ok(permits)
     }
 }
 

@@ -81,7 +81,10 @@ pub fn start_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus::
         Unit::Seconds,
         "Duration of calls of the re-wrap RPC"
     );
-    describe_counter!(ROWS, "Rows evaluated, by mode and outcome");
+    describe_counter!(
+        ROWS,
+        "Rows evaluated, by mode and outcome; progress, not yet known to be durable"
+    );
     describe_gauge!(
         COMMIT_SECONDS,
         Unit::Seconds,
@@ -142,7 +145,7 @@ pub(crate) fn decided(identity_kind: &'static str, outcome: &'static str) {
     counter!(DECISIONS, "identity_kind" => identity_kind, "outcome" => outcome).increment(1);
 }
 
-/// What became of so many rows, once that is final.
+/// What became of so many rows; with `commit = "barrier"`, before it is durable.
 pub(crate) fn rows_done(mode: Mode, outcome: &'static str, rows: u64) {
     let mode = match mode {
         Mode::DryRun => "dry_run",

@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use nico_rewrap::envelope::{ParseError, SealError};
+use nico_rewrap::rewrap::FieldError;
+use nico_rewrap::store::{RowError, VersionError};
 use serde_json::Value;
 
 use crate::bad_texts::{Bad, bad_texts};
@@ -277,4 +280,79 @@ async fn failures_come_in_the_byte_order_of_the_organizations_whatever_the_colla
     let found = found.map(|failure| (failure.organization_id.as_str(), failure.field.as_str()));
     assert!(found.eq(expected), "{report:?}");
     assert_eq!(report.rows_failed, 16);
+}
+
+/// What a report can say of a row: one of each kind. A kind more does not compile.
+fn every_error() -> Vec<String> {
+    let fields = [
+        FieldError::Unreadable(ParseError::TooLong),
+        FieldError::SchemeVersion,
+        FieldError::UnknownKey("kv1".to_owned()),
+        FieldError::NotAuthentic("kv1".to_owned()),
+        FieldError::Seal(SealError),
+        FieldError::TooLong,
+        FieldError::ReadBack,
+    ];
+    let rows = [
+        RowError::LockTimeout,
+        RowError::StatementTimeout,
+        RowError::Conflicts("40P01".to_owned()),
+        RowError::Version(VersionError::Malformed),
+        RowError::Version(VersionError::Exhausted),
+        RowError::Version(VersionError::Missing),
+        RowError::Privilege,
+        RowError::NotBumped,
+        RowError::Refused("23514".to_owned()),
+    ];
+    let known = |error: &FieldError| match error {
+        FieldError::Unreadable(_)
+        | FieldError::SchemeVersion
+        | FieldError::UnknownKey(_)
+        | FieldError::NotAuthentic(_)
+        | FieldError::Seal(_)
+        | FieldError::TooLong
+        | FieldError::ReadBack => error.to_string(),
+    };
+    fields
+        .iter()
+        .map(known)
+        .chain(rows.iter().map(|error| match error {
+            RowError::LockTimeout
+            | RowError::StatementTimeout
+            | RowError::Conflicts(_)
+            | RowError::Version(
+                VersionError::Malformed | VersionError::Exhausted | VersionError::Missing,
+            )
+            | RowError::Privilege
+            | RowError::NotBumped
+            | RowError::Refused(_) => error.to_string(),
+        }))
+        .collect()
+}
+
+#[test]
+fn every_failure_has_a_row_in_the_readme() {
+    let readme = include_str!("../README.md");
+    let section = readme.split("### Failures").nth(1).unwrap();
+    let section = section.split("\n### ").next().unwrap();
+    let first_cells = section.lines().filter_map(|line| line.strip_prefix("| `"));
+    // Between backticks, up to what differs from one failure to the next.
+    let beginnings: Vec<_> = first_cells
+        .flat_map(|line| {
+            let cell = line.split(" | ").next().unwrap();
+            cell.split('`')
+                .step_by(2)
+                .map(|text| text.split('…').next().unwrap())
+        })
+        .filter(|text| !text.is_empty())
+        .collect();
+    assert!(beginnings.len() >= 10, "{beginnings:?}");
+    for error in every_error() {
+        assert!(
+            beginnings
+                .iter()
+                .any(|beginning| error.starts_with(beginning)),
+            "{error}: {beginnings:?}"
+        );
+    }
 }
