@@ -281,7 +281,8 @@ impl Store {
         match self.flush(&client).await {
             Ok(now) if now == *since => Ok(()),
             Ok(_) => Err(StoreError::Unavailable(
-                "it was restarted meanwhile, and may have lost what it had committed before"
+                "it was restarted meanwhile, or its statistics were reset: what it had \
+                 committed before may be lost"
                     .to_owned(),
             )),
             Err(error) => {
