@@ -12,6 +12,7 @@ pub(crate) struct Crl<'a> {
     issuer: &'a Ca,
     revoked: Vec<PathBuf>,
     period: [&'static str; 4],
+    key_id: &'static str,
     extensions: String,
 }
 
@@ -26,6 +27,7 @@ impl<'a> Crl<'a> {
                 "-crl_nextupdate",
                 "20900101000000Z",
             ],
+            key_id: "authorityKeyIdentifier = keyid:always\n",
             extensions: String::new(),
         }
     }
@@ -40,6 +42,12 @@ impl<'a> Crl<'a> {
     pub(crate) fn expired(mut self) -> Self {
         self.period[1] = "20200101000000Z";
         self.period[3] = "20200201000000Z";
+        self
+    }
+
+    /// Without the identifier of the key that signs it.
+    pub(crate) fn without_key_id(mut self) -> Self {
+        self.key_id = "";
         self
     }
 
@@ -60,7 +68,7 @@ impl<'a> Crl<'a> {
         let dir = lasting_dir("crl");
         fs::write(
             dir.join("openssl.cnf"),
-            CONFIG.to_owned() + &self.extensions,
+            CONFIG.to_owned() + self.key_id + &self.extensions,
         )
         .unwrap();
         fs::write(dir.join("index.txt"), "").unwrap();
@@ -99,5 +107,4 @@ default_md = sha256
 unique_subject = no
 crl_extensions = extensions
 [extensions]
-authorityKeyIdentifier = keyid:always
 ";

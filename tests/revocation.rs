@@ -10,7 +10,7 @@ use crate::configuration::{accepted, refused};
 use crate::crl::{Crl, der};
 use crate::database::Database;
 use crate::handshake::handshake;
-use crate::pki::{Leaf, Strings};
+use crate::pki::{Cert, Leaf, Strings};
 use crate::process::lasting_dir;
 use crate::server::Server;
 use crate::site::{Site, path};
@@ -104,6 +104,97 @@ async fn a_ca_that_changes_its_key_has_a_list_of_each() {
         assert!(gets_in(&server, &before.good).await);
         assert!(!gets_in(&server, &after.good).await);
         assert_refused(&server, "crl_unusable", 1).await;
+    }
+}
+
+/// All of them are in the bundle, so that a certificate's signature fails with the others' keys, and not only a list's.
+#[tokio::test]
+async fn a_root_that_changes_its_key_and_its_kind_has_a_list_of_each() {
+    let root = || {
+        let usage = Some("critical,keyCertSign,cRLSign");
+        Cert::new("/O=NICo/CN=changing").ca().key_usage(usage)
+    };
+    let roots = [root(), root(), root().rsa()].map(|cert| {
+        let Leaf { cert_chain, key } = cert.self_signed();
+        let (cert, chain) = (cert_chain, String::new());
+        Ca { cert, key, chain }
+    });
+    let bundle = lasting_dir("bundle").join("roots.pem");
+    let text = |root: &Ca| std::fs::read_to_string(&root.cert).unwrap();
+    let point = |root: usize| format!("URI:http://ca.example/{root}.crl");
+    for (order, pointed) in [([0, 1, 2], false), ([2, 1, 0], false), ([0, 1, 2], true)] {
+        std::fs::write(&bundle, order.map(|root| text(&roots[root])).concat()).unwrap();
+        let leaf = |root: usize| {
+            let cert = service_cert("nico-api");
+            let cert = if pointed {
+                cert.extension(&format!("crlDistributionPoints = {}", point(root)))
+            } else {
+                cert
+            };
+            cert.signed_by(&roots[root])
+        };
+        let (good, bad) = ([0, 1, 2].map(leaf), [0, 1, 2].map(leaf));
+        let list = |root: usize| {
+            let list = Crl::of(&roots[root]).revokes(&bad[root].key);
+            let list = if pointed {
+                list.scope(&format!("fullname = {}", point(root)))
+            } else {
+                list
+            };
+            list.issue()
+        };
+        let lists = [0, 1, 2].map(list);
+        let site = site(&[&lists[0], &lists[1], &lists[2]]);
+        let site = site.set("tls.root_cafile_path", path(&bundle));
+        let server = site.start_unready().await;
+        for root in [0, 1, 2] {
+            assert!(gets_in(&server, &good[root]).await, "{order:?}, {root}");
+            assert!(!gets_in(&server, &bad[root]).await, "{order:?}, {root}");
+        }
+        assert_refused(&server, "revoked", 3).await;
+    }
+}
+
+/// Lists of one key, as long as nobody knows it: that of an intermediate, which only its clients send.
+#[tokio::test]
+async fn a_list_without_a_key_identifier_hides_nobody_whom_another_names() {
+    let Branch { issuer, good, bad } = branch();
+    let root = Crl::of(admin_root()).issue();
+    let list = || Crl::of(&issuer);
+    let without = || list().without_key_id();
+    let (old, new) = (without().issue(), list().revokes(&bad.key).issue());
+    let expired = without().expired().issue();
+    let (old_with, new_without) = (without().revokes(&bad.key).issue(), list().issue());
+    for files in [
+        [&old, &new],
+        [&new, &old],
+        [&expired, &new],
+        [&old_with, &new_without],
+    ] {
+        let server = site(&[&root, files[0], files[1]]).start().await;
+        assert!(gets_in(&server, &good).await, "{files:?}");
+        assert!(!gets_in(&server, &bad).await, "{files:?}");
+        assert_refused(&server, "revoked", 1).await;
+    }
+}
+
+/// rustls tells the worst of all ways, which need not be that one of them is revoked.
+#[tokio::test]
+async fn a_revoked_leaf_gains_nothing_by_what_it_sends_along() {
+    let Branch { issuer, good, bad } = branch();
+    let root = Crl::of(admin_root()).issue();
+    let old = Crl::of(&issuer).without_key_id().issue();
+    let new = Crl::of(&issuer).revokes(&bad.key).issue();
+    let server = site(&[&root, &old, &new]).start().await;
+    let namesake = Cert::new(&format!("/O=Acme/CN={}", certs::ADMIN_ISSUER_CN));
+    let namesake = namesake.strings(Strings::Utf8).ca();
+    let (expired, _) = namesake.clone().expired().issue(None);
+    let (current, _) = namesake.issue(None);
+    // More signatures than rustls looks at.
+    for along in [expired, current.repeat(40)] {
+        let with = |leaf| with_chain(leaf, &[&issuer.chain, &along]);
+        assert!(gets_in(&server, &with(&good)).await);
+        assert!(!gets_in(&server, &with(&bad)).await);
     }
 }
 

@@ -118,10 +118,10 @@ fn whole(lists: &[RevocationList]) -> Result<(), TlsError> {
 /// The lists of one issuer's name.
 type ByKey<'a> = BTreeMap<Option<&'a [u8]>, Vec<&'a RevocationList>>;
 
-/// The lists in every way in which each issuer's name stands for one key. A CA that
-/// changes its key has, for a while, lists of two under one name, and rustls uses the
-/// first of that name, whoever has signed it. What is accepted with one of these
-/// selections is accepted by lists of the right keys: another's signature fails.
+/// The lists in every way in which each issuer's name stands for one key identifier. A
+/// CA that changes its key has, for a while, lists of two under one name, and rustls uses
+/// the first of that name, whoever has signed it. One key may also have lists under two
+/// identifiers, or one and none, so that no selection alone knows all who are revoked.
 pub(super) fn selections(lists: &[RevocationList]) -> Result<Vec<Vec<&RevocationList>>, TlsError> {
     let mut issuers: BTreeMap<&[u8], ByKey<'_>> = BTreeMap::new();
     for list in lists {

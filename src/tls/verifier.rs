@@ -33,29 +33,28 @@ pub(super) fn verifier(
         Ok::<_, TlsError>(policy.apply(builder, lists).build()?)
     };
     let selections = selections(lists)?;
-    let (first, others) = match &selections[..] {
-        [] => (of(&[])?, Vec::new()),
-        [first, others @ ..] => {
-            let others: Result<_, _> = others.iter().map(|lists| of(lists)).collect();
-            (of(first)?, others?)
-        }
-    };
-    if others.is_empty() {
-        return Ok(first);
+    let verifiers = selections.iter().map(|lists| of(lists));
+    let verifiers: Vec<_> = verifiers.collect::<Result<_, _>>()?;
+    if let [only] = &verifiers[..] {
+        return Ok(only.clone());
     }
-    Ok(Arc::new(AnyOf { first, others }))
+    Ok(Arc::new(AnyOf(verifiers)))
 }
 
-/// Verifiers that differ in their revocation lists only, one of which is enough.
+/// Verifiers, at least one, that differ in their revocation lists only. One that lets a
+/// certificate in is enough, as long as no other may know that it is revoked.
 #[derive(Debug)]
-struct AnyOf {
-    first: Arc<dyn ClientCertVerifier>,
-    others: Vec<Arc<dyn ClientCertVerifier>>,
+struct AnyOf(Vec<Arc<dyn ClientCertVerifier>>);
+
+impl AnyOf {
+    fn first(&self) -> &dyn ClientCertVerifier {
+        &*self.0[0]
+    }
 }
 
 impl ClientCertVerifier for AnyOf {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.first.root_hint_subjects()
+        self.first().root_hint_subjects()
     }
 
     fn verify_client_cert(
@@ -64,20 +63,13 @@ impl ClientCertVerifier for AnyOf {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verify = |verifier: &Arc<dyn ClientCertVerifier>| {
-            verifier.verify_client_cert(end_entity, intermediates, now)
-        };
-        let mut result = verify(&self.first);
-        for other in &self.others {
-            let Err(error) = &result else { break };
-            // All but the one with the right lists say that a signature does not hold.
-            match verify(other) {
-                Err(Error::InvalidCertRevocationList(_)) => {}
-                Err(_) if *error == Error::InvalidCertificate(CertificateError::Revoked) => {}
-                better => result = better,
-            }
-        }
-        result
+        let answers = self
+            .0
+            .iter()
+            .map(|verifier| verifier.verify_client_cert(end_entity, intermediates, now));
+        answers
+            .min_by_key(rank)
+            .unwrap_or(Err(CertificateError::UnknownRevocationStatus.into()))
     }
 
     fn verify_tls12_signature(
@@ -86,7 +78,7 @@ impl ClientCertVerifier for AnyOf {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.first.verify_tls12_signature(message, cert, dss)
+        self.first().verify_tls12_signature(message, cert, dss)
     }
 
     fn verify_tls13_signature(
@@ -95,10 +87,37 @@ impl ClientCertVerifier for AnyOf {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.first.verify_tls13_signature(message, cert, dss)
+        self.first().verify_tls13_signature(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.first.supported_verify_schemes()
+        self.first().supported_verify_schemes()
+    }
+}
+
+/// The answer with the lowest counts. Lists of another key than the issuer's say that a
+/// signature does not hold, and lists of its own that are over, or of another scope, say
+/// so: with other lists the answer may be `Ok` all the same. With every other error it is
+/// not. `Revoked` comes from a list that the issuer has signed. What any client can send
+/// along puts another error in its place: webpki tells the worst of all ways that it tries,
+/// such as by an expired certificate of the issuer's name, and gives up after too many.
+fn rank(answer: &Result<ClientCertVerified, Error>) -> u8 {
+    use CertificateError as E;
+    match answer {
+        Ok(_) => 1,
+        Err(Error::InvalidCertificate(
+            E::UnknownRevocationStatus
+            | E::ExpiredRevocationList
+            | E::ExpiredRevocationListContext { .. },
+        )) => 2,
+        // Of several errors of one rank webpki tells the first, which may be that the
+        // certificate is not of this key either.
+        Err(
+            Error::InvalidCertRevocationList(_)
+            | Error::InvalidCertificate(
+                E::BadSignature | E::UnsupportedSignatureAlgorithmForPublicKeyContext { .. },
+            ),
+        ) => 3,
+        Err(_) => 0,
     }
 }
