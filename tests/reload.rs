@@ -376,6 +376,41 @@ async fn a_certificate_that_expires_ends_its_connection() {
 }
 
 #[tokio::test]
+async fn a_server_certificate_that_has_expired_keeps_no_revocation_list_out() {
+    let files = Files::new();
+    let end = Instant::now() + Duration::from_secs(15);
+    let brief = server_cert().valid_for(Duration::from_secs(15));
+    files.pair(&brief.signed_by(root_ca()));
+    let server = files.site(disabled()).start().await;
+    let (good, bad) = (service("nico-api"), service("nico-api"));
+    let mut stays = Call::new(&server, &good).watch();
+    let mut goes = Connection::open(&server, Some(&bad), &H2);
+    assert!(goes.greet().await);
+    tokio::time::sleep_until((end + Duration::from_secs(1)).into()).await;
+    assert!(handshake(&server, Some(&good), &[]).await.is_err());
+
+    files.install("crl.pem", &Crl::of(root_ca()).revokes(&bad.key).issue());
+    goes.closed().await;
+    until_closed(&server, "revoked", 1.0).await;
+    assert!(stays.is_open());
+    // Clients that take our certificate all the same.
+    let careless = ["-tls1_2", "-no_check_time"];
+    assert!(handshake(&server, Some(&bad), &careless).await.is_err());
+    assert!(handshake(&server, Some(&good), &careless).await.is_ok());
+    let warning = "the server's certificate of [tls].identity_pemfile_path has expired: renew it";
+    server.wait_log(warning).await;
+
+    let expired = server_cert().expired().signed_by(root_ca());
+    files.pair(&expired);
+    until_reloaded(&server, "failure", 1.0).await;
+    assert!(
+        failure(&server, 1)
+            .await
+            .contains("is valid from 2020-01-01")
+    );
+}
+
+#[tokio::test]
 async fn files_that_can_not_be_read_to_their_end_do_not_keep_a_bad_connection_open() {
     let files = Files::new();
     let server = files.site(disabled()).start().await;

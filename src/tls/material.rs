@@ -46,8 +46,7 @@ impl Material {
         })
     }
 
-    /// The same for the same contents, and for no others.
-    pub(super) fn fingerprint(&self) -> [u8; 32] {
+    pub(super) fn fingerprint(&self) -> Fingerprint {
         let one = [&self.certificate, &self.key, &self.root_ca];
         let all = one
             .into_iter()
@@ -57,8 +56,19 @@ impl Material {
         for file in all.chain(self.crls.iter().map(Some)) {
             hash.update(Sha256::digest(file.map_or(&[][..], PemFile::bytes)));
         }
-        hash.finalize().into()
+        Fingerprint {
+            certificate: Sha256::digest(self.certificate.bytes()).into(),
+            all: hash.finalize().into(),
+        }
     }
+}
+
+/// The same for the same contents, and for no others.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Fingerprint {
+    /// Of the server's chain.
+    pub(super) certificate: [u8; 32],
+    all: [u8; 32],
 }
 
 fn read_all(paths: &[PathBuf]) -> Result<Vec<PemFile>, PemError> {
@@ -99,7 +109,7 @@ pub(crate) fn check(
             }
         }
         (certificate, key) => {
-            let certificate = certificate.map(|file| file.and_then(|file| chain(&file)));
+            let certificate = certificate.map(|file| file.and_then(|file| valid_now(&file)));
             if let Some(Err(error)) = certificate {
                 fault("tls.identity_pemfile_path", error);
             }
@@ -138,7 +148,7 @@ pub(crate) fn check(
 
 fn check_pair(certificate: &PemFile, key: &PemFile) -> Vec<(&'static str, TlsError)> {
     let mut faults = Vec::new();
-    if let Err(error) = chain(certificate) {
+    if let Err(error) = valid_now(certificate) {
         faults.push(("tls.identity_pemfile_path", error));
     }
     if let Err(error) = key.private_key() {
@@ -152,25 +162,39 @@ fn check_pair(certificate: &PemFile, key: &PemFile) -> Vec<(&'static str, TlsErr
     faults
 }
 
-/// The server's chain, every certificate of which can be read, and its own is valid now.
-pub(super) fn chain(file: &PemFile) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+/// The server's own certificate is valid now, and its chain can be read.
+pub(super) fn valid_now(file: &PemFile) -> Result<(), TlsError> {
+    let chain = chain(file)?;
+    let own = readable(file, &chain[0])?;
+    let validity = own.validity();
+    let period = validity.not_before.timestamp()..=validity.not_after.timestamp();
+    if period.contains(&seconds(UnixTime::now())) {
+        return Ok(());
+    }
+    Err(TlsError::NotNow {
+        path: file.path().to_owned(),
+        from: spelled(*period.start()),
+        to: spelled(*period.end()),
+    })
+}
+
+/// The server's chain, every certificate of which can be read.
+fn chain(file: &PemFile) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let chain = file.certificates()?;
-    for (position, der) in chain.iter().enumerate() {
-        let Ok((_, certificate)) = X509Certificate::from_der(der) else {
-            let what = "holds a certificate that can't be read";
-            return Err(unusable(file, what));
-        };
-        let validity = certificate.validity();
-        let period = validity.not_before.timestamp()..=validity.not_after.timestamp();
-        if position == 0 && !period.contains(&seconds(UnixTime::now())) {
-            return Err(TlsError::NotNow {
-                path: file.path().to_owned(),
-                from: spelled(*period.start()),
-                to: spelled(*period.end()),
-            });
-        }
+    for der in &chain {
+        readable(file, der)?;
     }
     Ok(chain)
+}
+
+fn readable<'a>(
+    file: &PemFile,
+    der: &'a CertificateDer<'_>,
+) -> Result<X509Certificate<'a>, TlsError> {
+    let parsed = X509Certificate::from_der(der);
+    parsed
+        .map(|(_, certificate)| certificate)
+        .map_err(|_| unusable(file, "holds a certificate that can't be read"))
 }
 
 /// The server's chain with its key.

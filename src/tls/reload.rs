@@ -13,13 +13,17 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 
-use super::{Snapshot, TlsError, TlsFiles, material::Material, spelled};
+use super::{
+    Snapshot, TlsError, TlsFiles,
+    material::{Fingerprint, Material, valid_now},
+    spelled,
+};
 use crate::telemetry;
 
 /// Looks after the files, and hands on what they say while that is good.
 pub struct Reloader {
     files: TlsFiles,
-    fingerprint: [u8; 32],
+    fingerprint: Fingerprint,
     current: watch::Sender<Arc<Snapshot>>,
     /// What is wrong with the files since they were last good.
     failure: Option<String>,
@@ -32,7 +36,7 @@ pub struct Reloader {
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A snapshot, and the fingerprint of what it was made of.
-type Loaded = ([u8; 32], Snapshot);
+type Loaded = (Fingerprint, Snapshot);
 
 impl Reloader {
     /// Loads the files for the first time.
@@ -42,6 +46,7 @@ impl Reloader {
     /// [`TlsError`] names the file that is of no use.
     pub fn start(files: TlsFiles) -> Result<Self, TlsError> {
         let material = Material::read(&files)?;
+        valid_now(&material.certificate)?;
         let snapshot = Snapshot::new(&material, files.crl_policy)?;
         let fingerprint = material.fingerprint();
         snapshot.warn(&files);
@@ -149,11 +154,15 @@ impl Reloader {
 }
 
 /// `None` where the files are as they were.
-fn load(files: &TlsFiles, known: [u8; 32]) -> Result<Option<Loaded>, TlsError> {
+fn load(files: &TlsFiles, known: Fingerprint) -> Result<Option<Loaded>, TlsError> {
     let material = Material::read(files)?;
     let fingerprint = material.fingerprint();
     if fingerprint == known {
         return Ok(None);
+    }
+    // One that has expired in use must not keep a new revocation list out.
+    if fingerprint.certificate != known.certificate {
+        valid_now(&material.certificate)?;
     }
     let snapshot = Snapshot::new(&material, files.crl_policy)?;
     Ok(Some((fingerprint, snapshot)))

@@ -41,7 +41,8 @@ pub struct Expiry {
 }
 
 impl Snapshot {
-    /// Verifies everything that was read, and makes it one.
+    /// Verifies everything that was read, and makes it one; whether the server's own
+    /// certificate is valid at this time is left to the caller.
     pub(super) fn new(material: &Material, policy: CrlPolicy) -> Result<Self, TlsError> {
         let root_cas = authorities(&material.root_ca)?;
         let admin_cas = material.admin_root_ca.as_ref().map(authorities);
@@ -127,6 +128,12 @@ impl Snapshot {
             tracing::warn!(
                 file = %path.display(),
                 "no admin bundle: [tls].admin_root_cafile_path is empty, or names an absent or empty file"
+            );
+        }
+        if self.expiry.server < now {
+            tracing::warn!(
+                expired = spelled(self.expiry.server),
+                "the server's certificate of [tls].identity_pemfile_path has expired: renew it"
             );
         }
         let bundles = [
