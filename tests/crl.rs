@@ -12,6 +12,7 @@ pub(crate) struct Crl<'a> {
     issuer: &'a Ca,
     revoked: Vec<PathBuf>,
     period: [&'static str; 4],
+    version_2: &'static str,
     key_id: &'static str,
     extensions: String,
 }
@@ -27,6 +28,7 @@ impl<'a> Crl<'a> {
                 "-crl_nextupdate",
                 "20900101000000Z",
             ],
+            version_2: "crlnumber = number\ncrl_extensions = extensions\n",
             key_id: "authorityKeyIdentifier = keyid:always\n",
             extensions: String::new(),
         }
@@ -51,6 +53,12 @@ impl<'a> Crl<'a> {
         self
     }
 
+    /// Of version 1, which knows no extensions.
+    pub(crate) fn version_1(mut self) -> Self {
+        self.version_2 = "";
+        self
+    }
+
     /// Only for some certificates, as the issuing distribution point says: `onlyuser = TRUE`.
     pub(crate) fn scope(self, line: &str) -> Self {
         let point = "issuingDistributionPoint = critical,@point\n[point]\n";
@@ -66,11 +74,9 @@ impl<'a> Crl<'a> {
     /// A file with the list in PEM.
     pub(crate) fn issue(&self) -> PathBuf {
         let dir = lasting_dir("crl");
-        fs::write(
-            dir.join("openssl.cnf"),
-            CONFIG.to_owned() + self.key_id + &self.extensions,
-        )
-        .unwrap();
+        let extensions = ["[extensions]\n", self.key_id, &self.extensions].concat();
+        let config = CONFIG.to_owned() + self.version_2 + &extensions;
+        fs::write(dir.join("openssl.cnf"), config).unwrap();
         fs::write(dir.join("index.txt"), "").unwrap();
         fs::write(dir.join("number"), "01\n").unwrap();
         let ca = |args: &[&str]| {
@@ -98,13 +104,41 @@ pub(crate) fn der(pem: &PathBuf) -> PathBuf {
     der
 }
 
+/// A list in DER without nextUpdate and with no signature to speak of: `openssl ca` issues none.
+pub(crate) fn without_next_update() -> PathBuf {
+    let dir = lasting_dir("crl");
+    fs::write(dir.join("list.cnf"), WITHOUT_NEXT_UPDATE).unwrap();
+    let mut openssl = Command::new("openssl");
+    openssl.args(["asn1parse", "-noout", "-genconf", "list.cnf"]);
+    run(openssl.args(["-out", "crl.der"]).current_dir(&dir));
+    dir.join("crl.der")
+}
+
+const WITHOUT_NEXT_UPDATE: &str = "asn1 = SEQUENCE:list
+[list]
+contents = SEQUENCE:contents
+algorithm = SEQUENCE:algorithm
+signature = BITSTRING:none
+[contents]
+version = INTEGER:1
+algorithm = SEQUENCE:algorithm
+issuer = SEQUENCE:issuer
+this_update = UTCTIME:240101000000Z
+[algorithm]
+algorithm = OID:ecdsa-with-SHA256
+[issuer]
+cn = SET:cn
+[cn]
+cn = SEQUENCE:attribute
+[attribute]
+type = OID:commonName
+value = UTF8:lists
+";
+
 const CONFIG: &str = "[ca]
 default_ca = list
 [list]
 database = index.txt
-crlnumber = number
 default_md = sha256
 unique_subject = no
-crl_extensions = extensions
-[extensions]
 ";

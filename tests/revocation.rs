@@ -7,7 +7,7 @@ use crate::ca::Ca;
 use crate::callers::{self, NO_IDENTITY, OK, outcome_of};
 use crate::certs::{self, admin_cert, admin_issuer_named, admin_root, root_ca, service_cert};
 use crate::configuration::{accepted, refused};
-use crate::crl::{Crl, der};
+use crate::crl::{Crl, der, without_next_update};
 use crate::database::Database;
 use crate::handshake::handshake;
 use crate::pki::{Cert, Leaf, Strings};
@@ -336,7 +336,6 @@ async fn an_unusable_list_stops_the_start_and_an_old_one_is_warned_about() {
     let garbage = "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n";
     let lacks = "holds no certificate revocation list in PEM or DER";
     let unreadable = "holds a certificate revocation list that can't be read";
-    let unsupported = "holds a certificate revocation list of a kind that is not supported";
     for (bad, words) in [
         (dir.join("missing.pem"), "missing.pem can't be read ("),
         (file("empty.pem", ""), lacks),
@@ -344,34 +343,42 @@ async fn an_unusable_list_stops_the_start_and_an_old_one_is_warned_about() {
         (file("garbage.pem", garbage), unreadable),
         (dir.join("cut.der"), unreadable),
         (
+            Crl::of(root_ca()).version_1().issue(),
+            "holds a certificate revocation list of version 1: for one of version 2, set crlnumber and crl_extensions",
+        ),
+        (
+            without_next_update(),
+            "holds a certificate revocation list without nextUpdate",
+        ),
+        (
             Crl::of(&pretender).issue(),
             "holds a certificate revocation list that its issuer has not signed",
         ),
         (
             Crl::of(root_ca()).scope("indirectCRL = TRUE").issue(),
-            unsupported,
+            "of a kind that is not supported (invalid certificate revocation list: UnsupportedIndirectCrl)",
         ),
         (
             Crl::of(root_ca())
                 .extension("2.5.29.27 = critical,DER:020101")
                 .issue(),
-            unsupported,
+            "of a kind that is not supported (invalid certificate revocation list: UnsupportedDeltaCrl)",
         ),
         (
             Crl::of(root_ca())
                 .scope("onlysomereasons = keyCompromise")
                 .issue(),
-            unsupported,
+            "UnsupportedRevocationReasonsPartitioning",
         ),
         (
             Crl::of(root_ca()).scope("onlyAA = TRUE").issue(),
-            unsupported,
+            "of a kind that is not supported (invalid certificate revocation list: ParseError)",
         ),
         (
             Crl::of(root_ca())
                 .extension("1.2.3.4 = critical,DER:0500")
                 .issue(),
-            unsupported,
+            "of a kind that is not supported (invalid certificate revocation list: UnsupportedCriticalExtension)",
         ),
     ] {
         let words = ["site.toml: [rewrap].crl_files: ", words];

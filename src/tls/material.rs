@@ -242,7 +242,7 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-fn refused(file: &PemFile, what: &'static str, source: rustls::Error) -> TlsError {
+pub(super) fn refused(file: &PemFile, what: &'static str, source: rustls::Error) -> TlsError {
     TlsError::Refused {
         path: file.path().to_owned(),
         what,

@@ -6,17 +6,18 @@ use std::collections::BTreeMap;
 use rustls::{
     RootCertStore,
     pki_types::{CertificateDer, CertificateRevocationListDer},
-    server::{ClientCertVerifierBuilder, WebPkiClientVerifier},
+    server::{ClientCertVerifierBuilder, VerifierBuilderError, WebPkiClientVerifier},
 };
 use x509_parser::{
     error::X509Error,
     extensions::ParsedExtension,
-    prelude::{CertificateRevocationList, FromDer, X509Certificate},
+    prelude::{CertificateRevocationList, FromDer, X509Certificate, X509Version},
+    time::ASN1Time,
 };
 
 use super::{
     TlsError,
-    material::{provider, unusable},
+    material::{provider, refused, unusable},
 };
 use crate::pem::PemFile;
 
@@ -156,9 +157,10 @@ fn list(
         )
     };
     let (rest, parsed) = CertificateRevocationList::from_der(&der).map_err(|_| unreadable())?;
-    // RFC 5280, 5.1.2.5: there has to be one.
-    let next_update = parsed.next_update().filter(|_| rest.is_empty());
-    let next_update = next_update.ok_or_else(unreadable)?.timestamp();
+    if !rest.is_empty() {
+        return Err(unreadable());
+    }
+    let next_update = complete(file, &parsed)?.timestamp();
     let this_update = parsed.last_update().timestamp();
     signed_by_its_issuer(file, &parsed, authorities)?;
     understood(file, &der, authorities)?;
@@ -190,6 +192,21 @@ fn list(
         der,
         this_update,
         next_update,
+    })
+}
+
+/// nextUpdate of a list with all that RFC 5280, 5.1.2.1 and 5.1.2.5, wants of it. rustls
+/// wants the same, and does not say what is missing.
+fn complete(file: &PemFile, list: &CertificateRevocationList<'_>) -> Result<ASN1Time, TlsError> {
+    if list.version() != Some(X509Version::V2) {
+        let what = "holds a certificate revocation list of version 1: for one of version 2, set \
+                    crlnumber and crl_extensions in openssl's configuration";
+        return Err(unusable(file, what));
+    }
+    list.next_update().ok_or_else(|| {
+        let what = "holds a certificate revocation list without nextUpdate, which may be older \
+                    than anybody knows";
+        unusable(file, what)
     })
 }
 
@@ -230,9 +247,12 @@ fn understood(
     }
     let builder = WebPkiClientVerifier::builder_with_provider(roots.into(), provider());
     let built = builder.with_crls([der.clone()]).build();
-    built.map(|_| ()).map_err(|_| {
-        let what = "holds a certificate revocation list of a kind that is not supported (delta, \
-                    indirect, or with unknown critical extensions)";
-        unusable(file, what)
+    built.map(|_| ()).map_err(|error| match error {
+        VerifierBuilderError::InvalidCrl(source) => refused(
+            file,
+            "holds a certificate revocation list of a kind that is not supported",
+            source.into(),
+        ),
+        other => other.into(),
     })
 }
