@@ -37,12 +37,13 @@ impl Material {
             Some(path) => read_bundle(path)?,
             None => None,
         };
+        let crls = files.crls.iter().map(|path| PemFile::read(path));
         Ok(Self {
             certificate: PemFile::read(&files.certificate)?,
             key: PemFile::read(&files.key)?,
             root_ca: PemFile::read(&files.root_ca)?,
             admin_root_ca,
-            crls: read_all(&files.crls)?,
+            crls: crls.collect::<Result<_, _>>()?,
         })
     }
 
@@ -69,10 +70,6 @@ pub(super) struct Fingerprint {
     /// Of the server's chain.
     pub(super) certificate: [u8; 32],
     all: [u8; 32],
-}
-
-fn read_all(paths: &[PathBuf]) -> Result<Vec<PemFile>, PemError> {
-    paths.iter().map(|path| PemFile::read(path)).collect()
 }
 
 /// The admin bundle, if there is one: nico-api's chart always sets the path, and has
