@@ -198,6 +198,67 @@ async fn a_typo_in_our_own_section_is_no_setting() {
 }
 
 #[tokio::test]
+async fn a_variable_that_is_empty_or_misspelled_is_a_fault() {
+    let database = Database::migrated().await;
+    let fault = |name: &str, what: &str| format!("environment variable {name}: {what}");
+    let empty = |name: &str| fault(name, "is empty: unset it, or give it a value");
+    let not_read =
+        |name: &str, right: &str| fault(name, &format!("is not read: the name is {right}"));
+    let audit_log = "NICO_REWRAP__AUDIT_LOG";
+    let cases = [
+        (
+            "NICO_REWRAP__CRL_FILES",
+            "",
+            empty("NICO_REWRAP__CRL_FILES"),
+        ),
+        (
+            "NICO_REWRAP__CRL_FILES",
+            " , ",
+            empty("NICO_REWRAP__CRL_FILES"),
+        ),
+        (audit_log, " ", empty(audit_log)),
+        (
+            "NICO_REWRAP__LOCK_TIMEOUT",
+            "",
+            empty("NICO_REWRAP__LOCK_TIMEOUT"),
+        ),
+        (
+            "NICO_REWRAP_AUDIT_LOG",
+            "/x",
+            not_read("NICO_REWRAP_AUDIT_LOG", audit_log),
+        ),
+        (
+            "NICO_REWRAP_AUDIT_LOG",
+            "",
+            not_read("NICO_REWRAP_AUDIT_LOG", audit_log),
+        ),
+        (
+            "nico_rewrap__audit_log",
+            "/x",
+            not_read("nico_rewrap__audit_log", audit_log),
+        ),
+    ];
+    for (name, value, words) in &cases {
+        let said = refused(&database, &[words], |site| site.env(name, value)).await;
+        assert_eq!(said.lines().count(), 1, "one fault, one line: {said}");
+    }
+    let all = ["NICO_REWRAP__CRL_FILES", audit_log, "NICO_REWRAP__LISTEN"];
+    let words = all.map(empty);
+    let words = words.each_ref().map(String::as_str);
+    let said = refused(&database, &words, |site| {
+        all.iter().fold(site, |site, name| site.env(name, ""))
+    })
+    .await;
+    assert_eq!(said.lines().count(), all.len(), "{said}");
+    // Kubernetes tells of a Service called nico-rewrap.
+    accepted(&database, |site| {
+        site.env("NICO_REWRAP_SERVICE_HOST", "10.0.0.1")
+            .env("NICO_REWRAP_PORT", "tcp://10.0.0.1:1179")
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn what_says_who_is_an_administrator_is_understood_whole() {
     let database = Database::migrated().await;
     let criteria = "auth.cli_certs.required_equals";

@@ -21,7 +21,7 @@ use std::{
 use thiserror::Error;
 
 pub use self::settings::Environment;
-use self::settings::Settings;
+use self::settings::{Settings, VARIABLE_PREFIX};
 use crate::{
     audit::{self, AuditOptions},
     authorize::Policy,
@@ -176,6 +176,7 @@ impl Config {
     pub fn load(files: &[PathBuf], environment: &Environment) -> Result<Self, ConfigError> {
         let mut settings = Settings::read(files, environment);
         settings.only_known(&KNOWN);
+        settings.faults(misspelled_variables(environment));
         let mut warnings = foreign_variables(environment);
 
         let feature = if settings.bool("machine_identity.enabled", false) {
@@ -313,6 +314,28 @@ fn log(settings: &mut Settings) -> LogOptions {
         ),
         filter,
     }
+}
+
+/// What would set a key of `[rewrap]`, were it not for its underscores or its case.
+/// Anything else that begins like this may be another's: Kubernetes makes
+/// `NICO_REWRAP_SERVICE_HOST` and more out of a Service's name.
+fn misspelled_variables(environment: &Environment) -> Vec<String> {
+    let right_name = |variable: &str| {
+        let upper = variable.to_ascii_uppercase();
+        let key = upper.strip_prefix("NICO_REWRAP")?.trim_start_matches('_');
+        let is_known = KNOWN.contains(&key.to_ascii_lowercase().as_str());
+        is_known.then(|| format!("{VARIABLE_PREFIX}{key}"))
+    };
+    environment
+        .keys()
+        .filter(|variable| !variable.starts_with(VARIABLE_PREFIX))
+        .filter_map(|variable| {
+            let right = right_name(variable)?;
+            Some(format!(
+                "environment variable {variable}: is not read: the name is {right}"
+            ))
+        })
+        .collect()
 }
 
 /// What nico-api reads from the environment for settings that are used here, and

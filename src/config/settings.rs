@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 pub type Environment = BTreeMap<String, Zeroizing<String>>;
 
 /// Prefix of the variables that set a key of `[rewrap]`.
-const VARIABLE_PREFIX: &str = "NICO_REWRAP__";
+pub(super) const VARIABLE_PREFIX: &str = "NICO_REWRAP__";
 
 /// nico-api's own variables, and what they set. Of several for one, the last wins.
 const NICO_API_VARIABLES: [(&str, &str); 5] = [
@@ -57,32 +57,18 @@ impl Settings {
             }
         }
 
-        let mut overrides = Vec::new();
         let mut variables = BTreeMap::new();
-        for (variable, value) in environment {
-            if let Some(key) = variable.strip_prefix(VARIABLE_PREFIX) {
-                let key = format!("{SECTION}.{}", key.to_ascii_lowercase());
-                variables.insert(key.clone(), variable.clone());
-                overrides.push((key, value.to_string()));
-            }
-        }
-        for (variable, key) in NICO_API_VARIABLES {
-            if let Some(value) = environment.get(variable).filter(|value| !value.is_empty()) {
-                variables.insert(key.to_owned(), variable.to_owned());
-                overrides.push((key.to_owned(), value.to_string()));
-            }
-        }
-        for (key, value) in overrides {
+        for (key, variable, value) in overrides(environment, &mut faults) {
             builder = match builder.clone().set_override(&key, value) {
                 Ok(builder) => builder,
                 Err(_) => {
                     faults.push(format!(
-                        "environment variable {}: is not the name of a setting",
-                        variables[&key]
+                        "environment variable {variable}: is not the name of a setting"
                     ));
                     builder
                 }
             };
+            variables.insert(key, variable.to_owned());
         }
 
         let merged = builder.build().and_then(|config| config.collect());
@@ -333,6 +319,39 @@ impl Settings {
         }
         Some(value.clone()).filter(|value| value.kind != ValueKind::Nil)
     }
+}
+
+/// What the environment sets: each key with its variable and value, the later ones winning.
+fn overrides<'a>(
+    environment: &'a Environment,
+    faults: &mut Vec<String>,
+) -> Vec<(String, &'a str, &'a str)> {
+    let mut overrides = Vec::new();
+    for (variable, value) in environment {
+        let Some(key) = variable.strip_prefix(VARIABLE_PREFIX) else {
+            continue;
+        };
+        if is_blank(value) {
+            faults.push(format!(
+                "environment variable {variable}: is empty: unset it, or give it a value"
+            ));
+        } else {
+            let key = format!("{SECTION}.{}", key.to_ascii_lowercase());
+            overrides.push((key, variable.as_str(), value.as_str()));
+        }
+    }
+    for (variable, key) in NICO_API_VARIABLES {
+        if let Some(value) = environment.get(variable).filter(|value| !value.is_empty()) {
+            overrides.push((key.to_owned(), variable, value.as_str()));
+        }
+    }
+    overrides
+}
+
+/// Also a list of nothing: what a template makes of variables that are not set must not
+/// turn off revocation or the audit log.
+fn is_blank(value: &str) -> bool {
+    value.chars().all(|c| c == ',' || c.is_whitespace())
 }
 
 /// `a.b.c` as people know it from the file: `[a.b].c`.
