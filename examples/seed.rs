@@ -59,7 +59,7 @@ struct Batch {
 async fn main() -> Result<(), Box<dyn Error>> {
     let args = Args::parse();
     let environment = std::env::vars()
-        .map(|(name, value)| (name, value.into()))
+        .map(|(name, value)| (name, Some(value.into())))
         .collect();
     let config = Config::load(&args.config, &environment)?;
     let feature = config

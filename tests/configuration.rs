@@ -4,7 +4,9 @@
 //! Every such site has both of its addresses taken by the test. A program that binds before it has checked
 //! everything fails with another exit code, and says so.
 
+use std::ffi::OsString;
 use std::net::TcpListener;
+use std::os::unix::ffi::OsStringExt;
 
 use crate::database::Database;
 use crate::leaks;
@@ -256,6 +258,31 @@ async fn a_variable_that_is_empty_or_misspelled_is_a_fault() {
             .env("NICO_REWRAP_PORT", "tcp://10.0.0.1:1179")
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_variable_that_is_not_utf_8_is_a_fault_where_it_is_read() {
+    let database = Database::migrated().await;
+    let url = database.url();
+    let broken = |text: &str| OsString::from_vec([text.as_bytes(), b"\xff"].concat());
+    let switch = "CARBIDE_CREDENTIALS_ENV_ENABLED";
+    let key = "CARBIDE_STATIC_CREDENTIAL__MACHINE_IDENTITY__ENCRYPTION_KEYS__kv1";
+    for (variable, value, what) in [
+        ("NICO_API_DATABASE_URL", url.as_str(), "is not UTF-8"),
+        ("CARBIDE_CREDENTIALS_FILE_PATH", "/x", "is not UTF-8"),
+        ("NICO_REWRAP__CRL_FILES", "/x", "is not UTF-8"),
+        (key, PASSWORD, "key \"kv1\" is not UTF-8"),
+    ] {
+        let words = format!("environment variable {variable}: {what}");
+        let said = refused(&database, &[&words], |site| {
+            site.env(switch, "true").env(variable, &broken(value))
+        })
+        .await;
+        assert_eq!(said.lines().count(), 1, "one fault, one line: {said}");
+    }
+    for unread in [key, "NICO_API_LISTEN", "LESS"] {
+        accepted(&database, |site| site.env(unread, &broken("x"))).await;
+    }
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! The real binary, running.
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::Stdio;
@@ -33,12 +34,17 @@ pub(crate) struct Server {
 
 impl Server {
     /// Starts the binary and waits for the log line that tells its addresses.
-    pub(crate) async fn spawn(dir: TempDir, args: &[String], env: &[(String, String)]) -> Self {
+    pub(crate) async fn spawn(
+        dir: TempDir,
+        args: &[String],
+        env: &[(String, impl AsRef<OsStr>)],
+    ) -> Self {
         let mut process = Supervised::spawn(Path::new(BINARY), args, "KILL", |command| {
             command
                 .env_clear()
                 .env("PATH", std::env::var_os("PATH").unwrap_or_default());
-            command.envs(env.iter().cloned()).stderr(Stdio::piped());
+            let env = env.iter().map(|(name, value)| (name, value));
+            command.envs(env).stderr(Stdio::piped());
         });
         let lines = Arc::new(Mutex::new(Vec::new()));
         let stderr = BufReader::new(process.take_stderr());

@@ -1,6 +1,7 @@
 //! A site: its configuration file, secrets file and certificates, in a directory of its own.
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -49,7 +50,7 @@ pub(crate) struct Site {
     whole: Option<String>,
     second_config: Option<String>,
     secrets: (String, Option<String>),
-    env: Vec<(String, String)>,
+    env: Vec<(String, OsString)>,
 }
 
 impl Site {
@@ -171,8 +172,8 @@ impl Site {
     }
 
     /// An environment variable of the process; besides these it has `PATH` and nothing else.
-    pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
-        self.env.push((name.into(), value.into()));
+    pub(crate) fn env(mut self, name: &str, value: &(impl AsRef<OsStr> + ?Sized)) -> Self {
+        self.env.push((name.into(), value.as_ref().into()));
         self
     }
 
@@ -240,7 +241,7 @@ impl Site {
 }
 
 /// Runs the binary with any arguments to its end.
-pub(crate) async fn run_binary(args: &[String], env: &[(String, String)]) -> Exit {
+pub(crate) async fn run_binary(args: &[String], env: &[(String, OsString)]) -> Exit {
     let mut command = tokio::process::Command::new(BINARY);
     command
         .args(args)

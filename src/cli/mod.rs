@@ -5,7 +5,7 @@ mod keygen;
 mod migrate;
 mod serve;
 
-use std::{num::NonZero, path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, num::NonZero, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
 use zeroize::Zeroizing;
@@ -76,10 +76,7 @@ struct ConfigFiles {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let environment: Environment = std::env::vars_os()
-        .filter_map(|(name, value)| {
-            let value = Zeroizing::new(value.into_string().ok()?);
-            Some((name.into_string().ok()?, value))
-        })
+        .map(|(name, value)| (name.to_string_lossy().into_owned(), text(value)))
         .collect();
     forbid_core_dumps();
     match cli.command {
@@ -87,6 +84,17 @@ pub fn main() -> ExitCode {
         Command::Migrate(files) => migrate::run(&files.config, &environment),
         Command::Keygen(keygen) => keygen.run(),
         Command::Healthcheck(healthcheck) => healthcheck.run(&environment),
+    }
+}
+
+/// A value as text, if it is UTF-8; what it is otherwise may still be a key, but for a byte.
+fn text(value: OsString) -> Option<Zeroizing<String>> {
+    match value.into_string() {
+        Ok(text) => Some(Zeroizing::new(text)),
+        Err(value) => {
+            drop(Zeroizing::new(value.into_encoded_bytes()));
+            None
+        }
     }
 }
 

@@ -90,7 +90,9 @@ impl Sources {
             return Self::file(settings);
         }
 
-        let pairs = environment.iter().map(|(k, v)| (k.as_str(), v.as_str()));
+        let pairs = environment
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_ref().map(|text| text.as_str())));
         let from_variables = variables.read(pairs);
         let every_key = variables.name("<id>");
         let file = if settings.filled_string(FILE).is_some() {

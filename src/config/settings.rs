@@ -12,8 +12,8 @@ use config::{Map, Source, Value, ValueKind};
 use zeroize::Zeroizing;
 
 /// The environment, as the program was started with it. It may hold keys and
-/// passwords: this copy of it is wiped on drop.
-pub type Environment = BTreeMap<String, Zeroizing<String>>;
+/// passwords: this copy of it is wiped on drop. A value that is not UTF-8 is `None`.
+pub type Environment = BTreeMap<String, Option<Zeroizing<String>>>;
 
 /// Prefix of the variables that set a key of `[rewrap]`.
 pub(super) const VARIABLE_PREFIX: &str = "NICO_REWRAP__";
@@ -327,22 +327,31 @@ fn overrides<'a>(
     faults: &mut Vec<String>,
 ) -> Vec<(String, &'a str, &'a str)> {
     let mut overrides = Vec::new();
+    let mut fault = |variable: &str, what: &str| {
+        faults.push(format!("environment variable {variable}: {what}"));
+    };
     for (variable, value) in environment {
         let Some(key) = variable.strip_prefix(VARIABLE_PREFIX) else {
             continue;
         };
-        if is_blank(value) {
-            faults.push(format!(
-                "environment variable {variable}: is empty: unset it, or give it a value"
-            ));
-        } else {
-            let key = format!("{SECTION}.{}", key.to_ascii_lowercase());
-            overrides.push((key, variable.as_str(), value.as_str()));
+        match value {
+            None => fault(variable, "is not UTF-8"),
+            Some(value) if is_blank(value) => {
+                fault(variable, "is empty: unset it, or give it a value");
+            }
+            Some(value) => {
+                let key = format!("{SECTION}.{}", key.to_ascii_lowercase());
+                overrides.push((key, variable.as_str(), value.as_str()));
+            }
         }
     }
     for (variable, key) in NICO_API_VARIABLES {
-        if let Some(value) = environment.get(variable).filter(|value| !value.is_empty()) {
-            overrides.push((key.to_owned(), variable, value.as_str()));
+        match environment.get(variable) {
+            Some(None) => fault(variable, "is not UTF-8"),
+            Some(Some(value)) if !value.is_empty() => {
+                overrides.push((key.to_owned(), variable, value.as_str()));
+            }
+            Some(Some(_)) | None => {}
         }
     }
     overrides

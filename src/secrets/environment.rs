@@ -34,14 +34,15 @@ impl Variables {
         format!("{}__{outer}__{inner}__{id}", self.prefix)
     }
 
-    /// The keys of `environment`, which may well be none.
+    /// The keys of `environment`, which may well be none. A value that is not UTF-8 is
+    /// `None`.
     ///
     /// # Errors
     ///
     /// One sentence for each fault, which begins with the name of the variable.
     pub fn read<'a>(
         &self,
-        environment: impl IntoIterator<Item = (&'a str, &'a str)>,
+        environment: impl IntoIterator<Item = (&'a str, Option<&'a str>)>,
     ) -> Result<Vec<Kek>, Vec<String>> {
         let mut keks = Vec::new();
         let mut faults = Vec::new();
@@ -53,9 +54,10 @@ impl Variables {
                     Some(other) => Err(format!(
                         "sets key {id:?}, as {other} does: ids come out in lower case; unset one"
                     )),
-                    None => {
-                        kek(&id, unquoted(value)).map_err(|fault| format!("key {id:?} {fault}"))
-                    }
+                    None => value
+                        .ok_or_else(|| "is not UTF-8".to_owned())
+                        .and_then(|value| kek(&id, unquoted(value)))
+                        .map_err(|fault| format!("key {id:?} {fault}")),
                 },
                 Some(Err(fault)) => Err(fault),
             };
@@ -120,7 +122,10 @@ mod tests {
     const B: &str = "S0tLS0tLS0tLS0tLS0tLS0tLS0tLS0tLS0tLS0tLS0s=";
 
     fn read(prefix: &str, environment: &[(&str, &str)]) -> Result<Vec<String>, String> {
-        let keks = Variables::with_prefix(prefix).read(environment.iter().copied());
+        let environment = environment
+            .iter()
+            .map(|(name, value)| (*name, Some(*value)));
+        let keks = Variables::with_prefix(prefix).read(environment);
         let id_and_check = |kek: &Kek| format!("{} {}", kek.id(), kek.check_value());
         keks.map(|keks| keks.iter().map(id_and_check).collect())
             .map_err(|faults| faults.join("\n"))
