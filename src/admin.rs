@@ -49,8 +49,6 @@ pub async fn serve(
         .route(
             "/metrics",
             get(move || async move {
-                // Nobody else tidies the histograms up.
-                metrics.run_upkeep();
                 (
                     [(CONTENT_TYPE, "text/plain; version=0.0.4")],
                     metrics.render(),

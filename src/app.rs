@@ -32,6 +32,10 @@ const PROCESS: &str = "process";
 /// How long the last answers may take to be sent.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
+/// How often histograms are tidied up; as the exporter's own task does, which there is only
+/// where it serves the metrics by itself.
+const UPKEEP: Duration = Duration::from_secs(5);
+
 /// How often a database that does not answer is asked again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -191,6 +195,7 @@ impl App {
             .into_gate(self.options.request_timeout)
             .map_err(|error| AppError::Bug(error.to_string()))?;
         announce(&listeners);
+        tokio::spawn(upkeep(metrics.clone()));
 
         // Probes are answered for as long as anything is.
         let probes_over = CancellationToken::new();
@@ -252,6 +257,15 @@ impl App {
         // A probe that hangs on to its connection is not waited for.
         let _ = timeout(Duration::from_millis(100), probes).await;
         reached
+    }
+}
+
+/// A histogram keeps every sample until it is tidied up or rendered, and maybe nobody asks
+/// for it.
+async fn upkeep(metrics: PrometheusHandle) {
+    loop {
+        metrics.run_upkeep();
+        sleep(UPKEEP).await;
     }
 }
 
