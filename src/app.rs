@@ -173,7 +173,7 @@ impl App {
     /// # Errors
     ///
     /// [`AppError::Schema`] when a database that was waited for turns out to be
-    /// another one.
+    /// another one; [`AppError::Bug`] when a task ends that has to last.
     pub async fn serve(
         self,
         listeners: Listeners,
@@ -197,45 +197,38 @@ impl App {
         announce(&listeners);
         tokio::spawn(upkeep(metrics.clone()));
 
-        // Probes are answered for as long as anything is.
-        let probes_over = CancellationToken::new();
-        let probes = tokio::spawn(admin::serve(
-            listeners.http,
-            self.readiness.clone(),
-            metrics,
-            probes_over.clone(),
-        ));
         let grace = self.options.shutdown_grace;
         let reload_interval = self.options.tls_reload_interval;
-        let grpc = tokio::spawn(listener::serve(
-            listeners.grpc,
-            self.tls.snapshots(),
-            Arc::new(self.trust),
-            gate,
-            self.options,
-            shutdown.clone(),
-        ));
         tokio::spawn(reopen(self.audit, hangups.clone()));
-        let reloading = tokio::spawn(self.tls.run(reload_interval, hangups));
+        // Probes are answered for as long as anything is.
+        let probes_over = CancellationToken::new();
+        let vital = Vital {
+            probes: lasting(admin::serve(
+                listeners.http,
+                self.readiness.clone(),
+                metrics,
+                probes_over.clone(),
+            )),
+            grpc: lasting(listener::serve(
+                listeners.grpc,
+                self.tls.snapshots(),
+                Arc::new(self.trust),
+                gate,
+                self.options,
+                shutdown.clone(),
+            )),
+            reloading: lasting(self.tls.run(reload_interval, hangups)),
+        };
         self.readiness.release(GRPC);
 
-        let reached = match &self.runner {
-            Some(runner) if !self.database_checked => {
-                let waiting = wait_for_database(runner.store(), &self.readiness);
-                shutdown
-                    .run_until_cancelled(waiting)
-                    .await
-                    .unwrap_or(Ok(()))
-            }
-            _ => Ok(()),
+        let unreached = self.runner.filter(|_| !self.database_checked);
+        let database = wait_for_database(unreached, &self.readiness);
+        let over = tokio::select! {
+            () = shutdown.cancelled() => Ok(()),
+            Err(error) = database => Err(error),
+            // At a shutdown the listener ends as it should, and maybe before that is seen here.
+            error = vital.ended() => if shutdown.is_cancelled() { Ok(()) } else { Err(error) },
         };
-        if reached.is_ok() {
-            tokio::select! {
-                () = shutdown.cancelled() => {}
-                // Nobody would be found out any more whose certificate is revoked.
-                _ = reloading => tracing::error!("the task that reloads TLS files ended: this is a bug"),
-            }
-        }
         self.readiness.hold(PROCESS, "shutting down");
         shutdown.cancel();
         tracing::info!(grace = %humantime::format_duration(grace), "shutting down");
@@ -244,20 +237,47 @@ impl App {
         let drained = async {
             tasks.wait().await;
             // Answers are on their way; streams that have no end are not waited for.
-            timeout(LAST_ANSWERS, grpc).await.unwrap_or(Ok(()))
+            let _ = timeout(LAST_ANSWERS, vital.grpc.wait()).await;
         };
         match timeout(grace, drained).await {
-            Ok(Ok(())) => tracing::info!("shut down"),
-            Ok(Err(_)) => tracing::error!("the gRPC listener panicked: this is a bug"),
+            Ok(()) => tracing::info!("shut down"),
             Err(_) => {
                 tracing::warn!("shut down with calls still under way: the grace period is over")
             }
         }
         probes_over.cancel();
         // A probe that hangs on to its connection is not waited for.
-        let _ = timeout(Duration::from_millis(100), probes).await;
-        reached
+        let _ = timeout(Duration::from_millis(100), vital.probes.wait()).await;
+        over
     }
+}
+
+/// The tasks without which the process is of no use, and has to be started anew: without
+/// that which reloads, nobody would be found out any more whose certificate is revoked.
+struct Vital {
+    grpc: TaskTracker,
+    probes: TaskTracker,
+    reloading: TaskTracker,
+}
+
+impl Vital {
+    /// Waits until one of them ends, be it by a panic.
+    async fn ended(&self) -> AppError {
+        let task = tokio::select! {
+            () = self.grpc.wait() => "serves gRPC",
+            () = self.probes.wait() => "serves probes and metrics",
+            () = self.reloading.wait() => "reloads TLS files",
+        };
+        AppError::Bug(format!("the task that {task} ended: this is a bug"))
+    }
+}
+
+/// A task whose end can be waited for more than once.
+fn lasting(task: impl Future<Output = ()> + Send + 'static) -> TaskTracker {
+    let tracker = TaskTracker::new();
+    tracker.spawn(task);
+    tracker.close();
+    tracker
 }
 
 /// A histogram keeps every sample until it is tidied up or rendered, and maybe nobody asks
@@ -308,9 +328,16 @@ fn prove(keyring: &Keyring) -> Result<(), AppError> {
     }
 }
 
-async fn wait_for_database(store: &Store, readiness: &Readiness) -> Result<(), AppError> {
+/// Waits for the database of a runner that has not reached it yet.
+async fn wait_for_database(
+    unreached: Option<Runner>,
+    readiness: &Readiness,
+) -> Result<(), AppError> {
+    let Some(runner) = unreached else {
+        return Ok(());
+    };
     loop {
-        match store.check_schema().await {
+        match runner.store().check_schema().await {
             Ok(()) => {
                 tracing::info!("database reached");
                 readiness.release(DATABASE);
@@ -326,4 +353,40 @@ async fn wait_for_database(store: &Store, readiness: &Readiness) -> Result<(), A
 fn not_reached(readiness: &Readiness, error: &StoreError) {
     tracing::warn!(%error, "waiting for the database");
     readiness.hold(DATABASE, error.to_string());
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn any_vital_task_that_ends_is_told_of() {
+        let lasts = || lasting(pending());
+        let panics = || lasting(async { panic!("a test's own") });
+        let cases = [
+            (lasting(async {}), lasts(), lasts(), "gRPC"),
+            (panics(), lasts(), lasts(), "gRPC"),
+            (lasts(), panics(), lasts(), "probes"),
+            (lasts(), lasts(), panics(), "TLS files"),
+        ];
+        for (grpc, probes, reloading, name) in cases {
+            let vital = Vital {
+                grpc,
+                probes,
+                reloading,
+            };
+            let error = vital.ended().await;
+            assert!(error.to_string().contains(name), "{error}");
+            assert!(!error.is_configuration(), "a restart may help");
+        }
+        let vital = Vital {
+            grpc: lasts(),
+            probes: lasts(),
+            reloading: lasts(),
+        };
+        let ended = timeout(Duration::from_millis(50), vital.ended()).await;
+        assert!(ended.is_err());
+    }
 }
