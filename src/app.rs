@@ -29,7 +29,7 @@ const GRPC: &str = "grpc";
 const DATABASE: &str = "database";
 const PROCESS: &str = "process";
 
-/// How long the last answers may take to be sent.
+/// How long the last answers may take to be sent, after the grace period of the calls.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
 /// How often histograms are tidied up; as the exporter's own task does, which there is only
@@ -167,7 +167,8 @@ impl App {
         })
     }
 
-    /// Serves until `shutdown`, then ends what is under way within the grace period.
+    /// Serves until `shutdown`, then ends what is under way within the grace period, and
+    /// sends the last answers in a few seconds more.
     /// When `hangups` changes, files are looked at: those of TLS, and the audit log.
     ///
     /// # Errors
@@ -234,16 +235,13 @@ impl App {
         tracing::info!(grace = %humantime::format_duration(grace), "shutting down");
 
         tasks.close();
-        let drained = async {
-            tasks.wait().await;
-            // Answers are on their way; streams that have no end are not waited for.
-            let _ = timeout(LAST_ANSWERS, vital.grpc.wait()).await;
-        };
-        match timeout(grace, drained).await {
-            Ok(()) => tracing::info!("shut down"),
-            Err(_) => {
-                tracing::warn!("shut down with calls still under way: the grace period is over")
-            }
+        let in_time = timeout(grace, tasks.wait()).await.is_ok();
+        // Answers are on their way; streams that have no end are not waited for.
+        let _ = timeout(LAST_ANSWERS, vital.grpc.wait()).await;
+        if in_time {
+            tracing::info!("shut down");
+        } else {
+            tracing::warn!("shut down with calls still under way: the grace period is over");
         }
         probes_over.cancel();
         // A probe that hangs on to its connection is not waited for.

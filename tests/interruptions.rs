@@ -8,11 +8,17 @@ use crate::certs;
 use crate::database::Database;
 use crate::faults::{Gate, orgs, slow_writes, until_blocked, until_written, written};
 use crate::grpcurl::{Call, GrpcError, Report, reencrypt, run};
+use crate::handshake::Connection;
+use crate::http2::{APPLY, DATA, END_HEADERS, END_STREAM, HEADERS, frame, headers};
 use crate::process::signal;
 use crate::seal::key_id;
 use crate::seed;
 use crate::server::Server;
 use crate::site::Site;
+
+/// Of HTTP/2 (RFC 9113, section 6), to hold an answer up.
+const SETTINGS: u8 = 4;
+const WINDOW_UPDATE: u8 = 8;
 
 /// Rows of a run that would take ten seconds, one at a time.
 const ROWS: i64 = 200;
@@ -162,6 +168,36 @@ async fn a_row_in_hand_does_not_outlast_the_grace_period() {
         after == before || whole,
         "untouched or written, nothing in between: {after:?}"
     );
+}
+
+#[tokio::test]
+async fn an_answer_that_a_client_is_slow_to_take_may_outlast_the_grace_period() {
+    let database = Database::migrated().await;
+    let site = Site::new(&database).set("rewrap.shutdown_grace", "\"100ms\"");
+    let server = site.start().await;
+    let options = ["-tls1_3", "-alpn", "h2"];
+    let mut connection = Connection::open(&server, Some(certs::admin()), &options);
+    assert!(connection.greet().await);
+    let call = headers(&[("content-type", "application/grpc")]);
+    let no_window = [0, 4, 0, 0, 0, 0];
+    let frames = [
+        frame(SETTINGS, 0, 0, &no_window),
+        frame(HEADERS, END_HEADERS, 1, &call),
+        frame(DATA, END_STREAM, 1, &APPLY),
+    ];
+    connection.send(&frames.concat()).await;
+    server.audited_rows("OK").await;
+    server.signal("TERM");
+    server.wait_log("shutting down").await;
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    let window = 1_000_u32.to_be_bytes();
+    connection.send(&frame(WINDOW_UPDATE, 0, 1, &window)).await;
+    let told = connection.closed().await;
+    assert!(
+        told.contains("kv2"),
+        "the target stands in the answer: {told}"
+    );
+    assert_eq!(server.wait_exit().await, 0);
 }
 
 fn assert_refused(answer: Result<Report, GrpcError>, code: &str, reason: &str, advice: &str) {
