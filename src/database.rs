@@ -10,6 +10,7 @@ mod tls;
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
 use thiserror::Error;
+use tokio::time::timeout;
 use tokio_postgres::config::SslMode as DriverSslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
@@ -66,12 +67,24 @@ pub enum DatabaseError {
     Verifier(String),
 }
 
+/// Why there is no connection. Never quotes the URL either.
+#[derive(Debug, Error)]
+pub enum ConnectError {
+    /// The driver's reason.
+    #[error(transparent)]
+    Driver(#[from] tokio_postgres::Error),
+    /// The server takes connections, and says nothing.
+    #[error("no answer within [rewrap].connect_timeout, {}", humantime::format_duration(*.0))]
+    Timeout(Duration),
+}
+
 /// A database that can be connected to: parsed, certificates loaded.
 #[derive(Clone)]
 pub struct Database {
     driver: tokio_postgres::Config,
     tls: MakeRustlsConnect,
     ssl_mode: SslMode,
+    connect_timeout: Duration,
     ignored: Vec<String>,
 }
 
@@ -114,6 +127,7 @@ impl Database {
             driver,
             tls: MakeRustlsConnect::new(tls::client_config(ssl_mode, parameters.root_certificate)?),
             ssl_mode,
+            connect_timeout,
             ignored: parameters.ignored,
         })
     }
@@ -127,8 +141,7 @@ impl Database {
     /// How long a new connection may take altogether.
     #[must_use]
     pub fn connect_timeout(&self) -> Duration {
-        let timeout = self.driver.get_connect_timeout().copied();
-        timeout.unwrap_or(Duration::from_secs(5))
+        self.connect_timeout
     }
 
     /// A single connection, outside of any pool; its task runs until the client is
@@ -136,9 +149,13 @@ impl Database {
     ///
     /// # Errors
     ///
-    /// The driver's, which carry no password.
-    pub async fn connect(&self) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
-        let (client, connection) = self.driver.connect(self.tls()).await?;
+    /// [`ConnectError`], which carries no password.
+    pub async fn connect(&self) -> Result<tokio_postgres::Client, ConnectError> {
+        // The driver's own limit is for the TCP connection only.
+        let connecting = timeout(self.connect_timeout, self.driver.connect(self.tls()));
+        let (client, connection) = connecting
+            .await
+            .map_err(|_| ConnectError::Timeout(self.connect_timeout))??;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::warn!(%error, "database connection failed");

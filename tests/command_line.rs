@@ -373,3 +373,13 @@ async fn migrate_needs_the_database_and_nothing_else_of_the_configuration() {
     );
     leaks::assert_none(&stderr);
 }
+
+#[tokio::test]
+async fn migrate_does_not_wait_for_ever_for_a_server_that_says_nothing() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("postgres://nico@{}/nico", silent.local_addr().unwrap());
+    let site = Site::with_url(&url).set("rewrap.connect_timeout", "\"300ms\"");
+    let Exit { code, stderr, .. } = site.run("migrate").await;
+    let words = "database_url: no answer within [rewrap].connect_timeout, 300ms";
+    assert!(code == 1 && stderr.contains(words), "{code} {stderr}");
+}
