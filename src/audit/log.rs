@@ -123,7 +123,8 @@ impl AuditLog {
         record.log_failures();
         telemetry::call_ended(outcome(error), record.identity_kind(), duration);
         let line = record.ended(duration, error);
-        if self.append(line.clone(), record.has_begun()).await.is_err() {
+        let written = self.append(line.clone(), record.has_begun()).await;
+        if written.is_err() && self.0.path.is_some() {
             // Better there than nowhere.
             let _ = io::stderr().lock().write_all(line.as_bytes());
         }
@@ -135,7 +136,10 @@ impl AuditLog {
             return Ok(());
         };
         telemetry::audit_failed();
-        tracing::error!(%error, "[rewrap].audit_log can't be written to");
+        match &self.0.path {
+            Some(_) => tracing::error!(%error, "[rewrap].audit_log can't be written to"),
+            None => tracing::error!(%error, "a record can't be written to standard error"),
+        }
         Err(())
     }
 }
