@@ -8,7 +8,8 @@
 //!
 //! Everybody with a certificate can be denied, as often as the network bears, and each
 //! time leaves a record. So those who will be wait for their turn before their request
-//! is looked at; nobody else waits with them.
+//! is looked at; nobody else waits with them. One call of each connection waits in a task
+//! of its own, so that its record does not depend on the client's patience.
 
 use std::{
     sync::Arc,
@@ -20,7 +21,8 @@ use axum::{
     http::{Method, Request, Response, header::CONTENT_TYPE},
 };
 use http_body_util::{BodyExt, Full, Limited};
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, time::timeout};
+use tokio_util::task::TaskTracker;
 use tonic::{Code, Status, body::Body, codegen::StdError, service::Routes};
 use tower::ServiceExt;
 use tracing::Instrument;
@@ -40,6 +42,9 @@ use crate::{
 /// a day.
 const DENIALS: u32 = 10;
 
+/// Calls that wait for their turn even if their clients go: as many as ten seconds have.
+const WAITING: usize = 100;
+
 /// Services that any verified certificate may use.
 const OPEN: [&str; 2] = ["/grpc.health.v1.Health/", "/grpc.reflection."];
 
@@ -55,6 +60,9 @@ pub struct Gate {
     audit: AuditLog,
     request_timeout: Duration,
     denials: Arc<Turns>,
+    /// Of `WAITING`.
+    waiting: Arc<Semaphore>,
+    tasks: TaskTracker,
 }
 
 impl Gate {
@@ -69,7 +77,15 @@ impl Gate {
             audit,
             request_timeout,
             denials: Arc::new(Turns::new(DENIALS)),
+            waiting: Arc::new(Semaphore::new(WAITING)),
+            tasks: TaskTracker::new(),
         }
+    }
+
+    /// Waits for the records of calls whose clients are gone.
+    pub async fn settled(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
     }
 
     /// Answers one request.
@@ -79,20 +95,51 @@ impl Gate {
         B::Error: Into<StdError> + Send,
     {
         let path = request.uri().path().to_owned();
-        let is_grpc = is_grpc(&request);
-        if is_grpc && OPEN.iter().any(|open| path.starts_with(open)) {
+        if is_grpc(&request) && OPEN.iter().any(|open| path.starts_with(open)) {
             return self.routed(request).await;
         }
         let peer = request.extensions().get::<Arc<Peer>>().cloned();
-        if let Some(peer) = &peer
-            && authorize(&self.policy, &peer.caller).is_err()
-        {
-            // One of each connection, or its others would stand before everybody else.
-            let _first = peer.denial.lock().await;
-            self.denials.wait().await;
+        match peer {
+            Some(peer) if authorize(&self.policy, &peer.caller).is_err() => {
+                self.denied(request, peer, path).await
+            }
+            peer => self.called(request, peer, path).await,
         }
+    }
+
+    /// Answers a call that will be denied, when it has its turn.
+    async fn denied<B>(&self, request: Request<B>, peer: Arc<Peer>, path: String) -> Response<Body>
+    where
+        B: HttpBody<Data = Bytes> + Send + 'static,
+        B::Error: Into<StdError> + Send,
+    {
+        let unrecorded = telemetry::denial_waits();
+        // One of each connection, or its others would stand before everybody else.
+        let first = peer.denial.clone().lock_owned().await;
+        let place = self.waiting.clone().acquire_owned().await;
+        unrecorded.over();
+        let gate = self.clone();
+        self.to_the_end(async move {
+            gate.denials.wait().await;
+            drop((first, place));
+            gate.called(request, Some(peer), path).await
+        })
+        .await
+    }
+
+    /// Answers a call, and leaves its record if no handler does.
+    async fn called<B>(
+        &self,
+        request: Request<B>,
+        peer: Option<Arc<Peer>>,
+        path: String,
+    ) -> Response<Body>
+    where
+        B: HttpBody<Data = Bytes> + Send + 'static,
+        B::Error: Into<StdError> + Send,
+    {
         let started = Instant::now();
-        let request = if is_grpc {
+        let request = if is_grpc(&request) {
             self.complete(request).await
         } else {
             Err(ServiceError::UnknownMethod)
@@ -118,9 +165,23 @@ impl Gate {
         let run_id = run_id();
         let span = tracing::error_span!("rewrap", run_id);
         let record = Record::new(&run_id, peer, &path);
-        let recorded = self.audit.ended(record, started.elapsed(), Some(&error));
-        recorded.instrument(span).await;
-        error.into_status(&run_id).into_http()
+        let (audit, duration) = (self.audit.clone(), started.elapsed());
+        let recorded = async move {
+            audit.ended(record, duration, Some(&error)).await;
+            error.into_status(&run_id).into_http()
+        };
+        self.to_the_end(recorded.instrument(span)).await
+    }
+
+    /// In a task of its own: a client that goes takes the futures of its calls with it.
+    async fn to_the_end(
+        &self,
+        answer: impl Future<Output = Response<Body>> + Send + 'static,
+    ) -> Response<Body> {
+        self.tasks.spawn(answer).await.unwrap_or_else(|error| {
+            tracing::error!(%error, "a call panicked: this is a bug");
+            ServiceError::Internal.into_status(&run_id()).into_http()
+        })
     }
 
     async fn routed<B>(&self, request: Request<B>) -> Response<Body>

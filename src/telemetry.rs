@@ -17,6 +17,7 @@ use crate::{
 
 const CALLS: &str = "nico_rewrap_calls_total";
 const DECISIONS: &str = "nico_rewrap_authorization_decisions_total";
+const DENIALS_UNRECORDED: &str = "nico_rewrap_denials_unrecorded_total";
 const CALL_SECONDS: &str = "nico_rewrap_call_duration_seconds";
 const COMMIT_SECONDS: &str = "nico_rewrap_database_commit_seconds";
 const REPLICA_LAG_SECONDS: &str = "nico_rewrap_database_replica_lag_seconds";
@@ -76,6 +77,10 @@ pub fn start_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus::
         DECISIONS,
         "Decisions whether a caller may re-wrap, by kind of identity and outcome"
     );
+    describe_counter!(
+        DENIALS_UNRECORDED,
+        "Denied calls that their clients gave up before they had their turn to be recorded"
+    );
     describe_histogram!(
         CALL_SECONDS,
         Unit::Seconds,
@@ -131,6 +136,7 @@ pub fn start_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus::
     gauge!(RELOAD_FAILING).set(0.0);
     gauge!(CONNECTIONS).set(0.0);
     counter!(AUDIT_FAILURES).absolute(0);
+    counter!(DENIALS_UNRECORDED).absolute(0);
     Ok(handle)
 }
 
@@ -143,6 +149,31 @@ pub(crate) fn call_ended(outcome: &'static str, identity_kind: &'static str, dur
 /// It was decided whether a caller may re-wrap.
 pub(crate) fn decided(identity_kind: &'static str, outcome: &'static str) {
     counter!(DECISIONS, "identity_kind" => identity_kind, "outcome" => outcome).increment(1);
+}
+
+/// A call that waits to be denied. Given up before the wait is over, it leaves no record.
+pub(crate) struct DenialWait {
+    is_over: bool,
+}
+
+/// A call waits to be denied.
+pub(crate) fn denial_waits() -> DenialWait {
+    DenialWait { is_over: false }
+}
+
+impl DenialWait {
+    /// The call will have its record.
+    pub(crate) fn over(mut self) {
+        self.is_over = true;
+    }
+}
+
+impl Drop for DenialWait {
+    fn drop(&mut self) {
+        if !self.is_over {
+            counter!(DENIALS_UNRECORDED).increment(1);
+        }
+    }
 }
 
 /// What became of so many rows; with `commit = "barrier"`, before it is durable.

@@ -1,8 +1,9 @@
 //! The audit log in a file: one record a call, nothing done without one, and a file that may be rotated away.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
@@ -12,6 +13,8 @@ use crate::certs::{self, admin_cert, admin_issuer, service};
 use crate::configuration::{accepted, refused};
 use crate::database::Database;
 use crate::grpcurl::{Call, GrpcError, Report, run};
+use crate::handshake::Connection;
+use crate::http2::{APPLY, DATA, END_HEADERS, END_STREAM, HEADERS, frame, headers};
 use crate::pki::{Leaf, Strings};
 use crate::process::temp_dir;
 use crate::seed::{self, Org};
@@ -320,6 +323,48 @@ async fn a_file_that_can_not_be_opened_stops_the_start() {
     accepted(&database, |site| site.set("rewrap.audit_required", "false")).await;
 }
 
+fn fifo(dir: &Path) -> PathBuf {
+    let fifo = dir.join("audit.fifo");
+    crate::process::run(std::process::Command::new("mkfifo").arg(&fifo));
+    fifo
+}
+
+/// Somebody who reads a pipe, and is fast asleep when it is full; with what is in it.
+fn filled(fifo: &Path) -> (File, usize) {
+    let mut options = std::fs::OpenOptions::new();
+    options.read(true).write(true);
+    options.custom_flags(OFlags::NONBLOCK.bits().cast_signed());
+    let mut pipe = options.open(fifo).unwrap();
+    let mut filled = 0;
+    while let Ok(length) = pipe.write(&[b'x'; 4096]) {
+        filled += length;
+    }
+    (pipe, filled)
+}
+
+#[tokio::test]
+async fn a_refusal_has_its_record_if_the_client_goes_while_it_is_written() {
+    let database = Database::migrated().await;
+    let dir = temp_dir("audit");
+    let fifo = fifo(dir.path());
+    let _pipe = filled(&fifo);
+    let server = site(&database, &fifo).await;
+    let options = ["-tls1_3", "-alpn", "h2"];
+    let mut connection = Connection::open(&server, Some(certs::admin()), &options);
+    assert!(connection.greet().await);
+    let path = (":path", "/forge.Forge/Nothing");
+    let call = headers(&[path, ("content-type", "application/grpc")]);
+    let frames = [
+        frame(HEADERS, END_HEADERS, 1, &call),
+        frame(DATA, END_STREAM, 1, &APPLY),
+    ];
+    connection.send(&frames.concat()).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    drop(connection);
+    let record = server.wait_log("call").await;
+    assert_eq!(record["outcome"], "UNKNOWN_METHOD", "{record}");
+}
+
 #[tokio::test]
 async fn a_log_that_takes_its_time_for_ever_is_one_that_takes_no_line() {
     let database = Database::migrated().await;
@@ -327,8 +372,7 @@ async fn a_log_that_takes_its_time_for_ever_is_one_that_takes_no_line() {
     seed::insert(&client, &[Org::under("acme", "kv1")]).await;
     let before = seed::snapshot(&client).await;
     let dir = temp_dir("audit");
-    let fifo = dir.path().join("audit.fifo");
-    crate::process::run(std::process::Command::new("mkfifo").arg(&fifo));
+    let fifo = fifo(dir.path());
     let words = [
         "site.toml: [rewrap].audit_log: ",
         "can't be opened for appending (",
@@ -338,15 +382,7 @@ async fn a_log_that_takes_its_time_for_ever_is_one_that_takes_no_line() {
     })
     .await;
 
-    // Somebody reads it, and is fast asleep when it is full.
-    let mut options = std::fs::OpenOptions::new();
-    options.read(true).write(true);
-    options.custom_flags(OFlags::NONBLOCK.bits().cast_signed());
-    let mut pipe = options.open(&fifo).unwrap();
-    let mut filled = 0;
-    while let Ok(length) = pipe.write(&[b'x'; 4096]) {
-        filled += length;
-    }
+    let (mut pipe, filled) = filled(&fifo);
     let server = site(&database, &fifo).await;
     let error = call(&server, certs::admin(), json!({})).await.unwrap_err();
     assert_eq!(error.reason().unwrap(), "AUDIT_UNAVAILABLE");

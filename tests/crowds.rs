@@ -10,7 +10,9 @@ use crate::certs;
 use crate::database::Database;
 use crate::grpcurl::{Call, run};
 use crate::handshake::Connection;
-use crate::http2::{APPLY, DATA, END_HEADERS, END_STREAM, HEADERS, frame, headers};
+use crate::http2::{
+    APPLY, CANCEL, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, frame, headers,
+};
 use crate::pki::Leaf;
 use crate::server::Server;
 use crate::site::Site;
@@ -206,24 +208,33 @@ async fn silent_probes_give_way_to_those_who_ask() {
     ended(&mut slow).await;
 }
 
+/// A connection of this client, and so many calls on it.
+async fn calling(server: &Server, leaf: &Leaf, calls: u32) -> Connection {
+    let mut connection = Connection::open(server, Some(leaf), &["-tls1_3", "-alpn", "h2"]);
+    assert!(connection.greet().await);
+    let requests = (0..calls).flat_map(|number| {
+        let stream = number * 2 + 1;
+        let headers = headers(&[("content-type", "application/grpc")]);
+        let headers = frame(HEADERS, END_HEADERS, stream, &headers);
+        [headers, frame(DATA, END_STREAM, stream, &APPLY)].concat()
+    });
+    connection.send(&requests.collect::<Vec<_>>()).await;
+    connection
+}
+
+/// Calls that are denied, on eight connections, as many on each as there may be.
+async fn denied_crowd(server: &Server) -> Vec<Connection> {
+    let mut connections = Vec::new();
+    for _ in 0..8 {
+        connections.push(calling(server, certs::machine(), 64).await);
+    }
+    connections
+}
+
 #[tokio::test]
 async fn who_is_denied_again_and_again_waits_and_others_do_not() {
     let server = Site::new(&Database::migrated().await).start().await;
-    let options = ["-tls1_3", "-alpn", "h2"];
-    let mut connections = Vec::new();
-    for _ in 0..8 {
-        let mut connection = Connection::open(&server, Some(certs::machine()), &options);
-        assert!(connection.greet().await);
-        // As many streams as there may be.
-        let requests = (0..64).flat_map(|number| {
-            let stream = number * 2 + 1;
-            let headers = headers(&[("content-type", "application/grpc")]);
-            let headers = frame(HEADERS, END_HEADERS, stream, &headers);
-            [headers, frame(DATA, END_STREAM, stream, &APPLY)].concat()
-        });
-        connection.send(&requests.collect::<Vec<_>>()).await;
-        connections.push(connection);
-    }
+    let _crowd = denied_crowd(&server).await;
     // All turns that were saved up are taken.
     server.wait_logs("call", 101).await;
     assert_eq!(run(&server, true).await.rows_examined, 0);
@@ -243,6 +254,36 @@ async fn who_is_denied_again_and_again_waits_and_others_do_not() {
         .duration_since(time(&records[0]))
         .unwrap();
     assert!(took > Duration::from_secs(2), "{took:?}");
+}
+
+#[tokio::test]
+async fn who_is_denied_leaves_a_record_and_can_not_take_it_back() {
+    let server = Site::new(&Database::migrated().await).start().await;
+    let _crowd = denied_crowd(&server).await;
+    server.wait_logs("call", 101).await;
+    let soon = Duration::from_millis(50);
+    let mut resetting = calling(&server, &certs::service("nico-dhcp"), 3).await;
+    tokio::time::sleep(soon).await;
+    let resets = [1, 3, 5].map(|stream| frame(RST_STREAM, 0, stream, &CANCEL));
+    resetting.send(&resets.concat()).await;
+    let leaving = calling(&server, &certs::service("nico-dns"), 1).await;
+    tokio::time::sleep(soon).await;
+    drop(leaving);
+
+    let records = |identity: &str| {
+        let records = server.logs_with("call");
+        let theirs = records.iter().filter(|it| it["identity"] == identity);
+        theirs.count()
+    };
+    let all_told = async || {
+        let unrecorded = "nico_rewrap_denials_unrecorded_total";
+        let unrecorded = server.metric(unrecorded, &[]).await.unwrap();
+        let recorded = records("nico-dhcp");
+        (recorded >= 1 && records("nico-dns") == 1).then_some(recorded as f64 + unrecorded)
+    };
+    let told = async { while all_told().await != Some(3.0) {} };
+    let told = tokio::time::timeout(Duration::from_secs(60), told).await;
+    assert!(told.is_ok(), "{}", server.log_text());
 }
 
 #[tokio::test]

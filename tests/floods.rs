@@ -5,13 +5,13 @@ use crate::certs;
 use crate::database::Database;
 use crate::grpcurl::run;
 use crate::handshake::Connection;
-use crate::http2::{APPLY, DATA, END_HEADERS, END_STREAM, HEADERS, frame, headers, literal};
+use crate::http2::{
+    APPLY, CANCEL, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, frame, headers, literal,
+};
 use crate::server::Server;
 use crate::site::Site;
 
-const RST_STREAM: u8 = 3;
 const CONTINUATION: u8 = 9;
-const CANCEL: [u8; 4] = [0, 0, 0, 8];
 
 async fn administrator(server: &Server) -> Connection {
     let options = ["-tls1_3", "-alpn", "h2"];

@@ -2,8 +2,12 @@
 
 pub(crate) const DATA: u8 = 0;
 pub(crate) const HEADERS: u8 = 1;
+pub(crate) const RST_STREAM: u8 = 3;
 pub(crate) const END_STREAM: u8 = 1;
 pub(crate) const END_HEADERS: u8 = 4;
+
+/// The error code of a client that wants no answer any more (section 7).
+pub(crate) const CANCEL: [u8; 4] = [0, 0, 0, 8];
 
 /// The one method.
 pub(crate) const METHOD: &str = "/forge.Forge/ReencryptTenantIdentitySecrets";

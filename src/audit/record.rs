@@ -230,8 +230,6 @@ impl Formatter for Ascii {
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::Mutex;
-
     use super::*;
     use crate::identity::{Caller, Identity};
 
@@ -257,7 +255,7 @@ mod tests {
                     serial: name.to_owned(),
                     issuer: name.to_owned(),
                 },
-                denial: Mutex::default(),
+                denial: Arc::default(),
             };
             let record = Record::new("id", Some(Arc::new(peer)), name);
             let error = ServiceError::Internal;

@@ -8,7 +8,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::CertificateDer;
 use tokio::{
     net::TcpStream,
-    sync::{Mutex, OwnedSemaphorePermit, Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{Instant, sleep, timeout_at},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
@@ -136,7 +136,7 @@ impl Server {
             peer: Arc::new(Peer {
                 address,
                 caller,
-                denial: Mutex::default(),
+                denial: Arc::default(),
             }),
             tls,
             _places: (place, share),

@@ -43,10 +43,11 @@ pub struct Peer {
     /// What the verified certificate says.
     pub caller: Caller,
     /// Held by the one call of the connection that waits to be denied.
-    pub(crate) denial: Mutex<()>,
+    pub(crate) denial: Arc<Mutex<()>>,
 }
 
-/// Serves what is behind `gate` until `shutdown`, then lets the calls under way end.
+/// Serves what is behind `gate` until `shutdown`, then lets the calls under way end, and have their
+/// records.
 pub async fn serve(
     listener: TcpListener,
     tls: watch::Receiver<Arc<Snapshot>>,
@@ -87,6 +88,7 @@ pub async fn serve(
     while let Some(ended) = connections.join_next().await {
         noticed(ended);
     }
+    server.gate.settled().await;
 }
 
 fn noticed(ended: Result<(), tokio::task::JoinError>) {
