@@ -2,7 +2,7 @@
 //!
 //! As long as nobody else does, a run takes what there is. Beside others it starts
 //! slowly and becomes faster for as long as a durable commit takes hardly longer than
-//! it did before the run, and gives way when it does, or when a replica falls behind.
+//! without it, and gives way when it does, or when a replica falls behind.
 //! Both go by factors, since a site may be a laptop or a rack.
 
 use std::{convert::Infallible, time::Duration};
@@ -19,7 +19,7 @@ use crate::{
 const INTERVAL: Duration = Duration::from_millis(100);
 
 /// Commits that tell what one takes without the run.
-const BASELINE_COMMITS: usize = 5;
+const BASELINE_COMMITS: usize = 15;
 
 /// Rows a second: what a run begins with beside others, and what it keeps.
 const START: f64 = 2000.0;
@@ -32,6 +32,10 @@ const SLOWER: f64 = 0.7;
 /// that it is not the timer's own inaccuracy.
 const CLIMBED: f64 = 1.75;
 const SLACK: Duration = Duration::from_micros(300);
+
+/// How much of what a look finds becomes the usual while the run does its least: what a
+/// commit takes then is hardly for the run, and a disk may be slower than an hour ago.
+const LEARNING: f64 = 0.01;
 
 /// A replica is behind beyond this.
 const REPLICA_LAG: Duration = Duration::from_secs(5);
@@ -51,7 +55,7 @@ impl<'a> BackOff<'a> {
         let mut last = None;
         let mut observer = store.observer();
         for _ in 0..BASELINE_COMMITS {
-            // One that hangs is not waited for five times over.
+            // One that hangs is not waited for time and again.
             let Ok(load) = observer.load().await else {
                 break;
             };
@@ -132,6 +136,9 @@ impl Rule {
         }
         let usual = *self.usual.get_or_insert(load.commit);
         let climbed = load.commit > usual.mul_f64(CLIMBED) + SLACK;
+        if self.limit <= LEAST {
+            self.usual = Some(usual.mul_f64(1.0 - LEARNING) + load.commit.mul_f64(LEARNING));
+        }
         if behind || climbed {
             self.limit *= SLOWER;
         } else if rate > self.limit / 2.0 {
@@ -171,12 +178,24 @@ mod tests {
             assert!(limit > last);
             last = limit;
         }
-        for _ in 0..100 {
+        while last > LEAST {
             let limit = rule.next(&load(9, true), 1e9).unwrap();
-            assert!(limit < last || limit == LEAST);
+            assert!(limit < last);
             last = limit;
         }
-        assert_eq!(last, LEAST);
+    }
+
+    #[test]
+    fn commits_that_stay_slow_whatever_the_run_does_become_the_usual() {
+        let mut rule = Rule::new(Some(USUAL));
+        let limits: Vec<_> = (0..300)
+            .map(|_| rule.next(&load(9, true), 1e9).unwrap())
+            .collect();
+        assert!(limits.contains(&LEAST));
+        assert!(limits[299] > START);
+        // One look is not enough, and neither are slow commits at a higher pace.
+        assert_eq!(limits.iter().filter(|limit| **limit == LEAST).count(), 56);
+        assert!(rule.next(&load(18, true), 1e9).unwrap() < limits[299]);
     }
 
     #[test]
