@@ -268,7 +268,7 @@ async fn a_file_that_is_renamed_is_left_when_there_is_none_or_at_the_next_sighup
     server.signal("HUP");
     server
         .wait_log(
-            "[rewrap].audit_log can't be opened again: records go on to the file that is open",
+            "[rewrap].audit_log can't be opened again: records go on to the file that is open, if it is still at its path",
         )
         .await;
     run(&server, true).await;

@@ -77,7 +77,7 @@ impl AuditLog {
     }
 
     /// Opens the file again, which somebody may have renamed; where that fails, goes on
-    /// with the one that is open.
+    /// with the one that is open, for as long as there is something at the path.
     pub fn reopen(&self) {
         let Some(path) = &self.0.path else { return };
         match opened(path) {
@@ -90,7 +90,7 @@ impl AuditLog {
                 tracing::error!(
                     file = %path.display(),
                     %error,
-                    "[rewrap].audit_log can't be opened again: records go on to the file that is open"
+                    "[rewrap].audit_log can't be opened again: records go on to the file that is open, if it is still at its path"
                 );
             }
         }

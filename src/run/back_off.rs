@@ -136,7 +136,9 @@ impl Rule {
         }
         let usual = *self.usual.get_or_insert(load.commit);
         let climbed = load.commit > usual.mul_f64(CLIMBED) + SLACK;
-        if self.limit <= LEAST {
+        // A usual that is far above what is seen beside the run is none.
+        let too_high = load.commit.mul_f64(CLIMBED) + SLACK < usual;
+        if self.limit <= LEAST || too_high {
             self.usual = Some(usual.mul_f64(1.0 - LEARNING) + load.commit.mul_f64(LEARNING));
         }
         if behind || climbed {
@@ -196,6 +198,12 @@ mod tests {
         // One look is not enough, and neither are slow commits at a higher pace.
         assert_eq!(limits.iter().filter(|limit| **limit == LEAST).count(), 56);
         assert!(rule.next(&load(18, true), 1e9).unwrap() < limits[299]);
+        // And no longer than they do.
+        for _ in 0..300 {
+            rule.next(&load(2, true), 1e9);
+        }
+        let before = rule.next(&load(2, true), 1e9).unwrap();
+        assert!(rule.next(&load(9, true), 1e9).unwrap() < before);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use deadpool_postgres::Object;
 use tokio_postgres::types::PgLsn;
 
-use super::{Store, StoreError, statement::Sql};
+use super::{Store, StoreError, flush, statement::Sql};
 
 /// One look at the database.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -49,6 +49,12 @@ const LOOK: Sql = Sql {
     types: &[],
 };
 
+// The barrier, without what is no part of a commit.
+const FLUSH: Sql = Sql {
+    text: concat!("-- flush\nSELECT ", flush!()),
+    types: &[],
+};
+
 impl Store {
     /// An observer that has not looked yet.
     #[must_use]
@@ -84,7 +90,7 @@ impl Observer<'_> {
         let lag: Option<f64> = row.try_get(1)?;
         let asked = Instant::now();
         let overdue = self.mark.overdue(row.try_get(2)?, row.try_get(3)?, asked);
-        self.store.flush(client).await?;
+        self.store.query_behind_rows(client, &FLUSH, &[]).await?;
         Ok(Load {
             commit: asked.elapsed(),
             others,

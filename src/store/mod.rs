@@ -89,43 +89,49 @@ pub enum Pooler {
 }
 
 // What a crash changes, and nothing else does but somebody who resets the statistics: the
-// postmaster survives that of another process, and recovery then begins them anew.
+// postmaster survives that of another process, and recovery then begins them anew. What a
+// standby shows was durable before it got there, whichever of several it is.
 macro_rules! incarnation {
     () => {
-        "pg_postmaster_start_time()::text, pg_stat_get_bgwriter_stat_reset_time()::text"
+        "CASE WHEN pg_is_in_recovery() THEN 'a standby' ELSE concat_ws(' ', \
+         extract(epoch FROM pg_postmaster_start_time()), \
+         extract(epoch FROM pg_stat_get_bgwriter_stat_reset_time())) END"
     };
 }
+
+// A commit flushes nothing unless its transaction wrote to the log itself: that is
+// what the message is for. It waits for what the site's setting asks for, replicas
+// included; only a site that has asynchronous commits throughout is overruled.
+macro_rules! flush {
+    () => {
+        "set_config('synchronous_commit', \
+             CASE reset_val WHEN 'off' THEN 'on' ELSE reset_val END, true), \
+         CASE WHEN NOT pg_is_in_recovery() \
+             THEN pg_logical_emit_message(true, 'nico-rewrap', '')::text END \
+         FROM pg_settings WHERE name = 'synchronous_commit'"
+    };
+}
+
+use flush;
 
 const INCARNATION: Sql = Sql {
     text: concat!("-- incarnation\nSELECT ", incarnation!()),
     types: &[],
 };
 
-// A commit flushes nothing unless its transaction wrote to the log itself: that is
-// what the message is for. It waits for what the site's setting asks for, replicas
-// included; only a site that has asynchronous commits throughout is overruled. What a
-// standby shows was durable before it got there.
 const BARRIER: Sql = Sql {
-    text: concat!(
-        "-- barrier\nSELECT ",
-        incarnation!(),
-        ", set_config('synchronous_commit', \
-               CASE reset_val WHEN 'off' THEN 'on' ELSE reset_val END, true), \
-           CASE WHEN NOT pg_is_in_recovery() \
-               THEN pg_logical_emit_message(true, 'nico-rewrap', '')::text END \
-           FROM pg_settings WHERE name = 'synchronous_commit'"
-    ),
+    text: concat!("-- barrier\nSELECT ", incarnation!(), ", ", flush!()),
     types: &[],
 };
 
 /// A Postgres server from one start or recovery to the next: it keeps all that was
 /// committed meanwhile, flushed or not.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Incarnation([Option<String>; 2]);
+pub struct Incarnation(String);
 
 impl Incarnation {
     fn from_pg(row: &PgRow) -> Result<Self, StoreError> {
-        Ok(Self([row.try_get(0)?, row.try_get(1)?]))
+        Ok(Self(row.try_get(0)?))
     }
 }
 
@@ -278,7 +284,11 @@ impl Store {
     /// [`StoreError::Unavailable`]: nothing is known to be durable.
     pub async fn barrier(&self, since: &Incarnation) -> Result<(), StoreError> {
         let client = self.client().await?;
-        match self.flush(&client).await {
+        // Synchronous replicas may need as long for it as for rows.
+        let rows = self.query_behind_rows(&client, &BARRIER, &[]).await;
+        let now = rows
+            .and_then(|rows| Incarnation::from_pg(rows.first().ok_or_else(StoreError::no_answer)?));
+        match now {
             Ok(now) if now == *since => Ok(()),
             Ok(_) => Err(StoreError::Unavailable(
                 "it was restarted meanwhile, or its statistics were reset: what it had \
@@ -290,12 +300,6 @@ impl Store {
                 Err(error.into_unavailable())
             }
         }
-    }
-
-    async fn flush(&self, client: &Object) -> Result<Incarnation, StoreError> {
-        // Synchronous replicas may need as long for it as for rows.
-        let rows = self.query_behind_rows(client, &BARRIER, &[]).await?;
-        Incarnation::from_pg(rows.first().ok_or_else(StoreError::no_answer)?)
     }
 
     async fn client(&self) -> Result<Object, StoreError> {
