@@ -74,6 +74,22 @@ async fn a_run_outlives_the_loss_of_every_connection_and_counts_each_row_once() 
     }
 }
 
+/// One row that the first client holds, and a server whose connections a proxy can cut, patient enough to wait for it.
+/// The second client is to look on with.
+async fn behind_a_lock() -> (Client, Client, Proxy, Server) {
+    let database = Database::migrated().await;
+    let (rival, watch) = (database.client().await, database.client().await);
+    seed::insert(&rival, &orgs(1)).await;
+    let proxy = Proxy::to(pg::Server::shared().port()).await;
+    let site = Site::with_url(&proxy.url(&database)).set("rewrap.statement_timeout", "\"60s\"");
+    let server = site.set("rewrap.lock_timeout", "\"60s\"").start().await;
+    rival
+        .batch_execute("BEGIN; SELECT FROM tenant_identity_config FOR UPDATE")
+        .await
+        .unwrap();
+    (rival, watch, proxy, server)
+}
+
 #[tokio::test]
 async fn a_write_whose_confirmation_was_lost_is_looked_after_and_not_done_twice() {
     let rewritten = seal("the rival's", "kv1");
@@ -86,16 +102,7 @@ async fn a_write_whose_confirmation_was_lost_is_looked_after_and_not_done_twice(
         ),
     ];
     for (change, version) in table {
-        let database = Database::migrated().await;
-        let (rival, watch) = (database.client().await, database.client().await);
-        seed::insert(&rival, &orgs(1)).await;
-        let proxy = Proxy::to(pg::Server::shared().port()).await;
-        let site = Site::with_url(&proxy.url(&database)).set("rewrap.statement_timeout", "\"60s\"");
-        let server = site.set("rewrap.lock_timeout", "\"60s\"").start().await;
-        rival
-            .batch_execute("BEGIN; SELECT FROM tenant_identity_config FOR UPDATE")
-            .await
-            .unwrap();
+        let (rival, watch, proxy, server) = behind_a_lock().await;
         let lose = async {
             until_blocked(&watch).await;
             proxy.hold_answers();
@@ -128,16 +135,7 @@ async fn a_write_whose_confirmation_was_lost_is_looked_after_and_not_done_twice(
 
 #[tokio::test]
 async fn a_write_that_outlives_its_connection_is_counted_and_not_done_twice() {
-    let database = Database::migrated().await;
-    let (rival, watch) = (database.client().await, database.client().await);
-    seed::insert(&rival, &orgs(1)).await;
-    let proxy = Proxy::to(pg::Server::shared().port()).await;
-    let site = Site::with_url(&proxy.url(&database)).set("rewrap.statement_timeout", "\"60s\"");
-    let server = site.set("rewrap.lock_timeout", "\"60s\"").start().await;
-    rival
-        .batch_execute("BEGIN; SELECT FROM tenant_identity_config FOR UPDATE")
-        .await
-        .unwrap();
+    let (rival, watch, proxy, server) = behind_a_lock().await;
     let outlive = async {
         until_blocked(&watch).await;
         proxy.cut();
