@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use deadpool_postgres::Object;
 use tokio_postgres::types::PgLsn;
 
-use super::{Store, StoreError, flush, statement::Sql};
+use super::{Store, StoreError, barrier::flush, statement::Sql};
 
 /// One look at the database.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -10,6 +10,7 @@
 //! Limits and the kind of commit are settings of the session, or, behind a pooler in
 //! transaction mode, travel with each write.
 
+mod barrier;
 mod error;
 mod load;
 mod locked;
@@ -34,6 +35,7 @@ use tokio_postgres::{
 
 use self::statement::Sql;
 pub use self::{
+    barrier::Incarnation,
     error::{RowError, StoreError},
     load::{Load, Observer},
     row::{Row, VersionError, next_counter},
@@ -86,53 +88,6 @@ pub enum Pooler {
     /// One that may use another server connection for every transaction:
     /// statements are not prepared by name and no session is configured.
     Transaction,
-}
-
-// What a crash changes, and nothing else does but somebody who resets the statistics: the
-// postmaster survives that of another process, and recovery then begins them anew. What a
-// standby shows was durable before it got there, whichever of several it is.
-macro_rules! incarnation {
-    () => {
-        "CASE WHEN pg_is_in_recovery() THEN 'a standby' ELSE concat_ws(' ', \
-         extract(epoch FROM pg_postmaster_start_time()), \
-         extract(epoch FROM pg_stat_get_bgwriter_stat_reset_time())) END"
-    };
-}
-
-// A commit flushes nothing unless its transaction wrote to the log itself: that is
-// what the message is for. It waits for what the site's setting asks for, replicas
-// included; only a site that has asynchronous commits throughout is overruled.
-macro_rules! flush {
-    () => {
-        "set_config('synchronous_commit', \
-             CASE reset_val WHEN 'off' THEN 'on' ELSE reset_val END, true), \
-         CASE WHEN NOT pg_is_in_recovery() \
-             THEN pg_logical_emit_message(true, 'nico-rewrap', '')::text END \
-         FROM pg_settings WHERE name = 'synchronous_commit'"
-    };
-}
-
-use flush;
-
-const INCARNATION: Sql = Sql {
-    text: concat!("-- incarnation\nSELECT ", incarnation!()),
-    types: &[],
-};
-
-const BARRIER: Sql = Sql {
-    text: concat!("-- barrier\nSELECT ", incarnation!(), ", ", flush!()),
-    types: &[],
-};
-
-/// A Postgres server from one start or recovery to the next: it keeps all that was
-/// committed meanwhile, flushed or not.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Incarnation(String);
-
-impl Incarnation {
-    fn from_pg(row: &PgRow) -> Result<Self, StoreError> {
-        Ok(Self(row.try_get(0)?))
-    }
 }
 
 /// The site's database.
@@ -264,42 +219,6 @@ impl Store {
     /// [`StoreError::Unavailable`] when none is to be had within the pool's wait.
     pub async fn writer(&self) -> Result<Writer<'_>, StoreError> {
         Ok(Writer::new(self, self.client().await?))
-    }
-
-    /// The server as it is now.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Unavailable`] when it does not say.
-    pub async fn incarnation(&self) -> Result<Incarnation, StoreError> {
-        let rows = self.read(&INCARNATION, &[]).await?;
-        Incarnation::from_pg(rows.first().ok_or_else(StoreError::no_answer)?)
-    }
-
-    /// Makes everything durable that was committed by `since`, by whom ever: when this
-    /// returns, no crash of Postgres takes it back, and none has.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Unavailable`]: nothing is known to be durable.
-    pub async fn barrier(&self, since: &Incarnation) -> Result<(), StoreError> {
-        let client = self.client().await?;
-        // Synchronous replicas may need as long for it as for rows.
-        let rows = self.query_behind_rows(&client, &BARRIER, &[]).await;
-        let now = rows
-            .and_then(|rows| Incarnation::from_pg(rows.first().ok_or_else(StoreError::no_answer)?));
-        match now {
-            Ok(now) if now == *since => Ok(()),
-            Ok(_) => Err(StoreError::Unavailable(
-                "it was restarted meanwhile, or its statistics were reset: what it had \
-                 committed before may be lost"
-                    .to_owned(),
-            )),
-            Err(error) => {
-                drop(Object::take(client));
-                Err(error.into_unavailable())
-            }
-        }
     }
 
     async fn client(&self) -> Result<Object, StoreError> {

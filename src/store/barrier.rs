@@ -1,0 +1,93 @@
+//! What makes a report true: everything that it tells of is durable, on the server that
+//! was there when the run began.
+
+use deadpool_postgres::Object;
+use tokio_postgres::Row as PgRow;
+
+use super::{Store, StoreError, statement::Sql};
+
+// What a crash changes, and nothing else does but somebody who resets the statistics: the
+// postmaster survives that of another process, and recovery then begins them anew. What a
+// standby shows was durable before it got there, whichever of several it is.
+macro_rules! incarnation {
+    () => {
+        "CASE WHEN pg_is_in_recovery() THEN 'a standby' ELSE concat_ws(' ', \
+         extract(epoch FROM pg_postmaster_start_time()), \
+         extract(epoch FROM pg_stat_get_bgwriter_stat_reset_time())) END"
+    };
+}
+
+// A commit flushes nothing unless its transaction wrote to the log itself: that is
+// what the message is for. It waits for what the site's setting asks for, replicas
+// included; only a site that has asynchronous commits throughout is overruled.
+macro_rules! flush {
+    () => {
+        "set_config('synchronous_commit', \
+             CASE reset_val WHEN 'off' THEN 'on' ELSE reset_val END, true), \
+         CASE WHEN NOT pg_is_in_recovery() \
+             THEN pg_logical_emit_message(true, 'nico-rewrap', '')::text END \
+         FROM pg_settings WHERE name = 'synchronous_commit'"
+    };
+}
+
+pub(super) use flush;
+
+const INCARNATION: Sql = Sql {
+    text: concat!("-- incarnation\nSELECT ", incarnation!()),
+    types: &[],
+};
+
+const BARRIER: Sql = Sql {
+    text: concat!("-- barrier\nSELECT ", incarnation!(), ", ", flush!()),
+    types: &[],
+};
+
+/// A Postgres server from one start or recovery to the next: it keeps all that was
+/// committed meanwhile, flushed or not.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Incarnation(String);
+
+impl Incarnation {
+    fn from_pg(row: &PgRow) -> Result<Self, StoreError> {
+        Ok(Self(row.try_get(0)?))
+    }
+}
+
+impl Store {
+    /// The server as it is now.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`] when it does not say.
+    pub async fn incarnation(&self) -> Result<Incarnation, StoreError> {
+        let rows = self.read(&INCARNATION, &[]).await?;
+        Incarnation::from_pg(rows.first().ok_or_else(StoreError::no_answer)?)
+    }
+
+    /// Makes everything durable that was committed before, by whom ever: when this
+    /// returns, no crash of Postgres takes it back, and none has since the server was
+    /// `before`.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`]: nothing is known to be durable.
+    pub async fn barrier(&self, before: &Incarnation) -> Result<(), StoreError> {
+        let client = self.client().await?;
+        // Synchronous replicas may need as long for it as for rows.
+        let rows = self.query_behind_rows(&client, &BARRIER, &[]).await;
+        let now = rows
+            .and_then(|rows| Incarnation::from_pg(rows.first().ok_or_else(StoreError::no_answer)?));
+        match now {
+            Ok(now) if now == *before => Ok(()),
+            Ok(_) => Err(StoreError::Unavailable(
+                "it was restarted meanwhile, or its statistics were reset: what it had \
+                 committed before may be lost"
+                    .to_owned(),
+            )),
+            Err(error) => {
+                drop(Object::take(client));
+                Err(error.into_unavailable())
+            }
+        }
+    }
+}
