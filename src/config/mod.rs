@@ -10,6 +10,7 @@ mod feature;
 mod keys;
 mod settings;
 mod tls;
+mod variables;
 
 use std::{
     fmt,
@@ -20,8 +21,11 @@ use std::{
 
 use thiserror::Error;
 
-pub use self::settings::Environment;
-use self::settings::{Settings, VARIABLE_PREFIX};
+pub use self::variables::Environment;
+use self::{
+    settings::Settings,
+    variables::{foreign_variables, misspelled_variables},
+};
 use crate::{
     audit::{self, AuditOptions},
     authorize::Policy,
@@ -176,7 +180,7 @@ impl Config {
     pub fn load(files: &[PathBuf], environment: &Environment) -> Result<Self, ConfigError> {
         let mut settings = Settings::read(files, environment);
         settings.only_known(&KNOWN);
-        settings.faults(misspelled_variables(environment));
+        settings.faults(misspelled_variables(environment, &KNOWN));
         let mut warnings = foreign_variables(environment);
 
         let feature = if settings.bool("machine_identity.enabled", false) {
@@ -314,49 +318,4 @@ fn log(settings: &mut Settings) -> LogOptions {
         ),
         filter,
     }
-}
-
-/// What would set a key of `[rewrap]`, were it not for its underscores or its case.
-/// Anything else that begins like this may be another's: Kubernetes makes
-/// `NICO_REWRAP_SERVICE_HOST` and more out of a Service's name.
-fn misspelled_variables(environment: &Environment) -> Vec<String> {
-    let right_name = |variable: &str| {
-        let upper = variable.to_ascii_uppercase();
-        let key = upper.strip_prefix("NICO_REWRAP")?.trim_start_matches('_');
-        let is_known = KNOWN.contains(&key.to_ascii_lowercase().as_str());
-        is_known.then(|| format!("{VARIABLE_PREFIX}{key}"))
-    };
-    environment
-        .keys()
-        .filter(|variable| !variable.starts_with(VARIABLE_PREFIX))
-        .filter_map(|variable| {
-            let right = right_name(variable)?;
-            Some(format!(
-                "environment variable {variable}: is not read: the name is {right}"
-            ))
-        })
-        .collect()
-}
-
-/// What nico-api reads from the environment for settings that are used here, and
-/// this program does not.
-fn foreign_variables(environment: &Environment) -> Vec<String> {
-    let is_foreign = |variable: &str| {
-        let variable = variable.to_ascii_uppercase();
-        let key = variable
-            .strip_prefix("CARBIDE_API_")
-            .or_else(|| variable.strip_prefix("NICO_API_"))?;
-        let section = key.split(['.', '_']).next()?;
-        (key.starts_with("MACHINE_IDENTITY") || matches!(section, "TLS" | "AUTH")).then_some(())
-    };
-    environment
-        .keys()
-        .filter(|variable| is_foreign(variable).is_some())
-        .map(|variable| {
-            format!(
-                "environment variable {variable} is not read here, though nico-api may: \
-                 put what it sets into a file given with --config"
-            )
-        })
-        .collect()
 }

@@ -9,32 +9,11 @@ use std::{
 };
 
 use config::{Map, Source, Value, ValueKind};
-use zeroize::Zeroizing;
 
-/// The environment, as the program was started with it. It may hold keys and
-/// passwords: this copy of it is wiped on drop. A value that is not UTF-8 is `None`.
-pub type Environment = BTreeMap<String, Option<Zeroizing<String>>>;
-
-/// Prefix of the variables that set a key of `[rewrap]`.
-pub(super) const VARIABLE_PREFIX: &str = "NICO_REWRAP__";
-
-/// nico-api's own variables, and what they set. Of several for one, the last wins.
-const NICO_API_VARIABLES: [(&str, &str); 5] = [
-    ("CARBIDE_API_DATABASE_URL", "database_url"),
-    ("NICO_API_DATABASE_URL", "database_url"),
-    ("CARBIDE_CREDENTIALS_FILE_PATH", "rewrap.secrets_file"),
-    (
-        "CARBIDE_CREDENTIALS_ENV_ENABLED",
-        "rewrap.secrets_from_environment",
-    ),
-    (
-        "CARBIDE_CREDENTIALS_ENV_PREFIX",
-        "rewrap.secrets_environment_prefix",
-    ),
-];
+use super::variables::{Environment, overrides};
 
 /// The section that is ours alone.
-const SECTION: &str = "rewrap";
+pub(super) const SECTION: &str = "rewrap";
 
 pub(super) struct Settings {
     values: Map<String, Value>,
@@ -319,48 +298,6 @@ impl Settings {
         }
         Some(value.clone()).filter(|value| value.kind != ValueKind::Nil)
     }
-}
-
-/// What the environment sets: each key with its variable and value, the later ones winning.
-fn overrides<'a>(
-    environment: &'a Environment,
-    faults: &mut Vec<String>,
-) -> Vec<(String, &'a str, &'a str)> {
-    let mut overrides = Vec::new();
-    let mut fault = |variable: &str, what: &str| {
-        faults.push(format!("environment variable {variable}: {what}"));
-    };
-    for (variable, value) in environment {
-        let Some(key) = variable.strip_prefix(VARIABLE_PREFIX) else {
-            continue;
-        };
-        match value {
-            None => fault(variable, "is not UTF-8"),
-            Some(value) if is_blank(value) => {
-                fault(variable, "is empty: unset it, or give it a value");
-            }
-            Some(value) => {
-                let key = format!("{SECTION}.{}", key.to_ascii_lowercase());
-                overrides.push((key, variable.as_str(), value.as_str()));
-            }
-        }
-    }
-    for (variable, key) in NICO_API_VARIABLES {
-        match environment.get(variable) {
-            Some(None) => fault(variable, "is not UTF-8"),
-            Some(Some(value)) if !value.is_empty() => {
-                overrides.push((key.to_owned(), variable, value.as_str()));
-            }
-            Some(Some(_)) | None => {}
-        }
-    }
-    overrides
-}
-
-/// Also a list of nothing: what a template makes of variables that are not set must not
-/// turn off revocation or the audit log.
-fn is_blank(value: &str) -> bool {
-    value.chars().all(|c| c == ',' || c.is_whitespace())
 }
 
 /// `a.b.c` as people know it from the file: `[a.b].c`.

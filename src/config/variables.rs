@@ -1,0 +1,116 @@
+//! The environment: what it sets, and what in it is not read though somebody may think so.
+
+use std::collections::BTreeMap;
+
+use zeroize::Zeroizing;
+
+use super::settings::SECTION;
+
+/// The environment, as the program was started with it. It may hold keys and
+/// passwords: this copy of it is wiped on drop. A value that is not UTF-8 is `None`.
+pub type Environment = BTreeMap<String, Option<Zeroizing<String>>>;
+
+/// Prefix of the variables that set a key of `[rewrap]`.
+const VARIABLE_PREFIX: &str = "NICO_REWRAP__";
+
+/// nico-api's own variables, and what they set. Of several for one, the last wins.
+const NICO_API_VARIABLES: [(&str, &str); 5] = [
+    ("CARBIDE_API_DATABASE_URL", "database_url"),
+    ("NICO_API_DATABASE_URL", "database_url"),
+    ("CARBIDE_CREDENTIALS_FILE_PATH", "rewrap.secrets_file"),
+    (
+        "CARBIDE_CREDENTIALS_ENV_ENABLED",
+        "rewrap.secrets_from_environment",
+    ),
+    (
+        "CARBIDE_CREDENTIALS_ENV_PREFIX",
+        "rewrap.secrets_environment_prefix",
+    ),
+];
+
+/// What the environment sets: each key with its variable and value, the later ones winning.
+pub(super) fn overrides<'a>(
+    environment: &'a Environment,
+    faults: &mut Vec<String>,
+) -> Vec<(String, &'a str, &'a str)> {
+    let mut overrides = Vec::new();
+    let mut fault = |variable: &str, what: &str| {
+        faults.push(format!("environment variable {variable}: {what}"));
+    };
+    for (variable, value) in environment {
+        let Some(key) = variable.strip_prefix(VARIABLE_PREFIX) else {
+            continue;
+        };
+        match value {
+            None => fault(variable, "is not UTF-8"),
+            Some(value) if is_blank(value) => {
+                fault(variable, "is empty: unset it, or give it a value");
+            }
+            Some(value) => {
+                let key = format!("{SECTION}.{}", key.to_ascii_lowercase());
+                overrides.push((key, variable.as_str(), value.as_str()));
+            }
+        }
+    }
+    for (variable, key) in NICO_API_VARIABLES {
+        match environment.get(variable) {
+            Some(None) => fault(variable, "is not UTF-8"),
+            Some(Some(value)) if !value.is_empty() => {
+                overrides.push((key.to_owned(), variable, value.as_str()));
+            }
+            Some(Some(_)) | None => {}
+        }
+    }
+    overrides
+}
+
+/// Also a list of nothing: what a template makes of variables that are not set must not
+/// turn off revocation or the audit log.
+fn is_blank(value: &str) -> bool {
+    value.chars().all(|c| c == ',' || c.is_whitespace())
+}
+
+/// What would set a key of `[rewrap]`, were it not for its underscores or its case.
+/// Anything else that begins like this may be another's: Kubernetes makes
+/// `NICO_REWRAP_SERVICE_HOST` and more out of a Service's name.
+pub(super) fn misspelled_variables(environment: &Environment, known: &[&str]) -> Vec<String> {
+    let right_name = |variable: &str| {
+        let upper = variable.to_ascii_uppercase();
+        let key = upper.strip_prefix("NICO_REWRAP")?.trim_start_matches('_');
+        let is_known = known.contains(&key.to_ascii_lowercase().as_str());
+        is_known.then(|| format!("{VARIABLE_PREFIX}{key}"))
+    };
+    environment
+        .keys()
+        .filter(|variable| !variable.starts_with(VARIABLE_PREFIX))
+        .filter_map(|variable| {
+            let right = right_name(variable)?;
+            Some(format!(
+                "environment variable {variable}: is not read: the name is {right}"
+            ))
+        })
+        .collect()
+}
+
+/// What nico-api reads from the environment for settings that are used here, and
+/// this program does not.
+pub(super) fn foreign_variables(environment: &Environment) -> Vec<String> {
+    let is_foreign = |variable: &str| {
+        let variable = variable.to_ascii_uppercase();
+        let key = variable
+            .strip_prefix("CARBIDE_API_")
+            .or_else(|| variable.strip_prefix("NICO_API_"))?;
+        let section = key.split(['.', '_']).next()?;
+        (key.starts_with("MACHINE_IDENTITY") || matches!(section, "TLS" | "AUTH")).then_some(())
+    };
+    environment
+        .keys()
+        .filter(|variable| is_foreign(variable).is_some())
+        .map(|variable| {
+            format!(
+                "environment variable {variable} is not read here, though nico-api may: \
+                 put what it sets into a file given with --config"
+            )
+        })
+        .collect()
+}
