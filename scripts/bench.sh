@@ -7,7 +7,7 @@
 #   RIVALS_UP_TO=200000   rows beyond which only nico-rewrap itself runs: the others take long, the ceiling much memory
 #   SHAPES="…"            connections x statements in flight that are tried for the ceiling
 #   TENANT_RATE=100       writes a second that tenants make
-#   TENANT_SECONDS=10     for how long, without a run
+#   TENANT_ROWS=60000     organizations with these tenants, of those that there are
 #   MICRO=1               take criterion's last results into the report
 #
 # Needs the release build of nico-rewrap and of the examples `seed` and `bench_rivals`. Results land in target/bench.
@@ -19,7 +19,7 @@ WAYS=${WAYS:-barrier each dry on-target reference python ceiling tenants}
 RIVALS_UP_TO=${RIVALS_UP_TO:-200000}
 SHAPES=${SHAPES:-4x16 8x4 8x16 8x32 16x4 32x4}
 TENANT_RATE=${TENANT_RATE:-100}
-TENANT_SECONDS=${TENANT_SECONDS:-10}
+TENANT_ROWS=${TENANT_ROWS:-60000}
 
 # A server of its own, always, and on a disk: /tmp is often memory, where a flush costs nothing.
 unset DATABASE_URL
@@ -33,12 +33,14 @@ target=${release%/release}
 
 read -ra row_counts <<<"$ROWS"
 most=${row_counts[-1]}
+[ "$TENANT_ROWS" -le "$most" ] || TENANT_ROWS=$most
 rival_pid=''
 : >runs.jsonl
 
 at_end() { [ -z "$rival_pid" ] || stop "$rival_pid" TERM || true; }
 
 wants() { [[ " $WAYS " = *" $1 "* ]]; }
+wants_ceiling() { wants ceiling && [ "$1" -le "$RIVALS_UP_TO" ]; }
 
 # ---- the rows --------------------------------------------------------------------------------------------------------
 
@@ -126,11 +128,16 @@ meter() {
         "$(($(ticks_of "$client") - before_client))" "$(($(ticks_of_postgres) - before_postgres))")
 }
 
+# microseconds : that the last command took.
+microseconds() {
+    local us=${taken#*: }
+    echo "${us%%,*}"
+}
+
 # record WAY ROWS MEMBERS
 record() {
     printf '{"way": "%s", "rows": %s, %s}\n' "$1" "$2" "$3" >>runs.jsonl
-    local us=${taken#*: }
-    note "$(printf '%-20s %8s rows %8s ms' "$1" "$2" $((${us%%,*} / 1000)))"
+    note "$(printf '%-20s %8s rows %8s ms' "$1" "$2" $(($(microseconds) / 1000)))"
 }
 
 # ---- the ways --------------------------------------------------------------------------------------------------------
@@ -224,8 +231,7 @@ best_shape() {
     done
     for shape in $SHAPES; do
         ceiling "ceiling-$1-$shape" "$rows" "$1" "$shape"
-        us=${taken#*: }
-        us=${us%%,*}
+        us=$(microseconds)
         if [ -z "$best_us" ] || [ "$us" -lt "$best_us" ]; then
             best_us=$us
             best=$shape
@@ -233,26 +239,28 @@ best_shape() {
     done
 }
 
-# tenants ROWS ROUND : their latency on the same rows, first without a run, then with one.
+# tenants ROWS ROUND : their latency on the same rows, first during a run, then for as long without one: what a disk does
+# now and then is to find both.
 tenants() {
-    local write=(rust_rival tenants --rate "$TENANT_RATE")
-    reset "$1"
-    start_rival "${write[@]}" --latencies "alone-$2"
-    echo >&5
-    sleep "$TENANT_SECONDS"
-    tell_rival 'done'
-    end_rival
-
+    local write=(rust_rival tenants --rate "$TENANT_RATE") us
     reset "$1"
     start_service
     start_rival "${write[@]}" --latencies "beside-$2"
     echo >&5
     meter "$service_pid" call false "$1" 0
+    us=$(microseconds)
+    record tenants "$1" "$taken"
     tell_rival 'done'
     end_rival
     end_service
     [ "$(state | cut -d' ' -f1,2)" = "$(cut -d' ' -f1,2 <<<"$rewrapped")" ] || fail "after a run beside tenants: $(state)"
-    note "$(printf '%-20s %8s rows' tenants "$1"), $(wc -l <"alone-$2") writes without a run, $(wc -l <"beside-$2") during one"
+
+    reset "$1"
+    start_rival "${write[@]}" --latencies "alone-$2"
+    echo >&5
+    sleep "$((us / 1000000)).$(printf %06d $((us % 1000000)))"
+    tell_rival 'done'
+    end_rival
 }
 
 # ---- all of it -------------------------------------------------------------------------------------------------------
@@ -288,10 +296,16 @@ for ((round = 1; round <= REPEAT; round++)); do
             compact
             service on-target "$rows" '' false 0 "$rows" "$rewrapped"
         fi
+        # Right after what is compared with it: some minutes later, the machine may be another one.
+        if wants_ceiling "$rows"; then
+            ceiling ceiling-barrier "$rows" barrier "$shape_barrier"
+            [ "$round" -gt 1 ] || proven "$rows"
+        fi
         if wants each; then
             reset "$rows"
             service each "$rows" 'commit = "each"' false "$rows" 0 "$rewrapped"
         fi
+        ! wants_ceiling "$rows" || ceiling ceiling-each "$rows" each "$shape_each"
         [ "$rows" -le "$RIVALS_UP_TO" ] || continue
         if wants reference; then
             rival reference "$rows" rust_rival reference
@@ -301,13 +315,8 @@ for ((round = 1; round <= REPEAT; round++)); do
             rival python "$rows" python_rival
             [ "$round" -gt 1 ] || proven "$rows"
         fi
-        if wants ceiling; then
-            ceiling ceiling-barrier "$rows" barrier "$shape_barrier"
-            [ "$round" -gt 1 ] || proven "$rows"
-            ceiling ceiling-each "$rows" each "$shape_each"
-        fi
     done
-    ! wants tenants || tenants "$most" "$round"
+    ! wants tenants || tenants "$TENANT_ROWS" "$round"
 done
 
 cat >facts.json <<JSON
