@@ -35,7 +35,7 @@ fn is_called_by_ci(command: &str) -> bool {
     needing
         .map(|(name, _)| name)
         .chain([target])
-        .any(|name| ci.lines().any(|line| line == format!("make {name}")))
+        .any(|name| ci.lines().any(|line| line == format!("timed make {name}")))
 }
 
 #[test]
