@@ -42,16 +42,13 @@ COPY ${BINARY} /nico-rewrap
 
 FROM ${RUST_IMAGE} AS dependencies
 WORKDIR /src
-# Static, so that it runs on scratch. The target is named for the flag's sake, which then leaves build scripts alone.
-ENV RUSTFLAGS="-C target-feature=+crt-static"
-RUN rustc -vV | sed -n 's/^host: //p' >/target
 
 # The dependencies, under empty sources of ours: built again only when they change.
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir -p src benches tests \
     && for file in src/main.rs build.rs benches/field.rs tests/main.rs; do echo 'fn main() {}' >"$file"; done \
     && touch src/lib.rs README.md \
-    && cargo build --release --locked --target "$(cat /target)" --bin nico-rewrap
+    && cargo build --release --locked --bin nico-rewrap
 
 FROM dependencies AS build
 COPY build.rs ./
@@ -60,10 +57,10 @@ COPY migrations migrations
 COPY src src
 ARG REVISION=unknown
 # Sources keep their times when they are copied, which may be older than those of the empty ones. The binary's own time
-# would make every layer another one.
+# would make every layer another one. Static, so that it runs on scratch, as in scripts/static.sh.
 RUN touch build.rs src/main.rs src/lib.rs \
-    && NICO_REWRAP_REVISION="${REVISION}" cargo build --release --locked --target "$(cat /target)" --bin nico-rewrap \
-    && install -m 0755 "target/$(cat /target)/release/nico-rewrap" /nico-rewrap \
+    && NICO_REWRAP_REVISION="${REVISION}" cargo rustc --release --locked --bin nico-rewrap -- -C target-feature=+crt-static \
+    && install -m 0755 target/release/nico-rewrap /nico-rewrap \
     && touch -d @0 /nico-rewrap
 
 FROM runtime AS compiled
