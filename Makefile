@@ -57,7 +57,7 @@ bench: bench-build ## how fast it is beside other ways; ROWS="20000 200000" REPE
 	cargo bench --locked --bench field
 	@MICRO=1 scripts/bench.sh
 
-bench-quick: bench-build ## the same in half a minute: does it work? Its figures say nothing
+bench-quick: bench-build ## the same in a minute: does it work? Its figures say nothing
 	@ROWS=2000 REPEAT=1 scripts/bench.sh
 
 bench-build:

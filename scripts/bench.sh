@@ -7,7 +7,6 @@
 #   RIVALS_UP_TO=200000   rows beyond which only nico-rewrap itself runs: the others take long, the ceiling much memory
 #   SHAPES="…"            connections x statements in flight that are tried for the ceiling
 #   TENANT_RATE=100       writes a second that tenants make
-#   TENANT_ROWS=60000     organizations with these tenants, of those that there are
 #   MICRO=1               take criterion's last results into the report
 #
 # Needs the release build of nico-rewrap and of the examples `seed` and `bench_rivals`. Results land in target/bench.
@@ -19,7 +18,6 @@ WAYS=${WAYS:-barrier each dry on-target reference python ceiling tenants}
 RIVALS_UP_TO=${RIVALS_UP_TO:-200000}
 SHAPES=${SHAPES:-4x16 8x4 8x16 8x32 16x4 32x4}
 TENANT_RATE=${TENANT_RATE:-100}
-TENANT_ROWS=${TENANT_ROWS:-60000}
 
 # A server of its own, always, and on a disk: /tmp is often memory, where a flush costs nothing.
 unset DATABASE_URL
@@ -33,7 +31,6 @@ target=${release%/release}
 
 read -ra row_counts <<<"$ROWS"
 most=${row_counts[-1]}
-[ "$TENANT_ROWS" -le "$most" ] || TENANT_ROWS=$most
 rival_pid=''
 : >runs.jsonl
 
@@ -316,7 +313,7 @@ for ((round = 1; round <= REPEAT; round++)); do
             [ "$round" -gt 1 ] || proven "$rows"
         fi
     done
-    ! wants tenants || tenants "$TENANT_ROWS" "$round"
+    ! wants tenants || tenants "$most" "$round"
 done
 
 cat >facts.json <<JSON
