@@ -20,6 +20,7 @@ const DECISIONS: &str = "nico_rewrap_authorization_decisions_total";
 const DENIALS_UNRECORDED: &str = "nico_rewrap_denials_unrecorded_total";
 const CALL_SECONDS: &str = "nico_rewrap_call_duration_seconds";
 const COMMIT_SECONDS: &str = "nico_rewrap_database_commit_seconds";
+const USUAL_COMMIT_SECONDS: &str = "nico_rewrap_database_usual_commit_seconds";
 const REPLICA_LAG_SECONDS: &str = "nico_rewrap_database_replica_lag_seconds";
 const BACK_OFF: &str = "nico_rewrap_back_off_rows_per_second";
 const ROWS: &str = "nico_rewrap_rows_total";
@@ -94,6 +95,11 @@ pub fn start_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus::
         COMMIT_SECONDS,
         Unit::Seconds,
         "What a durable commit of next to nothing took, at the last look during a site-wide apply"
+    );
+    describe_gauge!(
+        USUAL_COMMIT_SECONDS,
+        Unit::Seconds,
+        "What such a commit takes without the apply, as far as that is known"
     );
     describe_gauge!(
         REPLICA_LAG_SECONDS,
@@ -247,9 +253,11 @@ pub(crate) fn audit_failed() {
     counter!(AUDIT_FAILURES).increment(1);
 }
 
-/// The database was looked at, and a run may now write so many rows a second.
-pub(crate) fn database_load(load: &Load, limit: Option<f64>) {
+/// The database was looked at, where a commit takes `usual` without the run, which may now
+/// write so many rows a second.
+pub(crate) fn database_load(load: &Load, usual: Option<Duration>, limit: Option<f64>) {
     gauge!(COMMIT_SECONDS).set(load.commit.as_secs_f64());
+    gauge!(USUAL_COMMIT_SECONDS).set(usual.unwrap_or_default().as_secs_f64());
     gauge!(REPLICA_LAG_SECONDS).set(load.replica_lag.unwrap_or_default().as_secs_f64());
     backed_off(limit);
 }

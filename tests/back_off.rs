@@ -18,6 +18,7 @@ use crate::site::Site;
 
 pub(crate) const LIMIT: &str = "nico_rewrap_back_off_rows_per_second";
 const COMMIT: &str = "nico_rewrap_database_commit_seconds";
+const USUAL: &str = "nico_rewrap_database_usual_commit_seconds";
 
 /// Enough for several looks at the pace that a run starts with beside others.
 pub(crate) const ROWS: usize = 2500;
@@ -43,11 +44,14 @@ impl Drop for Busy {
     }
 }
 
-async fn site(back_off: &str) -> (Server, Busy) {
+async fn site(settings: &[(&str, &str)]) -> (Server, Busy) {
     let database = Database::migrated().await;
     let client = database.client().await;
     seed::insert(&client, &orgs(ROWS)).await;
-    let site = Site::new(&database).set("rewrap.back_off", back_off);
+    let mut site = Site::new(&database);
+    for (setting, value) in settings {
+        site = site.set(setting, *value);
+    }
     let server = site.start().await;
     (server, Busy::with(client))
 }
@@ -61,6 +65,8 @@ pub(crate) struct Seen {
     pub(crate) lag: f64,
     /// Different durations of a commit, hence so many looks at least.
     looks: BTreeSet<String>,
+    /// Different notions of what one takes without the run.
+    usual: BTreeSet<String>,
 }
 
 /// Applies to the site, and looks at the gauges much more often than they change.
@@ -70,6 +76,7 @@ pub(crate) async fn watched_run(server: &Server) -> Seen {
         limit: 0.0,
         lag: 0.0,
         looks: BTreeSet::new(),
+        usual: BTreeSet::new(),
     };
     let mut run = std::pin::pin!(run(server, false));
     loop {
@@ -79,8 +86,10 @@ pub(crate) async fn watched_run(server: &Server) -> Seen {
                 let shown = server.metric(gauge, &[]).await.unwrap_or_default();
                 *highest = highest.max(shown);
             }
-            let commit = server.metric(COMMIT, &[]).await;
-            seen.looks.extend(commit.map(|commit| commit.to_string()));
+            for (gauge, values) in [(COMMIT, &mut seen.looks), (USUAL, &mut seen.usual)] {
+                let shown = server.metric(gauge, &[]).await;
+                values.extend(shown.map(|shown| shown.to_string()));
+            }
         };
         tokio::select! {
             report = &mut run => {
@@ -127,17 +136,28 @@ async fn a_whole_run_alone_has_no_limit() {
 
 #[tokio::test]
 async fn an_apply_beside_others_has_a_limit_and_shows_it() {
-    let (server, _busy) = site("true").await;
+    let (server, _busy) = site(&[]).await;
     let seen = watched_run(&server).await;
     assert_eq!(seen.report.rows_updated as usize, ROWS);
     assert!(seen.limit > 0.0);
-    assert!(server.metric(COMMIT, &[]).await.unwrap() > 0.0);
+    for gauge in [COMMIT, USUAL] {
+        assert!(server.metric(gauge, &[]).await.unwrap() > 0.0, "{gauge}");
+    }
     assert_eq!(server.metric(LIMIT, &[]).await, Some(0.0), "after the run");
 }
 
 #[tokio::test]
+async fn what_a_commit_takes_without_the_run_is_learnt_anew_meanwhile() {
+    // Three seconds, with a pause in each.
+    let (server, _busy) = site(&[("rewrap.max_rows_per_second", "800")]).await;
+    let seen = watched_run(&server).await;
+    assert_eq!(seen.report.rows_updated as usize, ROWS);
+    assert!(seen.usual.len() >= 2, "{:?}", seen.usual);
+}
+
+#[tokio::test]
 async fn a_site_can_do_without() {
-    let (server, _busy) = site("false").await;
+    let (server, _busy) = site(&[("rewrap.back_off", "false")]).await;
     let seen = watched_run(&server).await;
     assert_eq!(seen.report.rows_updated as usize, ROWS);
     assert_eq!((seen.limit, server.metric(COMMIT, &[]).await), (0.0, None));

@@ -3,7 +3,9 @@
 //! As long as nobody else does, a run takes what there is. Beside others it starts
 //! slowly and becomes faster for as long as a durable commit takes hardly longer than
 //! without it, and gives way when it does, or when a replica falls behind.
-//! Both go by factors, since a site may be a laptop or a rack.
+//! Both go by factors, since a site may be a laptop or a rack. What a commit takes without
+//! the run is found out before it, and time and again in pauses of a few milliseconds: a
+//! disk is not for long what it was.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -11,12 +13,15 @@ use tokio::time::{Instant, sleep};
 
 use super::pace::Pace;
 use crate::{
-    store::{Load, Observer, Store},
+    store::{Load, Observer, Store, StoreError},
     telemetry,
 };
 
 /// Between two looks at the database.
 const INTERVAL: Duration = Duration::from_millis(100);
+
+/// Looks at a run that goes on, for each at one that pauses.
+const LOOKS: usize = 10;
 
 /// Commits that tell what one takes without the run.
 const BASELINE_COMMITS: usize = 15;
@@ -25,7 +30,7 @@ const BASELINE_COMMITS: usize = 15;
 const START: f64 = 2000.0;
 const LEAST: f64 = 200.0;
 
-const FASTER: f64 = 1.1;
+const FASTER: f64 = 1.05;
 const SLOWER: f64 = 0.7;
 
 /// A commit has climbed when it takes this many times what it took, and so much more
@@ -33,9 +38,9 @@ const SLOWER: f64 = 0.7;
 const CLIMBED: f64 = 1.75;
 const SLACK: Duration = Duration::from_micros(300);
 
-/// How much of what a look finds becomes the usual while the run does its least: what a
-/// commit takes then is hardly for the run, and a disk may be slower than an hour ago.
-const LEARNING: f64 = 0.01;
+/// By how much a commit in a pause moves what is usual, whatever it took: one that took a
+/// hundred times as long is the disk's affair.
+const LEARNING: f64 = 1.1;
 
 /// A replica is behind beyond this.
 const REPLICA_LAG: Duration = Duration::from_secs(5);
@@ -79,15 +84,8 @@ impl<'a> BackOff<'a> {
     pub(super) async fn watch(mut self) -> Infallible {
         let mut blind = false;
         loop {
-            let (then, rows) = (Instant::now(), self.pace.rows());
-            sleep(INTERVAL).await;
-            match self.observer.load().await {
-                Ok(load) => {
-                    blind = false;
-                    #[expect(clippy::cast_precision_loss, reason = "a rate, not a count")]
-                    let rows = (self.pace.rows() - rows) as f64;
-                    self.apply(&load, rows / then.elapsed().as_secs_f64());
-                }
+            match self.look_and_pause().await {
+                Ok(()) => blind = false,
                 Err(error) => {
                     if !blind {
                         tracing::warn!(%error, "can't see how busy the database is: the limit stays as it is");
@@ -98,10 +96,31 @@ impl<'a> BackOff<'a> {
         }
     }
 
-    fn apply(&mut self, load: &Load, rate: f64) {
+    async fn look_and_pause(&mut self) -> Result<(), StoreError> {
+        let mut limit = None;
+        for _ in 0..LOOKS {
+            let (then, rows) = (Instant::now(), self.pace.rows());
+            sleep(INTERVAL).await;
+            let load = self.observer.load().await?;
+            #[expect(clippy::cast_precision_loss, reason = "a rate, not a count")]
+            let rows = (self.pace.rows() - rows) as f64;
+            limit = self.apply(&load, rows / then.elapsed().as_secs_f64());
+        }
+        if limit.is_some() {
+            let _pause = self.pace.pause().await;
+            // With what was under way.
+            self.observer.load().await?;
+            let load = self.observer.load().await?;
+            self.rule.learn(load.commit);
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, load: &Load, rate: f64) -> Option<f64> {
         let limit = self.rule.next(load, rate);
         self.pace.back_off_to(limit);
-        telemetry::database_load(load, limit);
+        telemetry::database_load(load, self.rule.usual, limit);
+        limit
     }
 }
 
@@ -136,11 +155,6 @@ impl Rule {
         }
         let usual = *self.usual.get_or_insert(load.commit);
         let climbed = load.commit > usual.mul_f64(CLIMBED) + SLACK;
-        // A usual that is far above what is seen beside the run is none.
-        let too_high = load.commit.mul_f64(CLIMBED) + SLACK < usual;
-        if self.limit <= LEAST || too_high {
-            self.usual = Some(usual.mul_f64(1.0 - LEARNING) + load.commit.mul_f64(LEARNING));
-        }
         if behind || climbed {
             self.limit *= SLOWER;
         } else if rate > self.limit / 2.0 {
@@ -149,6 +163,15 @@ impl Rule {
         }
         self.limit = self.limit.max(LEAST);
         Some(self.limit)
+    }
+
+    /// Moves what is usual towards the median of commits that are made in pauses.
+    fn learn(&mut self, commit: Duration) {
+        self.usual = Some(match self.usual {
+            None => commit,
+            Some(usual) if commit > usual => usual.mul_f64(LEARNING),
+            Some(usual) => usual.mul_f64(LEARNING.recip()),
+        });
     }
 }
 
@@ -188,22 +211,24 @@ mod tests {
     }
 
     #[test]
-    fn commits_that_stay_slow_whatever_the_run_does_become_the_usual() {
+    fn what_is_usual_is_learnt_anew_in_pauses() {
         let mut rule = Rule::new(Some(USUAL));
-        let limits: Vec<_> = (0..300)
-            .map(|_| rule.next(&load(9, true), 1e9).unwrap())
-            .collect();
-        assert!(limits.contains(&LEAST));
-        assert!(limits[299] > START);
-        // One look is not enough, and neither are slow commits at a higher pace.
-        assert_eq!(limits.iter().filter(|limit| **limit == LEAST).count(), 56);
-        assert!(rule.next(&load(18, true), 1e9).unwrap() < limits[299]);
-        // And no longer than they do.
-        for _ in 0..300 {
-            rule.next(&load(2, true), 1e9);
+        let slow_is_fine = |rule: &mut Rule| {
+            let before = rule.next(&load(2, true), 1e9).unwrap();
+            rule.next(&load(9, true), 1e9).unwrap() > before
+        };
+        assert!(!slow_is_fine(&mut rule));
+        // One that hangs says little.
+        rule.learn(Duration::from_secs(10));
+        assert!(!slow_is_fine(&mut rule));
+        for _ in 0..20 {
+            rule.learn(Duration::from_millis(8));
         }
-        let before = rule.next(&load(2, true), 1e9).unwrap();
-        assert!(rule.next(&load(9, true), 1e9).unwrap() < before);
+        assert!(slow_is_fine(&mut rule));
+        for _ in 0..20 {
+            rule.learn(USUAL);
+        }
+        assert!(!slow_is_fine(&mut rule));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::{
 };
 
 use tokio::{
-    sync::Mutex,
+    sync::{Mutex, MutexGuard},
     time::{Instant, sleep_until},
 };
 
@@ -54,6 +54,11 @@ impl Pace {
         });
         let nanoseconds = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX);
         self.backed_off.store(nanoseconds, Ordering::Relaxed);
+    }
+
+    /// No row has its turn, where there is a limit, until what this returns is dropped.
+    pub(super) async fn pause(&self) -> MutexGuard<'_, Instant> {
+        self.next.lock().await
     }
 
     /// How many rows had their turn.
@@ -136,6 +141,18 @@ mod tests {
             assert_eq!(start.elapsed().as_millis() / 10, expected / 10);
         }
         assert_eq!(pace.rows(), 15);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_is_over_when_it_is_dropped() {
+        let pace = Pace::new(1000);
+        let start = Instant::now();
+        let pause = pace.pause().await;
+        tokio::join!(pace.turn(4), async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            drop(pause);
+        });
+        assert!(start.elapsed() >= Duration::from_secs(1));
     }
 
     #[tokio::test(start_paused = true)]
