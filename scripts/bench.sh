@@ -7,6 +7,7 @@
 #   RIVALS_UP_TO=200000   rows beyond which only nico-rewrap itself runs: the others take long, the ceiling much memory
 #   SHAPES="…"            connections x statements in flight that are tried for the ceiling
 #   TENANT_RATE=100       writes a second that tenants make
+#   SETTINGS="…"          more of [rewrap] for the run beside tenants, to see what a setting does to them; lines end with \n
 #   MICRO=1               take criterion's last results into the report
 #
 # Needs the release build of nico-rewrap and of the examples `seed` and `bench_rivals`. Results land in target/bench.
@@ -18,6 +19,7 @@ WAYS=${WAYS:-barrier each dry on-target reference python ceiling tenants}
 RIVALS_UP_TO=${RIVALS_UP_TO:-200000}
 SHAPES=${SHAPES:-4x16 8x4 8x16 8x32 16x4 32x4}
 TENANT_RATE=${TENANT_RATE:-100}
+SETTINGS=$(printf %b "${SETTINGS:-}")
 
 # A server of its own, always, and on a disk: /tmp is often memory, where a flush costs nothing.
 unset DATABASE_URL
@@ -241,7 +243,7 @@ best_shape() {
 tenants() {
     local write=(rust_rival tenants --rate "$TENANT_RATE") us
     reset "$1"
-    start_service
+    start_service "$SETTINGS"
     start_rival "${write[@]}" --latencies "beside-$2"
     echo >&5
     meter "$service_pid" call false "$1" 0
@@ -316,6 +318,7 @@ for ((round = 1; round <= REPEAT; round++)); do
     ! wants tenants || tenants "$most" "$round"
 done
 
+settings=${SETTINGS//$'\n'/, }
 cat >facts.json <<JSON
 {
     "postgres": "$(query 'SHOW server_version')",
@@ -327,7 +330,8 @@ cat >facts.json <<JSON
     "ticks_per_second": $(getconf CLK_TCK),
     "ceiling_barrier": "${shape_barrier:-}",
     "ceiling_each": "${shape_each:-}",
-    "tenant_rate": $TENANT_RATE
+    "tenant_rate": $TENANT_RATE,
+    "tenant_settings": "${settings//\"/\\\"}"
 }
 JSON
 umask 022
