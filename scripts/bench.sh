@@ -318,7 +318,8 @@ for ((round = 1; round <= REPEAT; round++)); do
     ! wants tenants || tenants "$most" "$round"
 done
 
-settings=${SETTINGS//$'\n'/, }
+settings=${SETTINGS//\\/\\\\}
+settings=${settings//\"/\\\"}
 cat >facts.json <<JSON
 {
     "postgres": "$(query 'SHOW server_version')",
@@ -331,7 +332,7 @@ cat >facts.json <<JSON
     "ceiling_barrier": "${shape_barrier:-}",
     "ceiling_each": "${shape_each:-}",
     "tenant_rate": $TENANT_RATE,
-    "tenant_settings": "${settings//\"/\\\"}"
+    "tenant_settings": "${settings//$'\n'/, }"
 }
 JSON
 umask 022

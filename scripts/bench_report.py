@@ -165,7 +165,9 @@ def tables(results):
     alone, beside = results["tenants"]["alone"], results["tenants"]["beside"]
     if alone and beside:
         run = next(way for way in results["ways"] if way["way"] == "tenants")
+        settings = results["machine"]["tenant_settings"]
         during = f"during a run to {run['rows']:,} rows, {run['rows_per_second']:,.0f} rows/s"
+        during += f" ({settings})" if settings else ""
         middle = lambda values, unit="": f"{statistics.median(values):.2f}{unit} ({min(values):.2f} to {max(values):.2f})"
         yield "\n| a tenant's own write | writes | p50 | p99 |\n| --- | --- | --- | --- |"
         for name, rounds in [("without a run", alone), (during, beside)]:

@@ -176,7 +176,7 @@ choose_ports() {
     http_port=$(free_port 26000)
 }
 
-# write_config TARGET_KEY_ID [LINE] : LINE is one more of [rewrap]. The first lines are nico-api's own business, and
+# write_config TARGET_KEY_ID [LINES] : LINES are more of [rewrap]. The first lines are nico-api's own business, and
 # must not disturb.
 write_config() {
     cat >site.toml <<TOML

@@ -9,7 +9,7 @@
 
 use std::{convert::Infallible, time::Duration};
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::pace::Pace;
 use crate::{
@@ -22,6 +22,10 @@ const INTERVAL: Duration = Duration::from_millis(100);
 
 /// Looks at a run that goes on, for each at one that pauses.
 const LOOKS: usize = 10;
+
+/// A pause is over after this even if a commit in it is not: one that waits for a
+/// synchronous replica may do so for minutes.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Commits that tell what one takes without the run.
 const BASELINE_COMMITS: usize = 15;
@@ -108,10 +112,14 @@ impl<'a> BackOff<'a> {
         }
         if limit.is_some() {
             let _pause = self.pace.pause().await;
-            // With what was under way.
-            self.observer.load().await?;
-            let load = self.observer.load().await?;
-            self.rule.learn(load.commit);
+            let commit = async {
+                // With what was under way.
+                self.observer.load().await?;
+                Ok::<_, StoreError>(self.observer.load().await?.commit)
+            };
+            let commit = timeout(LONGEST_PAUSE, commit).await;
+            let commit = commit.unwrap_or(Ok(LONGEST_PAUSE))?;
+            self.rule.learn(commit);
         }
         Ok(())
     }
@@ -167,10 +175,11 @@ impl Rule {
 
     /// Moves what is usual towards the median of commits that are made in pauses.
     fn learn(&mut self, commit: Duration) {
-        self.usual = Some(match self.usual {
-            None => commit,
-            Some(usual) if commit > usual => usual.mul_f64(LEARNING),
-            Some(usual) => usual.mul_f64(LEARNING.recip()),
+        let Some(usual) = &mut self.usual else { return };
+        *usual = usual.mul_f64(if commit > *usual {
+            LEARNING
+        } else {
+            LEARNING.recip()
         });
     }
 }
