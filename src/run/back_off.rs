@@ -9,7 +9,7 @@
 
 use std::{convert::Infallible, time::Duration};
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::pace::Pace;
 use crate::{
@@ -34,6 +34,7 @@ const BASELINE_COMMITS: usize = 15;
 const START: f64 = 2000.0;
 const LEAST: f64 = 200.0;
 
+/// What a look does to the limit: it settles where one look in eight finds a slow commit.
 const FASTER: f64 = 1.05;
 const SLOWER: f64 = 0.7;
 
@@ -111,15 +112,13 @@ impl<'a> BackOff<'a> {
             limit = self.apply(&load, rows / then.elapsed().as_secs_f64());
         }
         if limit.is_some() {
-            let _pause = self.pace.pause().await;
             let commit = async {
                 // With what was under way.
                 self.observer.load().await?;
                 Ok::<_, StoreError>(self.observer.load().await?.commit)
             };
-            let commit = timeout(LONGEST_PAUSE, commit).await;
-            let commit = commit.unwrap_or(Ok(LONGEST_PAUSE))?;
-            self.rule.learn(commit);
+            let commit = self.pace.pause_for(LONGEST_PAUSE, commit).await;
+            self.rule.learn(commit.unwrap_or(Ok(LONGEST_PAUSE))?);
         }
         Ok(())
     }

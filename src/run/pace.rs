@@ -6,8 +6,8 @@ use std::{
 };
 
 use tokio::{
-    sync::{Mutex, MutexGuard},
-    time::{Instant, sleep_until},
+    sync::Mutex,
+    time::{Instant, sleep_until, timeout},
 };
 
 /// Rows that go at once where there is a limit. More would take every processor of a
@@ -56,9 +56,15 @@ impl Pace {
         self.backed_off.store(nanoseconds, Ordering::Relaxed);
     }
 
-    /// No row has its turn, where there is a limit, until what this returns is dropped.
-    pub(super) async fn pause(&self) -> MutexGuard<'_, Instant> {
-        self.next.lock().await
+    /// No row has its turn, where there is a limit, while `work` is done; nothing is left
+    /// of it after `at_most`.
+    pub(super) async fn pause_for<T>(
+        &self,
+        at_most: Duration,
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
+        let _next = self.next.lock().await;
+        timeout(at_most, work).await.ok()
     }
 
     /// How many rows had their turn.
@@ -93,7 +99,13 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
+    use std::future;
+
+    use tokio::time::sleep;
+
     use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
 
     #[tokio::test(start_paused = true)]
     async fn groups_wait_for_those_before_them() {
@@ -123,7 +135,7 @@ mod tests {
     async fn idle_time_is_not_saved_up() {
         let pace = Pace::new(100);
         pace.turn(4).await;
-        tokio::time::sleep(Duration::from_secs(60)).await;
+        sleep(60 * SECOND).await;
         let start = Instant::now();
         pace.turn(4).await;
         pace.turn(4).await;
@@ -146,13 +158,22 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn nobody_has_a_turn_in_a_pause() {
         let pace = Pace::new(1000);
-        let pause = pace.pause().await;
-        tokio::join!(pace.turn(4), async {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            assert_eq!(pace.rows(), 0);
-            drop(pause);
-        });
-        assert_eq!(pace.rows(), 4);
+        let work = async {
+            sleep(SECOND).await;
+            pace.rows()
+        };
+        let (before, _) = tokio::join!(pace.pause_for(2 * SECOND, work), pace.turn(4));
+        assert_eq!((before, pace.rows()), (Some(0), 4));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_ends_although_its_work_does_not() {
+        let pace = Pace::new(1000);
+        let start = Instant::now();
+        let work = future::pending::<()>();
+        let (work, _) = tokio::join!(pace.pause_for(SECOND, work), pace.turn(4));
+        assert_eq!((work, pace.rows()), (None, 4));
+        assert_eq!(start.elapsed().as_secs(), 1);
     }
 
     #[tokio::test(start_paused = true)]
