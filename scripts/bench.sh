@@ -144,7 +144,7 @@ record() {
 # kilobytes NAME : of the service's memory.
 kilobytes() { sed -n "s/^$1:[^0-9]*\([0-9]*\) kB/\1/p" "/proc/$service_pid/status"; }
 
-# start_service [LINE] : leaves in `at_rest` how long it took, and how much it needs.
+# start_service [LINES] : leaves in `at_rest` how long it took, and how much it needs.
 start_service() {
     local started ended pause=0.002
     write_config kv2 "${1:-}"
@@ -269,7 +269,8 @@ choose_ports
 make_certificates
 make_keys
 start_postgres
-write_config kv2
+# With SETTINGS, so that what is wrong with them is told now and not in an hour.
+write_config kv2 "$SETTINGS"
 note "$("$PG_BIN/postgres" --version), settings as they come"
 seed_rows
 note "$most organizations"
