@@ -22,7 +22,7 @@ use crate::{
     run::Runner,
     service::Service,
     store::{SchemaError, Store, StoreError},
-    tls::{Reloader, TlsError},
+    tls::Reloader,
 };
 
 const GRPC: &str = "grpc";
@@ -50,9 +50,6 @@ pub enum AppError {
         "[machine_identity].current_encryption_key_id: key {0:?} failed its seal-and-open test"
     )]
     TargetKey(String),
-    /// No TLS from the files of `[tls]`.
-    #[error("[tls]: {0}")]
-    Tls(#[from] TlsError),
     /// The audit log can't be written to.
     #[error("[rewrap].audit_log: can't be opened for appending ({0})")]
     Audit(std::io::Error),
@@ -75,10 +72,7 @@ impl AppError {
     /// Whether the configuration is at fault, and a restart alone won't help.
     #[must_use]
     pub fn is_configuration(&self) -> bool {
-        matches!(
-            self,
-            Self::Schema(_) | Self::TargetKey(_) | Self::Tls(_) | Self::Audit(_)
-        )
+        matches!(self, Self::Schema(_) | Self::TargetKey(_) | Self::Audit(_))
     }
 }
 
@@ -136,7 +130,7 @@ impl App {
     ///
     /// [`AppError`] names the setting that is wrong.
     pub async fn prepare(config: Config) -> Result<Self, AppError> {
-        let tls = Reloader::start(config.tls)?;
+        let tls = Reloader::start(config.tls);
         let audit = AuditLog::open(&config.audit).map_err(AppError::Audit)?;
         let readiness = Readiness::waiting_for(&[GRPC]);
         let mut runner = None;

@@ -287,8 +287,10 @@ async fn a_bundle_with_a_certificate_of_no_ca_is_refused() {
         let bundle = with(&leaf.key.with_file_name("cert.pem"));
         for setting in ["root_cafile_path", "admin_root_cafile_path"] {
             let setting_spelled = format!("[tls].{setting}: ");
-            let words = "bundle.pem holds a certificate that is no CA certificate: take it out";
-            refused(&database, &[&setting_spelled, words], |site| {
+            let line = pem_lines(&root_ca().cert) + 1;
+            let place = format!("bundle.pem line {line}: the certificate of ");
+            let words = "is not a CA certificate";
+            refused(&database, &[&setting_spelled, &place, words], |site| {
                 site.set(&format!("tls.{setting}"), path(&bundle))
             })
             .await;
@@ -300,6 +302,10 @@ async fn a_bundle_with_a_certificate_of_no_ca_is_refused() {
         })
         .await;
     }
+}
+
+fn pem_lines(file: &PathBuf) -> usize {
+    std::fs::read_to_string(file).unwrap().lines().count()
 }
 
 /// A root from before there were extensions. From OpenSSL 3.3 on it has to be asked for;

@@ -49,6 +49,7 @@ enum Key {
     #[default]
     P256,
     P384,
+    P521,
     Rsa,
 }
 
@@ -66,6 +67,7 @@ pub(crate) struct Cert {
     validity: Validity,
     key: Key,
     traditional: bool,
+    sha512: bool,
 }
 
 impl Cert {
@@ -150,9 +152,21 @@ impl Cert {
         self
     }
 
+    /// A P-521 key.
+    pub(crate) fn p521(mut self) -> Self {
+        self.key = Key::P521;
+        self
+    }
+
     /// The key file in the algorithm's own format (SEC1, PKCS#1) and not in PKCS#8.
     pub(crate) fn traditional_key(mut self) -> Self {
         self.traditional = true;
+        self
+    }
+
+    /// Signed with SHA-512.
+    pub(crate) fn sha512(mut self) -> Self {
+        self.sha512 = true;
         self
     }
 
@@ -182,6 +196,7 @@ impl Cert {
         let key_args = match self.key {
             Key::P256 => ["ec", "-pkeyopt", "ec_paramgen_curve:P-256"],
             Key::P384 => ["ec", "-pkeyopt", "ec_paramgen_curve:P-384"],
+            Key::P521 => ["ec", "-pkeyopt", "ec_paramgen_curve:P-521"],
             Key::Rsa => ["rsa", "-pkeyopt", "rsa_keygen_bits:2048"],
         };
         let request = [
@@ -248,7 +263,9 @@ impl Cert {
             "-in",
             "csr.pem",
         ];
-        openssl(&[&sign[..], &["-out", "cert.pem"], &signer, &period].concat());
+        let digest = if self.sha512 { "sha512" } else { "sha256" };
+        let out = ["-out", "cert.pem", "-md", digest];
+        openssl(&[&sign[..], &out, &signer, &period].concat());
         if self.traditional {
             openssl(&[
                 "pkey",

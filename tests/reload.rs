@@ -231,7 +231,7 @@ async fn bad_material_is_kept_out_and_named() {
         (
             "crl.pem",
             read(&Crl::of(&pretender).issue()),
-            "that its issuer has not signed",
+            "is not signed by that issuer",
         ),
     ];
     for (count, (name, content, words)) in (1_u32..).zip(table) {

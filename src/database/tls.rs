@@ -31,7 +31,7 @@ pub(super) fn client_config(
             let mut roots = RootCertStore::empty();
             for certificate in PemFile::read(&path)?.certificates()? {
                 roots
-                    .add(certificate)
+                    .add(certificate.item)
                     .map_err(|error| DatabaseError::Verifier(error.to_string()))?;
             }
             let verifier =
