@@ -51,6 +51,7 @@ enum Key {
     P384,
     P521,
     Rsa,
+    RsaPss,
 }
 
 /// A certificate to be issued; without further calls a P-256 leaf with digitalSignature, no EKU and no SAN.
@@ -146,6 +147,12 @@ impl Cert {
         self
     }
 
+    /// A key for RSA-PSS alone.
+    pub(crate) fn rsa_pss(mut self) -> Self {
+        self.key = Key::RsaPss;
+        self
+    }
+
     /// A P-384 key.
     pub(crate) fn p384(mut self) -> Self {
         self.key = Key::P384;
@@ -198,6 +205,7 @@ impl Cert {
             Key::P384 => ["ec", "-pkeyopt", "ec_paramgen_curve:P-384"],
             Key::P521 => ["ec", "-pkeyopt", "ec_paramgen_curve:P-521"],
             Key::Rsa => ["rsa", "-pkeyopt", "rsa_keygen_bits:2048"],
+            Key::RsaPss => ["rsa-pss", "-pkeyopt", "rsa_keygen_bits:2048"],
         };
         let request = [
             "req",

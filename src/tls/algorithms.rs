@@ -10,7 +10,7 @@ use super::provider::provider;
 
 /// What to do about a key that is not supported.
 pub(crate) const SUPPORTED_KEYS: &str =
-    "use an RSA key of 2048 to 4096 bits, or a P-256, P-384 or Ed25519 key";
+    "use a plain RSA key of 2048 to 4096 bits, or a P-256, P-384 or Ed25519 key";
 
 /// What to do about a signature that is not supported.
 pub(crate) const SUPPORTED_SIGNATURES: &str = "issue it again, signed with SHA-256 or SHA-384 by \
