@@ -375,6 +375,30 @@ async fn a_certificate_that_expires_ends_its_connection() {
     assert!(stays.is_open());
 }
 
+/// A machine whose clock is not set yet, or whose certificate was not renewed while it was off: a restart would not help.
+#[tokio::test]
+async fn a_server_certificate_that_is_not_valid_at_the_start_is_waited_for() {
+    for (cert, from) in [
+        (server_cert().expired(), "2020-01-01T00:00:00Z"),
+        (server_cert().not_yet_valid(), "2090-01-01T00:00:00Z"),
+    ] {
+        let files = Files::new();
+        files.pair(&cert.signed_by(root_ca()));
+        let server = files.site(disabled()).start_unready().await;
+        let (status, why) = server.get("/readyz").await;
+        let words = format!(
+            "certificate: the server's certificate of [tls].identity_pemfile_path is valid from {from}"
+        );
+        assert!(status == 503 && why.contains(&words), "{status} {why}");
+        assert_eq!(server.get("/livez").await.0, 200);
+        let good = renewed();
+        files.pair(&good);
+        server.wait_ready().await;
+        assert!(shows(&server, &good).await);
+        assert_eq!(server.terminate().await, 0);
+    }
+}
+
 #[tokio::test]
 async fn a_server_certificate_that_has_expired_keeps_no_revocation_list_out() {
     let files = Files::new();
