@@ -307,7 +307,7 @@ async fn a_reload_of_a_damaged_list_is_a_failure_that_is_told_of() {
     assert_eq!(bundles, 2, "every file is told of again");
 }
 
-/// The names of some 150 CAs are more than OpenSSL reads in a handshake, and more than 500 are more than anybody does.
+/// Their names are more than the 64 KiB that a handshake can list.
 #[tokio::test]
 async fn a_bundle_of_hundreds_of_cas_shuts_nobody_out() {
     let subject = format!("/O={}/OU={}/CN=many", "o".repeat(60), "u".repeat(60));

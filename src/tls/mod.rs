@@ -7,8 +7,11 @@
 //! allow client authentication. Revocation lists hold for the whole chain.
 
 mod algorithms;
+mod bundle;
+mod chain;
 mod check;
 mod error;
+mod item;
 mod material;
 mod provider;
 mod refusal;
@@ -25,7 +28,8 @@ pub(crate) use self::{
     algorithms::{
         SUPPORTED_KEYS, SUPPORTED_SIGNATURES, algorithm_name, is_supported_key, key_name,
     },
-    check::{add_anchor, validity},
+    bundle::add_anchor,
+    item::validity,
     material::Paths,
     provider::provider,
     refusal::{explain, explain_io, reason_of, reason_of_io},

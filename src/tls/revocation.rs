@@ -18,7 +18,7 @@ use x509_parser::{
 use super::{
     TlsError,
     algorithms::{SUPPORTED_SIGNATURES, is_supported_signature, key_name, signature_name},
-    check::item,
+    item::item,
     provider::provider,
 };
 use crate::{

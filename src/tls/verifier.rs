@@ -56,10 +56,10 @@ impl AnyOf {
 }
 
 impl ClientCertVerifier for AnyOf {
-    /// None, which lets a client send whatever certificate it has (RFC 8446, section 4.2.4;
-    /// RFC 5246, section 7.4.4). The names of some 150 CAs exceed the 16 KiB that OpenSSL
-    /// accepts, and a client in Go sends nothing at all if its issuer is an intermediate, which
-    /// is not on the list.
+    /// None, so that a client may send whatever certificate it has (RFC 8446, section 4.2.4;
+    /// RFC 5246, section 7.4.4). A handshake can list 64 KiB of names, which the CAs of a
+    /// large bundle exceed. And a client in Go sends nothing at all if its issuer is an
+    /// intermediate, which is not on the list.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }
