@@ -164,13 +164,15 @@ impl Database {
         Ok(client)
     }
 
-    pub(crate) fn driver_config(&self, unanswered: Duration) -> tokio_postgres::Config {
+    /// The driver's configuration for connections that may be idle for `idle` before the
+    /// kernel asks whether the peer is there, and whose peer may leave data unread for
+    /// `unread` before the kernel closes them.
+    pub(crate) fn driver_config(&self, idle: Duration, unread: Duration) -> tokio_postgres::Config {
         let mut driver = self.driver.clone();
-        // The kernel counts keepalives in whole seconds, and refuses none at all.
-        let unanswered = unanswered.max(Duration::from_secs(1));
-        // Packets that nobody acknowledges mean that the database is cut off.
-        driver.tcp_user_timeout(unanswered);
-        driver.keepalives_idle(unanswered);
+        // The kernel counts keepalives in whole seconds, and refuses zero.
+        driver.keepalives_idle(idle.max(Duration::from_secs(1)));
+        // This limit holds for a closed receive window, too (tcp(7), TCP_USER_TIMEOUT).
+        driver.tcp_user_timeout(unread.max(Duration::from_secs(1)));
         driver
     }
 
