@@ -237,7 +237,7 @@ async fn one_organization_does_not_wait_for_the_rows_of_a_site_wide_run() {
 async fn locked_rows_with_long_secrets_are_failures_of_their_own() {
     let database = Database::migrated().await;
     let (rival, client) = (database.client().await, database.client().await);
-    let long = crate::seal::seal(&"s".repeat(20_000), "kv1");
+    let long = crate::seal::seal("s".repeat(20_000), "kv1");
     let orgs: Vec<_> = (0..60)
         .map(|i| Org::under(&format!("org{i:03}"), "kv1").text(2, long.clone()))
         .collect();
