@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use metrics_exporter_prometheus::PrometheusHandle;
+use rustls::pki_types::UnixTime;
 use thiserror::Error;
 use tokio::{
     net::TcpListener,
@@ -22,11 +23,12 @@ use crate::{
     run::Runner,
     service::Service,
     store::{SchemaError, Store, StoreError},
-    tls::{Reloader, TlsError},
+    tls::{Reloader, Snapshot},
 };
 
 const GRPC: &str = "grpc";
 const DATABASE: &str = "database";
+const CERTIFICATE: &str = "certificate";
 const PROCESS: &str = "process";
 
 /// How long the last answers may take to be sent, after the grace period of the calls.
@@ -50,9 +52,6 @@ pub enum AppError {
         "[machine_identity].current_encryption_key_id: key {0:?} failed its seal-and-open test"
     )]
     TargetKey(String),
-    /// No TLS from the files of `[tls]`.
-    #[error("[tls]: {0}")]
-    Tls(#[from] TlsError),
     /// The audit log can't be written to.
     #[error("[rewrap].audit_log: can't be opened for appending ({0})")]
     Audit(std::io::Error),
@@ -75,10 +74,7 @@ impl AppError {
     /// Whether the configuration is at fault, and a restart alone won't help.
     #[must_use]
     pub fn is_configuration(&self) -> bool {
-        matches!(
-            self,
-            Self::Schema(_) | Self::TargetKey(_) | Self::Tls(_) | Self::Audit(_)
-        )
+        matches!(self, Self::Schema(_) | Self::TargetKey(_) | Self::Audit(_))
     }
 }
 
@@ -136,9 +132,10 @@ impl App {
     ///
     /// [`AppError`] names the setting that is wrong.
     pub async fn prepare(config: Config) -> Result<Self, AppError> {
-        let tls = Reloader::start(config.tls)?;
-        let audit = AuditLog::open(&config.audit).map_err(AppError::Audit)?;
+        let tls = Reloader::start(config.tls);
         let readiness = Readiness::waiting_for(&[GRPC]);
+        hold_for_certificate(&tls.snapshots().borrow(), &readiness);
+        let audit = AuditLog::open(&config.audit).map_err(AppError::Audit)?;
         let mut runner = None;
         let mut database_checked = true;
         if let Some(feature) = config.feature {
@@ -201,6 +198,10 @@ impl App {
         let grace = self.options.shutdown_grace;
         let reload_interval = self.options.tls_reload_interval;
         tokio::spawn(reopen(self.audit, hangups.clone()));
+        tokio::spawn(wait_for_certificate(
+            self.tls.snapshots(),
+            self.readiness.clone(),
+        ));
         // Probes are answered for as long as anything is.
         let probes_over = CancellationToken::new();
         let vital = Vital {
@@ -346,6 +347,33 @@ async fn wait_for_database(
         }
         sleep(RETRY).await;
     }
+}
+
+/// Waits until the server's certificate is valid: the clock may not be set yet, and a renewed
+/// certificate may be on its way. After that, one that expires in use does not end readiness.
+/// Handshakes are served meanwhile. Clients refuse such a certificate themselves, and what is
+/// wrong with our clock is wrong with the verification of their certificates, too.
+async fn wait_for_certificate(snapshots: watch::Receiver<Arc<Snapshot>>, readiness: Readiness) {
+    while hold_for_certificate(&snapshots.borrow(), &readiness) {
+        sleep(RETRY).await;
+    }
+    readiness.release(CERTIFICATE);
+}
+
+/// Whether the server's certificate has to be waited for.
+fn hold_for_certificate(snapshot: &Snapshot, readiness: &Readiness) -> bool {
+    let validity = snapshot.validity();
+    if validity.contains(UnixTime::now()) {
+        return false;
+    }
+    readiness.hold(
+        CERTIFICATE,
+        format!(
+            "the server's certificate of [tls].identity_pemfile_path is {validity}: renew it, or \
+             set the clock"
+        ),
+    );
+    true
 }
 
 fn not_reached(readiness: &Readiness, error: &StoreError) {

@@ -3,17 +3,25 @@
 //!
 //! The driver knows `disable`, `prefer` and `require` only, and none of them
 //! looks at the server's certificate. `verify-ca` and `verify-full` are built
-//! here on rustls' own verifier.
+//! in `verifier` on rustls' own verifier.
 
+mod problem;
 mod tls;
+mod verifier;
 
-use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
 
 use thiserror::Error;
 use tokio::time::timeout;
 use tokio_postgres::config::SslMode as DriverSslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+pub(crate) use self::problem::tls_problem;
 use crate::pem;
 
 /// libpq's `sslmode`.
@@ -63,7 +71,7 @@ pub enum DatabaseError {
     #[error("sslrootcert: {0}")]
     RootCertificate(#[from] pem::PemError),
     /// rustls refuses the certificates.
-    #[error("sslrootcert holds no usable CA certificate ({0})")]
+    #[error("sslrootcert: {0}")]
     Verifier(String),
 }
 
@@ -72,10 +80,19 @@ pub enum DatabaseError {
 pub enum ConnectError {
     /// The driver's reason.
     #[error(transparent)]
-    Driver(#[from] tokio_postgres::Error),
+    Driver(tokio_postgres::Error),
+    /// No TLS with the server.
+    #[error("{0}")]
+    Tls(String),
     /// The server takes connections, and says nothing.
     #[error("no answer within [rewrap].connect_timeout, {}", humantime::format_duration(*.0))]
     Timeout(Duration),
+}
+
+impl From<tokio_postgres::Error> for ConnectError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        tls_problem(&error).map_or(Self::Driver(error), Self::Tls)
+    }
 }
 
 /// A database that can be connected to: parsed, certificates loaded.
@@ -83,6 +100,7 @@ pub enum ConnectError {
 pub struct Database {
     driver: tokio_postgres::Config,
     tls: MakeRustlsConnect,
+    root_certificates: Option<(PathBuf, usize)>,
     ssl_mode: SslMode,
     connect_timeout: Duration,
     ignored: Vec<String>,
@@ -123,9 +141,11 @@ impl Database {
         // from ours by the name.
         driver.application_name(env!("CARGO_PKG_NAME"));
 
+        let tls = tls::client_config(ssl_mode, parameters.root_certificate)?;
         Ok(Self {
             driver,
-            tls: MakeRustlsConnect::new(tls::client_config(ssl_mode, parameters.root_certificate)?),
+            tls: MakeRustlsConnect::new(tls.config),
+            root_certificates: tls.root_certificates,
             ssl_mode,
             connect_timeout,
             ignored: parameters.ignored,
@@ -136,6 +156,13 @@ impl Database {
     #[must_use]
     pub fn ignored_parameters(&self) -> &[String] {
         &self.ignored
+    }
+
+    /// The file of `sslrootcert`, if it is used, and how many certificates were read of it.
+    #[must_use]
+    pub fn root_certificates(&self) -> Option<(&Path, usize)> {
+        let (path, certificates) = self.root_certificates.as_ref()?;
+        Some((path, *certificates))
     }
 
     /// How long a new connection may take altogether.

@@ -66,6 +66,7 @@ mod locked_rows;
 mod locks_and_retries;
 mod manifests;
 mod old_schema;
+mod pem_files;
 mod policies;
 mod pooler;
 mod property;

@@ -49,7 +49,9 @@ enum Key {
     #[default]
     P256,
     P384,
+    P521,
     Rsa,
+    RsaPss,
 }
 
 /// A certificate to be issued; without further calls a P-256 leaf with digitalSignature, no EKU and no SAN.
@@ -66,6 +68,7 @@ pub(crate) struct Cert {
     validity: Validity,
     key: Key,
     traditional: bool,
+    sha512: bool,
 }
 
 impl Cert {
@@ -144,15 +147,33 @@ impl Cert {
         self
     }
 
+    /// A key for RSA-PSS alone.
+    pub(crate) fn rsa_pss(mut self) -> Self {
+        self.key = Key::RsaPss;
+        self
+    }
+
     /// A P-384 key.
     pub(crate) fn p384(mut self) -> Self {
         self.key = Key::P384;
         self
     }
 
+    /// A P-521 key.
+    pub(crate) fn p521(mut self) -> Self {
+        self.key = Key::P521;
+        self
+    }
+
     /// The key file in the algorithm's own format (SEC1, PKCS#1) and not in PKCS#8.
     pub(crate) fn traditional_key(mut self) -> Self {
         self.traditional = true;
+        self
+    }
+
+    /// Signed with SHA-512.
+    pub(crate) fn sha512(mut self) -> Self {
+        self.sha512 = true;
         self
     }
 
@@ -182,7 +203,9 @@ impl Cert {
         let key_args = match self.key {
             Key::P256 => ["ec", "-pkeyopt", "ec_paramgen_curve:P-256"],
             Key::P384 => ["ec", "-pkeyopt", "ec_paramgen_curve:P-384"],
+            Key::P521 => ["ec", "-pkeyopt", "ec_paramgen_curve:P-521"],
             Key::Rsa => ["rsa", "-pkeyopt", "rsa_keygen_bits:2048"],
+            Key::RsaPss => ["rsa-pss", "-pkeyopt", "rsa_keygen_bits:2048"],
         };
         let request = [
             "req",
@@ -248,7 +271,9 @@ impl Cert {
             "-in",
             "csr.pem",
         ];
-        openssl(&[&sign[..], &["-out", "cert.pem"], &signer, &period].concat());
+        let digest = if self.sha512 { "sha512" } else { "sha256" };
+        let out = ["-out", "cert.pem", "-md", digest];
+        openssl(&[&sign[..], &out, &signer, &period].concat());
         if self.traditional {
             openssl(&[
                 "pkey",

@@ -231,7 +231,7 @@ async fn bad_material_is_kept_out_and_named() {
         (
             "crl.pem",
             read(&Crl::of(&pretender).issue()),
-            "that its issuer has not signed",
+            "is not signed by that issuer",
         ),
     ];
     for (count, (name, content, words)) in (1_u32..).zip(table) {
@@ -373,6 +373,30 @@ async fn a_certificate_that_expires_ends_its_connection() {
     goes.closed().await;
     until_closed(&server, "expired", 1.0).await;
     assert!(stays.is_open());
+}
+
+/// A machine whose clock is not set yet, or whose certificate was not renewed while it was off: a restart would not help.
+#[tokio::test]
+async fn a_server_certificate_that_is_not_valid_at_the_start_is_waited_for() {
+    for (cert, from) in [
+        (server_cert().expired(), "2020-01-01T00:00:00Z"),
+        (server_cert().not_yet_valid(), "2090-01-01T00:00:00Z"),
+    ] {
+        let files = Files::new();
+        files.pair(&cert.signed_by(root_ca()));
+        let server = files.site(disabled()).start_unready().await;
+        let (status, why) = server.get("/readyz").await;
+        let words = format!(
+            "certificate: the server's certificate of [tls].identity_pemfile_path is valid from {from}"
+        );
+        assert!(status == 503 && why.contains(&words), "{status} {why}");
+        assert_eq!(server.get("/livez").await.0, 200);
+        let good = renewed();
+        files.pair(&good);
+        server.wait_ready().await;
+        assert!(shows(&server, &good).await);
+        assert_eq!(server.terminate().await, 0);
+    }
 }
 
 #[tokio::test]

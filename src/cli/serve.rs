@@ -106,6 +106,14 @@ fn introduce(config: &Config) {
         );
         return;
     };
+    if let Some((file, certificates)) = feature.database.root_certificates() {
+        tracing::info!(
+            setting = "database_url: sslrootcert",
+            file = %file.display(),
+            certificates,
+            "TLS file read"
+        );
+    }
     let target = feature.keyring.target().id();
     for kek in feature.keyring.iter() {
         tracing::info!(

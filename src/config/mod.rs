@@ -34,7 +34,7 @@ use crate::{
     keyring::Keyring,
     run::Speed,
     store::StoreOptions,
-    tls::TlsFiles,
+    tls::Loaded,
 };
 
 /// Everything that `serve` needs to know.
@@ -42,8 +42,8 @@ use crate::{
 pub struct Config {
     /// What to re-wrap; `None` while `[machine_identity]` is not enabled.
     pub feature: Option<Feature>,
-    /// Certificate files.
-    pub tls: TlsFiles,
+    /// Certificate files, loaded.
+    pub tls: Loaded,
     /// How a certificate becomes an identity.
     pub trust: TrustRules,
     /// Who may call.
