@@ -1,10 +1,6 @@
 //! PEM files (RFC 7468): certificates, a private key, revocation lists.
 
-use std::{
-    fs::File,
-    io::{self, Read},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use rustls::pki_types::{
     CertificateDer, CertificateRevocationListDer, PrivateKeyDer,
@@ -12,6 +8,8 @@ use rustls::pki_types::{
 };
 use thiserror::Error;
 use zeroize::Zeroizing;
+
+use crate::regular_file;
 
 /// In bytes: more than any bundle or revocation list of a site has. What is in memory
 /// by mistake is not there for anything else.
@@ -41,7 +39,7 @@ impl PemFile {
     ///
     /// [`PemError::Unreadable`].
     pub fn read(path: &Path) -> Result<Self, PemError> {
-        match read(path) {
+        match regular_file::read(path, MAX_BYTES) {
             Ok(bytes) => Ok(Self {
                 path: path.to_owned(),
                 bytes,
@@ -106,19 +104,4 @@ impl PemFile {
     fn lacks(&self, what: &'static str) -> PemError {
         PemError::Lacks(self.path.clone(), what)
     }
-}
-
-fn read(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
-    let file = File::open(path)?;
-    // A buffer that has to grow would leave copies of a key behind.
-    let expected = file.metadata()?.len().min(MAX_BYTES);
-    let mut bytes = Zeroizing::new(Vec::with_capacity(
-        usize::try_from(expected).unwrap_or_default(),
-    ));
-    let mut file = file.take(MAX_BYTES);
-    file.read_to_end(&mut bytes)?;
-    if file.limit() == 0 {
-        return Err(io::Error::other("it is larger than 16 MiB"));
-    }
-    Ok(bytes)
 }

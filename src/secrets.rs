@@ -17,7 +17,13 @@ use serde::{
 };
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::keyring::{KEY_BYTES, Kek, KeyId};
+use crate::{
+    keyring::{KEY_BYTES, Kek, KeyId},
+    regular_file,
+};
+
+/// In bytes. A site of 100,000 machines has some 10 MiB of credentials.
+const MAX_BYTES: u64 = 64 << 20;
 
 /// Reads the keys out of the file at `path`, which may well have none.
 ///
@@ -25,9 +31,7 @@ use crate::keyring::{KEY_BYTES, Kek, KeyId};
 ///
 /// One sentence for each fault, without the name of the file.
 pub fn read(path: &Path) -> Result<Vec<Kek>, Vec<String>> {
-    let text = std::fs::read(path)
-        .map(Zeroizing::new)
-        .map_err(|error| vec![unreadable(&error)])?;
+    let text = regular_file::read(path, MAX_BYTES).map_err(|error| vec![unreadable(&error)])?;
     let text = std::str::from_utf8(&text).map_err(|_| vec!["is not UTF-8".to_owned()])?;
     parse(text)
 }

@@ -230,7 +230,7 @@ async fn bad_certificate_files_are_named() {
         (
             "root_cafile_path",
             &quote("/dev/zero"),
-            "/dev/zero can't be read (it is larger than 16 MiB)",
+            "/dev/zero can't be read (it is a device, not a regular file)",
         ),
         (
             "root_cafile_path",

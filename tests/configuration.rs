@@ -427,7 +427,7 @@ async fn a_bad_database_url_is_named_and_not_quoted() {
         ),
         (
             format!("{url}?sslmode=require&sslrootcert=/dev/null"),
-            "sslrootcert: /dev/null holds no PEM certificate",
+            "sslrootcert: /dev/null can't be read (it is a device, not a regular file)",
         ),
         (
             format!("{url}?connect_timeout={p}"),

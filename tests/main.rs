@@ -49,6 +49,7 @@ mod deploy_page;
 mod durability;
 mod economy;
 mod failures;
+mod files_that_block;
 mod fixtures;
 mod floods;
 mod fuzz_seeds;

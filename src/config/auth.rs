@@ -1,13 +1,17 @@
 //! Who may call: `[auth]` of the site config, and what `[rewrap]` adds to it.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use super::settings::Settings;
 use crate::{
     authorize::Policy,
     casbin_policy::CasbinPolicy,
     identity::{Attribute, CliCerts, Component, Name, TrustRules},
+    regular_file,
 };
+
+/// In bytes: far more than a policy that people wrote.
+const MAX_POLICY_BYTES: u64 = 16 << 20;
 
 /// Reads `[auth.trust]` and `[auth.cli_certs]`.
 pub(super) fn trust(settings: &mut Settings) -> Option<TrustRules> {
@@ -67,7 +71,7 @@ const POLICY_FILE: &str = "auth.casbin_policy_file";
 
 fn casbin_policy(settings: &mut Settings, warnings: &mut Vec<String>) -> Option<CasbinPolicy> {
     let path = settings.filled_string(POLICY_FILE)?;
-    let text = match std::fs::read_to_string(&path) {
+    let text = match regular_file::read_text(Path::new(&path), MAX_POLICY_BYTES) {
         Ok(text) => text,
         Err(error) => {
             settings.fault(

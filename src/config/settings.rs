@@ -11,6 +11,10 @@ use std::{
 use config::{Map, Source, Value, ValueKind};
 
 use super::variables::{Environment, overrides};
+use crate::regular_file;
+
+/// In bytes: far more than a site config that people wrote.
+const MAX_FILE_BYTES: u64 = 16 << 20;
 
 /// The section that is ours alone.
 pub(super) const SECTION: &str = "rewrap";
@@ -316,8 +320,8 @@ impl TomlFile {
     /// The parser's own report would quote the line, which may hold a password; this
     /// names the place instead.
     fn read(path: &Path) -> Result<Self, String> {
-        let text =
-            std::fs::read_to_string(path).map_err(|error| format!("can't be read ({error})"))?;
+        let text = regular_file::read_text(path, MAX_FILE_BYTES)
+            .map_err(|error| format!("can't be read ({error})"))?;
         let table = text.parse::<toml::Table>().map_err(|error| {
             let before = error.span().and_then(|span| text.get(..span.start));
             let place = before.map_or_else(String::new, |before| {

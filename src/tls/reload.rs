@@ -18,7 +18,7 @@ use super::{
     material::{Fingerprint, Material, valid_now},
     spelled,
 };
-use crate::telemetry;
+use crate::{regular_file, telemetry};
 
 /// Looks after the files, and hands on what they say while that is good.
 pub struct Reloader {
@@ -27,13 +27,13 @@ pub struct Reloader {
     current: watch::Sender<Arc<Snapshot>>,
     /// What is wrong with the files since they were last good.
     failure: Option<String>,
-    /// Reading that has not come to an end, after [`PATIENCE`].
+    /// Reading that takes longer than [`PATIENCE`]. It ends: each file is bounded in time.
     stuck: Option<JoinHandle<Result<Option<Loaded>, TlsError>>>,
 }
 
-/// How long reading may take, over a network, before connections are measured again
-/// without it.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long reading may take before connections are measured again without it. Longer
+/// than one file may take, so that the message names the file.
+const PATIENCE: Duration = regular_file::PATIENCE.saturating_add(Duration::from_secs(1));
 
 /// A snapshot, and the fingerprint of what it was made of.
 type Loaded = (Fingerprint, Snapshot);
@@ -82,6 +82,9 @@ impl Reloader {
     }
 
     async fn look(&mut self, asked: bool) {
+        if asked {
+            regular_file::try_again();
+        }
         match self.load().await.and_then(|loaded| self.kept(loaded)) {
             Err(error) => self.failed(&error, asked),
             Ok(None) => {
