@@ -9,6 +9,7 @@ use std::net::TcpListener;
 use std::os::unix::ffi::OsStringExt;
 
 use crate::database::Database;
+use crate::layering::warned;
 use crate::leaks;
 use crate::pg::PASSWORD;
 use crate::seal::keys;
@@ -91,7 +92,7 @@ rewrap.metrics_endpoint | "127.0.0.1:0" | "127.0.0.1" | "127.0.0.1:1179"
 rewrap.log_filter | "warn,nico_rewrap=info" | "nico_rewrap=noisy" | is not a filter
 rewrap.log_format | "json" | "xml" ; "JSON" | one of "logfmt", "json"
 rewrap.pooler | "transaction" | "statement" | one of "session", "transaction"
-rewrap.database_sslmode | "disable" | "allow" ; "" | verify-full
+rewrap.database_sslmode | "disable" | "none" ; "" | verify-full
 "#;
 
 #[tokio::test]
@@ -400,18 +401,14 @@ async fn a_bad_database_url_is_named_and_not_quoted() {
             format!("postgres://u:{p}%ff@h/%ff"),
             "is not of the form postgres://",
         ),
-        // A password that has to be percent-encoded, and is not.
+        (format!("postgres://u:{p}@/d"), "names no host"),
         (
-            format!("postgres://nico:1?{p}@h/d"),
-            "is not of the form postgres://",
-        ),
-        (
-            format!("postgres://nico:1?{p}&{p}@h/d?sslmode=require"),
-            "is not of the form postgres://",
+            format!("postgres://u:{p}@fd00::5:6432/d"),
+            "write the IPv6 address in brackets",
         ),
         (
             format!("{url}?sslmode={p}"),
-            "sslmode is one of disable, prefer, require, verify-ca and verify-full",
+            "sslmode is one of disable, allow, prefer, require, verify-ca and verify-full",
         ),
         (
             format!("{url}?sslmode=verify-full"),
@@ -456,6 +453,75 @@ async fn a_bad_database_url_is_named_and_not_quoted() {
     .await;
     let good = format!("{url}?sslmode=prefer&connect_timeout=3&statement-cache-capacity=7");
     accepted(&database, |site| site.set("database_url", quote(&good))).await;
+}
+
+#[tokio::test]
+async fn variables_of_libpq_are_named_where_they_would_matter() {
+    let database = Database::migrated().await;
+    let not_read = "environment variables PGHOST, PGHOSTADDR are not read here, though nico-api \
+                    reads such variables: write their values into database_url";
+    refused(
+        &database,
+        &["site.toml: database_url: names no host", not_read],
+        |site| {
+            site.set("database_url", quote("postgres:///nico"))
+                .env("PGHOST", "localhost")
+                .env("PGHOSTADDR", "::1")
+                .env("PGPORT", "")
+        },
+    )
+    .await;
+    let url = database.url();
+    let server = Site::with_url(&url)
+        .env("PGPASSWORD", PASSWORD)
+        .env("PGOPTIONS", PASSWORD)
+        .start()
+        .await;
+    let words = "environment variable PGOPTIONS is not read here";
+    assert!(warned(&server, words), "{}", server.log_text());
+    assert!(!server.log_text().contains("PGPASSWORD"), "the URL has one");
+    leaks::assert_none(&server.log_text());
+
+    let nowhere = || Site::with_url("postgres://nico@127.0.0.1:1/nico").env("PGPASSWORD", PASSWORD);
+    let words = "environment variable PGPASSWORD is not read here";
+    let exit = nowhere().run("migrate").await;
+    let said = exit.stderr;
+    assert!(
+        exit.code == 1 && said.contains("refused") && said.contains(words),
+        "{said}"
+    );
+    let server = nowhere().start_unready().await;
+    let (_, body) = server.get("/readyz").await;
+    assert!(body.contains("refused") && body.contains(words), "{body}");
+    leaks::assert_none(&(said + &server.log_text()));
+}
+
+/// What nico-api's own parser takes.
+#[tokio::test]
+async fn urls_are_taken_as_nico_api_takes_them() {
+    let database = Database::migrated().await;
+    let url = database.url();
+    let end = |text: &str| format!("{url}{text}");
+    for url in [
+        end("\n"),
+        format!(" {url}\r\n"),
+        url.replace(PASSWORD, &format!("{PASSWORD}\n")),
+        url.replace(":5", "\n:5"),
+        end("?options[search_path]=public"),
+        end("?options%5Bsearch_path%5D=public&options=-c+work_mem%3D1MB"),
+        end("?currentSchema=public&SSLMODE=verify-full&sslmode=allow"),
+    ] {
+        let server = Site::new(&database)
+            .env("NICO_API_DATABASE_URL", &url)
+            .start()
+            .await;
+        leaks::assert_none(&server.log_text());
+        if url.contains("SSLMODE") {
+            let words = "database_url: parameter \"SSLMODE\" is not known here and ignored; names \
+                         are case-sensitive, did you mean \"sslmode\"?";
+            assert!(warned(&server, words), "{}", server.log_text());
+        }
+    }
 }
 
 #[tokio::test]

@@ -222,7 +222,7 @@ pub fn load_database(
     environment: &Environment,
 ) -> Result<Database, ConfigError> {
     let mut settings = Settings::read(files, environment);
-    let database = feature::database(&mut settings, &mut Vec::new());
+    let database = feature::database(&mut settings, environment, &mut Vec::new());
     let faults = settings.into_faults();
     match database {
         Some(database) if faults.is_empty() => Ok(database),
