@@ -201,6 +201,118 @@ async fn a_typo_in_our_own_section_is_no_setting() {
 }
 
 #[tokio::test]
+async fn what_may_be_in_a_file_that_cannot_be_read_is_not_missing() {
+    let database = Database::migrated().await;
+    for (broken, what) in [
+        ("= 1", "second.toml: is not TOML at line 1"),
+        ("a = 1\nb", "at line 2"),
+    ] {
+        let said = refused(&database, &[what], |site| {
+            site.second_config(broken)
+                .unset("machine_identity.current_encryption_key_id")
+                .unset("database_url")
+                .unset("tls.root_cafile_path")
+                .unset("auth.trust.spiffe_trust_domain")
+                .set("auth.cli_certs.username", "\"operator\"")
+                .set("rewrap.audit_required", "true")
+                .unset("rewrap.secrets_file")
+        })
+        .await;
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+    // Faults of what is there are told all the same.
+    let words = ["second.toml: is not TOML", "[rewrap].page_size: must be"];
+    let said = refused(&database, &words, |site| {
+        site.second_config("= 1").set("rewrap.page_size", "0")
+    })
+    .await;
+    assert_eq!(said.lines().count(), 2, "{said}");
+}
+
+#[tokio::test]
+async fn a_section_of_another_shape_is_a_fault_and_not_absent() {
+    let database = Database::migrated().await;
+    for section in ["machine_identity", "tls", "auth", "rewrap"] {
+        let list =
+            format!("{section}: must be one section, [{section}], and not a list of sections");
+        let said = refused(&database, &["site.toml: ", &list], |site| {
+            let text = site
+                .toml()
+                .replace(&format!("[{section}]"), &format!("[[{section}]]"));
+            let text = text.replace(&format!("[{section}."), "[elsewhere.");
+            site.whole_config(&text)
+        })
+        .await;
+        assert!(!said.contains("is missing"), "{said}");
+        for value in ["true", "\"x\"", "5"] {
+            let words = format!("{section}: must be a section, [{section}], and not a value");
+            let said = refused(&database, &["site.toml: ", &words], |site| {
+                let text = site.toml().replace(&format!("[{section}"), "[elsewhere");
+                site.whole_config(&format!("{section} = {value}\n{text}"))
+            })
+            .await;
+            assert!(!said.contains("is missing"), "{said}");
+        }
+    }
+    let words = "[auth].trust: must be a section, [auth.trust], and not a value";
+    refused(&database, &[words], |site| {
+        let text = site.toml().replace("[auth.trust]", "[elsewhere.trust]");
+        site.whole_config(&text.replace("[auth]", "[auth]\ntrust = \"nico.local\""))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_list_in_the_environment_is_names_and_commas() {
+    let database = Database::migrated().await;
+    for (name, setting) in [
+        ("NICO_REWRAP__ALLOWED_SERVICES", "[rewrap].allowed_services"),
+        (
+            "NICO_REWRAP__ADMIN_ISSUERS_IN_ROOT_CA",
+            "[rewrap].admin_issuers_in_root_ca",
+        ),
+        ("NICO_REWRAP__CRL_FILES", "[rewrap].crl_files"),
+    ] {
+        for value in [
+            r#"["a","b"]"#,
+            "[a, b]",
+            "['a']",
+            r#""a","b""#,
+            "'a'",
+            "a\nb",
+            "- a\n- b",
+        ] {
+            let words = format!(
+                "environment variable {name}: {setting}: must be the names alone, separated by \
+                 commas, like a,b"
+            );
+            let said = refused(&database, &[&words], |site| site.env(name, value)).await;
+            assert_eq!(said.lines().count(), 1, "one fault, one line: {said}");
+        }
+    }
+    let words = "[rewrap].allowed_services: has an entry that is no name of a service";
+    for value in ["nico-api carbide-api", "spiffe://nico.local/a", "a;b"] {
+        refused(&database, &[words], |site| {
+            site.env("NICO_REWRAP__ALLOWED_SERVICES", value)
+        })
+        .await;
+        let list = format!("[{}]", quote(value));
+        refused(&database, &["site.toml: ", words], |site| {
+            site.set("rewrap.allowed_services", list)
+        })
+        .await;
+    }
+    accepted(&database, |site| {
+        site.env("NICO_REWRAP__ALLOWED_SERVICES", "nico-api, a_b.c/d")
+            .env(
+                "NICO_REWRAP__ADMIN_ISSUERS_IN_ROOT_CA",
+                "Site \"Root\" [CA],b",
+            )
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_variable_that_is_empty_or_misspelled_is_a_fault() {
     let database = Database::migrated().await;
     let fault = |name: &str, what: &str| format!("environment variable {name}: {what}");
@@ -342,7 +454,6 @@ async fn what_says_who_is_an_administrator_is_understood_whole() {
 async fn all_faults_are_reported_at_once() {
     let database = Database::migrated().await;
     let words = [
-        "second.toml: is not TOML at line 1",
         "environment variable NICO_REWRAP__PAGE_SIZE: [rewrap].page_size: must be a number",
         "[rewrap].lock_timout: no such setting",
         "[rewrap].lock_timeout: must be a duration",
@@ -357,8 +468,7 @@ async fn all_faults_are_reported_at_once() {
         "[auth.trust].spiffe_trust_domain: is missing",
     ];
     let said = refused(&database, &words, |site| {
-        site.second_config("= 1")
-            .env("NICO_REWRAP__PAGE_SIZE", "0")
+        site.env("NICO_REWRAP__PAGE_SIZE", "0")
             .set("rewrap.lock_timout", "\"2s\"")
             .set("rewrap.lock_timeout", "2")
             .set("rewrap.listen", "\"here\"")

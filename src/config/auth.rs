@@ -58,12 +58,30 @@ pub(super) fn policy(settings: &mut Settings, warnings: &mut Vec<String>) -> Pol
         ));
     }
     Policy {
-        allowed_services: settings
-            .list("rewrap.allowed_services")
-            .unwrap_or_else(|| vec!["nico-api".to_owned(), "carbide-api".to_owned()]),
+        allowed_services: allowed_services(settings),
         casbin: casbin_policy(settings, warnings).map(Arc::new),
         permissive,
     }
+}
+
+fn allowed_services(settings: &mut Settings) -> Vec<String> {
+    const ALLOWED: &str = "rewrap.allowed_services";
+    let Some(names) = settings.list(ALLOWED) else {
+        return vec!["nico-api".to_owned(), "carbide-api".to_owned()];
+    };
+    // SPIFFE-ID, section 2.2. No certificate has another name.
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-._/".contains(c);
+    if names
+        .iter()
+        .any(|name| name.is_empty() || !name.chars().all(allowed))
+    {
+        settings.fault(
+            ALLOWED,
+            "has an entry that is no name of a service: write what follows the base path in the \
+             SPIFFE id, like \"nico-api\"",
+        );
+    }
+    names
 }
 
 const PERMISSIVE: &str = "auth.permissive_mode";
@@ -131,7 +149,7 @@ fn required_equals(settings: &mut Settings) -> Vec<(Component, String)> {
         Some(Vec::new())
     };
     if keys.as_ref().is_some_and(Vec::is_empty) {
-        settings.fault(
+        settings.missing(
             REQUIRED,
             "is missing or empty, which would make an administrator of everybody with a \
              certificate; set it, like { IssuerCN = \"Site Admin CA\" }, or remove [auth.cli_certs]",

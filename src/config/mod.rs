@@ -171,6 +171,15 @@ const KNOWN: [&str; 37] = [
     "tls_reload_interval",
 ];
 
+/// Every section that is read; `[auth.cli_certs]` has a check of its own.
+const SECTIONS: [&str; 5] = [
+    "auth",
+    "auth.trust",
+    "machine_identity",
+    settings::SECTION,
+    "tls",
+];
+
 impl Config {
     /// Reads the files, later ones winning key by key, and the environment.
     ///
@@ -179,6 +188,7 @@ impl Config {
     /// [`ConfigError`] with every fault that was found.
     pub fn load(files: &[PathBuf], environment: &Environment) -> Result<Self, ConfigError> {
         let mut settings = Settings::read(files, environment);
+        settings.only_sections(&SECTIONS);
         settings.only_known(&KNOWN);
         settings.faults(misspelled_variables(environment, &KNOWN));
         let mut warnings = foreign_variables(environment);
@@ -295,7 +305,7 @@ fn audit(settings: &mut Settings) -> AuditOptions {
     }
     let required = settings.bool("rewrap.audit_required", file.is_some());
     if required && file.is_none() {
-        settings.fault(
+        settings.missing(
             "rewrap.audit_required",
             "needs a file: set [rewrap].audit_log",
         );
