@@ -18,7 +18,7 @@ use serde::{
 use zeroize::Zeroize;
 
 use crate::{
-    keyring::{Kek, KeyId},
+    keyring::{Kek, KeyId, KeySource},
     regular_file,
 };
 
@@ -43,7 +43,10 @@ const MAX_SCALAR_BYTES: usize = 512 << 20;
 pub fn read(path: &Path) -> Result<Vec<Kek>, Vec<String>> {
     let text = regular_file::read(path, MAX_BYTES).map_err(|error| vec![unreadable(&error)])?;
     let text = std::str::from_utf8(&text).map_err(|_| vec!["is not UTF-8".to_owned()])?;
-    parse(text)
+    let keks = parse(text)?.into_iter();
+    Ok(keks
+        .map(|kek| kek.found_in(KeySource::File(path.to_owned())))
+        .collect())
 }
 
 fn unreadable(error: &io::Error) -> String {

@@ -388,12 +388,15 @@ async fn a_variable_that_is_not_utf_8_is_a_fault_where_it_is_read() {
     ] {
         let words = format!("environment variable {variable}: {what}");
         let said = refused(&database, &[&words], |site| {
-            site.env(switch, "true").env(variable, &broken(value))
+            site.env(switch, "true")
+                .env("CARBIDE_CREDENTIALS_FILE_ENABLED", "true")
+                .env(variable, &broken(value))
         })
         .await;
         assert_eq!(said.lines().count(), 1, "one fault, one line: {said}");
     }
-    for unread in [key, "NICO_API_LISTEN", "LESS"] {
+    let legacy = "CARBIDE_CREDENTIALS_FILE_PATH";
+    for unread in [key, legacy, "NICO_API_LISTEN", "LESS"] {
         accepted(&database, |site| site.env(unread, &broken("x"))).await;
     }
 }

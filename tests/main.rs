@@ -57,6 +57,7 @@ mod grpc_surface;
 mod healthcheck;
 mod identities;
 mod interruptions;
+mod key_sources;
 mod keys_in_the_environment;
 mod kubernetes;
 mod layering;

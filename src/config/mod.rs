@@ -7,6 +7,7 @@
 
 mod auth;
 mod feature;
+mod key_sources;
 mod keys;
 mod settings;
 mod tls;
@@ -172,9 +173,11 @@ const KNOWN: [&str; 37] = [
 ];
 
 /// Every section that is read; `[auth.cli_certs]` has a check of its own.
-const SECTIONS: [&str; 5] = [
+const SECTIONS: [&str; 7] = [
     "auth",
     "auth.trust",
+    "credentials",
+    "credentials.file",
     "machine_identity",
     settings::SECTION,
     "tls",
