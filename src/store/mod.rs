@@ -347,9 +347,9 @@ impl Store {
 }
 
 fn pool(database: &Database, options: &StoreOptions, size: usize) -> Result<Pool, StoreError> {
-    let manager = Manager::from_config(
+    let manager = Manager::from_connect(
         database.driver_config(options.statement_timeout, unread_limit(options)),
-        database.tls(),
+        database.connector(),
         ManagerConfig {
             recycling_method: RecyclingMethod::Fast,
         },
@@ -357,8 +357,7 @@ fn pool(database: &Database, options: &StoreOptions, size: usize) -> Result<Pool
     let mut pool = Pool::builder(manager)
         .max_size(size)
         .wait_timeout(Some(options.pool_wait))
-        // The driver's own limit is for the TCP connection only.
-        .create_timeout(Some(database.connect_timeout()))
+        // No limit for a new connection here: the connector has one for each server.
         .runtime(deadpool_postgres::Runtime::Tokio1);
     if options.pooler == Pooler::Session {
         pool = pool.post_create(configure_session(options));
