@@ -6,11 +6,7 @@
 mod kind;
 mod scan;
 
-use std::{
-    fs::File,
-    io::{self, Read},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use rustls::pki_types::{
     CertificateDer, CertificateRevocationListDer, PrivateKeyDer,
@@ -18,6 +14,8 @@ use rustls::pki_types::{
 };
 use thiserror::Error;
 use zeroize::Zeroizing;
+
+use crate::regular_file;
 
 pub use self::scan::SyntaxError;
 use self::{
@@ -96,7 +94,7 @@ impl PemFile {
     ///
     /// [`PemError::Unreadable`].
     pub fn read(path: &Path) -> Result<Self, PemError> {
-        match read(path) {
+        match regular_file::read(path, MAX_BYTES) {
             Ok(bytes) => Ok(Self {
                 path: path.to_owned(),
                 bytes,
@@ -270,20 +268,6 @@ fn located<T>(block: &Block<'_>, item: T) -> Located<T> {
 }
 
 const UNDECODABLE: &str = "the text of this block is not base64, or part of it is missing";
-fn read(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
-    let file = File::open(path)?;
-    // A buffer that has to grow would leave copies of a key behind.
-    let expected = file.metadata()?.len().min(MAX_BYTES);
-    let mut bytes = Zeroizing::new(Vec::with_capacity(
-        usize::try_from(expected).unwrap_or_default(),
-    ));
-    let mut file = file.take(MAX_BYTES);
-    file.read_to_end(&mut bytes)?;
-    if file.limit() == 0 {
-        return Err(io::Error::other("it is larger than 16 MiB"));
-    }
-    Ok(bytes)
-}
 
 #[cfg(test)]
 mod tests {

@@ -7,17 +7,33 @@
 //! reported, with the key id and never with the key.
 
 pub mod environment;
+mod key_text;
 
 use std::{collections::BTreeSet, fmt, io, path::Path};
 
-use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{
     Deserialize, Deserializer,
     de::{MapAccess, Visitor},
 };
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroize;
 
-use crate::keyring::{KEY_BYTES, Kek, KeyId};
+use crate::{
+    keyring::{Kek, KeyId, KeySource},
+    regular_file,
+};
+
+/// In bytes. A site of 100,000 machines has some 10 MiB of credentials.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// Nested levels of a YAML file. The reader needs some kB of stack for each.
+const MAX_DEPTH: usize = 64;
+
+/// What aliases and merge keys of a YAML file may repeat, in parser events: 100,000 hosts
+/// that share five defaults need 1.2 million.
+const MAX_REPEATED: usize = 3_000_000;
+
+/// Text of a YAML file, with what aliases repeat of it.
+const MAX_SCALAR_BYTES: usize = 512 << 20;
 
 /// Reads the keys out of the file at `path`, which may well have none.
 ///
@@ -25,11 +41,12 @@ use crate::keyring::{KEY_BYTES, Kek, KeyId};
 ///
 /// One sentence for each fault, without the name of the file.
 pub fn read(path: &Path) -> Result<Vec<Kek>, Vec<String>> {
-    let text = std::fs::read(path)
-        .map(Zeroizing::new)
-        .map_err(|error| vec![unreadable(&error)])?;
+    let text = regular_file::read(path, MAX_BYTES).map_err(|error| vec![unreadable(&error)])?;
     let text = std::str::from_utf8(&text).map_err(|_| vec!["is not UTF-8".to_owned()])?;
-    parse(text)
+    let keks = parse(text)?.into_iter();
+    Ok(keks
+        .map(|kek| kek.found_in(KeySource::File(path.to_owned())))
+        .collect())
 }
 
 fn unreadable(error: &io::Error) -> String {
@@ -50,22 +67,10 @@ pub fn parse(text: &str) -> Result<Vec<Kek>, Vec<String>> {
     // Neither parser's message is passed on: both may quote what they choked on.
     let file: SecretsFile = match serde_json::from_str(text) {
         Ok(file) => file,
-        Err(json_error) => serde_saphyr::from_str(text).map_err(|yaml_error| {
-            let place = if text.trim_start().starts_with('{') {
-                Some((json_error.line(), json_error.column()))
-            } else {
-                yaml_error
-                    .location()
-                    .map(|at| (at.line() as usize, at.column() as usize))
-            };
-            let place = place.map_or_else(String::new, |(line, column)| {
-                format!(" at line {line} column {column}")
-            });
-            vec![format!(
-                "is not the JSON or YAML that is expected{place}: \
-                 machine_identity.encryption_keys must map key ids to base64 texts"
-            )]
-        })?,
+        Err(json_error) => {
+            let yaml = serde_saphyr::from_str_with_options(text, yaml_options(text));
+            yaml.map_err(|yaml_error| vec![misread(text, &json_error, &yaml_error)])?
+        }
     };
 
     let entries = file
@@ -96,22 +101,84 @@ pub fn parse(text: &str) -> Result<Vec<Kek>, Vec<String>> {
     }
 }
 
-/// The key in `text`, which is base64 with any white space around it.
+/// What is wrong with a file that is neither JSON nor YAML.
+fn misread(text: &str, json_error: &serde_json::Error, yaml_error: &serde_saphyr::Error) -> String {
+    let of_yaml = yaml_error
+        .location()
+        .map(|at| (at.line() as usize, at.column() as usize));
+    let at = |place: Option<(usize, usize)>| {
+        place.map_or_else(String::new, |(line, column)| {
+            format!(" at line {line} column {column}")
+        })
+    };
+    if let Some(limit) = over_limit(yaml_error) {
+        let place = at(of_yaml);
+        return format!(
+            "is over a limit of the YAML reader{place}, which reads at most {limit}: write the file \
+             as JSON, or use fewer aliases and levels"
+        );
+    }
+    let place = at(if text.trim_start().starts_with('{') {
+        Some((json_error.line(), json_error.column()))
+    } else {
+        of_yaml
+    });
+    format!(
+        "is not the JSON or YAML that is expected{place}: \
+         machine_identity.encryption_keys must map key ids to base64 texts"
+    )
+}
+
+/// The key in `text`, under `id`.
 fn kek(id: &str, text: &str) -> Result<Kek, String> {
     let id = KeyId::new(id).map_err(|error| format!("can't be used: {error}"))?;
-    let decoded = STANDARD
-        .decode(text.trim())
-        .map(Zeroizing::new)
-        .map_err(|_| "is not standard base64; make one with `openssl rand -base64 32`")?;
-    let bytes = <[u8; KEY_BYTES]>::try_from(decoded.as_slice())
-        .map(Zeroizing::new)
-        .map_err(|_| {
-            format!(
-                "decodes to {} bytes instead of {KEY_BYTES}; make one with `openssl rand -base64 32`",
-                decoded.len()
-            )
-        })?;
-    Ok(Kek::new(id, &bytes))
+    Ok(Kek::new(id, &key_text::decode(text)?))
+}
+
+/// Limits of the YAML reader. A file has as many nodes and aliases as fit into it; what
+/// aliases and merge keys repeat is bounded apart, or a small file could make any number.
+fn yaml_options(text: &str) -> serde_saphyr::Options {
+    let written = text.len();
+    let all = written.saturating_add(MAX_REPEATED);
+    serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_events: all.saturating_mul(2),
+            max_nodes: all,
+            max_aliases: written,
+            max_anchors: written,
+            max_merge_keys: written,
+            max_recorded_anchor_events: MAX_REPEATED,
+            max_total_scalar_bytes: MAX_SCALAR_BYTES,
+            max_depth: MAX_DEPTH,
+            enforce_alias_anchor_ratio: false,
+        },
+        alias_limits: serde_saphyr::alias_limits! {
+            max_total_replayed_events: MAX_REPEATED,
+        },
+        // It would copy a part of the file.
+        with_snippet: false,
+    }
+}
+
+/// Which limit of [`yaml_options`] a file is over.
+fn over_limit(error: &serde_saphyr::Error) -> Option<String> {
+    use serde_saphyr::{Error, budget::BudgetBreach};
+    match error.without_snippet() {
+        Error::AliasError { error, .. } => over_limit(error),
+        Error::Budget { breach, .. } => Some(match breach {
+            BudgetBreach::Depth { .. } => format!("{MAX_DEPTH} nested levels"),
+            BudgetBreach::ScalarBytes { .. } => {
+                format!("{} MiB of text, aliases included", MAX_SCALAR_BYTES >> 20)
+            }
+            _ => format!("{MAX_REPEATED} values that aliases and merge keys repeat"),
+        }),
+        Error::AliasReplayLimitExceeded { .. }
+        | Error::AliasReplayStackDepthExceeded { .. }
+        | Error::AliasExpansionLimitExceeded { .. } => Some(format!(
+            "{MAX_REPEATED} values that aliases and merge keys repeat"
+        )),
+        _ => None,
+    }
 }
 
 #[derive(Deserialize)]
@@ -226,6 +293,66 @@ mod tests {
             let faults = faults(text);
             assert!(!faults.contains("s3cr3t"), "{faults}");
             assert!(faults.contains("line"), "{faults}");
+        }
+    }
+
+    #[test]
+    fn a_large_yaml_file_is_read() {
+        let keys = format!("machine_identity:\n  encryption_keys:\n    kv1: {A}\n    kv2: {B}\n");
+        let repeat =
+            |n: usize, entry: &dyn Fn(usize) -> String| -> String { (0..n).map(entry).collect() };
+        let aliases = format!(
+            "first: &default {{username: admin, password: x}}\nhosts:\n{}{keys}",
+            repeat(20_000, &|i| format!("  host-{i}: *default\n"))
+        );
+        let merged = format!(
+            "base: &b {{username: root}}\nhosts:\n{}{keys}",
+            repeat(20_000, &|i| format!(
+                "  host-{i}:\n    <<: *b\n    password: p\n"
+            ))
+        );
+        let many = format!(
+            "hosts:\n{}{keys}",
+            repeat(60_000, &|i| format!(
+                "  h-{i}:\n    username: root\n    password: p\n"
+            ))
+        );
+        let anchors = format!(
+            "hosts:\n{}{keys}",
+            repeat(60_000, &|i| format!("  h-{i}: &a{i} x\n"))
+        );
+        for text in [aliases, merged, many, anchors] {
+            assert_eq!(ids(&text), ["kv1", "kv2"]);
+        }
+    }
+
+    #[test]
+    fn the_limit_that_a_yaml_file_is_over_is_named() {
+        // Each level repeats the one before ten times.
+        let mut bomb = "l0: &l0 [s3cr3t]\n".to_owned();
+        for level in 1..12 {
+            let ten = vec![format!("*l{}", level - 1); 10].join(", ");
+            bomb += &format!("l{level}: &l{level} [{ten}]\n");
+        }
+        let deep = format!("a: {}s3cr3t{}\n", "[".repeat(200), "]".repeat(200));
+        let levels: String = (0..200)
+            .map(|n| format!("{}l{n}:\n", " ".repeat(n)))
+            .collect();
+        for (text, limit) in [
+            (bomb, "3000000 values that aliases and merge keys repeat"),
+            (deep, "64 nested levels"),
+            (levels, "64 nested levels"),
+        ] {
+            let faults = faults(&text);
+            assert!(
+                faults.contains("is over a limit of the YAML reader"),
+                "{faults}"
+            );
+            assert!(faults.contains(limit), "{faults}");
+            assert!(
+                !faults.contains("base64") && !faults.contains("s3cr3t"),
+                "{faults}"
+            );
         }
     }
 

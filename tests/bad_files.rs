@@ -127,13 +127,20 @@ async fn a_bad_secrets_file_is_named_and_not_quoted() {
         |site| site.set("rewrap.secrets_file", "\"/\""),
     )
     .await;
-    let elsewhere = |site: Site| site.env("CARBIDE_CREDENTIALS_FILE_PATH", "/nowhere/secrets");
-    refused(
-        &database,
-        &["/nowhere/secrets (environment variable CARBIDE_CREDENTIALS_FILE_PATH)"],
-        elsewhere,
-    )
-    .await;
+    let legacy = |site: Site| {
+        site.unset("rewrap.secrets_file")
+            .env("CARBIDE_CREDENTIALS_FILE_ENABLED", "true")
+            .env("CARBIDE_CREDENTIALS_FILE_PATH", "/nowhere/secrets")
+    };
+    let words =
+        "environment variable CARBIDE_CREDENTIALS_FILE_PATH: /nowhere/secrets can't be read (";
+    refused(&database, &[words], legacy).await;
+    let nico_api = |site: Site| {
+        site.unset("rewrap.secrets_file")
+            .set("credentials.file.path", "\"/nowhere/secrets\"")
+    };
+    let words = "site.toml: [credentials.file].path: /nowhere/secrets can't be read (";
+    refused(&database, &[words], nico_api).await;
 
     let good = [
         ("json", "\"kv1\": \" ONE\\n\", \"kv2\": \"\\tTWO\""),
@@ -216,7 +223,7 @@ async fn bad_certificate_files_are_named() {
         (
             "root_cafile_path",
             &quote("/dev/zero"),
-            "/dev/zero can't be read (it is larger than 16 MiB)",
+            "/dev/zero can't be read (it is a device, not a regular file)",
         ),
         (
             "root_cafile_path",

@@ -456,17 +456,18 @@ async fn files_that_can_not_be_read_to_their_end_do_not_keep_a_bad_connection_op
     let brief = brief.signed_by(root_ca());
     let mut goes = Connection::open(&server, Some(&brief), &H2);
     assert!(goes.greet().await);
-    // Whoever reads it waits, as for a file server that is gone.
+    // No regular file: whoever reads it would wait for ever.
     let fifo = files.0.join("fifo");
     run_command(Command::new("mkfifo").arg(&fifo));
     symlink(&fifo, files.0.join("link")).unwrap();
     fs::rename(files.0.join("link"), files.0.join("crl.pem")).unwrap();
     until_reloaded(&server, "failure", 1.0).await;
+    let said = failure(&server, 1).await;
+    assert!(said.contains("it is a FIFO, not a regular file"), "{said}");
     goes.closed().await;
     until_closed(&server, "expired", 1.0).await;
     assert!(shows(&server, certs::server()).await);
     files.install("crl.pem", &Crl::of(root_ca()).issue());
-    fs::write(&fifo, "").unwrap();
     until(&server, "nico_rewrap_tls_reload_failing", &[], 0.0).await;
 }
 

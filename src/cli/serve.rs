@@ -120,6 +120,7 @@ fn introduce(config: &Config) {
             key_id = %kek.id(),
             key_check_value = %kek.check_value(),
             is_target = kek.id() == target,
+            source = %kek.source(),
             "key"
         );
     }

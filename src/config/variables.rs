@@ -14,18 +14,9 @@ pub type Environment = BTreeMap<String, Option<Zeroizing<String>>>;
 const VARIABLE_PREFIX: &str = "NICO_REWRAP__";
 
 /// nico-api's own variables, and what they set. Of several for one, the last wins.
-const NICO_API_VARIABLES: [(&str, &str); 5] = [
+const NICO_API_VARIABLES: [(&str, &str); 2] = [
     ("CARBIDE_API_DATABASE_URL", "database_url"),
     ("NICO_API_DATABASE_URL", "database_url"),
-    ("CARBIDE_CREDENTIALS_FILE_PATH", "rewrap.secrets_file"),
-    (
-        "CARBIDE_CREDENTIALS_ENV_ENABLED",
-        "rewrap.secrets_from_environment",
-    ),
-    (
-        "CARBIDE_CREDENTIALS_ENV_PREFIX",
-        "rewrap.secrets_environment_prefix",
-    ),
 ];
 
 /// What the environment sets: each key with its variable and value, the later ones winning.

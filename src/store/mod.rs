@@ -12,35 +12,51 @@
 
 mod barrier;
 mod error;
+mod lease;
 mod load;
 mod locked;
 mod replace;
 mod row;
 mod schema;
+mod settle;
+mod silence;
 mod statement;
+mod wait;
 mod writer;
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    collections::HashMap,
+    fmt,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
+use deadpool::managed::ObjectId;
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod};
 use futures_util::future;
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, time::timeout};
 use tokio_postgres::{
     Row as PgRow,
     types::{ToSql, Type},
 };
+use tokio_postgres_rustls::MakeRustlsConnect;
 
-use self::statement::Sql;
 pub use self::{
     barrier::Incarnation,
     error::{RowError, StoreError},
     load::{Load, Observer},
     row::{Row, VersionError, next_counter},
     schema::SchemaError,
+    settle::Settled,
+    wait::Wait,
     writer::{Replaced, Writer},
+};
+use self::{
+    settle::Backend,
+    statement::{ANSWER_MARGIN, Sql},
 };
 use crate::database::Database;
 
@@ -91,14 +107,31 @@ pub enum Pooler {
 }
 
 /// The site's database.
-#[derive(Debug)]
 pub struct Store {
     pool: Pool,
+    /// One for each connection that the pool may have.
+    slots: Semaphore,
+    /// Slots that are taken away for now, since Postgres allows fewer connections.
+    withheld_slots: AtomicUsize,
+    limit_was_logged: AtomicBool,
+    /// The process in Postgres by the connection to it.
+    backends: Mutex<HashMap<ObjectId, Backend>>,
+    tls: MakeRustlsConnect,
     /// Of one connection that never waits for rows.
     look_pool: Pool,
+    /// Of one connection for runs of one organization.
+    reserve_pool: Pool,
     options: StoreOptions,
     /// Sites from before June 2026 label the row's key in a column of its own.
     has_key_id_column: AtomicBool,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
 }
 
 // The version is looked up for each row that is returned. A join would be planned over
@@ -152,7 +185,13 @@ impl Store {
     pub fn new(database: &Database, options: StoreOptions) -> Result<Self, StoreError> {
         Ok(Self {
             pool: pool(database, &options, options.max_connections)?,
+            slots: Semaphore::new(options.max_connections),
+            withheld_slots: AtomicUsize::new(0),
+            limit_was_logged: AtomicBool::new(false),
+            backends: Mutex::default(),
+            tls: database.tls(),
             look_pool: pool(database, &options, 1)?,
+            reserve_pool: pool(database, &options, 1)?,
             options,
             has_key_id_column: AtomicBool::new(false),
         })
@@ -177,13 +216,10 @@ impl Store {
             Ok(found) => {
                 self.has_key_id_column
                     .store(found.has_key_id_column, Ordering::Relaxed);
+                client.release();
                 Ok(())
             }
-            Err(error) => {
-                // In whatever state it is: the next look takes another one.
-                drop(Object::take(client));
-                Err(error)
-            }
+            Err(error) => Err(error),
         }
     }
 
@@ -218,11 +254,26 @@ impl Store {
     ///
     /// [`StoreError::Unavailable`] when none is to be had within the pool's wait.
     pub async fn writer(&self) -> Result<Writer<'_>, StoreError> {
-        Ok(Writer::new(self, self.client().await?))
+        let client = self.client().await?;
+        let backend = self.known_backend(&client).await?;
+        Ok(Writer::new(self, client, backend))
     }
 
-    async fn client(&self) -> Result<Object, StoreError> {
-        self.pool.get().await.map_err(StoreError::from)
+    /// The connection that is kept for writing single organizations, which must not wait
+    /// for the rows of a site-wide run.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::writer`].
+    pub async fn reserve_writer(&self) -> Result<Writer<'_>, StoreError> {
+        let client = self.reserve_client().await?;
+        let backend = self.backend(&client).await?;
+        Ok(Writer::new(self, client, backend))
+    }
+
+    fn backends(&self) -> MutexGuard<'_, HashMap<ObjectId, Backend>> {
+        // A panic leaves nothing half done in there.
+        self.backends.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn read(
@@ -235,20 +286,23 @@ impl Store {
             attempt += 1;
             let client = self.client().await?;
             let error = match self.read_once(&client, sql, params).await {
-                Ok(rows) => return Ok(rows),
-                Err(error) => error,
+                Ok(rows) => {
+                    client.release();
+                    return Ok(rows);
+                }
+                Err(error) => {
+                    // Closed: in whatever state it is.
+                    drop(client);
+                    error
+                }
             };
             match error {
                 // Once is always allowed: it is no conflict with anybody.
                 StoreError::StalePlan(_) if attempt == 1 => self.forget_plans(),
                 // A server that hangs does so on every connection.
-                StoreError::NoAnswer(_) => {
-                    drop(Object::take(client));
-                    return Err(error.into_unavailable());
-                }
+                StoreError::NoAnswer(_) => return Err(error.into_unavailable()),
                 // A connection of the pool can have died unnoticed; the others with it.
                 StoreError::ConnectionLost(_) => {
-                    drop(Object::take(client));
                     self.pool.retain(|client, _| !client.is_closed());
                 }
                 StoreError::Conflict(_) => {}
@@ -293,9 +347,9 @@ impl Store {
 }
 
 fn pool(database: &Database, options: &StoreOptions, size: usize) -> Result<Pool, StoreError> {
-    let manager = Manager::from_config(
-        database.driver_config(options.statement_timeout),
-        database.tls(),
+    let manager = Manager::from_connect(
+        database.driver_config(options.statement_timeout, unread_limit(options)),
+        database.connector(),
         ManagerConfig {
             recycling_method: RecyclingMethod::Fast,
         },
@@ -303,14 +357,20 @@ fn pool(database: &Database, options: &StoreOptions, size: usize) -> Result<Pool
     let mut pool = Pool::builder(manager)
         .max_size(size)
         .wait_timeout(Some(options.pool_wait))
-        // The driver's own limit is for the TCP connection only.
-        .create_timeout(Some(database.connect_timeout()))
+        // No limit for a new connection here: the connector has one for each server.
         .runtime(deadpool_postgres::Runtime::Tokio1);
     if options.pooler == Pooler::Session {
         pool = pool.post_create(configure_session(options));
     }
     pool.build()
         .map_err(|error| StoreError::Unavailable(error.to_string()))
+}
+
+/// How long Postgres may leave sent data unread. It reads nothing while a statement waits
+/// for a lock, and as many statements may be under way on a connection.
+fn unread_limit(options: &StoreOptions) -> Duration {
+    let statements = u32::try_from(options.pipeline_depth).unwrap_or(u32::MAX);
+    options.statement_timeout.saturating_mul(statements.max(1)) + ANSWER_MARGIN
 }
 
 /// What a session of our own is told once.

@@ -20,7 +20,7 @@ use super::{
     material::{CRLS, Fingerprint, Material},
     spelled,
 };
-use crate::telemetry;
+use crate::{regular_file, telemetry};
 
 /// What the files held when they were loaded for the first time.
 pub struct Loaded {
@@ -73,13 +73,13 @@ pub struct Reloader {
     current: watch::Sender<Arc<Snapshot>>,
     /// What is wrong with the files since they were last good.
     failure: Option<String>,
-    /// Reading that has not come to an end, after [`PATIENCE`].
+    /// Reading that takes longer than [`PATIENCE`]. It ends: each file is bounded in time.
     stuck: Option<JoinHandle<Result<Option<Renewed>, ReloadError>>>,
 }
 
-/// How long reading may take, over a network, before connections are measured again
-/// without it.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long reading may take before connections are measured again without it. Longer
+/// than one file may take, so that the message names the file.
+const PATIENCE: Duration = regular_file::PATIENCE.saturating_add(Duration::from_secs(1));
 
 /// A snapshot, and the fingerprint of what it was made of.
 type Renewed = (Fingerprint, Snapshot);
@@ -148,6 +148,9 @@ impl Reloader {
     }
 
     async fn look(&mut self, asked: bool) {
+        if asked {
+            regular_file::try_again();
+        }
         match self.load().await.and_then(|loaded| self.kept(loaded)) {
             Err(error) => self.failed(&error, asked),
             Ok(None) => {
