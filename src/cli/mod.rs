@@ -5,12 +5,12 @@ mod keygen;
 mod migrate;
 mod serve;
 
-use std::{ffi::OsString, num::NonZero, path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, num::NonZero, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use zeroize::Zeroizing;
 
-use crate::config::Environment;
+use crate::{config::Environment, telemetry};
 
 /// Exit code for a fault of the configuration (EX_CONFIG of sysexits.h).
 const EX_CONFIG: u8 = 78;
@@ -110,12 +110,12 @@ fn forbid_core_dumps() {
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }
 
-#[expect(
-    clippy::print_stderr,
-    reason = "before logging is set up, and for subcommands without it"
-)]
+/// How long the end of the process waits for somebody who reads its last words.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// For faults before logging is set up, and for subcommands without it.
 fn fail(what: &dyn std::fmt::Display, code: u8) -> ExitCode {
-    eprintln!("nico-rewrap: {what}");
+    telemetry::say(format!("nico-rewrap: {what}\n"), LAST_WORDS);
     ExitCode::from(code)
 }
 

@@ -8,7 +8,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{EX_CONFIG, VERSION, fail, runtime};
+use super::{EX_CONFIG, LAST_WORDS, VERSION, fail, runtime};
 use crate::{
     app::{App, AppError, Listeners},
     config::{Config, Environment},
@@ -22,7 +22,12 @@ pub(super) fn run(files: &[PathBuf], environment: Environment) -> ExitCode {
     };
     // There may be keys in it.
     drop(environment);
-    telemetry::start_logging(&config.log);
+    if let Err(error) = telemetry::start_logging(&config.log) {
+        return fail(
+            &format!("the system gives no thread for the log: {error}"),
+            1,
+        );
+    }
     introduce(&config);
     let served = runtime()
         .map_err(|error| AppError::Bug(error.to_string()))
@@ -32,7 +37,7 @@ pub(super) fn run(files: &[PathBuf], environment: Environment) -> ExitCode {
             runtime.shutdown_background();
             served
         });
-    match served {
+    let code = match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "ended");
@@ -42,7 +47,9 @@ pub(super) fn run(files: &[PathBuf], environment: Environment) -> ExitCode {
                 1
             })
         }
-    }
+    };
+    telemetry::flush_logs(LAST_WORDS);
+    code
 }
 
 async fn serve(config: Config) -> Result<(), AppError> {
