@@ -5,6 +5,7 @@
 //! looks at the server's certificate. `verify-ca` and `verify-full` are built
 //! here on rustls' own verifier.
 
+mod notice;
 mod tls;
 
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
@@ -14,6 +15,7 @@ use tokio::time::timeout;
 use tokio_postgres::config::SslMode as DriverSslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+pub(crate) use self::notice::Notices;
 use crate::pem;
 
 /// libpq's `sslmode`.
@@ -156,11 +158,7 @@ impl Database {
         let (client, connection) = connecting
             .await
             .map_err(|_| ConnectError::Timeout(self.connect_timeout))??;
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::warn!(%error, "database connection failed");
-            }
-        });
+        tokio::spawn(async move { Notices::default().drive(connection).await });
         Ok(client)
     }
 

@@ -11,6 +11,7 @@
 //! transaction mode, travel with each write.
 
 mod barrier;
+mod connect;
 mod error;
 mod load;
 mod locked;
@@ -21,7 +22,10 @@ mod statement;
 mod writer;
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -33,7 +37,6 @@ use tokio_postgres::{
     types::{ToSql, Type},
 };
 
-use self::statement::Sql;
 pub use self::{
     barrier::Incarnation,
     error::{RowError, StoreError},
@@ -42,7 +45,8 @@ pub use self::{
     schema::SchemaError,
     writer::{Replaced, Writer},
 };
-use crate::database::Database;
+use self::{connect::Connector, statement::Sql};
+use crate::database::{Database, Notices};
 
 /// How the store uses the database. Durations are upper bounds.
 #[derive(Debug, Clone)]
@@ -96,6 +100,8 @@ pub struct Store {
     pool: Pool,
     /// Of one connection that never waits for rows.
     look_pool: Pool,
+    /// Of the connections of `pool`.
+    notices: Arc<Notices>,
     options: StoreOptions,
     /// Sites from before June 2026 label the row's key in a column of its own.
     has_key_id_column: AtomicBool,
@@ -150,9 +156,11 @@ impl Store {
     ///
     /// [`StoreError::Unavailable`] when the pool can't be built.
     pub fn new(database: &Database, options: StoreOptions) -> Result<Self, StoreError> {
+        let notices = Arc::<Notices>::default();
         Ok(Self {
-            pool: pool(database, &options, options.max_connections)?,
-            look_pool: pool(database, &options, 1)?,
+            pool: pool(database, &options, options.max_connections, notices.clone())?,
+            look_pool: pool(database, &options, 1, Arc::default())?,
+            notices,
             options,
             has_key_id_column: AtomicBool::new(false),
         })
@@ -292,10 +300,16 @@ impl Store {
     }
 }
 
-fn pool(database: &Database, options: &StoreOptions, size: usize) -> Result<Pool, StoreError> {
-    let manager = Manager::from_config(
+fn pool(
+    database: &Database,
+    options: &StoreOptions,
+    size: usize,
+    notices: Arc<Notices>,
+) -> Result<Pool, StoreError> {
+    let tls = database.tls();
+    let manager = Manager::from_connect(
         database.driver_config(options.statement_timeout),
-        database.tls(),
+        Connector { tls, notices },
         ManagerConfig {
             recycling_method: RecyclingMethod::Fast,
         },
