@@ -92,7 +92,7 @@ async fn connection(stream: TcpStream, place: Place, router: Router, shutdown: C
 }
 
 async fn ready(State(readiness): State<Readiness>) -> impl IntoResponse {
-    match readiness.check() {
+    match readiness.probe() {
         Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
         Err(reason) => (
             StatusCode::SERVICE_UNAVAILABLE,

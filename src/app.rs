@@ -1,4 +1,6 @@
-//! The composition root: check, bind, serve, drain.
+//! The composition root: bind, answer probes, check, serve, drain.
+
+mod watch;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -6,7 +8,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use thiserror::Error;
 use tokio::{
     net::TcpListener,
-    sync::watch,
+    sync::watch::Receiver,
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -21,7 +23,7 @@ use crate::{
     readiness::Readiness,
     run::Runner,
     service::Service,
-    store::{SchemaError, Store, StoreError},
+    store::{SchemaError, Store},
     tls::{Reloader, TlsError},
 };
 
@@ -35,9 +37,6 @@ const LAST_ANSWERS: Duration = Duration::from_secs(5);
 /// How often histograms are tidied up; as the exporter's own task does, which there is only
 /// where it serves the metrics by itself.
 const UPKEEP: Duration = Duration::from_secs(5);
-
-/// How often a database that does not answer is asked again.
-const RETRY: Duration = Duration::from_secs(1);
 
 /// Why the server did not start, or ended by itself.
 #[derive(Debug, Error)]
@@ -115,44 +114,82 @@ async fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpListener,
         })
 }
 
-/// A server that is checked and not yet bound to anything.
-pub struct App {
+/// Serves until `shutdown`, then ends what is under way within the grace period, and sends the
+/// last answers in a few seconds more. When `hangups` changes, files are looked at: those of
+/// TLS, and the audit log.
+///
+/// Probes are answered first, and until the end: everything else can take time, the disk and the
+/// database above all. `/readyz` says what is waited for.
+///
+/// # Errors
+///
+/// [`AppError`] names the setting that is wrong; [`AppError::Bug`] when a task ends that has to
+/// last.
+pub async fn run(
+    config: Config,
+    listeners: Listeners,
+    metrics: PrometheusHandle,
+    hangups: Receiver<u64>,
+    shutdown: CancellationToken,
+) -> Result<(), AppError> {
+    announce(&listeners);
+    let readiness = Readiness::waiting_for(&[GRPC]);
+    readiness.hold(GRPC, "the TLS files and the audit log are being opened");
+    tokio::spawn(upkeep(metrics.clone()));
+    let probes_over = CancellationToken::new();
+    let probes = lasting(admin::serve(
+        listeners.http,
+        readiness.clone(),
+        metrics,
+        probes_over.clone(),
+    ));
+    // A file may be on a disk that hangs.
+    let ready = tokio::task::spawn_blocking(move || App::prepare(config));
+    let over = match shutdown.run_until_cancelled(ready).await {
+        None => Ok(()),
+        Some(Err(panicked)) => Err(AppError::Bug(panicked.to_string())),
+        Some(Ok(Err(error))) => Err(error),
+        Some(Ok(Ok(app))) => {
+            app.serve(listeners.grpc, &probes, readiness, hangups, shutdown)
+                .await
+        }
+    };
+    probes_over.cancel();
+    // A probe that hangs on to its connection is not waited for.
+    let _ = timeout(Duration::from_millis(100), probes.wait()).await;
+    over
+}
+
+/// Checks the files and the target key, without a server.
+///
+/// # Errors
+///
+/// [`AppError`] names the setting that is wrong.
+pub fn check(config: Config) -> Result<(), AppError> {
+    App::prepare(config).map(drop)
+}
+
+/// A server whose files are read and checked.
+struct App {
     tls: Reloader,
     audit: AuditLog,
     trust: crate::identity::TrustRules,
     policy: crate::authorize::Policy,
     options: ServerOptions,
     runner: Option<Runner>,
-    readiness: Readiness,
-    /// The database answered, and is as it has to be.
-    database_checked: bool,
 }
 
 impl App {
-    /// Checks everything that can be checked before anything is bound: the files, the
-    /// target key, and the database if it answers.
-    ///
-    /// # Errors
-    ///
-    /// [`AppError`] names the setting that is wrong.
-    pub async fn prepare(config: Config) -> Result<Self, AppError> {
+    /// Checks everything that can be checked without the network: the files, and the target
+    /// key.
+    fn prepare(config: Config) -> Result<Self, AppError> {
         let tls = Reloader::start(config.tls)?;
         let audit = AuditLog::open(&config.audit).map_err(AppError::Audit)?;
-        let readiness = Readiness::waiting_for(&[GRPC]);
         let mut runner = None;
-        let mut database_checked = true;
         if let Some(feature) = config.feature {
             prove(&feature.keyring)?;
             let store = Store::new(&feature.database, feature.store)
                 .map_err(|error| AppError::Bug(error.to_string()))?;
-            match store.check_schema().await {
-                Ok(()) => {}
-                Err(error @ SchemaError::Missing(_)) => return Err(AppError::Schema(error)),
-                Err(SchemaError::Store(error)) => {
-                    database_checked = false;
-                    not_reached(&readiness, &error);
-                }
-            }
             runner = Some(Runner::new(feature.keyring, store, feature.speed));
         }
         Ok(Self {
@@ -162,31 +199,22 @@ impl App {
             policy: config.policy,
             options: config.server,
             runner,
-            readiness,
-            database_checked,
         })
     }
 
-    /// Serves until `shutdown`, then ends what is under way within the grace period, and
-    /// sends the last answers in a few seconds more.
-    /// When `hangups` changes, files are looked at: those of TLS, and the audit log.
-    ///
-    /// # Errors
-    ///
-    /// [`AppError::Schema`] when a database that was waited for turns out to be
-    /// another one; [`AppError::Bug`] when a task ends that has to last.
-    pub async fn serve(
+    async fn serve(
         self,
-        listeners: Listeners,
-        metrics: PrometheusHandle,
-        hangups: watch::Receiver<u64>,
+        listener: TcpListener,
+        probes: &TaskTracker,
+        readiness: Readiness,
+        hangups: Receiver<u64>,
         shutdown: CancellationToken,
     ) -> Result<(), AppError> {
         let tasks = TaskTracker::new();
         let service = Service::new(
             self.runner.clone(),
             self.policy,
-            self.readiness.clone(),
+            readiness.clone(),
             self.audit.clone(),
             self.options.max_runs,
             tasks.clone(),
@@ -195,23 +223,17 @@ impl App {
         let gate = service
             .into_gate(self.options.request_timeout)
             .map_err(|error| AppError::Bug(error.to_string()))?;
-        announce(&listeners);
-        tokio::spawn(upkeep(metrics.clone()));
 
         let grace = self.options.shutdown_grace;
         let reload_interval = self.options.tls_reload_interval;
         tokio::spawn(reopen(self.audit, hangups.clone()));
-        // Probes are answered for as long as anything is.
-        let probes_over = CancellationToken::new();
+        if self.runner.is_some() {
+            readiness.hold(DATABASE, "connecting to it");
+        }
         let vital = Vital {
-            probes: lasting(admin::serve(
-                listeners.http,
-                self.readiness.clone(),
-                metrics,
-                probes_over.clone(),
-            )),
+            probes: probes.clone(),
             grpc: lasting(listener::serve(
-                listeners.grpc,
+                listener,
                 self.tls.snapshots(),
                 Arc::new(self.trust),
                 gate,
@@ -220,17 +242,16 @@ impl App {
             )),
             reloading: lasting(self.tls.run(reload_interval, hangups)),
         };
-        self.readiness.release(GRPC);
+        readiness.release(GRPC);
 
-        let unreached = self.runner.filter(|_| !self.database_checked);
-        let database = wait_for_database(unreached, &self.readiness);
+        let database = watch::database(self.runner, &readiness);
         let over = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
-            Err(error) = database => Err(error),
+            error = database => Err(error),
             // At a shutdown the listener ends as it should, and maybe before that is seen here.
             error = vital.ended() => if shutdown.is_cancelled() { Ok(()) } else { Err(error) },
         };
-        self.readiness.hold(PROCESS, "shutting down");
+        readiness.hold(PROCESS, "shutting down");
         shutdown.cancel();
         tracing::info!(grace = %humantime::format_duration(grace), "shutting down");
 
@@ -243,9 +264,6 @@ impl App {
         } else {
             tracing::warn!("shut down with calls still under way: the grace period is over");
         }
-        probes_over.cancel();
-        // A probe that hangs on to its connection is not waited for.
-        let _ = timeout(Duration::from_millis(100), vital.probes.wait()).await;
         over
     }
 }
@@ -287,7 +305,7 @@ async fn upkeep(metrics: PrometheusHandle) {
     }
 }
 
-async fn reopen(audit: AuditLog, mut hangups: watch::Receiver<u64>) {
+async fn reopen(audit: AuditLog, mut hangups: Receiver<u64>) {
     while hangups.changed().await.is_ok() {
         let audit = audit.clone();
         // A disk may take its time.
@@ -324,33 +342,6 @@ fn prove(keyring: &Keyring) -> Result<(), AppError> {
     } else {
         Err(AppError::TargetKey(target.id().to_string()))
     }
-}
-
-/// Waits for the database of a runner that has not reached it yet.
-async fn wait_for_database(
-    unreached: Option<Runner>,
-    readiness: &Readiness,
-) -> Result<(), AppError> {
-    let Some(runner) = unreached else {
-        return Ok(());
-    };
-    loop {
-        match runner.store().check_schema().await {
-            Ok(()) => {
-                tracing::info!("database reached");
-                readiness.release(DATABASE);
-                return Ok(());
-            }
-            Err(error @ SchemaError::Missing(_)) => return Err(AppError::Schema(error)),
-            Err(SchemaError::Store(error)) => not_reached(readiness, &error),
-        }
-        sleep(RETRY).await;
-    }
-}
-
-fn not_reached(readiness: &Readiness, error: &StoreError) {
-    tracing::warn!(%error, "waiting for the database");
-    readiness.hold(DATABASE, error.to_string());
 }
 
 #[cfg(test)]

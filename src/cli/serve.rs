@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{EX_CONFIG, LAST_WORDS, VERSION, fail, runtime};
 use crate::{
-    app::{App, AppError, Listeners},
+    app::{self, AppError, Listeners},
     config::{Config, Environment},
     cpu, telemetry,
 };
@@ -56,13 +56,11 @@ async fn serve(config: Config) -> Result<(), AppError> {
     let shutdown = shutdown_signal()?;
     let hangups = hangups()?;
     let metrics = telemetry::start_metrics().map_err(|error| AppError::Bug(error.to_string()))?;
-    let options = config.server.clone();
-    let Some(app) = shutdown.run_until_cancelled(App::prepare(config)).await else {
-        return Ok(());
-    };
-    let app = app?;
-    app.serve(Listeners::bind(&options).await?, metrics, hangups, shutdown)
-        .await
+    match Listeners::bind(&config.server).await {
+        Ok(listeners) => app::run(config, listeners, metrics, hangups, shutdown).await,
+        // A fault of the configuration is the more urgent message: no restart mends it.
+        Err(error) => Err(app::check(config).err().unwrap_or(error)),
+    }
 }
 
 /// A token that SIGTERM or SIGINT cancels.

@@ -15,6 +15,7 @@ mod connect;
 mod error;
 mod load;
 mod locked;
+mod ping;
 mod replace;
 mod row;
 mod schema;
@@ -41,6 +42,7 @@ pub use self::{
     barrier::Incarnation,
     error::{RowError, StoreError},
     load::{Load, Observer},
+    ping::Ping,
     row::{Row, VersionError, next_counter},
     schema::SchemaError,
     writer::{Replaced, Writer},
