@@ -2,12 +2,17 @@
 
 mod watch;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use thiserror::Error;
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     sync::watch::Receiver,
     time::{sleep, timeout},
 };
@@ -30,6 +35,9 @@ use crate::{
 const GRPC: &str = "grpc";
 const DATABASE: &str = "database";
 const PROCESS: &str = "process";
+
+/// Connections that wait to be accepted, as many as the standard library allows.
+const BACKLOG: u32 = 1024;
 
 /// How long the last answers may take to be sent, after the grace period of the calls.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
@@ -105,13 +113,25 @@ impl Listeners {
 }
 
 async fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpListener, AppError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| AppError::Bind {
-            setting,
-            address,
-            source,
-        })
+    let listener = if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
+        bind_both(address)
+    } else {
+        TcpListener::bind(address).await
+    };
+    listener.map_err(|source| AppError::Bind {
+        setting,
+        address,
+        source,
+    })
+}
+
+/// `[::]` is every address, of IPv4 too, whatever the system's `net.ipv6.bindv6only` says.
+fn bind_both(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = TcpSocket::new_v6()?;
+    rustix::net::sockopt::set_ipv6_v6only(&socket, false)?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Serves until `shutdown`, then ends what is under way within the grace period, and sends the

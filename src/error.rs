@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 use thiserror::Error;
-use tonic::{Code, Status};
+use tonic::{Code, Status, metadata::MetadataValue};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
@@ -19,6 +19,9 @@ use crate::{
 
 /// The domain of the reasons in `google.rpc.ErrorInfo`.
 const DOMAIN: &str = "nico-rewrap";
+
+/// The header that says which compressions of messages are accepted ("Compression" of gRPC).
+const ACCEPTED_COMPRESSION: &str = "grpc-accept-encoding";
 
 /// Why a call was not carried out.
 #[derive(Debug, Error)]
@@ -82,6 +85,15 @@ pub enum ServiceError {
     /// There is no such method here, or the request is not one of gRPC.
     #[error("no such method, or a request or message encoding that is not gRPC's")]
     UnknownMethod,
+    /// The message is compressed.
+    #[error(
+        "the message is compressed with {0:?}, and this server takes no compressed messages: send \
+         it without compression"
+    )]
+    Compressed(String),
+    /// The metadata of the request is too large.
+    #[error("the metadata of the request is larger than 16 KiB: send less of it")]
+    MetadataTooLarge,
     /// The request is not of the method's type, or too large to be.
     #[error("the request can't be decoded as one of this method, or is larger than any can be")]
     MalformedRequest,
@@ -117,6 +129,8 @@ impl ServiceError {
             Self::Cancelled => (Code::Cancelled, "CANCELLED"),
             Self::SlowRequest => (Code::DeadlineExceeded, "SLOW_REQUEST"),
             Self::UnknownMethod => (Code::Unimplemented, "UNKNOWN_METHOD"),
+            Self::Compressed(_) => (Code::Unimplemented, "COMPRESSION_NOT_SUPPORTED"),
+            Self::MetadataTooLarge => (Code::ResourceExhausted, "METADATA_TOO_LARGE"),
             Self::MalformedRequest => (Code::InvalidArgument, "MALFORMED_REQUEST"),
             Self::Internal => (Code::Internal, "INTERNAL"),
         }
@@ -135,7 +149,12 @@ impl ServiceError {
     /// The status, with the run id in its metadata.
     #[must_use]
     pub fn into_status(self, run_id: &str) -> Status {
+        let is_compressed = matches!(self, Self::Compressed(_));
         let mut status = Status::from(self);
+        if is_compressed {
+            let none = MetadataValue::from_static("identity");
+            status.metadata_mut().insert(ACCEPTED_COMPRESSION, none);
+        }
         if let Ok(run_id) = run_id.parse() {
             status.metadata_mut().insert(RUN_ID_HEADER, run_id);
         }
@@ -146,6 +165,17 @@ impl ServiceError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_compresses_is_told_what_is_accepted() {
+        let answer = ServiceError::Compressed("gzip".to_owned())
+            .into_status("id")
+            .into_http::<()>();
+        assert_eq!(answer.headers()["grpc-status"], "12");
+        assert_eq!(answer.headers()[ACCEPTED_COMPRESSION], "identity");
+        let answer = ServiceError::UnknownMethod.into_status("id");
+        assert!(!answer.metadata().contains_key(ACCEPTED_COMPRESSION));
+    }
 
     #[test]
     fn every_error_has_its_code_reason_and_advice() {
@@ -221,6 +251,16 @@ mod tests {
             (ServiceError::Cancelled, Cancelled, "CANCELLED"),
             (ServiceError::SlowRequest, DeadlineExceeded, "SLOW_REQUEST"),
             (ServiceError::UnknownMethod, Unimplemented, "UNKNOWN_METHOD"),
+            (
+                ServiceError::Compressed("gzip".to_owned()),
+                Unimplemented,
+                "COMPRESSION_NOT_SUPPORTED",
+            ),
+            (
+                ServiceError::MetadataTooLarge,
+                ResourceExhausted,
+                "METADATA_TOO_LARGE",
+            ),
             (
                 ServiceError::MalformedRequest,
                 InvalidArgument,

@@ -77,6 +77,7 @@ mod revocation;
 mod runs;
 mod scope;
 mod security_page;
+mod standard_error;
 mod start_log;
 mod start_up;
 mod transport;
