@@ -23,7 +23,7 @@ use crate::{
     audit::AuditLog,
     config::{Config, ServerOptions},
     envelope::{Buffers, Envelope, Plaintext, seal},
-    keyring::Keyring,
+    keyring::{Kek, Keyring, wipe_stack},
     listener,
     readiness::Readiness,
     run::Runner,
@@ -349,19 +349,26 @@ fn announce(listeners: &Listeners) {
 /// A key that does not give back what it sealed would make every row unreadable.
 fn prove(keyring: &Keyring) -> Result<(), AppError> {
     let target = keyring.target();
-    let mut bytes = *b"nico-rewrap seal-and-open test";
-    let probe = Plaintext::new(&mut bytes);
-    let mut buffers = Buffers::default();
-    let opens = seal(target, &probe, &mut buffers).is_ok_and(|text| {
-        let sealed = Envelope::parse(&text, &mut buffers).ok();
-        let opened = sealed.and_then(|sealed| sealed.open(target).ok());
-        opened.is_some_and(|opened| opened == probe)
-    });
+    let opens = seals_and_opens(target);
+    wipe_stack();
     if opens {
         Ok(())
     } else {
         Err(AppError::TargetKey(target.id().to_string()))
     }
+}
+
+/// Not inlined, so that all of its frame is wiped afterwards.
+#[inline(never)]
+fn seals_and_opens(kek: &Kek) -> bool {
+    let mut bytes = *b"nico-rewrap seal-and-open test";
+    let probe = Plaintext::new(&mut bytes);
+    let mut buffers = Buffers::default();
+    seal(kek, &probe, &mut buffers).is_ok_and(|text| {
+        let sealed = Envelope::parse(&text, &mut buffers).ok();
+        let opened = sealed.and_then(|sealed| sealed.open(kek).ok());
+        opened.is_some_and(|opened| opened == probe)
+    })
 }
 
 #[cfg(test)]

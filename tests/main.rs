@@ -64,6 +64,7 @@ mod live_writers;
 mod locked_rows;
 mod locks_and_retries;
 mod manifests;
+mod memory;
 mod notices;
 mod old_schema;
 mod policies;

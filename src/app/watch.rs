@@ -75,47 +75,46 @@ async fn stays(store: &Store, readiness: &Readiness) -> ! {
         if reconnect && ping.is_ok() {
             connected = Instant::now();
         }
-        let fault = watch.fault(ping.map_err(|error| error.to_string()));
-        watch.update(fault, began, store.options().pool_wait, readiness);
+        let ping = ping.map_err(|error| error.to_string());
+        watch.update(ping, began, store.options().pool_wait, readiness);
         sleep(INTERVAL).await;
     }
 }
 
 impl Watch {
     /// What is wrong by this answer; `None` when nothing is.
-    fn fault(&mut self, ping: Result<Ping, String>) -> Option<String> {
-        match ping {
-            Err(error) => Some(error),
-            // All connections are in use: runs find out by themselves, and no news is no change.
-            Ok(Ping::Busy) => self
-                .failing_since
-                .map(|_| "no connection is free".to_owned()),
-            Ok(Ping::Answered { missing }) => {
-                let never_had = self.never_had.get_or_insert_with(|| missing.clone());
-                let lost: Vec<_> = missing
-                    .into_iter()
-                    .filter(|privilege| !never_had.contains(privilege))
-                    .collect();
-                (!lost.is_empty()).then(|| {
-                    format!(
-                        "the role of database_url has lost a privilege since the start: {}. \
-                         Grant it again",
-                        lost.join(", ")
-                    )
-                })
-            }
-        }
+    fn fault(&mut self, missing: Vec<String>) -> Option<String> {
+        let never_had = self.never_had.get_or_insert_with(|| missing.clone());
+        let lost: Vec<_> = missing
+            .into_iter()
+            .filter(|privilege| !never_had.contains(privilege))
+            .collect();
+        (!lost.is_empty()).then(|| {
+            format!(
+                "the role of database_url has lost a privilege since the start: {}. Grant it again",
+                lost.join(", ")
+            )
+        })
     }
 
     /// Holds the latch once the database has failed for longer than `limit`, and releases it when
     /// it works again.
     fn update(
         &mut self,
-        fault: Option<String>,
+        ping: Result<Ping, String>,
         began: Instant,
         limit: Duration,
         readiness: &Readiness,
     ) {
+        let fault = match ping {
+            Err(error) => Some(error),
+            Ok(Ping::Answered { missing }) => self.fault(missing),
+            // All connections are in use, and runs find out by themselves whether they work.
+            Ok(Ping::Busy) => {
+                self.failing_since = None;
+                return;
+            }
+        };
         let Some(fault) = fault else {
             self.failing_since = None;
             if self.is_held {
@@ -141,6 +140,8 @@ impl Watch {
 mod tests {
     use super::*;
 
+    const HOUR: Duration = Duration::from_secs(3600);
+
     fn answered(missing: &[&str]) -> Result<Ping, String> {
         let missing = missing.iter().map(ToString::to_string).collect();
         Ok(Ping::Answered { missing })
@@ -150,32 +151,35 @@ mod tests {
     fn a_failure_counts_once_it_lasts_and_ends_with_the_first_answer() {
         let readiness = Readiness::waiting_for(&[]);
         let mut watch = Watch::default();
-        let hour = Duration::from_secs(3600);
-        let fault = watch.fault(Err("gone".to_owned()));
-        watch.update(fault.clone(), Instant::now(), hour, &readiness);
+        let mut update = |ping, limit| watch.update(ping, Instant::now(), limit, &readiness);
+        let gone = || Err("gone".to_owned());
+        update(gone(), HOUR);
         assert_eq!(readiness.probe(), Ok(()));
-        watch.update(fault, Instant::now(), Duration::ZERO, &readiness);
+        update(gone(), Duration::ZERO);
         assert_eq!(readiness.probe(), Err("database: gone".to_owned()));
         assert_eq!(readiness.check(), Ok(()), "calls have errors of their own");
-        let fault = watch.fault(Ok(Ping::Busy));
-        watch.update(fault, Instant::now(), Duration::ZERO, &readiness);
+        update(Ok(Ping::Busy), Duration::ZERO);
         assert!(readiness.probe().is_err(), "no news");
-        let fault = watch.fault(answered(&[]));
-        watch.update(fault, Instant::now(), Duration::ZERO, &readiness);
+        update(answered(&[]), Duration::ZERO);
         assert_eq!(readiness.probe(), Ok(()));
-        assert_eq!(watch.fault(Ok(Ping::Busy)), None);
+        update(Ok(Ping::Busy), Duration::ZERO);
+        assert_eq!(readiness.probe(), Ok(()));
     }
 
     #[test]
     fn only_a_privilege_that_was_there_can_be_lost() {
+        let readiness = Readiness::waiting_for(&[]);
         let mut watch = Watch::default();
-        assert_eq!(watch.fault(answered(&["UPDATE on a.b"])), None);
-        let fault = watch.fault(answered(&["SELECT on a.c", "UPDATE on a.b"]));
-        let fault = fault.unwrap();
+        let mut update = |ping| watch.update(ping, Instant::now(), Duration::ZERO, &readiness);
+        update(answered(&["UPDATE on a.b"]));
+        assert_eq!(readiness.probe(), Ok(()));
+        update(answered(&["SELECT on a.c", "UPDATE on a.b"]));
+        let fault = readiness.probe().unwrap_err();
         assert!(
             fault.contains("SELECT on a.c") && !fault.contains("a.b"),
             "{fault}"
         );
-        assert_eq!(watch.fault(answered(&[])), None);
+        update(answered(&[]));
+        assert_eq!(readiness.probe(), Ok(()));
     }
 }
