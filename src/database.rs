@@ -9,6 +9,7 @@
 //! in `verifier` on rustls' own verifier.
 
 mod connect;
+mod notice;
 mod problem;
 mod tls;
 mod url;
@@ -19,6 +20,7 @@ use std::{
     net::IpAddr,
     path::{Path, PathBuf},
     str::FromStr,
+    sync::Arc,
     time::Duration,
 };
 
@@ -28,7 +30,7 @@ use tokio_postgres::config::{Host, SslMode as DriverSslMode, TargetSessionAttrs}
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 pub use self::connect::{ConnectError, Limit};
-pub(crate) use self::{connect::Connector, problem::tls_problem};
+pub(crate) use self::{connect::Connector, notice::Notices, problem::tls_problem};
 use self::{connect::Server, url::Url};
 use crate::pem;
 
@@ -164,6 +166,7 @@ impl Database {
                 tls: MakeRustlsConnect::new(tls.config),
                 limit,
                 advice: None,
+                notices: Arc::default(),
             },
             root_certificates: tls.root_certificates,
             ssl_mode,
@@ -229,14 +232,17 @@ impl Database {
         driver
     }
 
-    /// What connects the pool.
     /// TLS as `sslmode` asks for it, for cancel requests.
     pub(crate) fn tls(&self) -> MakeRustlsConnect {
         self.connector.tls.clone()
     }
 
-    pub(crate) fn connector(&self) -> Connector {
-        self.connector.clone()
+    /// What connects the pool; the notices of its connections go to `notices`.
+    pub(crate) fn connector(&self, notices: Arc<Notices>) -> Connector {
+        Connector {
+            notices,
+            ..self.connector.clone()
+        }
     }
 }
 
