@@ -92,7 +92,7 @@ async fn check(server: &pg::Server, by_name: bool, cases: &[(String, &str)]) {
     }
 }
 
-const UNKNOWN_ISSUER: &str = "not ready: database: the database can't be used: TLS with the server failed: the server's certificate is not issued by a CA of sslrootcert: name the file with the right CA";
+const UNKNOWN_ISSUER: &str = "TLS with the server failed: the server's certificate is not issued by a CA of sslrootcert: name the file with the right CA";
 const OTHER_NAME: &str =
     "the server's certificate is not for the host \"127.0.0.1\" of database_url";
 

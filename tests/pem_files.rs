@@ -469,3 +469,34 @@ async fn ecdsa_with_sha_512_is_named_and_counted() {
         "{error}"
     );
 }
+
+/// Not the file as a whole: nico-api accepts such a CA.
+#[tokio::test]
+async fn odd_certificates_are_warned_about_by_line_and_subject() {
+    let usage = || Cert::new("/O=Acme/CN=odd").key_usage(Some("critical,keyCertSign"));
+    let lines = text(&root_ca().cert).lines().count();
+    for (odd, words) in [
+        (usage().p521(), "has a key of the kind P-521"),
+        (usage().expired(), "has expired at 2020-12-31T00:00:00Z"),
+    ] {
+        let odd = text(&odd.ca().self_signed().cert_chain);
+        let bundle = written(&(text(&root_ca().cert) + &odd));
+        let site = disabled().set("tls.root_cafile_path", path(bundle));
+        let server = site.start().await;
+        let warning = warning_of(&server, "tls.root_cafile_path");
+        assert!(warning["message"].as_str().unwrap().contains(words));
+        assert_eq!(warning["line"], lines + 1);
+        assert_eq!(warning["subject"], "O=Acme, CN=odd");
+    }
+    let files = Files::new();
+    let chain = text(&certs::server().cert_chain) + &text(&certs::other_ca().cert);
+    files.write("server.pem", chain.as_bytes());
+    let server = files.site(disabled()).start().await;
+    let warning = warning_of(&server, "tls.identity_pemfile_path");
+    assert_eq!(warning["subject"], "O=Elsewhere, CN=Other Root");
+}
+
+fn warning_of(server: &Server, setting: &str) -> serde_json::Value {
+    let of = |line: &serde_json::Value| line["level"] == "WARN" && line["setting"] == setting;
+    server.logs().into_iter().find(of).unwrap()
+}

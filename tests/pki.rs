@@ -42,6 +42,7 @@ enum Validity {
     Past,
     Future,
     Until(SystemTime),
+    From(SystemTime),
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -141,6 +142,12 @@ impl Cert {
         self
     }
 
+    /// Valid from this time on.
+    pub(crate) fn valid_from(mut self, time: SystemTime) -> Self {
+        self.validity = Validity::From(time);
+        self
+    }
+
     /// An RSA key of 2048 bits.
     pub(crate) fn rsa(mut self) -> Self {
         self.key = Key::Rsa;
@@ -236,7 +243,11 @@ impl Cert {
             .to_vec(),
             None => ["-selfsign", "-keyfile", "key.pem"].to_vec(),
         };
-        let end;
+        let date = |time| {
+            let time = humantime::format_rfc3339_seconds(time).to_string();
+            time.replace(['-', ':', 'T'], "")
+        };
+        let (start, end);
         let period = match self.validity {
             Validity::Now => ["-days", "3650"].to_vec(),
             Validity::Past => [
@@ -247,9 +258,12 @@ impl Cert {
             ]
             .to_vec(),
             Validity::Until(time) => {
-                let time = humantime::format_rfc3339_seconds(time).to_string();
-                end = time.replace(['-', ':', 'T'], "");
+                end = date(time);
                 ["-startdate", "20200101000000Z", "-enddate", &end].to_vec()
+            }
+            Validity::From(time) => {
+                start = date(time);
+                ["-startdate", &start, "-enddate", "20991231000000Z"].to_vec()
             }
             Validity::Future => [
                 "-startdate",

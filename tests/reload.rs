@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::json;
 
@@ -397,6 +397,20 @@ async fn a_server_certificate_that_is_not_valid_at_the_start_is_waited_for() {
         assert!(shows(&server, &good).await);
         assert_eq!(server.terminate().await, 0);
     }
+}
+
+/// The clock alone ends the wait, too.
+#[tokio::test]
+async fn a_server_certificate_becomes_valid_without_a_reload() {
+    let from = SystemTime::now() + Duration::from_secs(8);
+    let files = Files::new();
+    files.pair(&server_cert().valid_from(from).signed_by(root_ca()));
+    let site = files.site(disabled());
+    let site = site.set("rewrap.tls_reload_interval", "\"1h\"");
+    let server = site.start_unready().await;
+    server.wait_ready().await;
+    // A certificate counts whole seconds.
+    assert!(SystemTime::now() + Duration::from_secs(1) >= from);
 }
 
 #[tokio::test]

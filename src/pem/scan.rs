@@ -240,7 +240,42 @@ fn is_damaged_boundary(line: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    const PIECES: [&str; 14] = [
+        "-----BEGIN ",
+        "-----END ",
+        "X-----",
+        "-----",
+        "X",
+        "-",
+        "\n",
+        "\n",
+        "\r\n",
+        "\r",
+        " ",
+        "AAAA",
+        ":",
+        "\u{feff}",
+    ];
+
+    proptest! {
+        /// What is counted in a file that is accepted is what is in it.
+        #[test]
+        fn every_begin_is_a_block(pieces in prop::collection::vec(0..PIECES.len(), 0..24)) {
+            let text: String = pieces.into_iter().map(|piece| PIECES[piece]).collect();
+            let twice = format!("{text}{BLOCK}");
+            for text in [text, twice] {
+                let begins = text.matches("-----BEGIN").count();
+                let ends = text.matches("-----END").count();
+                if let Ok(blocks) = blocks(text.as_bytes()) {
+                    prop_assert_eq!((blocks.len(), blocks.len()), (begins, ends), "{:?}", text);
+                }
+            }
+        }
+    }
 
     const BLOCK: &str = "-----BEGIN X-----\nAAAA\n-----END X-----\n";
 

@@ -1,6 +1,9 @@
 //! Bundles of CA certificates.
 
-use rustls::{RootCertStore, pki_types::CertificateDer};
+use rustls::{
+    RootCertStore,
+    pki_types::{CertificateDer, UnixTime},
+};
 use x509_parser::{
     certificate::BasicExtension,
     extensions::KeyUsage,
@@ -9,25 +12,35 @@ use x509_parser::{
 
 use super::{
     TlsError,
-    item::{Certificates, item, readable, subject, validity},
+    algorithms::{is_supported_key, key_name},
+    item::{Certificates, Warning, item, readable, subject, validity},
+    seconds, spelled,
 };
 use crate::pem::{Located, PemFile};
 
-/// When the certificate of a CA ends.
-#[derive(Debug, Clone)]
-pub(super) struct End {
-    pub(super) line: Option<usize>,
-    pub(super) subject: String,
-    pub(super) time: i64,
-}
-
-/// When a certificate of a bundle ends.
-pub(super) fn end(located: &Located<CertificateDer<'_>>) -> Option<End> {
+/// What is odd about the certificate of a bundle, and no reason not to use the bundle.
+pub(super) fn warning(located: &Located<CertificateDer<'_>>) -> Option<Warning> {
     let (_, certificate) = X509Certificate::from_der(&located.item).ok()?;
-    Some(End {
+    let key = certificate.public_key();
+    let end = validity(&certificate).to;
+    let problem = if !is_supported_key(key) {
+        format!(
+            "a CA of the bundle has a key of the kind {}, which is not supported: certificates \
+             that it has issued are refused",
+            key_name(key)
+        )
+    } else if end < seconds(UnixTime::now()) {
+        format!(
+            "a CA of the bundle has expired at {}, and is trusted until it is taken out",
+            spelled(end)
+        )
+    } else {
+        return None;
+    };
+    Some(Warning {
         line: located.line,
         subject: subject(&located.item),
-        time: validity(&certificate).to,
+        problem,
     })
 }
 

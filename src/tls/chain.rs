@@ -9,7 +9,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::{
     TlsError, Validity,
     algorithms::{SUPPORTED_KEYS, is_supported_key, key_name},
-    item::{Certificates, item, readable, subject, validity},
+    item::{Certificates, Warning, item, readable, subject, validity},
     material::{CERTIFICATE, KEY},
     provider::provider,
 };
@@ -25,6 +25,22 @@ pub(super) fn own_validity(file: &PemFile, chain: &Certificates) -> Result<Valid
     }
     // The file holds at least one.
     Ok(own.unwrap_or(Validity { from: 0, to: 0 }))
+}
+
+/// The first certificate after the own one that has not issued the one in front of it.
+pub(super) fn order_warning(chain: &Certificates) -> Option<Warning> {
+    chain.windows(2).find_map(|pair| {
+        let (_, issued) = X509Certificate::from_der(&pair[0].item).ok()?;
+        let (_, issuer) = X509Certificate::from_der(&pair[1].item).ok()?;
+        (issued.issuer().as_raw() != issuer.subject().as_raw()).then(|| Warning {
+            line: pair[1].line,
+            subject: subject(&pair[1].item),
+            problem:
+                "a certificate of the server's chain is not of the issuer of the one in front \
+                      of it, so some clients may refuse the chain: put the certificates in order"
+                    .to_owned(),
+        })
+    })
 }
 
 /// The server's chain with its key; the error names the setting that is wrong.

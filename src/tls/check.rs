@@ -9,8 +9,9 @@ use rustls::{
 
 use super::{
     Fault, TlsError, Validity,
-    bundle::{End, authorities, end},
-    chain::{own_validity, pair_up},
+    bundle::{authorities, warning},
+    chain::{order_warning, own_validity, pair_up},
+    item::Warning,
     material::{ADMIN_ROOT_CA, CERTIFICATE, CRLS, KEY, Material, ROOT_CA, fault},
     revocation::{self, RevocationList},
 };
@@ -35,8 +36,7 @@ pub(super) struct Content {
     pub(super) certificates: Option<usize>,
     pub(super) keys: Option<usize>,
     pub(super) lists: Option<usize>,
-    /// Of a bundle: the certificates and when they end.
-    pub(super) ends: Vec<End>,
+    pub(super) warnings: Vec<Warning>,
 }
 
 /// Checks everything that was read. `Ok(None)` if a file is missing for which there is no
@@ -62,9 +62,11 @@ pub(super) fn check(
     let chain = chain.and_then(|chain| fault(&mut faults, CERTIFICATE, chain));
     let key = material.key.as_ref().map(PemFile::private_key);
     let key = key.and_then(|key| fault(&mut faults, KEY, key));
-    for file in material.certificate.iter().filter(|_| chain.is_some()) {
-        let certificates = chain.as_ref().map(|(chain, _)| chain.len());
-        contents.push(content(CERTIFICATE, file, certificates, None, None));
+    for (file, (chain, _)) in material.certificate.iter().zip(&chain) {
+        contents.push(Content {
+            warnings: order_warning(chain).into_iter().collect(),
+            ..content(CERTIFICATE, file, Some(chain.len()), None, None)
+        });
     }
     for file in material.key.iter().filter(|_| key.is_some()) {
         contents.push(content(KEY, file, None, Some(1), None));
@@ -81,7 +83,7 @@ pub(super) fn check(
         let found = file.map(authorities)?;
         let found = fault(&mut faults, setting, found)?;
         contents.extend(file.map(|file| Content {
-            ends: found.iter().filter_map(end).collect(),
+            warnings: found.iter().filter_map(warning).collect(),
             ..content(setting, file, Some(found.len()), None, None)
         }));
         Some(
@@ -135,6 +137,6 @@ fn content(
         certificates,
         keys,
         lists,
-        ends: Vec::new(),
+        warnings: Vec::new(),
     }
 }

@@ -12,6 +12,14 @@ use crate::{
 /// The certificates of a file, in its order.
 pub(super) type Certificates = Vec<Located<CertificateDer<'static>>>;
 
+/// What is odd about a certificate of a file, and no reason not to use the file.
+#[derive(Debug, Clone)]
+pub(super) struct Warning {
+    pub(super) line: Option<usize>,
+    pub(super) subject: String,
+    pub(super) problem: String,
+}
+
 /// When the certificate is valid.
 pub(crate) fn validity(certificate: &X509Certificate<'_>) -> Validity {
     Validity {

@@ -165,14 +165,14 @@ impl Snapshot {
             );
         }
         for content in &self.contents {
-            for end in content.ends.iter().filter(|end| end.time < now) {
+            for warning in &content.warnings {
                 tracing::warn!(
                     setting = content.setting,
                     file = %content.path.display(),
-                    line = end.line,
-                    subject = end.subject,
-                    expired = spelled(end.time),
-                    "a CA of the bundle has expired, and is trusted until it is taken out"
+                    line = warning.line,
+                    subject = warning.subject,
+                    "{}",
+                    warning.problem
                 );
             }
         }
