@@ -16,23 +16,24 @@ use serde::{
     Deserialize, Deserializer,
     de::{MapAccess, Visitor},
 };
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
-use crate::{
-    keyring::{Kek, KeyId, KeySource},
-    regular_file,
-};
+use crate::keyring::{Kek, KeyId, KeySource};
 
-/// In bytes. A site of 100,000 machines has some 10 MiB of credentials.
-const MAX_BYTES: u64 = 64 << 20;
+/// The largest file, in bytes. A site of 100,000 machines has some 10 MiB of credentials.
+pub const MAX_BYTES: u64 = 64 << 20;
 
-/// Reads the keys out of the file at `path`, which may well have none.
+/// The keys of the file at `path`, which may well have none. `content` is what came of
+/// reading it: this module reads no file itself, so that it can be fuzzed alone.
 ///
 /// # Errors
 ///
 /// One sentence for each fault, without the name of the file.
-pub fn read(path: &Path) -> Result<Vec<Kek>, Vec<String>> {
-    let text = regular_file::read(path, MAX_BYTES).map_err(|error| vec![unreadable(&error)])?;
+pub fn of_file(
+    path: &Path,
+    content: io::Result<Zeroizing<Vec<u8>>>,
+) -> Result<Vec<Kek>, Vec<String>> {
+    let text = content.map_err(|error| vec![unreadable(&error)])?;
     let text = std::str::from_utf8(&text).map_err(|_| vec!["is not UTF-8".to_owned()])?;
     let keks = parse(text)?.into_iter();
     Ok(keks
