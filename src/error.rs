@@ -281,6 +281,11 @@ mod tests {
             let status = Status::from(error);
             assert_eq!(status.code(), code, "{text}");
             assert_eq!(status.message(), text);
+            let is_counted = crate::telemetry::CALL_OUTCOMES.contains(&reason);
+            assert!(
+                is_counted,
+                "{reason} is not among the outcomes of the metrics"
+            );
             let info = status.get_details_error_info().unwrap();
             assert_eq!(
                 (info.reason.as_str(), info.domain.as_str()),

@@ -40,6 +40,7 @@ async fn assert_health(server: &Server, expected: &str) {
 /// Nothing to be had but an answer to that effect; `why` is part of it.
 async fn assert_not_ready(server: &Server, why: &str) {
     assert_eq!(server.get("/livez").await, (200, "ok\n".to_owned()));
+    until_probes_say(server, 503, why).await;
     let (status, body) = server.get("/readyz").await;
     assert!(
         status == 503 && body.contains("not ready: database: ") && body.contains(why),

@@ -143,6 +143,13 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
         .build()
 }
 
+fn no_threads(error: &std::io::Error) -> String {
+    format!(
+        "the system gives no more threads ({error}): raise the limit of processes of the user, the \
+         service or the container (ulimit -u, TasksMax, pids limit)"
+    )
+}
+
 /// Whether the system gives so many threads at once.
 fn reserve_threads(count: usize) -> std::io::Result<()> {
     let (release, _) = tokio::sync::broadcast::channel::<()>(1);
@@ -154,12 +161,7 @@ fn reserve_threads(count: usize) -> std::io::Result<()> {
         .collect();
     drop(release);
     for thread in threads {
-        let thread = thread.map_err(|error| {
-            std::io::Error::other(format!(
-                "the system gives no more threads ({error}): raise the limit of processes of the \
-                 user, the service or the container (ulimit -u, TasksMax, pids limit)"
-            ))
-        })?;
+        let thread = thread.map_err(|error| std::io::Error::other(no_threads(&error)))?;
         // It does nothing that could fail.
         let _ = thread.join();
     }

@@ -8,7 +8,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{EX_CONFIG, LAST_WORDS, VERSION, fail, notify, runtime};
+use super::{EX_CONFIG, LAST_WORDS, VERSION, fail, no_threads, notify, runtime};
 use crate::{
     app::{self, AppError, Listeners},
     config::{Config, Environment},
@@ -24,10 +24,7 @@ pub(super) fn run(files: &[PathBuf], environment: Environment) -> ExitCode {
     // There may be keys in it.
     drop(environment);
     if let Err(error) = telemetry::start_logging(&config.log) {
-        return fail(
-            &format!("the system gives no thread for the log: {error}"),
-            1,
-        );
+        return fail(&no_threads(&error), 1);
     }
     introduce(&config);
     let served = runtime()
