@@ -9,6 +9,8 @@
 //! in `verifier` on rustls' own verifier.
 
 mod connect;
+mod notice;
+mod parameters;
 mod problem;
 mod tls;
 mod url;
@@ -16,20 +18,23 @@ mod verifier;
 
 use std::{
     fmt,
-    net::IpAddr,
     path::{Path, PathBuf},
     str::FromStr,
+    sync::Arc,
     time::Duration,
 };
 
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use thiserror::Error;
 use tokio_postgres::config::{Host, SslMode as DriverSslMode, TargetSessionAttrs};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 pub use self::connect::{ConnectError, Limit};
-pub(crate) use self::{connect::Connector, problem::tls_problem};
-use self::{connect::Server, url::Url};
+pub(crate) use self::{connect::Connector, notice::Notices, problem::tls_problem};
+use self::{
+    connect::Server,
+    parameters::{Parameters, left_out, servers},
+    url::Url,
+};
 use crate::pem;
 
 /// libpq's `sslmode`.
@@ -89,9 +94,6 @@ pub enum DatabaseError {
 
 /// What connecting may take where nobody says.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Longer than anybody means: the limit of `connect_timeout` in `[rewrap]` as well.
-const MAX_CONNECT_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// A database that can be connected to: parsed, certificates loaded.
 #[derive(Clone)]
@@ -164,6 +166,7 @@ impl Database {
                 tls: MakeRustlsConnect::new(tls.config),
                 limit,
                 advice: None,
+                notices: Arc::default(),
             },
             root_certificates: tls.root_certificates,
             ssl_mode,
@@ -229,14 +232,17 @@ impl Database {
         driver
     }
 
-    /// What connects the pool.
     /// TLS as `sslmode` asks for it, for cancel requests.
     pub(crate) fn tls(&self) -> MakeRustlsConnect {
         self.connector.tls.clone()
     }
 
-    pub(crate) fn connector(&self) -> Connector {
-        self.connector.clone()
+    /// What connects the pool; the notices of its connections go to `notices`.
+    pub(crate) fn connector(&self, notices: Arc<Notices>) -> Connector {
+        Connector {
+            notices,
+            ..self.connector.clone()
+        }
     }
 }
 
@@ -260,208 +266,6 @@ impl Server {
     fn host_or_address(&self) -> Host {
         let address = || Host::Tcp(self.address.map_or_else(String::new, |ip| ip.to_string()));
         self.host.clone().unwrap_or_else(address)
-    }
-}
-
-/// The parameters of the URL, sorted by who needs them.
-#[derive(Default)]
-struct Parameters {
-    ssl_mode: Option<SslMode>,
-    root_certificate: Option<PathBuf>,
-    connect_timeout: Option<Duration>,
-    user: Option<String>,
-    password: Option<String>,
-    dbname: Option<String>,
-    hosts: Option<String>,
-    addresses: Option<String>,
-    ports: Option<String>,
-    options: Vec<String>,
-    for_driver: Vec<(String, String)>,
-    ignored: Vec<String>,
-}
-
-impl Parameters {
-    fn of(url: &Url) -> Result<Self, DatabaseError> {
-        let mut parsed = Self::default();
-        for (name, value) in &url.parameters {
-            let text = || Some(value.clone());
-            match name.as_str() {
-                "sslmode" | "ssl-mode" => parsed.ssl_mode = Some(value.parse()?),
-                "sslrootcert" | "ssl-root-cert" | "ssl-ca" => {
-                    parsed.root_certificate = Some(PathBuf::from(value));
-                }
-                "connect_timeout" => parsed.connect_timeout = connect_timeout(value)?,
-                "user" => parsed.user = text(),
-                "password" => parsed.password = text(),
-                "dbname" => parsed.dbname = text(),
-                "host" => parsed.hosts = text(),
-                "hostaddr" => parsed.addresses = text(),
-                "port" => parsed.ports = text(),
-                "options" => parsed.options.push(value.clone()),
-                // libpq: the server there is that takes writes.
-                "target_session_attrs" if value == "primary" => {
-                    let value = "read-write".to_owned();
-                    parsed.for_driver.push((name.clone(), value));
-                }
-                "keepalives"
-                | "keepalives_interval"
-                | "keepalives_retries"
-                | "target_session_attrs"
-                | "channel_binding"
-                | "load_balance_hosts" => {
-                    parsed.for_driver.push((name.clone(), value.clone()));
-                }
-                // Ours says who we are.
-                "application_name" => {}
-                _ => match url::option_name(name) {
-                    Some(option) => parsed
-                        .options
-                        .push(format!("-c {option}={}", escaped(value))),
-                    None => parsed.ignored.push(name.clone()),
-                },
-            }
-        }
-        Ok(parsed)
-    }
-
-    fn has(&self, name: &str) -> bool {
-        self.for_driver.iter().any(|(other, _)| other == name)
-    }
-
-    /// The driver checks what is its own.
-    fn driver(&self) -> Result<tokio_postgres::Config, DatabaseError> {
-        let parameters = self.for_driver.iter().map(|(name, value)| {
-            let value = utf8_percent_encode(value, NON_ALPHANUMERIC);
-            format!("{name}={value}")
-        });
-        let parameters: Vec<_> = parameters.collect();
-        let url = format!("postgres://?{}", parameters.join("&"));
-        tokio_postgres::Config::from_str(&url)
-            .map_err(|error| DatabaseError::Url(root_cause(&error)))
-    }
-}
-
-/// libpq: whole seconds, and none or less for no limit, which there always is here.
-fn connect_timeout(value: &str) -> Result<Option<Duration>, DatabaseError> {
-    let seconds: i64 = value
-        .trim()
-        .parse()
-        .map_err(|_| DatabaseError::Url("connect_timeout is not a number of seconds".to_owned()))?;
-    let seconds = u64::try_from(seconds).unwrap_or_default();
-    let limit = Duration::from_secs(seconds).min(MAX_CONNECT_TIMEOUT);
-    Ok(Some(limit).filter(|limit| !limit.is_zero()))
-}
-
-/// As the server takes options apart: at blanks that have no backslash before them.
-fn escaped(value: &str) -> String {
-    let mut escaped = String::new();
-    for c in value.chars() {
-        if c == '\\' || c.is_whitespace() {
-            escaped.push('\\');
-        }
-        escaped.push(c);
-    }
-    escaped
-}
-
-/// The servers of the URL; its parameters win over what is before them.
-fn servers(url: &Url, parameters: &Parameters) -> Result<Vec<Server>, DatabaseError> {
-    let fault = |what: &str| DatabaseError::Url(what.to_owned());
-    let list = |text: &Option<String>| -> Option<Vec<String>> {
-        let text = text.as_ref()?;
-        Some(text.split(',').map(str::to_owned).collect())
-    };
-    let mut hosts: Vec<Option<Host>> = Vec::new();
-    match list(&parameters.hosts) {
-        Some(names) => {
-            for name in names {
-                hosts.push(Some(url::parse_host(&name).map_err(DatabaseError::Url)?));
-            }
-        }
-        None => hosts.extend(url.hosts.iter().map(|(host, _)| Some(host.clone()))),
-    }
-    let mut addresses = vec![None; hosts.len()];
-    if let Some(texts) = list(&parameters.addresses) {
-        let parsed = texts.iter().map(|text| text.parse::<IpAddr>().map(Some));
-        addresses = parsed
-            .collect::<Result<_, _>>()
-            .map_err(|_| fault("hostaddr is not an IP address"))?;
-        if hosts.is_empty() {
-            hosts = vec![None; addresses.len()];
-        }
-    }
-    if hosts.is_empty() || hosts.contains(&Some(Host::Tcp(String::new()))) {
-        return Err(DatabaseError::NoHost);
-    }
-    if hosts.len() != addresses.len() {
-        return Err(fault(
-            "host and hostaddr do not have the same number of entries",
-        ));
-    }
-    let mut ports: Vec<_> = url.hosts.iter().map(|(_, port)| *port).collect();
-    if let Some(texts) = list(&parameters.ports) {
-        let parsed = texts.iter().map(|text| match text.as_str() {
-            "" => Ok(None),
-            port => url::parse_port(port).map(Some),
-        });
-        ports = parsed
-            .collect::<Result<_, _>>()
-            .map_err(DatabaseError::Url)?;
-    }
-    if ports.is_empty() {
-        ports.push(None);
-    }
-    if ports.len() > 1 && ports.len() != hosts.len() {
-        return Err(fault(
-            "host and port do not have the same number of entries",
-        ));
-    }
-    let port = |i: usize| ports.get(i).or(ports.first()).copied().flatten();
-    let servers = hosts.into_iter().zip(addresses).enumerate();
-    Ok(servers
-        .map(|(i, (host, address))| Server {
-            host,
-            address,
-            port: port(i).unwrap_or(url::DEFAULT_PORT),
-        })
-        .collect())
-}
-
-/// What nico-api's driver (sqlx) takes from the environment where the URL does not say it.
-fn left_out(url: &Url, parameters: &Parameters, ssl_mode: Option<SslMode>) -> Vec<&'static str> {
-    let has_port = parameters.ports.is_some() || url.hosts.iter().any(|(_, port)| port.is_some());
-    let given: [(bool, &[&'static str]); 8] = [
-        (
-            !url.hosts.is_empty() || parameters.hosts.is_some() || parameters.addresses.is_some(),
-            &["PGHOST", "PGHOSTADDR"],
-        ),
-        (has_port, &["PGPORT"]),
-        (url.user.is_some() || parameters.user.is_some(), &["PGUSER"]),
-        (
-            url.password.is_some() || parameters.password.is_some(),
-            &["PGPASSWORD", "PGPASSFILE"],
-        ),
-        (
-            url.dbname.is_some() || parameters.dbname.is_some(),
-            &["PGDATABASE"],
-        ),
-        (
-            ssl_mode.is_some() || parameters.ssl_mode.is_some(),
-            &["PGSSLMODE"],
-        ),
-        (parameters.root_certificate.is_some(), &["PGSSLROOTCERT"]),
-        (!parameters.options.is_empty(), &["PGOPTIONS"]),
-    ];
-    let missing = given.into_iter().filter(|(given, _)| !given);
-    missing
-        .flat_map(|(_, variables)| variables.iter().copied())
-        .collect()
-}
-
-fn root_cause(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => root_cause(source),
-        None => error.to_string(),
     }
 }
 

@@ -122,6 +122,13 @@ impl Kek {
     /// Expands `bytes`; the caller's copy is wiped when it is dropped.
     #[must_use]
     pub fn new(id: KeyId, bytes: &Zeroizing<[u8; KEY_BYTES]>) -> Self {
+        let kek = Self::expand(id, bytes);
+        wipe_stack();
+        kek
+    }
+
+    #[inline(never)]
+    fn expand(id: KeyId, bytes: &Zeroizing<[u8; KEY_BYTES]>) -> Self {
         let digest = Sha256::new()
             .chain_update(CHECK_VALUE_LABEL)
             .chain_update(bytes.as_slice())
@@ -167,6 +174,21 @@ impl fmt::Debug for Kek {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Kek({} {})", self.id, self.check_value)
     }
+}
+
+/// Writes over the part of the stack that calls before this one have used. AES spreads its round
+/// keys over the stack, the first two of which are the key itself, and leaves them there.
+#[inline(never)]
+pub(crate) fn wipe_stack() {
+    /// More than the frames of the cipher take. Those of a debug build are larger.
+    const BYTES: usize = if cfg!(debug_assertions) {
+        64 << 10
+    } else {
+        8 << 10
+    };
+    // A variable: a constant would not be on the stack.
+    let mut zeros = [0_u8; BYTES];
+    std::hint::black_box(&mut zeros);
 }
 
 /// Every KEK of the site, one of them the target of re-wrapping.

@@ -8,6 +8,7 @@
 
 pub mod environment;
 mod key_text;
+mod yaml;
 
 use std::{collections::BTreeSet, fmt, io, path::Path};
 
@@ -15,33 +16,24 @@ use serde::{
     Deserialize, Deserializer,
     de::{MapAccess, Visitor},
 };
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
-use crate::{
-    keyring::{Kek, KeyId, KeySource},
-    regular_file,
-};
+use crate::keyring::{Kek, KeyId, KeySource};
 
-/// In bytes. A site of 100,000 machines has some 10 MiB of credentials.
-const MAX_BYTES: u64 = 64 << 20;
+/// The largest file, in bytes. A site of 100,000 machines has some 10 MiB of credentials.
+pub const MAX_BYTES: u64 = 64 << 20;
 
-/// Nested levels of a YAML file. The reader needs some kB of stack for each.
-const MAX_DEPTH: usize = 64;
-
-/// What aliases and merge keys of a YAML file may repeat, in parser events: 100,000 hosts
-/// that share five defaults need 1.2 million.
-const MAX_REPEATED: usize = 3_000_000;
-
-/// Text of a YAML file, with what aliases repeat of it.
-const MAX_SCALAR_BYTES: usize = 512 << 20;
-
-/// Reads the keys out of the file at `path`, which may well have none.
+/// The keys of the file at `path`, which may well have none. `content` is what came of
+/// reading it: this module reads no file itself, so that it can be fuzzed alone.
 ///
 /// # Errors
 ///
 /// One sentence for each fault, without the name of the file.
-pub fn read(path: &Path) -> Result<Vec<Kek>, Vec<String>> {
-    let text = regular_file::read(path, MAX_BYTES).map_err(|error| vec![unreadable(&error)])?;
+pub fn of_file(
+    path: &Path,
+    content: io::Result<Zeroizing<Vec<u8>>>,
+) -> Result<Vec<Kek>, Vec<String>> {
+    let text = content.map_err(|error| vec![unreadable(&error)])?;
     let text = std::str::from_utf8(&text).map_err(|_| vec!["is not UTF-8".to_owned()])?;
     let keks = parse(text)?.into_iter();
     Ok(keks
@@ -68,7 +60,7 @@ pub fn parse(text: &str) -> Result<Vec<Kek>, Vec<String>> {
     let file: SecretsFile = match serde_json::from_str(text) {
         Ok(file) => file,
         Err(json_error) => {
-            let yaml = serde_saphyr::from_str_with_options(text, yaml_options(text));
+            let yaml = serde_saphyr::from_str_with_options(text, yaml::options(text));
             yaml.map_err(|yaml_error| vec![misread(text, &json_error, &yaml_error)])?
         }
     };
@@ -82,15 +74,27 @@ pub fn parse(text: &str) -> Result<Vec<Kek>, Vec<String>> {
     let mut keks = Vec::new();
     let mut faults = Vec::new();
     let mut seen = BTreeSet::new();
-    for (id, key) in &entries {
+    for (i, (id, key)) in entries.iter().enumerate() {
+        // Not quoted where id and key are the wrong way round.
+        let number = i + 1;
+        let is_key = key_text::is_like_a_key(id);
         if !seen.insert(id) {
+            let shown = if is_key {
+                format!("number {number}")
+            } else {
+                format!("{id:?}")
+            };
             faults.push(format!(
-                "key id {id:?} is there twice; which of the two is meant?"
+                "key id {shown} is there twice; which of the two is meant?"
             ));
             continue;
         }
         match kek(id, &key.0) {
             Ok(kek) => keks.push(kek),
+            Err(_) if is_key => faults.push(format!(
+                "key number {number} has what looks like a key for its id: write the id first, and \
+                 the key behind it"
+            )),
             Err(fault) => faults.push(format!("key {id:?} {fault}")),
         }
     }
@@ -111,7 +115,7 @@ fn misread(text: &str, json_error: &serde_json::Error, yaml_error: &serde_saphyr
             format!(" at line {line} column {column}")
         })
     };
-    if let Some(limit) = over_limit(yaml_error) {
+    if let Some(limit) = yaml::over_limit(yaml_error) {
         let place = at(of_yaml);
         return format!(
             "is over a limit of the YAML reader{place}, which reads at most {limit}: write the file \
@@ -133,52 +137,6 @@ fn misread(text: &str, json_error: &serde_json::Error, yaml_error: &serde_saphyr
 fn kek(id: &str, text: &str) -> Result<Kek, String> {
     let id = KeyId::new(id).map_err(|error| format!("can't be used: {error}"))?;
     Ok(Kek::new(id, &key_text::decode(text)?))
-}
-
-/// Limits of the YAML reader. A file has as many nodes and aliases as fit into it; what
-/// aliases and merge keys repeat is bounded apart, or a small file could make any number.
-fn yaml_options(text: &str) -> serde_saphyr::Options {
-    let written = text.len();
-    let all = written.saturating_add(MAX_REPEATED);
-    serde_saphyr::options! {
-        budget: serde_saphyr::budget! {
-            max_events: all.saturating_mul(2),
-            max_nodes: all,
-            max_aliases: written,
-            max_anchors: written,
-            max_merge_keys: written,
-            max_recorded_anchor_events: MAX_REPEATED,
-            max_total_scalar_bytes: MAX_SCALAR_BYTES,
-            max_depth: MAX_DEPTH,
-            enforce_alias_anchor_ratio: false,
-        },
-        alias_limits: serde_saphyr::alias_limits! {
-            max_total_replayed_events: MAX_REPEATED,
-        },
-        // It would copy a part of the file.
-        with_snippet: false,
-    }
-}
-
-/// Which limit of [`yaml_options`] a file is over.
-fn over_limit(error: &serde_saphyr::Error) -> Option<String> {
-    use serde_saphyr::{Error, budget::BudgetBreach};
-    match error.without_snippet() {
-        Error::AliasError { error, .. } => over_limit(error),
-        Error::Budget { breach, .. } => Some(match breach {
-            BudgetBreach::Depth { .. } => format!("{MAX_DEPTH} nested levels"),
-            BudgetBreach::ScalarBytes { .. } => {
-                format!("{} MiB of text, aliases included", MAX_SCALAR_BYTES >> 20)
-            }
-            _ => format!("{MAX_REPEATED} values that aliases and merge keys repeat"),
-        }),
-        Error::AliasReplayLimitExceeded { .. }
-        | Error::AliasReplayStackDepthExceeded { .. }
-        | Error::AliasExpansionLimitExceeded { .. } => Some(format!(
-            "{MAX_REPEATED} values that aliases and merge keys repeat"
-        )),
-        _ => None,
-    }
 }
 
 #[derive(Deserialize)]
@@ -281,6 +239,25 @@ mod tests {
     }
 
     #[test]
+    fn a_key_in_the_place_of_its_id_is_not_quoted() {
+        let swapped = format!(
+            r#"{{"machine_identity": {{"encryption_keys": {{"kv1": "{A}", "{B}": "kv2"}}}}}}"#
+        );
+        let faults = faults(&swapped);
+        assert!(
+            faults.starts_with("key number 2 has what looks like a key for its id"),
+            "{faults}"
+        );
+        let twice = swapped.replace("kv1", B);
+        let faults = format!("{faults}{}", super::parse(&twice).unwrap_err().join(""));
+        assert!(
+            faults.contains("key id number 2 is there twice"),
+            "{faults}"
+        );
+        assert!(!faults.contains(&B[..10]), "{faults}");
+    }
+
+    #[test]
     fn a_file_that_does_not_parse_is_not_quoted() {
         for text in [
             r#"{"machine_identity": {"encryption_keys": {"kv1": {"password": "s3cr3t"}}}}"#,
@@ -293,66 +270,6 @@ mod tests {
             let faults = faults(text);
             assert!(!faults.contains("s3cr3t"), "{faults}");
             assert!(faults.contains("line"), "{faults}");
-        }
-    }
-
-    #[test]
-    fn a_large_yaml_file_is_read() {
-        let keys = format!("machine_identity:\n  encryption_keys:\n    kv1: {A}\n    kv2: {B}\n");
-        let repeat =
-            |n: usize, entry: &dyn Fn(usize) -> String| -> String { (0..n).map(entry).collect() };
-        let aliases = format!(
-            "first: &default {{username: admin, password: x}}\nhosts:\n{}{keys}",
-            repeat(20_000, &|i| format!("  host-{i}: *default\n"))
-        );
-        let merged = format!(
-            "base: &b {{username: root}}\nhosts:\n{}{keys}",
-            repeat(20_000, &|i| format!(
-                "  host-{i}:\n    <<: *b\n    password: p\n"
-            ))
-        );
-        let many = format!(
-            "hosts:\n{}{keys}",
-            repeat(60_000, &|i| format!(
-                "  h-{i}:\n    username: root\n    password: p\n"
-            ))
-        );
-        let anchors = format!(
-            "hosts:\n{}{keys}",
-            repeat(60_000, &|i| format!("  h-{i}: &a{i} x\n"))
-        );
-        for text in [aliases, merged, many, anchors] {
-            assert_eq!(ids(&text), ["kv1", "kv2"]);
-        }
-    }
-
-    #[test]
-    fn the_limit_that_a_yaml_file_is_over_is_named() {
-        // Each level repeats the one before ten times.
-        let mut bomb = "l0: &l0 [s3cr3t]\n".to_owned();
-        for level in 1..12 {
-            let ten = vec![format!("*l{}", level - 1); 10].join(", ");
-            bomb += &format!("l{level}: &l{level} [{ten}]\n");
-        }
-        let deep = format!("a: {}s3cr3t{}\n", "[".repeat(200), "]".repeat(200));
-        let levels: String = (0..200)
-            .map(|n| format!("{}l{n}:\n", " ".repeat(n)))
-            .collect();
-        for (text, limit) in [
-            (bomb, "3000000 values that aliases and merge keys repeat"),
-            (deep, "64 nested levels"),
-            (levels, "64 nested levels"),
-        ] {
-            let faults = faults(&text);
-            assert!(
-                faults.contains("is over a limit of the YAML reader"),
-                "{faults}"
-            );
-            assert!(faults.contains(limit), "{faults}");
-            assert!(
-                !faults.contains("base64") && !faults.contains("s3cr3t"),
-                "{faults}"
-            );
         }
     }
 

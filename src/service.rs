@@ -1,6 +1,8 @@
 //! The gRPC surface: authorize, convert, run, report. The only file that sees the
 //! generated messages.
 
+mod reflection;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -14,12 +16,16 @@ use tokio_util::{
 use tonic::{
     Request, Response, Status, metadata::MetadataMap, server::NamedService, service::Routes,
 };
+use tonic_reflection::server::{v1, v1alpha};
 use tracing::Instrument;
 
-use self::proto::{
-    ReencryptTenantIdentityFailure, ReencryptTenantIdentitySecretsRequest,
-    ReencryptTenantIdentitySecretsResponse,
-    forge_server::{Forge, ForgeServer},
+use self::{
+    proto::{
+        ReencryptTenantIdentityFailure, ReencryptTenantIdentitySecretsRequest,
+        ReencryptTenantIdentitySecretsResponse,
+        forge_server::{Forge, ForgeServer},
+    },
+    reflection::Reflection,
 };
 use crate::{
     audit::{AuditLog, Record},
@@ -100,17 +106,13 @@ impl Service {
     /// # Errors
     ///
     /// When the descriptors that were compiled in can't be decoded.
-    pub fn into_gate(
-        self,
-        request_timeout: Duration,
-    ) -> Result<Gate, tonic_reflection::server::Error> {
-        let reflection = || {
-            tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-                // So that clients can show the details of an error.
-                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-        };
+    pub fn into_gate(self, request_timeout: Duration) -> Result<Gate, prost::DecodeError> {
+        let reflection = Reflection::new(&[
+            proto::DESCRIPTORS,
+            tonic_health::pb::FILE_DESCRIPTOR_SET,
+            // So that clients can show the details of an error.
+            tonic_types::pb::FILE_DESCRIPTOR_SET,
+        ])?;
         let (reporter, health) = tonic_health::server::health_reporter();
         let readiness = self.inner.readiness.clone();
         // Goes on while the process drains: that is when it matters.
@@ -124,13 +126,11 @@ impl Service {
         routes
             .add_service(health.max_decoding_message_size(MAX_REQUEST_BYTES))
             .add_service(
-                reflection()
-                    .build_v1()?
+                v1::ServerReflectionServer::new(reflection.clone())
                     .max_decoding_message_size(MAX_REQUEST_BYTES),
             )
             .add_service(
-                reflection()
-                    .build_v1alpha()?
+                v1alpha::ServerReflectionServer::new(reflection)
                     .max_decoding_message_size(MAX_REQUEST_BYTES),
             )
             .add_service(ForgeServer::new(self).max_decoding_message_size(MAX_REQUEST_BYTES));
@@ -295,6 +295,7 @@ impl Inner {
             RunError::Stopped => stopped_for,
             RunError::NotFound(id) => ServiceError::UnknownOrganization(id),
             RunError::Store(error) => ServiceError::Database(error),
+            RunError::NotReplicated => ServiceError::NotReplicated,
             RunError::Panicked => {
                 tracing::error!("a task of the run panicked: this is a bug");
                 ServiceError::Internal

@@ -604,7 +604,7 @@ async fn variables_of_libpq_are_named_where_they_would_matter() {
         "{said}"
     );
     let server = nowhere().start_unready().await;
-    let (_, body) = server.get("/readyz").await;
+    let (_, body) = server.readiness().await;
     assert!(body.contains("refused") && body.contains(words), "{body}");
     leaks::assert_none(&(said + &server.log_text()));
 }

@@ -373,6 +373,7 @@ async fn a_start_does_not_cling_to_a_connection_that_hangs() {
             .set("rewrap.statement_timeout", "\"500ms\"")
             .start_unready()
             .await;
+        server.wait_log("waiting for the database").await;
         let (status, body) = server.get("/readyz").await;
         assert!(
             status == 503 && body.contains("database"),

@@ -59,12 +59,7 @@ fn parameters(sslmode: &str, root: Option<&Ca>) -> String {
 /// How the service is connected, or why it is not.
 async fn outcome(site: Site, admin: &Client) -> String {
     let server = site.start_unready().await;
-    // The database was tried before the server listens; the latch of the listener falls a moment after.
-    let mut answer = server.get("/readyz").await;
-    while answer.1.contains("not ready: grpc") {
-        answer = server.get("/readyz").await;
-    }
-    let outcome = match answer {
+    let outcome = match server.readiness().await {
         (200, _) => {
             assert_eq!(run(&server, true).await.rows_examined, 1);
             let sql = "SELECT bool_and(s.ssl), bool_or(s.ssl) FROM pg_stat_ssl s JOIN pg_stat_activity a USING (pid)

@@ -5,6 +5,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::json;
 
 use crate::certs;
+use crate::configuration::refused;
 use crate::database::Database;
 use crate::grpcurl::{reencrypt, run};
 use crate::leaks;
@@ -178,7 +179,7 @@ async fn the_environment_wins_over_the_files() {
 }
 
 #[tokio::test]
-async fn the_database_is_that_of_the_environment_nico_apis_name_first() {
+async fn the_database_is_that_of_the_environment_by_either_name() {
     let [new, old, file] = [
         Database::migrated().await,
         Database::migrated().await,
@@ -201,8 +202,15 @@ async fn the_database_is_that_of_the_environment_nico_apis_name_first() {
     );
     let both = site()
         .env("NICO_API_DATABASE_URL", &new.url())
-        .env("CARBIDE_API_DATABASE_URL", &old.url());
+        .env("CARBIDE_API_DATABASE_URL", &format!("{}\n", new.url()));
     assert_eq!(examined(both.unset("database_url")).await, 3);
+    let words = "environment variable CARBIDE_API_DATABASE_URL: names another database than \
+                 NICO_API_DATABASE_URL: unset one of the two";
+    refused(&file, &[words], |site| {
+        site.env("NICO_API_DATABASE_URL", &new.url())
+            .env("CARBIDE_API_DATABASE_URL", &old.url())
+    })
+    .await;
     let empty = site()
         .env("NICO_API_DATABASE_URL", "")
         .env("CARBIDE_API_DATABASE_URL", &old.url());

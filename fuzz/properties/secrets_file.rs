@@ -7,7 +7,7 @@ use nico_rewrap::secrets::parse;
 use serde::{Deserialize, de::IgnoredAny};
 
 /// Every message there is, with `ID` for a key id and `N` for a number.
-const MESSAGES: [&str; 24] = [
+const MESSAGES: [&str; 26] = [
     "is not the JSON or YAML that is expected: \
      machine_identity.encryption_keys must map key ids to baseN texts",
     "is not the JSON or YAML that is expected at line N column N: \
@@ -23,6 +23,8 @@ const MESSAGES: [&str; 24] = [
     "is over a limit of the YAML reader at line N column N, which reads at most N values that \
      aliases and merge keys repeat: write the file as JSON, or use fewer aliases and levels",
     "key id ID is there twice; which of the two is meant?",
+    "key id number N is there twice; which of the two is meant?",
+    "key number N has what looks like a key for its id: write the id first, and the key behind it",
     "key ID can't be used: a key id has N to N bytes",
     "key ID is not standard baseN: it has no padding: add `=` at its end",
     "key ID is not standard baseN: it is URL-safe baseN: replace every `-` with `+` and every `_` \

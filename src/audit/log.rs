@@ -4,6 +4,10 @@
 //! call touches anything, and the last one of such a call, are flushed to the disk:
 //! what they tell of is durable too, and such calls are few. Refusals are not, or
 //! whoever is refused would set the pace of the disk.
+//!
+//! On standard error a record is a line like those of the log: nobody waits for it, and it is
+//! dropped and counted if standard error is not read. A site that needs every record
+//! configures a file.
 
 use std::{
     fs::{File, OpenOptions},
@@ -126,7 +130,7 @@ impl AuditLog {
         let written = self.append(line.clone(), record.has_begun()).await;
         if written.is_err() && self.0.path.is_some() {
             // Better there than nowhere.
-            let _ = io::stderr().lock().write_all(line.as_bytes());
+            let _ = telemetry::write_line(&line);
         }
     }
 
@@ -151,6 +155,9 @@ impl Inner {
     }
 
     async fn append(&self, line: String, flush: bool) -> io::Result<()> {
+        if self.path.is_none() {
+            return telemetry::write_line(&line);
+        }
         let open = self.open();
         let deadline = Instant::now() + PATIENCE;
         let written = timeout_at(deadline, async {
@@ -172,7 +179,7 @@ impl Open {
 
     fn append(&mut self, line: &str, flush: bool) -> io::Result<()> {
         let Some((path, file)) = &mut self.file else {
-            return io::stderr().lock().write_all(line.as_bytes());
+            return telemetry::write_line(line);
         };
         // Deleted, and nobody would ever read the line. The path is asked as well: a
         // deleted file keeps its link over NFS and on FUSE while it is open.

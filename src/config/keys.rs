@@ -1,6 +1,8 @@
 //! The site's keys: from environment variables if that is switched on, then from the
 //! secrets file, key by key. nico-api asks them in this order, too.
 
+use std::path::Path;
+
 use super::{
     Environment,
     key_sources::{self, FILE, FROM_ENVIRONMENT, SecretsFile, Sources},
@@ -8,7 +10,7 @@ use super::{
 };
 use crate::{
     keyring::{Kek, KeyId, Keyring},
-    secrets,
+    regular_file, secrets,
 };
 
 const TARGET: &str = "machine_identity.current_encryption_key_id";
@@ -152,8 +154,12 @@ fn keks_of_variables(
     sources.variables.read(pairs)
 }
 
+fn read_file(path: &Path) -> Result<Vec<Kek>, Vec<String>> {
+    secrets::of_file(path, regular_file::read(path, secrets::MAX_BYTES))
+}
+
 fn keks_of_file(file: &SecretsFile, settings: &mut Settings) -> Option<Vec<Kek>> {
-    match secrets::read(&file.path) {
+    match read_file(&file.path) {
         Ok(keks) => Some(keks),
         Err(faults) => {
             for fault in faults {
@@ -205,7 +211,7 @@ fn compare(
     if let Some(file) = &theirs.file
         && !same_file
     {
-        let read = secrets::read(&file.path);
+        let read = read_file(&file.path);
         if let Some(our_file) = &ours.file {
             let compared = match &read {
                 Ok(_) => String::new(),

@@ -9,6 +9,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -27,7 +28,7 @@ use tokio_postgres::{
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::tls_problem;
+use super::{Notices, tls_problem};
 
 /// The driver's two halves of a connection.
 type Halves = (
@@ -88,6 +89,8 @@ pub(crate) struct Connector {
     pub(super) limit: Limit,
     /// What to say besides where no server will do.
     pub(super) advice: Option<String>,
+    /// Takes the notices of every connection. The driver would log their texts.
+    pub(super) notices: Arc<Notices>,
 }
 
 impl Connector {
@@ -121,7 +124,7 @@ impl Connector {
             }
             for config in configs {
                 match self.within(config.connect(self.tls.clone())).await {
-                    Ok(halves) => return Ok(driven(halves)),
+                    Ok(halves) => return Ok(self.driven(halves)),
                     Err(error) => {
                         self.failed(server, &error);
                         last = Some(error);
@@ -131,6 +134,13 @@ impl Connector {
         }
         let none = || ConnectError::Name(io::ErrorKind::NotFound.into());
         Err(last.unwrap_or_else(none))
+    }
+
+    /// Keeps the connection going in a task of its own.
+    fn driven(&self, (client, connection): Halves) -> (Client, JoinHandle<()>) {
+        let notices = self.notices.clone();
+        let task = tokio::spawn(async move { notices.drive(connection).await });
+        (client, task)
     }
 
     /// Where a server is; `None` is a Unix socket.
@@ -257,16 +267,6 @@ impl Server {
         config.port(self.port);
         config
     }
-}
-
-/// Keeps the connection going in a task of its own.
-fn driven((client, connection): Halves) -> (Client, JoinHandle<()>) {
-    let task = tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::warn!(%error, "database connection failed");
-        }
-    });
-    (client, task)
 }
 
 /// The server's own message can quote anything; only its code is told.

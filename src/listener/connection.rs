@@ -31,8 +31,9 @@ use crate::{
 /// Requests under way at once on one connection.
 const MAX_STREAMS: u32 = 64;
 
-/// Size of a request's headers, in bytes.
-const MAX_HEADER_BYTES: u32 = 16 << 10;
+/// Size of a request's headers, in bytes. Beyond it the answer is HTTP 431 or the end of the
+/// connection, which gRPC clients report as an odd error. The gate refuses much smaller ones.
+const MAX_HEADER_BYTES: u32 = 256 << 10;
 
 /// What all connections have in common.
 pub(super) struct Server {

@@ -91,6 +91,9 @@ pub enum RunError {
     /// The database can't be worked with.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Somebody cancelled a commit's wait for its synchronous standby.
+    #[error("a commit of this run was not confirmed by its synchronous standby")]
+    NotReplicated,
     /// A bug in this program.
     #[error("a task of the run panicked")]
     Panicked,
@@ -201,6 +204,7 @@ impl Runner {
         let store = &self.context.store;
         // Before anything is read: the server is to be the same one at the end.
         let server = until_stopped(stop, store.incarnation()).await;
+        let unreplicated = store.unreplicated_commits();
         let mut result = match &server {
             Ok(_) => self.evaluate(scope, mode, stop, batches).await,
             Err(_) => Ok(()),
@@ -220,7 +224,12 @@ impl Runner {
         let mut durable = true;
         if report.rows_examined() > 0 || report.rows_in_doubt > 0 {
             let flushed = tokio::select! {
-                flushed = store.barrier(&server) => flushed.map_err(RunError::from),
+                flushed = store.barrier(&server) => match flushed {
+                    Ok(()) if store.unreplicated_commits() != unreplicated => {
+                        Err(RunError::NotReplicated)
+                    }
+                    flushed => flushed.map_err(RunError::from),
+                },
                 () = after(stop, STOPPED_FLUSH_LIMIT) => Err(RunError::Stopped),
             };
             durable = flushed.is_ok();

@@ -45,6 +45,16 @@ pub(super) fn decode(text: &str) -> Result<Zeroizing<[u8; KEY_BYTES]>, String> {
     })
 }
 
+/// Whether `text` could be a key in any of the usual spellings.
+pub(super) fn is_like_a_key(text: &str) -> bool {
+    let text = text.trim();
+    let decodes = |engine: &GeneralPurpose| {
+        let decoded = engine.decode(text).map(Zeroizing::new);
+        decoded.is_ok_and(|bytes| bytes.len() == KEY_BYTES)
+    };
+    decodes(&STANDARD_LENIENT) || decodes(&URL_SAFE_LENIENT) || is_hex(text.as_bytes())
+}
+
 fn key(bytes: &[u8]) -> Option<Zeroizing<[u8; KEY_BYTES]>> {
     bytes.try_into().map(Zeroizing::new).ok()
 }

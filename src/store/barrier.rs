@@ -92,6 +92,15 @@ impl Store {
         ))
     }
 
+    /// Commits on the connections that read and write rows which Postgres reported as done
+    /// although their synchronous standby had not confirmed them: somebody cancelled the
+    /// wait. If the number differs before and after a statement, that statement's commit may
+    /// be one of them.
+    #[must_use]
+    pub fn unreplicated_commits(&self) -> u64 {
+        self.notices.unreplicated_commits()
+    }
+
     /// Runs a statement whose commit waits for the disk and for synchronous standbys.
     pub(super) async fn flush(
         &self,

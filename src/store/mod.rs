@@ -15,6 +15,7 @@ mod error;
 mod lease;
 mod load;
 mod locked;
+mod ping;
 mod replace;
 mod row;
 mod schema;
@@ -28,7 +29,7 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -48,6 +49,7 @@ pub use self::{
     barrier::Incarnation,
     error::{RowError, StoreError},
     load::{Load, Observer},
+    ping::Ping,
     row::{Row, VersionError, next_counter},
     schema::SchemaError,
     settle::Settled,
@@ -58,7 +60,7 @@ use self::{
     settle::Backend,
     statement::{ANSWER_MARGIN, Sql},
 };
-use crate::database::Database;
+use crate::database::{Database, Notices};
 
 /// How the store uses the database. Durations are upper bounds.
 #[derive(Debug, Clone)]
@@ -121,6 +123,8 @@ pub struct Store {
     look_pool: Pool,
     /// Of one connection for runs of one organization.
     reserve_pool: Pool,
+    /// Of the connections of `pool`.
+    notices: Arc<Notices>,
     options: StoreOptions,
     /// Sites from before June 2026 label the row's key in a column of its own.
     has_key_id_column: AtomicBool,
@@ -183,15 +187,17 @@ impl Store {
     ///
     /// [`StoreError::Unavailable`] when the pool can't be built.
     pub fn new(database: &Database, options: StoreOptions) -> Result<Self, StoreError> {
+        let notices = Arc::<Notices>::default();
         Ok(Self {
-            pool: pool(database, &options, options.max_connections)?,
+            pool: pool(database, &options, options.max_connections, notices.clone())?,
             slots: Semaphore::new(options.max_connections),
             withheld_slots: AtomicUsize::new(0),
             limit_was_logged: AtomicBool::new(false),
             backends: Mutex::default(),
             tls: database.tls(),
-            look_pool: pool(database, &options, 1)?,
-            reserve_pool: pool(database, &options, 1)?,
+            look_pool: pool(database, &options, 1, Arc::default())?,
+            reserve_pool: pool(database, &options, 1, notices.clone())?,
+            notices,
             options,
             has_key_id_column: AtomicBool::new(false),
         })
@@ -346,10 +352,15 @@ impl Store {
     }
 }
 
-fn pool(database: &Database, options: &StoreOptions, size: usize) -> Result<Pool, StoreError> {
+fn pool(
+    database: &Database,
+    options: &StoreOptions,
+    size: usize,
+    notices: Arc<Notices>,
+) -> Result<Pool, StoreError> {
     let manager = Manager::from_connect(
         database.driver_config(options.statement_timeout, unread_limit(options)),
-        database.connector(),
+        database.connector(notices),
         ManagerConfig {
             recycling_method: RecyclingMethod::Fast,
         },

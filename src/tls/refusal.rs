@@ -100,6 +100,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::telemetry;
 
     #[test]
     fn every_reason_has_its_label() {
@@ -198,6 +199,12 @@ mod tests {
         ];
         for (error, label) in table {
             assert_eq!(reason_of(&error), label, "{error:?}");
+            let is_counted = telemetry::CERTIFICATE_REASONS.contains(&label)
+                || telemetry::HANDSHAKE_REASONS.contains(&label);
+            assert!(
+                is_counted,
+                "{label} is not among the reasons of the metrics"
+            );
             let error = io::Error::new(io::ErrorKind::InvalidData, error);
             assert_eq!(reason_of_io(&error), label);
         }
