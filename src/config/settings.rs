@@ -25,6 +25,8 @@ pub(super) struct Settings {
     /// Variable by the key that it sets.
     variables: BTreeMap<String, String>,
     faults: Vec<String>,
+    /// Files with `[rewrap]` that tell nico-api to refuse sections that it does not know.
+    refused_by_nico_api: Vec<String>,
     /// A file could not be read: what seems to be missing may be in it.
     incomplete: bool,
 }
@@ -35,9 +37,15 @@ impl Settings {
     pub(super) fn read(files: &[PathBuf], environment: &Environment) -> Self {
         let mut faults = Vec::new();
         let mut builder = config::Config::builder();
+        let mut refused_by_nico_api = Vec::new();
         for path in files {
             match TomlFile::read(path) {
-                Ok(file) => builder = builder.add_source(file),
+                Ok(file) => {
+                    if file.is_refused_by_nico_api() {
+                        refused_by_nico_api.push(path.display().to_string());
+                    }
+                    builder = builder.add_source(file);
+                }
                 Err(fault) => faults.push(format!("{}: {fault}", path.display())),
             }
         }
@@ -71,6 +79,7 @@ impl Settings {
             files: names.join(", "),
             variables,
             faults,
+            refused_by_nico_api,
             incomplete,
         }
     }
@@ -127,6 +136,17 @@ impl Settings {
         self.value(key)
             .and_then(|value| value.origin().map(str::to_owned))
             .unwrap_or_else(|| self.files.clone())
+    }
+
+    /// With `deny_unknown_fields = true`, nico-api does not start on a file that has
+    /// `[rewrap]` in it.
+    pub(super) fn only_accepted_by_nico_api(&mut self) {
+        for file in &self.refused_by_nico_api {
+            self.faults.push(format!(
+                "{file}: [rewrap]: is in a file with deny_unknown_fields = true, on which nico-api \
+                 does not start; move it into a file of its own, given with a further --config"
+            ));
+        }
     }
 
     /// Everything in `[rewrap]` has to be known: a typo must not pass.
@@ -371,6 +391,12 @@ fn spelled(key: &str) -> String {
 struct TomlFile(Map<String, Value>);
 
 impl TomlFile {
+    fn is_refused_by_nico_api(&self) -> bool {
+        let denies = self.0.get("deny_unknown_fields");
+        denies.is_some_and(|value| value.kind == ValueKind::Boolean(true))
+            && self.0.contains_key(SECTION)
+    }
+
     /// The parser's own report would quote the line, which may hold a password; this
     /// names the place instead.
     fn read(path: &Path) -> Result<Self, String> {
