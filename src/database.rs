@@ -84,7 +84,7 @@ pub enum DatabaseError {
     Verifier(String),
 }
 
-/// What connecting may take where nobody says.
+/// The default time limit of one attempt to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A database that can be connected to: parsed, certificates loaded.
@@ -130,7 +130,7 @@ impl Database {
             SslMode::Prefer => DriverSslMode::Prefer,
             SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => DriverSslMode::Require,
         });
-        // Of several, one that can be written to is meant.
+        // With several servers, the primary is wanted.
         if servers.len() > 1 && !parameters.has("target_session_attrs") {
             driver.target_session_attrs(TargetSessionAttrs::ReadWrite);
         }

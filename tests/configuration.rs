@@ -201,7 +201,7 @@ async fn a_typo_in_our_own_section_is_no_setting() {
 }
 
 #[tokio::test]
-async fn what_may_be_in_a_file_that_cannot_be_read_is_not_missing() {
+async fn settings_are_not_called_missing_if_a_file_cannot_be_read() {
     let database = Database::migrated().await;
     for (broken, what) in [
         ("= 1", "second.toml: is not TOML at line 1"),

@@ -27,7 +27,7 @@ pub(super) struct Settings {
     faults: Vec<String>,
     /// Files with `[rewrap]` that tell nico-api to refuse sections that it does not know.
     refused_by_nico_api: Vec<String>,
-    /// A file could not be read: what seems to be missing may be in it.
+    /// A file could not be read. Settings that seem to be missing may be in it.
     incomplete: bool,
 }
 
@@ -95,8 +95,8 @@ impl Settings {
             .push(format!("{source}: {}: {what}", spelled(key)));
     }
 
-    /// Notes that `key` has no value, unless it may be in something that could not be
-    /// read: the fault is then there.
+    /// Records that `key` has no value. Does nothing if the value may be in a file or a
+    /// section that could not be read: that fault is recorded already.
     pub(super) fn missing(&mut self, key: &str, what: impl std::fmt::Display) {
         let sections = key.match_indices('.').map(|(end, _)| &key[..end]);
         let misshapen = |section| {
@@ -108,8 +108,8 @@ impl Settings {
         }
     }
 
-    /// Every one of `sections` has to be a section if it is there. Another value must not
-    /// pass for a section that is absent, which can mean that a feature is off.
+    /// Refuses values of another shape in the place of `sections`. They must not count as
+    /// absent: an absent section can switch a feature off.
     pub(super) fn only_sections(&mut self, sections: &[&str]) {
         for section in sections {
             let what = match self.value(section).map(|value| value.kind) {
