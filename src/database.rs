@@ -146,6 +146,9 @@ impl Database {
         if !parameters.options.is_empty() {
             driver.options(parameters.options.join(" "));
         }
+        // For cancel requests, which the driver connects by itself. Longer than the limit of
+        // the connector, whose error names the setting.
+        driver.connect_timeout(limit.duration * 2);
         // Whatever the URL says: it is nico-api's, and the load that others make is told
         // from ours by the name.
         driver.application_name(env!("CARGO_PKG_NAME"));
