@@ -10,6 +10,7 @@ use std::{
 };
 
 use metrics_exporter_prometheus::PrometheusHandle;
+use rustls::pki_types::UnixTime;
 use thiserror::Error;
 use tokio::{
     net::{TcpListener, TcpSocket},
@@ -29,15 +30,19 @@ use crate::{
     run::Runner,
     service::Service,
     store::{SchemaError, Store},
-    tls::{Reloader, TlsError},
+    tls::{Reloader, Snapshot},
 };
 
 const GRPC: &str = "grpc";
 const DATABASE: &str = "database";
+const CERTIFICATE: &str = "certificate";
 const PROCESS: &str = "process";
 
 /// Connections that wait to be accepted, as many as the standard library allows.
 const BACKLOG: u32 = 1024;
+
+/// How often a certificate that is not valid yet is looked at again.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// How long the last answers may take to be sent, after the grace period of the calls.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
@@ -57,9 +62,6 @@ pub enum AppError {
         "[machine_identity].current_encryption_key_id: key {0:?} failed its seal-and-open test"
     )]
     TargetKey(String),
-    /// No TLS from the files of `[tls]`.
-    #[error("[tls]: {0}")]
-    Tls(#[from] TlsError),
     /// The audit log can't be written to.
     #[error("[rewrap].audit_log: can't be opened for appending ({0})")]
     Audit(std::io::Error),
@@ -82,10 +84,7 @@ impl AppError {
     /// Whether the configuration is at fault, and a restart alone won't help.
     #[must_use]
     pub fn is_configuration(&self) -> bool {
-        matches!(
-            self,
-            Self::Schema(_) | Self::TargetKey(_) | Self::Tls(_) | Self::Audit(_)
-        )
+        matches!(self, Self::Schema(_) | Self::TargetKey(_) | Self::Audit(_))
     }
 }
 
@@ -203,7 +202,7 @@ impl App {
     /// Checks everything that can be checked without the network: the files, and the target
     /// key.
     fn prepare(config: Config) -> Result<Self, AppError> {
-        let tls = Reloader::start(config.tls)?;
+        let tls = Reloader::start(config.tls);
         let audit = AuditLog::open(&config.audit).map_err(AppError::Audit)?;
         let mut runner = None;
         if let Some(feature) = config.feature {
@@ -247,8 +246,14 @@ impl App {
         let grace = self.options.shutdown_grace;
         let reload_interval = self.options.tls_reload_interval;
         tokio::spawn(reopen(self.audit, hangups.clone()));
-        if self.runner.is_some() {
+        hold_for_certificate(&self.tls.snapshots().borrow(), &readiness);
+        tokio::spawn(wait_for_certificate(
+            self.tls.snapshots(),
+            readiness.clone(),
+        ));
+        if let Some(runner) = &self.runner {
             readiness.hold(DATABASE, "connecting to it");
+            tokio::spawn(note_stalls(runner.stall(), readiness.clone()));
         }
         let vital = Vital {
             probes: probes.clone(),
@@ -356,6 +361,41 @@ fn prove(keyring: &Keyring) -> Result<(), AppError> {
     } else {
         Err(AppError::TargetKey(target.id().to_string()))
     }
+}
+
+/// Has `/readyz` say what a run waits for.
+async fn note_stalls(mut stall: Receiver<Option<String>>, readiness: Readiness) {
+    while stall.changed().await.is_ok() {
+        let note = stall.borrow_and_update().clone();
+        readiness.set_note(note);
+    }
+}
+
+/// Waits until the server's certificate is valid: the clock may not be set yet, and a renewed
+/// certificate may be on its way. After that, one that expires in use does not end readiness.
+/// Handshakes are served meanwhile. Clients refuse such a certificate themselves, and what is
+/// wrong with our clock is wrong with the verification of their certificates, too.
+async fn wait_for_certificate(snapshots: Receiver<Arc<Snapshot>>, readiness: Readiness) {
+    while hold_for_certificate(&snapshots.borrow(), &readiness) {
+        sleep(RETRY).await;
+    }
+    readiness.release(CERTIFICATE);
+}
+
+/// Whether the server's certificate has to be waited for.
+fn hold_for_certificate(snapshot: &Snapshot, readiness: &Readiness) -> bool {
+    let validity = snapshot.validity();
+    if validity.contains(UnixTime::now()) {
+        return false;
+    }
+    readiness.hold(
+        CERTIFICATE,
+        format!(
+            "the server's certificate of [tls].identity_pemfile_path is {validity}: renew it, or \
+             set the clock"
+        ),
+    );
+    true
 }
 
 /// Not inlined, so that all of its frame is wiped afterwards.

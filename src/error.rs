@@ -62,6 +62,12 @@ pub enum ServiceError {
     /// The database can't be worked with.
     #[error("{0}; what was committed stays, call again later")]
     Database(StoreError),
+    /// The rows are committed, and the synchronous standby may not have them.
+    #[error(
+        "somebody cancelled a commit's wait for its synchronous standby, so the standby may lack \
+         rows that this run found or wrote: call again"
+    )]
+    NotReplicated,
     /// The audit log takes no record of the call.
     #[error(
         "the audit log can't be written to, and nothing is done without a record: see to the file \
@@ -123,6 +129,7 @@ impl ServiceError {
             Self::TooManyRuns => (Code::ResourceExhausted, "TOO_MANY_RUNS"),
             Self::NotReady(_) => (Code::Unavailable, "NOT_READY"),
             Self::Database(_) => (Code::Unavailable, "DATABASE_UNAVAILABLE"),
+            Self::NotReplicated => (Code::Unavailable, "NOT_REPLICATED"),
             Self::AuditUnavailable => (Code::Unavailable, "AUDIT_UNAVAILABLE"),
             Self::ShuttingDown => (Code::Unavailable, "SHUTTING_DOWN"),
             Self::DeadlineExceeded => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
@@ -237,6 +244,7 @@ mod tests {
                 Unavailable,
                 "DATABASE_UNAVAILABLE",
             ),
+            (ServiceError::NotReplicated, Unavailable, "NOT_REPLICATED"),
             (
                 ServiceError::AuditUnavailable,
                 Unavailable,

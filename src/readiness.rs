@@ -1,6 +1,9 @@
 //! Readiness by latches: ready is who waits for nothing any more.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use tokio::sync::watch;
 use tonic_health::{ServingStatus, server::HealthReporter};
@@ -8,7 +11,10 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 /// What has to happen before this process is ready, and what became of it.
 /// Clones share the same state.
 #[derive(Debug, Clone)]
-pub struct Readiness(Arc<watch::Sender<Waiting>>);
+pub struct Readiness {
+    latches: Arc<watch::Sender<Waiting>>,
+    note: Arc<Mutex<Option<String>>>,
+}
 
 /// Latch, and why it is held.
 type Waiting = BTreeMap<&'static str, Held>;
@@ -34,7 +40,10 @@ impl Readiness {
                 (*latch, held)
             })
             .collect();
-        Self(Arc::new(watch::Sender::new(waiting)))
+        Self {
+            latches: Arc::new(watch::Sender::new(waiting)),
+            note: Arc::default(),
+        }
     }
 
     /// Says why a latch is not released.
@@ -49,7 +58,7 @@ impl Readiness {
     }
 
     fn insert(&self, latch: &'static str, reason: String, refuses_calls: bool) {
-        self.0.send_modify(|waiting| {
+        self.latches.send_modify(|waiting| {
             let held = Held {
                 reason,
                 refuses_calls,
@@ -60,9 +69,21 @@ impl Readiness {
 
     /// Releases a latch.
     pub fn release(&self, latch: &'static str) {
-        self.0.send_modify(|waiting| {
+        self.latches.send_modify(|waiting| {
             waiting.remove(latch);
         });
+    }
+
+    /// Says beside the readiness what a run waits for. A process whose run waits is ready.
+    pub fn set_note(&self, note: Option<String>) {
+        *self.note.lock().unwrap_or_else(PoisonError::into_inner) = note;
+    }
+
+    /// What a run waits for.
+    #[must_use]
+    pub fn note(&self) -> Option<String> {
+        let note = self.note.lock().unwrap_or_else(PoisonError::into_inner);
+        note.clone()
     }
 
     /// Whether calls can be carried out.
@@ -84,7 +105,7 @@ impl Readiness {
     }
 
     fn reasons(&self, counts: impl Fn(&Held) -> bool) -> Result<(), String> {
-        let waiting = self.0.borrow();
+        let waiting = self.latches.borrow();
         let reasons: Vec<_> = waiting
             .iter()
             .filter(|(_, held)| counts(held))
@@ -99,7 +120,7 @@ impl Readiness {
 
     /// Keeps the health service of `services` up to date.
     pub(crate) async fn report_to(&self, reporter: &HealthReporter, services: &[&str]) {
-        let mut changes = self.0.subscribe();
+        let mut changes = self.latches.subscribe();
         loop {
             let status = if changes.borrow_and_update().is_empty() {
                 ServingStatus::Serving

@@ -35,7 +35,7 @@ use crate::{
     listener::Peer,
     organization::{InvalidOrganizationId, OrganizationId},
     readiness::Readiness,
-    run::{Mode, Report, RunError, Runner, Scope},
+    run::{Ended, Mode, Report, RunError, Runner, Scope},
 };
 
 #[expect(unreachable_pub, clippy::pedantic, reason = "generated code")]
@@ -218,27 +218,29 @@ impl Inner {
         let run = tokio::spawn(
             async move { inner.checked_run(peer, asked, &begun, &gone).await }.in_current_span(),
         );
-        let (result, report) = run.await.unwrap_or_else(|error| {
+        let (result, report, durable) = run.await.unwrap_or_else(|error| {
             tracing::error!(%error, "a run panicked: this is a bug");
-            (Err(ServiceError::Internal), Report::default())
+            (Err(ServiceError::Internal), Report::default(), false)
         });
-        record.counted(&report);
+        record.counted(&report, durable);
         let error = result.as_ref().err();
         self.audit.ended(record, started.elapsed(), error).await;
         result.map(|target| response(&report, target))
     }
 
-    /// The target of the run or why it has none, and what it counted until then.
+    /// The target of the run or why it has none, what it counted until then, and whether
+    /// that is durable.
     async fn checked_run(
         &self,
         peer: Option<Arc<Peer>>,
         asked: Asked,
         record: &Record,
         gone: &CancellationToken,
-    ) -> (Result<String, ServiceError>, Report) {
-        let mut report = Report::default();
-        let result = self.run(peer, asked, record, gone, &mut report).await;
-        (result, report)
+    ) -> (Result<String, ServiceError>, Report, bool) {
+        match self.run(peer, asked, record, gone).await {
+            Ok((target, ended)) => (ended.result.map(|()| target), ended.report, ended.durable),
+            Err(error) => (Err(error), Report::default(), true),
+        }
     }
 
     async fn run(
@@ -247,8 +249,7 @@ impl Inner {
         asked: Asked,
         record: &Record,
         gone: &CancellationToken,
-        report: &mut Report,
-    ) -> Result<String, ServiceError> {
+    ) -> Result<(String, Ended<ServiceError>), ServiceError> {
         let peer = peer.ok_or(ServiceError::Internal)?;
         let permit = decide(&self.policy, &peer.caller)?;
         let (scope, mode) = (asked.scope?, asked.mode);
@@ -278,9 +279,9 @@ impl Inner {
                 None => std::future::pending().await,
             }
         };
-        let mut run = std::pin::pin!(runner.run(&permit, &scope, mode, &stop, report));
-        let (result, stopped_for) = tokio::select! {
-            result = run.as_mut() => (result, ServiceError::ShuttingDown),
+        let mut run = std::pin::pin!(runner.run(&permit, &scope, mode, &stop));
+        let (ended, stopped_for) = tokio::select! {
+            ended = run.as_mut() => (ended, ServiceError::ShuttingDown),
             () = gone.cancelled() => {
                 stop.cancel();
                 (run.await, ServiceError::Cancelled)
@@ -290,16 +291,17 @@ impl Inner {
                 (run.await, ServiceError::DeadlineExceeded)
             }
         };
-        match result {
-            Ok(()) => Ok(target),
-            Err(RunError::Stopped) => Err(stopped_for),
-            Err(RunError::NotFound(id)) => Err(ServiceError::UnknownOrganization(id)),
-            Err(RunError::Store(error)) => Err(ServiceError::Database(error)),
-            Err(RunError::Panicked) => {
+        let ended = ended.map_err(|error| match error {
+            RunError::Stopped => stopped_for,
+            RunError::NotFound(id) => ServiceError::UnknownOrganization(id),
+            RunError::Store(error) => ServiceError::Database(error),
+            RunError::NotReplicated => ServiceError::NotReplicated,
+            RunError::Panicked => {
                 tracing::error!("a task of the run panicked: this is a bug");
-                Err(ServiceError::Internal)
+                ServiceError::Internal
             }
-        }
+        });
+        Ok((target, ended))
     }
 
     /// A place among the runs, and the one place for a site-wide apply.

@@ -31,6 +31,7 @@ const COMMIT_SECONDS: &str = "nico_rewrap_database_commit_seconds";
 const USUAL_COMMIT_SECONDS: &str = "nico_rewrap_database_usual_commit_seconds";
 const REPLICA_LAG_SECONDS: &str = "nico_rewrap_database_replica_lag_seconds";
 const BACK_OFF: &str = "nico_rewrap_back_off_rows_per_second";
+const RUN_STALLED: &str = "nico_rewrap_run_stalled";
 const ROWS: &str = "nico_rewrap_rows_total";
 const HANDSHAKES_REFUSED: &str = "nico_rewrap_tls_handshakes_refused_total";
 const CONNECTIONS: &str = "nico_rewrap_connections_open";
@@ -149,6 +150,10 @@ pub fn start_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus::
         BACK_OFF,
         "Rows a second that an apply holds back to for the sake of others; 0 for no limit"
     );
+    describe_gauge!(
+        RUN_STALLED,
+        "1 while a run makes no progress because it waits for a lock or for a synchronous standby"
+    );
     describe_counter!(
         HANDSHAKES_REFUSED,
         "Connections that ended before HTTP/2, by reason"
@@ -181,6 +186,7 @@ pub fn start_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus::
     // So that alerts on them have something to go by from the start.
     zeros::register();
     gauge!(RELOAD_FAILING).set(0.0);
+    gauge!(RUN_STALLED).set(0.0);
     gauge!(CONNECTIONS).set(0.0);
     counter!(AUDIT_FAILURES).absolute(0);
     counter!(LOG_LINES_DROPPED).absolute(0);
@@ -312,4 +318,9 @@ pub(crate) fn database_load(load: &Load, usual: Option<Duration>, limit: Option<
 /// So many rows a second may be written; `None` for no limit.
 pub(crate) fn backed_off(limit: Option<f64>) {
     gauge!(BACK_OFF).set(limit.unwrap_or_default());
+}
+
+/// Whether a run waits for something that somebody else has to give.
+pub(crate) fn run_stalled(stalled: bool) {
+    gauge!(RUN_STALLED).set(f64::from(u8::from(stalled)));
 }

@@ -136,6 +136,7 @@ async fn a_write_whose_confirmation_was_lost_is_looked_after_and_not_done_twice(
 #[tokio::test]
 async fn a_write_that_outlives_its_connection_is_counted_and_not_done_twice() {
     let (rival, watch, proxy, server) = behind_a_lock().await;
+    proxy.lose_cancel_requests();
     let outlive = async {
         until_blocked(&watch).await;
         proxy.cut();

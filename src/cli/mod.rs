@@ -45,9 +45,11 @@ enum Command {
     ///
     /// Reads nico-api's site config and secrets file. Settings of its own are in the
     /// section [rewrap], or in environment variables: NICO_REWRAP__LISTEN sets
-    /// [rewrap].listen. NICO_API_DATABASE_URL wins over database_url, and
-    /// CARBIDE_CREDENTIALS_FILE_PATH over [rewrap].secrets_file. With
-    /// CARBIDE_CREDENTIALS_ENV_ENABLED=true keys are read from the environment first.
+    /// [rewrap].listen. NICO_API_DATABASE_URL wins over database_url. Keys are read from
+    /// the environment first with CARBIDE_CREDENTIALS_ENV_ENABLED=true, then from
+    /// [rewrap].secrets_file, or else from the file that nico-api reads:
+    /// [credentials.file].path, or with CARBIDE_CREDENTIALS_FILE_ENABLED=true
+    /// CARBIDE_CREDENTIALS_FILE_PATH.
     /// Exits with 78 when the configuration is at fault.
     Serve(ConfigFiles),
     /// Build nico-api's tables in an empty database, for development and tests.

@@ -113,12 +113,21 @@ fn introduce(config: &Config) {
         );
         return;
     };
+    if let Some((file, certificates)) = feature.database.root_certificates() {
+        tracing::info!(
+            setting = "database_url: sslrootcert",
+            file = %file.display(),
+            certificates,
+            "TLS file read"
+        );
+    }
     let target = feature.keyring.target().id();
     for kek in feature.keyring.iter() {
         tracing::info!(
             key_id = %kek.id(),
             key_check_value = %kek.check_value(),
             is_target = kek.id() == target,
+            source = %kek.source(),
             "key"
         );
     }

@@ -101,7 +101,7 @@ impl Server {
         let stream = match timeout_at(deadline, acceptor.accept(stream)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
-                return Err(Refusal(tls::reason_of_io(&error), error.to_string()));
+                return Err(Refusal(tls::reason_of_io(&error), tls::explain_io(&error)));
             }
             Err(_) => {
                 let error = "it took longer than [rewrap].handshake_timeout";
@@ -126,7 +126,7 @@ impl Server {
         };
         // By what the files say now: they may have changed since the handshake began.
         let caller = verify(&mut tls, &chain, &self.trust)
-            .map_err(|error| Refusal(tls::reason_of(&error), error.to_string()))?;
+            .map_err(|error| Refusal(tls::reason_of(&error), tls::explain(&error)))?;
         let share = self.shares.take(&caller).ok_or_else(|| {
             let error = "this client has [rewrap].max_connections_per_client of them";
             Refusal("too_many", error.to_owned())

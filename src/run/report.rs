@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::RunError;
 use crate::rewrap::COLUMNS;
 
 /// Failures are kept up to this many bytes of text and message overhead: half of
@@ -42,6 +43,15 @@ pub(super) enum RowOutcome {
 }
 
 impl RowOutcome {
+    /// The row as a whole failed.
+    pub(super) fn row_failed(organization_id: &str, error: String) -> Self {
+        Self::Failed(vec![Failure {
+            organization_id: organization_id.to_owned(),
+            field: "",
+            error,
+        }])
+    }
+
     /// For metrics.
     pub(super) fn name(&self) -> &'static str {
         match self {
@@ -67,6 +77,8 @@ pub struct Report {
     pub fields_reencrypted: u32,
     /// Fields that opened under the target key.
     pub fields_on_target: u32,
+    /// Rows whose last write has an unknown outcome. They are in no other counter.
+    pub rows_in_doubt: u64,
     /// Failures that did not fit.
     pub failures_omitted: u64,
     /// By organization and column, which is also the order of the report.
@@ -127,6 +139,37 @@ impl Report {
         {
             self.failure_bytes -= last.size();
             self.failures_omitted += 1;
+        }
+    }
+}
+
+/// How a run ended, and what it counted until then.
+#[derive(Debug)]
+pub struct Ended<E = RunError> {
+    /// What was counted; also of a run that did not reach its end.
+    pub report: Report,
+    /// Whether no crash of Postgres can undo what the report tells.
+    pub durable: bool,
+    /// Why the report is not complete.
+    pub result: Result<(), E>,
+}
+
+impl Ended {
+    /// A run that ended before it looked at a row.
+    pub(super) fn without_rows(error: RunError) -> Self {
+        Self {
+            report: Report::default(),
+            durable: true,
+            result: Err(error),
+        }
+    }
+
+    /// The same with another error.
+    pub fn map_err<E>(self, map: impl FnOnce(RunError) -> E) -> Ended<E> {
+        Ended {
+            report: self.report,
+            durable: self.durable,
+            result: self.result.map_err(map),
         }
     }
 }

@@ -11,32 +11,39 @@
 //! transaction mode, travel with each write.
 
 mod barrier;
-mod connect;
 mod error;
+mod lease;
 mod load;
 mod locked;
 mod ping;
 mod replace;
 mod row;
 mod schema;
+mod settle;
+mod silence;
 mod statement;
+mod wait;
 mod writer;
 
 use std::{
+    collections::HashMap,
+    fmt,
     sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use deadpool::managed::ObjectId;
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod};
 use futures_util::future;
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, time::timeout};
 use tokio_postgres::{
     Row as PgRow,
     types::{ToSql, Type},
 };
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 pub use self::{
     barrier::Incarnation,
@@ -45,9 +52,14 @@ pub use self::{
     ping::Ping,
     row::{Row, VersionError, next_counter},
     schema::SchemaError,
+    settle::Settled,
+    wait::Wait,
     writer::{Replaced, Writer},
 };
-use self::{connect::Connector, statement::Sql};
+use self::{
+    settle::Backend,
+    statement::{ANSWER_MARGIN, Sql},
+};
 use crate::database::{Database, Notices};
 
 /// How the store uses the database. Durations are upper bounds.
@@ -97,16 +109,33 @@ pub enum Pooler {
 }
 
 /// The site's database.
-#[derive(Debug)]
 pub struct Store {
     pool: Pool,
+    /// One for each connection that the pool may have.
+    slots: Semaphore,
+    /// Slots that are taken away for now, since Postgres allows fewer connections.
+    withheld_slots: AtomicUsize,
+    limit_was_logged: AtomicBool,
+    /// The process in Postgres by the connection to it.
+    backends: Mutex<HashMap<ObjectId, Backend>>,
+    tls: MakeRustlsConnect,
     /// Of one connection that never waits for rows.
     look_pool: Pool,
+    /// Of one connection for runs of one organization.
+    reserve_pool: Pool,
     /// Of the connections of `pool`.
     notices: Arc<Notices>,
     options: StoreOptions,
     /// Sites from before June 2026 label the row's key in a column of its own.
     has_key_id_column: AtomicBool,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
 }
 
 // The version is looked up for each row that is returned. A join would be planned over
@@ -161,7 +190,13 @@ impl Store {
         let notices = Arc::<Notices>::default();
         Ok(Self {
             pool: pool(database, &options, options.max_connections, notices.clone())?,
+            slots: Semaphore::new(options.max_connections),
+            withheld_slots: AtomicUsize::new(0),
+            limit_was_logged: AtomicBool::new(false),
+            backends: Mutex::default(),
+            tls: database.tls(),
             look_pool: pool(database, &options, 1, Arc::default())?,
+            reserve_pool: pool(database, &options, 1, notices.clone())?,
             notices,
             options,
             has_key_id_column: AtomicBool::new(false),
@@ -187,13 +222,10 @@ impl Store {
             Ok(found) => {
                 self.has_key_id_column
                     .store(found.has_key_id_column, Ordering::Relaxed);
+                client.release();
                 Ok(())
             }
-            Err(error) => {
-                // In whatever state it is: the next look takes another one.
-                drop(Object::take(client));
-                Err(error)
-            }
+            Err(error) => Err(error),
         }
     }
 
@@ -228,11 +260,26 @@ impl Store {
     ///
     /// [`StoreError::Unavailable`] when none is to be had within the pool's wait.
     pub async fn writer(&self) -> Result<Writer<'_>, StoreError> {
-        Ok(Writer::new(self, self.client().await?))
+        let client = self.client().await?;
+        let backend = self.known_backend(&client).await?;
+        Ok(Writer::new(self, client, backend))
     }
 
-    async fn client(&self) -> Result<Object, StoreError> {
-        self.pool.get().await.map_err(StoreError::from)
+    /// The connection that is kept for writing single organizations, which must not wait
+    /// for the rows of a site-wide run.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::writer`].
+    pub async fn reserve_writer(&self) -> Result<Writer<'_>, StoreError> {
+        let client = self.reserve_client().await?;
+        let backend = self.backend(&client).await?;
+        Ok(Writer::new(self, client, backend))
+    }
+
+    fn backends(&self) -> MutexGuard<'_, HashMap<ObjectId, Backend>> {
+        // A panic leaves nothing half done in there.
+        self.backends.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn read(
@@ -245,20 +292,23 @@ impl Store {
             attempt += 1;
             let client = self.client().await?;
             let error = match self.read_once(&client, sql, params).await {
-                Ok(rows) => return Ok(rows),
-                Err(error) => error,
+                Ok(rows) => {
+                    client.release();
+                    return Ok(rows);
+                }
+                Err(error) => {
+                    // Closed: in whatever state it is.
+                    drop(client);
+                    error
+                }
             };
             match error {
                 // Once is always allowed: it is no conflict with anybody.
                 StoreError::StalePlan(_) if attempt == 1 => self.forget_plans(),
                 // A server that hangs does so on every connection.
-                StoreError::NoAnswer(_) => {
-                    drop(Object::take(client));
-                    return Err(error.into_unavailable());
-                }
+                StoreError::NoAnswer(_) => return Err(error.into_unavailable()),
                 // A connection of the pool can have died unnoticed; the others with it.
                 StoreError::ConnectionLost(_) => {
-                    drop(Object::take(client));
                     self.pool.retain(|client, _| !client.is_closed());
                 }
                 StoreError::Conflict(_) => {}
@@ -308,10 +358,9 @@ fn pool(
     size: usize,
     notices: Arc<Notices>,
 ) -> Result<Pool, StoreError> {
-    let tls = database.tls();
     let manager = Manager::from_connect(
-        database.driver_config(options.statement_timeout),
-        Connector { tls, notices },
+        database.driver_config(options.statement_timeout, unread_limit(options)),
+        database.connector(notices),
         ManagerConfig {
             recycling_method: RecyclingMethod::Fast,
         },
@@ -319,14 +368,20 @@ fn pool(
     let mut pool = Pool::builder(manager)
         .max_size(size)
         .wait_timeout(Some(options.pool_wait))
-        // The driver's own limit is for the TCP connection only.
-        .create_timeout(Some(database.connect_timeout()))
+        // No limit for a new connection here: the connector has one for each server.
         .runtime(deadpool_postgres::Runtime::Tokio1);
     if options.pooler == Pooler::Session {
         pool = pool.post_create(configure_session(options));
     }
     pool.build()
         .map_err(|error| StoreError::Unavailable(error.to_string()))
+}
+
+/// How long Postgres may leave sent data unread. It reads nothing while a statement waits
+/// for a lock, and as many statements may be under way on a connection.
+fn unread_limit(options: &StoreOptions) -> Duration {
+    let statements = u32::try_from(options.pipeline_depth).unwrap_or(u32::MAX);
+    options.statement_timeout.saturating_mul(statements.max(1)) + ANSWER_MARGIN
 }
 
 /// What a session of our own is told once.
