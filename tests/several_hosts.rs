@@ -120,6 +120,7 @@ async fn where_no_server_will_do_the_last_one_says_why() {
     let url = format!("postgres://nico@127.0.0.1:1,{}/nico", hung.address());
     let site = Site::with_url(&url).set("rewrap.connect_timeout", "\"300ms\"");
     let server = site.start_unready().await;
+    server.wait_log("waiting for the database").await;
     let (status, body) = server.get("/readyz").await;
     let words = "no answer within [rewrap].connect_timeout, 300ms";
     assert!(status == 503 && body.contains(words), "{status} {body}");
