@@ -120,6 +120,7 @@ async fn the_last_error_is_reported_if_no_server_accepts() {
     let url = format!("postgres://nico@127.0.0.1:1,{}/nico", hung.address());
     let site = Site::with_url(&url).set("rewrap.connect_timeout", "\"300ms\"");
     let server = site.start_unready().await;
+    server.wait_log("waiting for the database").await;
     let (status, body) = server.get("/readyz").await;
     let words = "no answer within [rewrap].connect_timeout, 300ms";
     assert!(status == 503 && body.contains(words), "{status} {body}");
