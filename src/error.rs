@@ -14,7 +14,7 @@ use crate::{
     authorize::Denial,
     organization::{InvalidOrganizationId, OrganizationId},
     service::RUN_ID_HEADER,
-    store::StoreError,
+    store::{SetupError, StoreError},
 };
 
 /// The domain of the reasons in `google.rpc.ErrorInfo`.
@@ -59,6 +59,9 @@ pub enum ServiceError {
     /// The database can't be worked with.
     #[error("{0}; what was committed stays, call again later")]
     Database(StoreError),
+    /// The database or the role has to be set up otherwise first.
+    #[error("{0}. Committed rows stay committed")]
+    DatabaseSetup(SetupError),
     /// The audit log takes no record of the call.
     #[error(
         "the audit log can't be written to, and nothing is done without a record: see to the file \
@@ -111,6 +114,7 @@ impl ServiceError {
             Self::TooManyRuns => (Code::ResourceExhausted, "TOO_MANY_RUNS"),
             Self::NotReady(_) => (Code::Unavailable, "NOT_READY"),
             Self::Database(_) => (Code::Unavailable, "DATABASE_UNAVAILABLE"),
+            Self::DatabaseSetup(fault) => (Code::FailedPrecondition, fault.reason()),
             Self::AuditUnavailable => (Code::Unavailable, "AUDIT_UNAVAILABLE"),
             Self::ShuttingDown => (Code::Unavailable, "SHUTTING_DOWN"),
             Self::DeadlineExceeded => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
@@ -119,6 +123,15 @@ impl ServiceError {
             Self::UnknownMethod => (Code::Unimplemented, "UNKNOWN_METHOD"),
             Self::MalformedRequest => (Code::InvalidArgument, "MALFORMED_REQUEST"),
             Self::Internal => (Code::Internal, "INTERNAL"),
+        }
+    }
+}
+
+impl From<StoreError> for ServiceError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Setup(fault) => Self::DatabaseSetup(fault),
+            error => Self::Database(error),
         }
     }
 }
@@ -146,6 +159,7 @@ impl ServiceError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Hidden;
 
     #[test]
     fn every_error_has_its_code_reason_and_advice() {
@@ -206,6 +220,36 @@ mod tests {
                 ServiceError::Database(StoreError::Unavailable("gone".to_owned())),
                 Unavailable,
                 "DATABASE_UNAVAILABLE",
+            ),
+            (
+                StoreError::from(SetupError::from(Hidden::BySomePolicy)).into(),
+                FailedPrecondition,
+                "ROWS_NOT_VISIBLE",
+            ),
+            (
+                ServiceError::DatabaseSetup(SetupError::Privilege("a privilege".to_owned())),
+                FailedPrecondition,
+                "DATABASE_PRIVILEGE",
+            ),
+            (
+                ServiceError::DatabaseSetup(SetupError::Schema("a table is missing".to_owned())),
+                FailedPrecondition,
+                "DATABASE_SCHEMA",
+            ),
+            (
+                ServiceError::DatabaseSetup(SetupError::Login("no such role".to_owned())),
+                FailedPrecondition,
+                "DATABASE_LOGIN",
+            ),
+            (
+                ServiceError::DatabaseSetup(SetupError::ReadOnly),
+                FailedPrecondition,
+                "DATABASE_READ_ONLY",
+            ),
+            (
+                ServiceError::DatabaseSetup(SetupError::Update("generated".to_owned())),
+                FailedPrecondition,
+                "DATABASE_REFUSES_UPDATES",
             ),
             (
                 ServiceError::AuditUnavailable,

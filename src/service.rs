@@ -294,7 +294,7 @@ impl Inner {
             Ok(()) => Ok(target),
             Err(RunError::Stopped) => Err(stopped_for),
             Err(RunError::NotFound(id)) => Err(ServiceError::UnknownOrganization(id)),
-            Err(RunError::Store(error)) => Err(ServiceError::Database(error)),
+            Err(RunError::Store(error)) => Err(error.into()),
             Err(RunError::Panicked) => {
                 tracing::error!("a task of the run panicked: this is a bug");
                 Err(ServiceError::Internal)

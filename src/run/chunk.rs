@@ -185,7 +185,10 @@ impl Chunk {
             if look {
                 let row = match writer.row(&pending.row.organization_id).await {
                     Ok(Some(row)) => row,
-                    Ok(None) => return Step::Finished(RowOutcome::Gone),
+                    Ok(None) => {
+                        let id = pending.row.organization_id;
+                        return Step::Finished(RowOutcome::Gone(id));
+                    }
                     Err(error) => return pending.failed(error),
                 };
                 let mut sent = pending.sent.iter();
@@ -236,7 +239,7 @@ impl Chunk {
             })
             .await;
         match written {
-            Ok(outcome) => Step::Finished(outcome.unwrap_or(RowOutcome::Gone)),
+            Ok(outcome) => Step::Finished(outcome.unwrap_or(RowOutcome::Gone(id))),
             Err(error) => pending.failed(error),
         }
     }

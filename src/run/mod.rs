@@ -12,6 +12,8 @@ mod back_off;
 mod chunk;
 mod pace;
 mod report;
+mod scope;
+mod visited;
 
 use std::{
     collections::BTreeMap,
@@ -19,7 +21,6 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use futures_util::future;
 use thiserror::Error;
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
@@ -28,7 +29,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use self::report::{Failure, Report};
-use self::{back_off::BackOff, chunk::Chunk, pace::Pace, report::RowOutcome};
+use self::{back_off::BackOff, chunk::Chunk, pace::Pace, report::RowOutcome, visited::Visited};
 use crate::{
     authorize::Permit,
     keyring::Keyring,
@@ -40,6 +41,11 @@ use crate::{
 /// Rows that one task takes at a time: many, since a connection falls idle at the end of
 /// each, and yet a page of the default size makes two for each that writes.
 const CHUNK_ROWS: usize = 125;
+
+/// Bytes of texts that one task takes at a time, and that all tasks of a run have together. A
+/// task takes one row at least.
+const CHUNK_BYTES: usize = 1 << 20;
+const BYTES_AT_ONCE: usize = 6 << 20;
 
 /// What a run covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -203,60 +209,6 @@ impl Runner {
         }
         result
     }
-
-    async fn organization(
-        &self,
-        id: &OrganizationId,
-        tasks: &mut Tasks,
-        report: &mut Report,
-    ) -> Result<(), RunError> {
-        let not_found = || RunError::NotFound(id.clone());
-        let row = self.context.store.row(id.as_str()).await?;
-        let row = row.ok_or_else(not_found)?;
-        tasks.start(vec![row], report).await?;
-        tasks.finish(report).await?;
-        // Deleted between the two: the same as never there.
-        if report.rows_examined() == 0 {
-            return Err(not_found());
-        }
-        Ok(())
-    }
-
-    async fn site(&self, tasks: &mut Tasks, report: &mut Report) -> Result<(), RunError> {
-        let store = &self.context.store;
-        let stop = tasks.stop.clone();
-        let mut page = store.page(None).await?;
-        while let Some(last) = page.last() {
-            let is_last_page = page.len() < store.options().page_size as usize;
-            let after = last.organization_id.clone();
-            let next = async {
-                if is_last_page {
-                    return Ok(Vec::new());
-                }
-                let next = store.page(Some(&after)).await;
-                if next.is_err() {
-                    // No row has to find out for itself.
-                    stop.cancel();
-                }
-                next
-            };
-            page = if store.options().max_connections == 1 {
-                // Its own tasks have the connection, for as long as they need it.
-                tasks.start_all(page, report).await?;
-                tasks.finish(report).await?;
-                next.await?
-            } else {
-                // The next page is on its way while this one is worked on; asked for first,
-                // so that Postgres has something to do from the start.
-                let (next, started) = future::join(next, tasks.start_all(page, report)).await;
-                let next = next?;
-                started?;
-                next
-            };
-        }
-        // Whoever watches the database does so until the last row is done.
-        tasks.finish(report).await
-    }
 }
 
 /// The tasks of a run, bounded in number.
@@ -264,8 +216,11 @@ struct Tasks {
     context: Arc<Context>,
     mode: Mode,
     stop: CancellationToken,
-    running: JoinSet<(Vec<RowOutcome>, Result<(), RunError>)>,
+    running: JoinSet<(usize, Vec<RowOutcome>, Result<(), RunError>)>,
     at_most: usize,
+    /// Texts that the running tasks hold.
+    bytes: usize,
+    visited: Visited,
 }
 
 impl Tasks {
@@ -277,21 +232,48 @@ impl Tasks {
             stop,
             running: JoinSet::new(),
             at_most,
+            bytes: 0,
+            visited: Visited::default(),
         }
     }
 
     /// Starts tasks for all of `rows`.
     async fn start_all(&mut self, mut rows: Vec<Row>, report: &mut Report) -> Result<(), RunError> {
         while !rows.is_empty() {
-            let rest = rows.split_off(rows.len().min(CHUNK_ROWS));
+            let rest = rows.split_off(Self::chunk(&rows));
             self.start(mem::replace(&mut rows, rest), report).await?;
         }
         Ok(())
     }
 
+    /// How many of `rows` one task takes.
+    fn chunk(rows: &[Row]) -> usize {
+        let mut bytes = 0;
+        let fits = |row: &&Row| {
+            bytes += row.bytes();
+            bytes <= CHUNK_BYTES
+        };
+        let fitting = rows.iter().take(CHUNK_ROWS).take_while(fits).count();
+        fitting.max(1).min(rows.len())
+    }
+
+    /// Whether `rows` are enough for a task.
+    fn is_chunk(rows: &[Row]) -> bool {
+        rows.len() >= CHUNK_ROWS || Self::chunk(rows) < rows.len()
+    }
+
+    /// What comes of `work`, unless the run is told to stop first.
+    async fn unless_stopped<T>(&self, work: impl Future<Output = T>) -> Result<T, RunError> {
+        let done = self.stop.run_until_cancelled(work).await;
+        done.ok_or(RunError::Stopped)
+    }
+
     /// Starts a task for `rows` as soon as there is room for one.
     async fn start(&mut self, rows: Vec<Row>, report: &mut Report) -> Result<(), RunError> {
-        while self.running.len() >= self.at_most {
+        let bytes = rows.iter().map(Row::bytes).sum::<usize>();
+        while self.running.len() >= self.at_most
+            || (self.bytes + bytes > BYTES_AT_ONCE && !self.running.is_empty())
+        {
             self.join_one(report).await?;
         }
         let chunk = Chunk {
@@ -300,7 +282,11 @@ impl Tasks {
             stop: self.stop.clone(),
             workspace: Mutex::default(),
         };
-        self.running.spawn(chunk.run(rows));
+        self.bytes += bytes;
+        self.running.spawn(async move {
+            let (outcomes, result) = chunk.run(rows).await;
+            (bytes, outcomes, result)
+        });
         Ok(())
     }
 
@@ -317,19 +303,27 @@ impl Tasks {
     async fn join_one(&mut self, report: &mut Report) -> Result<(), RunError> {
         match self.running.join_next().await {
             None => Ok(()),
-            Some(Ok((outcomes, result))) => {
-                // Together: a counter has to be looked up each time.
-                let mut done = BTreeMap::new();
-                for outcome in outcomes {
-                    *done.entry(outcome.name()).or_default() += 1;
-                    report.add(outcome);
-                }
-                for (outcome, rows) in done {
-                    telemetry::rows_done(self.mode, outcome, rows);
-                }
+            Some(Ok((bytes, outcomes, result))) => {
+                self.bytes -= bytes;
+                self.count(outcomes, report);
                 result
             }
             Some(Err(_)) => Err(RunError::Panicked),
+        }
+    }
+
+    fn count(&mut self, outcomes: Vec<RowOutcome>, report: &mut Report) {
+        // Together: a counter has to be looked up each time.
+        let mut done = BTreeMap::new();
+        for outcome in outcomes {
+            *done.entry(outcome.name()).or_default() += 1;
+            if let RowOutcome::Gone(id) = &outcome {
+                self.visited.gone(id);
+            }
+            report.add(outcome);
+        }
+        for (outcome, rows) in done {
+            telemetry::rows_done(self.mode, outcome, rows);
         }
     }
 }

@@ -37,8 +37,8 @@ pub(super) enum RowOutcome {
     OnTarget { fields: u32 },
     /// Left as it was.
     Failed(Vec<Failure>),
-    /// Deleted meanwhile: nothing is left to re-wrap.
-    Gone,
+    /// This organization was deleted meanwhile: nothing is left to re-wrap.
+    Gone(String),
 }
 
 impl RowOutcome {
@@ -48,7 +48,7 @@ impl RowOutcome {
             Self::Updated { .. } => "updated",
             Self::OnTarget { .. } => "on_target",
             Self::Failed(_) => "failed",
-            Self::Gone => "gone",
+            Self::Gone(_) => "gone",
         }
     }
 }
@@ -110,7 +110,7 @@ impl Report {
                     self.add_failure(failure);
                 }
             }
-            RowOutcome::Gone => {}
+            RowOutcome::Gone(_) => {}
         }
     }
 
@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn a_row_that_is_gone_is_not_counted() {
         let mut report = Report::default();
-        report.add(RowOutcome::Gone);
+        report.add(RowOutcome::Gone("org".to_owned()));
         assert_eq!(report, Report::default());
     }
 }

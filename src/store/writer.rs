@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use deadpool_postgres::Object;
 use tokio_postgres::error::SqlState;
 
-use super::{READ_ROW, Row, RowError, Store, StoreError, locked::Locked, schema};
+use super::{Row, RowError, Store, StoreError, locked::Locked, page::READ_ROW, schema};
 use crate::{keyring::KeyId, rewrap::Texts};
 
 /// What became of a compare-and-set.
@@ -61,6 +61,10 @@ impl<'a> Writer<'a> {
                 .await
             {
                 Ok(rows) => return rows.first().map(Row::from_pg).transpose(),
+                Err(StoreError::Row(RowError::Refused(sqlstate))) => {
+                    let columns = Vec::new();
+                    return Err(RowError::Unreadable { columns, sqlstate }.into());
+                }
                 Err(error) => self.recover(error, attempt).await?,
             }
         }
@@ -129,7 +133,11 @@ impl<'a> Writer<'a> {
             (locked, Some(row)) => (locked, row),
             (locked, None) => {
                 locked.release().await?;
-                return Ok(None);
+                // It is gone only if a plain read agrees: a policy can hide it from a lock alone.
+                return match self.row(organization_id).await? {
+                    None => Ok(None),
+                    Some(_) => Err(RowError::Ignored.into()),
+                };
             }
         };
         let (verdict, texts) = decide(&row);
@@ -139,14 +147,8 @@ impl<'a> Writer<'a> {
         };
         match locked.replace(&row, &texts, target).await? {
             Replaced::Done => Ok(Some(verdict)),
-            // Not possible under the lock, unless a trigger meddles.
-            Replaced::Missed => {
-                let now = self.row(organization_id).await?;
-                Err(match now {
-                    Some(row) if row.texts == texts => RowError::NotBumped.into(),
-                    _ => RowError::Refused("compare-and-set".to_owned()).into(),
-                })
-            }
+            // Not possible under the lock, unless a trigger or a policy meddles.
+            Replaced::Missed => Err(RowError::Ignored.into()),
         }
     }
 
