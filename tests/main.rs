@@ -79,4 +79,6 @@ mod security_page;
 mod start_log;
 mod start_up;
 mod transport;
+mod unreadable;
 mod vault;
+mod visibility;

@@ -1,6 +1,8 @@
 //! Which rows a run comes to: those of the site, or that of one organization. A run that cannot
 //! be sure to see every row does not end well.
 
+use std::collections::HashSet;
+
 use futures_util::future;
 
 use super::{Failure, Mode, RunError, Runner, Tasks, report::RowOutcome};
@@ -95,15 +97,18 @@ impl Runner {
             Ok(page?)
         };
         let mut page = read(Some(Position::default())).await?;
+        let mut positions = HashSet::new();
         loop {
             let Page {
                 rows,
                 unreadable: broken,
-                next,
+                mut next,
             } = page;
             if rows.is_empty() && broken.is_empty() {
                 break;
             }
+            // An index in a wrong order can lead back to where the walk was before.
+            next = next.filter(|next| positions.insert(next.clone()));
             for row in &rows {
                 tasks.visited.add(row.organization_id.as_bytes());
             }
@@ -165,7 +170,7 @@ fn fit(preflight: &Preflight, mode: Mode) -> Result<(), StoreError> {
     match (&preflight.unwritable, mode) {
         (Some(fault), Mode::Apply) => Err(fault.clone().into()),
         (Some(fault), Mode::DryRun) => {
-            tracing::warn!(reason = fault.reason(), "no row could be written: {fault}");
+            tracing::warn!(reason = fault.reason(), %fault, "no row could be written");
             Ok(())
         }
         (None, Mode::Apply) if preflight.is_standby => Err(StoreError::Unavailable(

@@ -292,7 +292,7 @@ fn configure_session(options: &StoreOptions) -> Hook {
     let settings = format!(
         "{commit}SET statement_timeout = {statement}; SET lock_timeout = {lock}; \
          SET idle_in_transaction_session_timeout = {statement}; \
-         SET default_transaction_isolation = 'read committed'",
+         SET default_transaction_isolation = 'read committed'; SET row_security = on",
         statement = options.statement_timeout.as_millis(),
         lock = options.lock_timeout.as_millis(),
     );

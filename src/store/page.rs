@@ -119,7 +119,7 @@ pub(super) const READ_ROW: Sql = Sql {
 };
 
 /// Where a page begins.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Position {
     /// Behind this organization; from the start if there is none.
     pub(super) after: Option<String>,

@@ -213,10 +213,9 @@ impl Store {
                 collation = row.try_get::<_, String>(0)?,
                 recorded_version = recorded.unwrap_or_default(),
                 actual_version = actual.unwrap_or_default(),
-                "the collation of tenant_identity_config.organization_id has changed since its index \
-                 was built, and the index may be in a wrong order: run REINDEX on tenants and \
-                 tenant_identity_config, then ALTER DATABASE or ALTER COLLATION ... REFRESH \
-                 COLLATION VERSION"
+                remedy = "REINDEX TABLE tenants and tenant_identity_config, then ALTER DATABASE or \
+                          ALTER COLLATION ... REFRESH COLLATION VERSION",
+                "the collation of the organization ids has changed since their index was built"
             );
         }
         Ok(())
@@ -254,7 +253,11 @@ impl Store {
 pub(super) async fn warn(store: &Store) -> Result<(), StoreError> {
     let preflight = store.preflight().await?;
     for fault in preflight.unfit.iter().chain(&preflight.unwritable) {
-        tracing::error!(reason = fault.reason(), "no run can do its work: {fault}");
+        tracing::error!(
+            reason = fault.reason(),
+            %fault,
+            "no run can do its work before the database or the role is changed"
+        );
     }
     store.check_collation(&preflight).await
 }

@@ -12,8 +12,8 @@ pub enum SetupError {
     RowsNotVisible(#[from] Hidden),
     /// The role lacks these privileges.
     #[error(
-        "the database role lacks {0}: run deploy/postgres/role.sql as the owner of the tables, \
-         or grant that privilege"
+        "the database role lacks {0}: grant it (deploy/postgres/role.sql has all grants on the \
+         tables)"
     )]
     Privilege(String),
     /// A table or column is missing, or is not what nico-api's migrations make.

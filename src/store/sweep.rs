@@ -57,7 +57,7 @@ const IS_IN_TABLE: Sql = Sql {
 // The tables themselves are read, from the first block to the last.
 macro_rules! without_index {
     () => {
-        "SET LOCAL jit = off; SET LOCAL max_parallel_workers_per_gather = 0; \
+        "SET LOCAL jit = off; SET LOCAL enable_seqscan = on; SET LOCAL max_parallel_workers_per_gather = 0; \
          SET LOCAL enable_indexscan = off; SET LOCAL enable_indexonlyscan = off; \
          SET LOCAL enable_bitmapscan = off"
     };
