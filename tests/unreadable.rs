@@ -15,6 +15,7 @@ use crate::grpcurl::{reencrypt, run};
 use crate::locked_rows::options;
 use crate::outcome::seeded;
 use crate::pg;
+use crate::seal::seal;
 use crate::seed::{self, COLUMNS, Org, snapshot};
 use crate::site::Site;
 
@@ -23,10 +24,12 @@ async fn a_row_with_damaged_storage_fails_alone_with_its_column() {
     let postgres = pg::Server::options().setting("autovacuum", "off").start();
     let database = Database::migrated_on(&postgres).await;
     let client = database.client().await;
-    seed::insert(&client, &orgs(300)).await;
+    // Small enough to be stored in their rows.
+    let small = |i| Org::new(&format!("org{i:03}")).text(0, seal("a secret", "kv1"));
+    seed::insert(&client, &(0..300).map(small).collect::<Vec<_>>()).await;
     // Stored apart, in a file that nothing else is in.
-    let apart = "UPDATE tenant_identity_config SET encrypted_auth_method_config = NULL;
-        ALTER TABLE tenant_identity_config ALTER encrypted_signing_key_2 SET STORAGE EXTERNAL;
+    let apart =
+        "ALTER TABLE tenant_identity_config ALTER encrypted_signing_key_2 SET STORAGE EXTERNAL;
         UPDATE tenant_identity_config SET encrypted_signing_key_2 = repeat('x', 5000)
             WHERE organization_id IN ('org150', 'org299');
         CHECKPOINT";
