@@ -45,7 +45,7 @@ const CHUNK_ROWS: usize = 125;
 /// Bytes of texts that one task takes at a time, and that all tasks of a run have together. A
 /// task takes one row at least.
 const CHUNK_BYTES: usize = 1 << 20;
-const BYTES_AT_ONCE: usize = 6 << 20;
+const BYTES_AT_ONCE: usize = 3 << 20;
 
 /// What a run covers.
 #[derive(Debug, Clone, PartialEq, Eq)]

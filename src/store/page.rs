@@ -9,7 +9,7 @@ use tokio_postgres::types::Type;
 use super::{Row, RowError, Store, StoreError, statement::Sql};
 
 /// Bytes of texts in a page. The last row may exceed it, by its own texts.
-const PAGE_BYTES: u32 = 4 << 20;
+const PAGE_BYTES: u32 = 3 << 20;
 
 // The version is looked up for each row that is returned. A join would be planned over
 // the whole of `tenants`, and each page read it from the start.
@@ -183,7 +183,9 @@ impl Store {
             Err(error) if error.is_of_some_row() => return self.page_in_parts(from).await,
             Err(error) => return Err(error.into_unavailable()),
         };
-        let rows: Vec<_> = rows.iter().map(Row::from_pg).collect::<Result<_, _>>()?;
+        // One by one, so that the memory of the answer is given back as rows are made of it.
+        let rows = rows.into_iter().map(|row| Row::from_pg(&row));
+        let rows = rows.collect::<Result<Vec<_>, _>>()?;
         let next = match rows.last() {
             Some(last) if Page::may_go_on(&rows, limit) => Some(Position {
                 after: Some(last.organization_id.clone()),
