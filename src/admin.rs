@@ -92,11 +92,15 @@ async fn connection(stream: TcpStream, place: Place, router: Router, shutdown: C
 }
 
 async fn ready(State(readiness): State<Readiness>) -> impl IntoResponse {
-    match readiness.check() {
+    let (status, mut text) = match readiness.probe() {
         Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
         Err(reason) => (
             StatusCode::SERVICE_UNAVAILABLE,
             format!("not ready: {reason}\n"),
         ),
+    };
+    if let Some(note) = readiness.note() {
+        text.push_str(&format!("a run makes no progress: {note}\n"));
     }
+    (status, text)
 }

@@ -1,12 +1,20 @@
-//! The composition root: check, bind, serve, drain.
+//! The composition root: bind, answer probes, check, serve, drain.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+mod watch;
+
+use std::{
+    io,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use metrics_exporter_prometheus::PrometheusHandle;
+use rustls::pki_types::UnixTime;
 use thiserror::Error;
 use tokio::{
-    net::TcpListener,
-    sync::watch,
+    net::{TcpListener, TcpSocket},
+    sync::watch::Receiver,
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -16,18 +24,25 @@ use crate::{
     audit::AuditLog,
     config::{Config, ServerOptions},
     envelope::{Buffers, Envelope, Plaintext, seal},
-    keyring::Keyring,
+    keyring::{Kek, Keyring, wipe_stack},
     listener,
     readiness::Readiness,
     run::Runner,
     service::Service,
-    store::{SchemaError, Store, StoreError},
-    tls::{Reloader, TlsError},
+    store::{SchemaError, Store},
+    tls::{Reloader, Snapshot},
 };
 
 const GRPC: &str = "grpc";
 const DATABASE: &str = "database";
+const CERTIFICATE: &str = "certificate";
 const PROCESS: &str = "process";
+
+/// Connections that wait to be accepted, as many as the standard library allows.
+const BACKLOG: u32 = 1024;
+
+/// How often a certificate that is not valid yet is looked at again.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// How long the last answers may take to be sent, after the grace period of the calls.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
@@ -35,9 +50,6 @@ const LAST_ANSWERS: Duration = Duration::from_secs(5);
 /// How often histograms are tidied up; as the exporter's own task does, which there is only
 /// where it serves the metrics by itself.
 const UPKEEP: Duration = Duration::from_secs(5);
-
-/// How often a database that does not answer is asked again.
-const RETRY: Duration = Duration::from_secs(1);
 
 /// Why the server did not start, or ended by itself.
 #[derive(Debug, Error)]
@@ -50,9 +62,6 @@ pub enum AppError {
         "[machine_identity].current_encryption_key_id: key {0:?} failed its seal-and-open test"
     )]
     TargetKey(String),
-    /// No TLS from the files of `[tls]`.
-    #[error("[tls]: {0}")]
-    Tls(#[from] TlsError),
     /// The audit log can't be written to.
     #[error("[rewrap].audit_log: can't be opened for appending ({0})")]
     Audit(std::io::Error),
@@ -75,10 +84,7 @@ impl AppError {
     /// Whether the configuration is at fault, and a restart alone won't help.
     #[must_use]
     pub fn is_configuration(&self) -> bool {
-        matches!(
-            self,
-            Self::Schema(_) | Self::TargetKey(_) | Self::Tls(_) | Self::Audit(_)
-        )
+        matches!(self, Self::Schema(_) | Self::TargetKey(_) | Self::Audit(_))
     }
 }
 
@@ -106,53 +112,103 @@ impl Listeners {
 }
 
 async fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpListener, AppError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| AppError::Bind {
-            setting,
-            address,
-            source,
-        })
+    let listener = if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
+        bind_both(address)
+    } else {
+        TcpListener::bind(address).await
+    };
+    listener.map_err(|source| AppError::Bind {
+        setting,
+        address,
+        source,
+    })
 }
 
-/// A server that is checked and not yet bound to anything.
-pub struct App {
+/// `[::]` is every address, of IPv4 too, whatever the system's `net.ipv6.bindv6only` says.
+fn bind_both(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = TcpSocket::new_v6()?;
+    rustix::net::sockopt::set_ipv6_v6only(&socket, false)?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Serves until `shutdown`, then ends what is under way within the grace period, and sends the
+/// last answers in a few seconds more. When `hangups` changes, files are looked at: those of
+/// TLS, and the audit log.
+///
+/// Probes are answered first, and until the end: everything else can take time, the disk and the
+/// database above all. `/readyz` says what is waited for.
+///
+/// # Errors
+///
+/// [`AppError`] names the setting that is wrong; [`AppError::Bug`] when a task ends that has to
+/// last.
+pub async fn run(
+    config: Config,
+    listeners: Listeners,
+    metrics: PrometheusHandle,
+    hangups: Receiver<u64>,
+    shutdown: CancellationToken,
+) -> Result<(), AppError> {
+    announce(&listeners);
+    let readiness = Readiness::waiting_for(&[GRPC]);
+    readiness.hold(GRPC, "the TLS files and the audit log are being opened");
+    tokio::spawn(upkeep(metrics.clone()));
+    let probes_over = CancellationToken::new();
+    let probes = lasting(admin::serve(
+        listeners.http,
+        readiness.clone(),
+        metrics,
+        probes_over.clone(),
+    ));
+    // A file may be on a disk that hangs.
+    let ready = tokio::task::spawn_blocking(move || App::prepare(config));
+    let over = match shutdown.run_until_cancelled(ready).await {
+        None => Ok(()),
+        Some(Err(panicked)) => Err(AppError::Bug(panicked.to_string())),
+        Some(Ok(Err(error))) => Err(error),
+        Some(Ok(Ok(app))) => {
+            app.serve(listeners.grpc, &probes, readiness, hangups, shutdown)
+                .await
+        }
+    };
+    probes_over.cancel();
+    // A probe that hangs on to its connection is not waited for.
+    let _ = timeout(Duration::from_millis(100), probes.wait()).await;
+    over
+}
+
+/// Checks the files and the target key, without a server.
+///
+/// # Errors
+///
+/// [`AppError`] names the setting that is wrong.
+pub fn check(config: Config) -> Result<(), AppError> {
+    App::prepare(config).map(drop)
+}
+
+/// A server whose files are read and checked.
+struct App {
     tls: Reloader,
     audit: AuditLog,
     trust: crate::identity::TrustRules,
     policy: crate::authorize::Policy,
     options: ServerOptions,
     runner: Option<Runner>,
-    readiness: Readiness,
-    /// The database answered, and is as it has to be.
-    database_checked: bool,
 }
 
 impl App {
-    /// Checks everything that can be checked before anything is bound: the files, the
-    /// target key, and the database if it answers.
-    ///
-    /// # Errors
-    ///
-    /// [`AppError`] names the setting that is wrong.
-    pub async fn prepare(config: Config) -> Result<Self, AppError> {
-        let tls = Reloader::start(config.tls)?;
+    /// Checks everything that can be checked without the network: the files, and the target
+    /// key.
+    fn prepare(config: Config) -> Result<Self, AppError> {
+        let tls = Reloader::start(config.tls);
         let audit = AuditLog::open(&config.audit).map_err(AppError::Audit)?;
-        let readiness = Readiness::waiting_for(&[GRPC]);
         let mut runner = None;
-        let mut database_checked = true;
         if let Some(feature) = config.feature {
             prove(&feature.keyring)?;
             let store = Store::new(&feature.database, feature.store)
                 .map_err(|error| AppError::Bug(error.to_string()))?;
-            match store.check_schema().await {
-                Ok(()) => {}
-                Err(error @ SchemaError::Missing(_)) => return Err(AppError::Schema(error)),
-                Err(SchemaError::Store(error)) => {
-                    database_checked = false;
-                    not_reached(&readiness, &error);
-                }
-            }
             runner = Some(Runner::new(feature.keyring, store, feature.speed));
         }
         Ok(Self {
@@ -162,31 +218,22 @@ impl App {
             policy: config.policy,
             options: config.server,
             runner,
-            readiness,
-            database_checked,
         })
     }
 
-    /// Serves until `shutdown`, then ends what is under way within the grace period, and
-    /// sends the last answers in a few seconds more.
-    /// When `hangups` changes, files are looked at: those of TLS, and the audit log.
-    ///
-    /// # Errors
-    ///
-    /// [`AppError::Schema`] when a database that was waited for turns out to be
-    /// another one; [`AppError::Bug`] when a task ends that has to last.
-    pub async fn serve(
+    async fn serve(
         self,
-        listeners: Listeners,
-        metrics: PrometheusHandle,
-        hangups: watch::Receiver<u64>,
+        listener: TcpListener,
+        probes: &TaskTracker,
+        readiness: Readiness,
+        hangups: Receiver<u64>,
         shutdown: CancellationToken,
     ) -> Result<(), AppError> {
         let tasks = TaskTracker::new();
         let service = Service::new(
             self.runner.clone(),
             self.policy,
-            self.readiness.clone(),
+            readiness.clone(),
             self.audit.clone(),
             self.options.max_runs,
             tasks.clone(),
@@ -195,23 +242,23 @@ impl App {
         let gate = service
             .into_gate(self.options.request_timeout)
             .map_err(|error| AppError::Bug(error.to_string()))?;
-        announce(&listeners);
-        tokio::spawn(upkeep(metrics.clone()));
 
         let grace = self.options.shutdown_grace;
         let reload_interval = self.options.tls_reload_interval;
         tokio::spawn(reopen(self.audit, hangups.clone()));
-        // Probes are answered for as long as anything is.
-        let probes_over = CancellationToken::new();
+        hold_for_certificate(&self.tls.snapshots().borrow(), &readiness);
+        tokio::spawn(wait_for_certificate(
+            self.tls.snapshots(),
+            readiness.clone(),
+        ));
+        if let Some(runner) = &self.runner {
+            readiness.hold(DATABASE, "connecting to it");
+            tokio::spawn(note_stalls(runner.stall(), readiness.clone()));
+        }
         let vital = Vital {
-            probes: lasting(admin::serve(
-                listeners.http,
-                self.readiness.clone(),
-                metrics,
-                probes_over.clone(),
-            )),
+            probes: probes.clone(),
             grpc: lasting(listener::serve(
-                listeners.grpc,
+                listener,
                 self.tls.snapshots(),
                 Arc::new(self.trust),
                 gate,
@@ -220,17 +267,16 @@ impl App {
             )),
             reloading: lasting(self.tls.run(reload_interval, hangups)),
         };
-        self.readiness.release(GRPC);
+        readiness.release(GRPC);
 
-        let unreached = self.runner.filter(|_| !self.database_checked);
-        let database = wait_for_database(unreached, &self.readiness);
+        let database = watch::database(self.runner, &readiness);
         let over = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
-            Err(error) = database => Err(error),
+            error = database => Err(error),
             // At a shutdown the listener ends as it should, and maybe before that is seen here.
             error = vital.ended() => if shutdown.is_cancelled() { Ok(()) } else { Err(error) },
         };
-        self.readiness.hold(PROCESS, "shutting down");
+        readiness.hold(PROCESS, "shutting down");
         shutdown.cancel();
         tracing::info!(grace = %humantime::format_duration(grace), "shutting down");
 
@@ -243,9 +289,6 @@ impl App {
         } else {
             tracing::warn!("shut down with calls still under way: the grace period is over");
         }
-        probes_over.cancel();
-        // A probe that hangs on to its connection is not waited for.
-        let _ = timeout(Duration::from_millis(100), vital.probes.wait()).await;
         over
     }
 }
@@ -287,7 +330,7 @@ async fn upkeep(metrics: PrometheusHandle) {
     }
 }
 
-async fn reopen(audit: AuditLog, mut hangups: watch::Receiver<u64>) {
+async fn reopen(audit: AuditLog, mut hangups: Receiver<u64>) {
     while hangups.changed().await.is_ok() {
         let audit = audit.clone();
         // A disk may take its time.
@@ -311,14 +354,8 @@ fn announce(listeners: &Listeners) {
 /// A key that does not give back what it sealed would make every row unreadable.
 fn prove(keyring: &Keyring) -> Result<(), AppError> {
     let target = keyring.target();
-    let mut bytes = *b"nico-rewrap seal-and-open test";
-    let probe = Plaintext::new(&mut bytes);
-    let mut buffers = Buffers::default();
-    let opens = seal(target, &probe, &mut buffers).is_ok_and(|text| {
-        let sealed = Envelope::parse(&text, &mut buffers).ok();
-        let opened = sealed.and_then(|sealed| sealed.open(target).ok());
-        opened.is_some_and(|opened| opened == probe)
-    });
+    let opens = seals_and_opens(target);
+    wipe_stack();
     if opens {
         Ok(())
     } else {
@@ -326,31 +363,52 @@ fn prove(keyring: &Keyring) -> Result<(), AppError> {
     }
 }
 
-/// Waits for the database of a runner that has not reached it yet.
-async fn wait_for_database(
-    unreached: Option<Runner>,
-    readiness: &Readiness,
-) -> Result<(), AppError> {
-    let Some(runner) = unreached else {
-        return Ok(());
-    };
-    loop {
-        match runner.store().check_schema().await {
-            Ok(()) => {
-                tracing::info!("database reached");
-                readiness.release(DATABASE);
-                return Ok(());
-            }
-            Err(error @ SchemaError::Missing(_)) => return Err(AppError::Schema(error)),
-            Err(SchemaError::Store(error)) => not_reached(readiness, &error),
-        }
-        sleep(RETRY).await;
+/// Has `/readyz` say what a run waits for.
+async fn note_stalls(mut stall: Receiver<Option<String>>, readiness: Readiness) {
+    while stall.changed().await.is_ok() {
+        let note = stall.borrow_and_update().clone();
+        readiness.set_note(note);
     }
 }
 
-fn not_reached(readiness: &Readiness, error: &StoreError) {
-    tracing::warn!(%error, "waiting for the database");
-    readiness.hold(DATABASE, error.to_string());
+/// Waits until the server's certificate is valid: the clock may not be set yet, and a renewed
+/// certificate may be on its way. After that, one that expires in use does not end readiness.
+/// Handshakes are served meanwhile. Clients refuse such a certificate themselves, and what is
+/// wrong with our clock is wrong with the verification of their certificates, too.
+async fn wait_for_certificate(snapshots: Receiver<Arc<Snapshot>>, readiness: Readiness) {
+    while hold_for_certificate(&snapshots.borrow(), &readiness) {
+        sleep(RETRY).await;
+    }
+    readiness.release(CERTIFICATE);
+}
+
+/// Whether the server's certificate has to be waited for.
+fn hold_for_certificate(snapshot: &Snapshot, readiness: &Readiness) -> bool {
+    let validity = snapshot.validity();
+    if validity.contains(UnixTime::now()) {
+        return false;
+    }
+    readiness.hold(
+        CERTIFICATE,
+        format!(
+            "the server's certificate of [tls].identity_pemfile_path is {validity}: renew it, or \
+             set the clock"
+        ),
+    );
+    true
+}
+
+/// Not inlined, so that all of its frame is wiped afterwards.
+#[inline(never)]
+fn seals_and_opens(kek: &Kek) -> bool {
+    let mut bytes = *b"nico-rewrap seal-and-open test";
+    let probe = Plaintext::new(&mut bytes);
+    let mut buffers = Buffers::default();
+    seal(kek, &probe, &mut buffers).is_ok_and(|text| {
+        let sealed = Envelope::parse(&text, &mut buffers).ok();
+        let opened = sealed.and_then(|sealed| sealed.open(kek).ok());
+        opened.is_some_and(|opened| opened == probe)
+    })
 }
 
 #[cfg(test)]

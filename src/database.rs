@@ -1,19 +1,40 @@
 //! Where the database is and how to speak TLS with it: `database_url` of
 //! nico-api's config, with libpq's meaning of `sslmode` and `sslrootcert`.
 //!
+//! Parameters of other programs are ignored, and named. Variables of libpq, like
+//! `PGPASSWORD`, are not read here.
+//!
 //! The driver knows `disable`, `prefer` and `require` only, and none of them
 //! looks at the server's certificate. `verify-ca` and `verify-full` are built
-//! here on rustls' own verifier.
+//! in `verifier` on rustls' own verifier.
 
+mod connect;
+mod notice;
+mod parameters;
+mod problem;
 mod tls;
+mod url;
+mod verifier;
 
-use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
 
 use thiserror::Error;
-use tokio::time::timeout;
-use tokio_postgres::config::SslMode as DriverSslMode;
+use tokio_postgres::config::{Host, SslMode as DriverSslMode, TargetSessionAttrs};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+pub use self::connect::{ConnectError, Limit};
+pub(crate) use self::{connect::Connector, notice::Notices, problem::tls_problem};
+use self::{
+    connect::Server,
+    parameters::{Parameters, left_out, servers},
+    url::Url,
+};
 use crate::pem;
 
 /// libpq's `sslmode`.
@@ -37,7 +58,8 @@ impl FromStr for SslMode {
     fn from_str(text: &str) -> Result<Self, DatabaseError> {
         match text {
             "disable" => Ok(Self::Disable),
-            "prefer" => Ok(Self::Prefer),
+            // libpq's `allow` is TLS only where the server insists. `prefer` has it there too.
+            "prefer" | "allow" => Ok(Self::Prefer),
             "require" => Ok(Self::Require),
             "verify-ca" => Ok(Self::VerifyCa),
             "verify-full" => Ok(Self::VerifyFull),
@@ -53,8 +75,11 @@ pub enum DatabaseError {
     /// Not a URL of the form that Postgres' tools take.
     #[error("is not of the form postgres://user:password@host:5432/database ({0})")]
     Url(String),
+    /// There is nobody to connect to.
+    #[error("names no host: write it as in postgres://user:password@host:5432/database")]
+    NoHost,
     /// An unknown `sslmode`.
-    #[error("sslmode is one of disable, prefer, require, verify-ca and verify-full")]
+    #[error("sslmode is one of disable, allow, prefer, require, verify-ca and verify-full")]
     SslMode,
     /// A verifying mode without anything to verify against.
     #[error("sslmode verify-ca and verify-full need sslrootcert=FILE in the URL")]
@@ -63,33 +88,27 @@ pub enum DatabaseError {
     #[error("sslrootcert: {0}")]
     RootCertificate(#[from] pem::PemError),
     /// rustls refuses the certificates.
-    #[error("sslrootcert holds no usable CA certificate ({0})")]
+    #[error("sslrootcert: {0}")]
     Verifier(String),
 }
 
-/// Why there is no connection. Never quotes the URL either.
-#[derive(Debug, Error)]
-pub enum ConnectError {
-    /// The driver's reason.
-    #[error(transparent)]
-    Driver(#[from] tokio_postgres::Error),
-    /// The server takes connections, and says nothing.
-    #[error("no answer within [rewrap].connect_timeout, {}", humantime::format_duration(*.0))]
-    Timeout(Duration),
-}
+/// What connecting may take where nobody says.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A database that can be connected to: parsed, certificates loaded.
 #[derive(Clone)]
 pub struct Database {
+    /// Everything but the servers.
     driver: tokio_postgres::Config,
-    tls: MakeRustlsConnect,
+    connector: Connector,
+    root_certificates: Option<(PathBuf, usize)>,
     ssl_mode: SslMode,
-    connect_timeout: Duration,
     ignored: Vec<String>,
+    left_out: Vec<&'static str>,
 }
 
 impl Database {
-    /// Parses a URL. `ssl_mode`, if given, wins over the URL's.
+    /// Parses a URL. `ssl_mode` and `connect_timeout`, if given, win over the URL's.
     ///
     /// # Errors
     ///
@@ -97,38 +116,62 @@ impl Database {
     pub fn parse(
         url: &str,
         ssl_mode: Option<SslMode>,
-        connect_timeout: Duration,
+        connect_timeout: impl Into<Option<Duration>>,
     ) -> Result<Self, DatabaseError> {
-        let (base, query) = url.split_once('?').unwrap_or((url, ""));
-        let mut url = encode_credentials(base, query)?;
-        let parameters = Parameters::parse(query)?;
-        let ssl_mode = match (ssl_mode, parameters.ssl_mode) {
-            (Some(mode), _) | (None, Some(mode)) => mode,
-            (None, None) => SslMode::Prefer,
+        let url = Url::parse(url)?;
+        let parameters = Parameters::of(&url)?;
+        let left_out = left_out(&url, &parameters, ssl_mode);
+        let servers = servers(&url, &parameters)?;
+        let limit = match (connect_timeout.into(), parameters.connect_timeout) {
+            (Some(duration), _) => (duration, "[rewrap].connect_timeout"),
+            (None, Some(duration)) => (duration, "connect_timeout of database_url"),
+            (None, None) => (CONNECT_TIMEOUT, "[rewrap].connect_timeout"),
         };
-
-        for (i, parameter) in parameters.for_driver.iter().enumerate() {
-            url.push(if i == 0 { '?' } else { '&' });
-            url.push_str(parameter);
-        }
-        let mut driver = tokio_postgres::Config::from_str(&url)
-            .map_err(|error| DatabaseError::Url(root_cause(&error)))?;
+        let limit = Limit {
+            duration: limit.0,
+            setting: limit.1,
+        };
+        let ssl_mode = ssl_mode.or(parameters.ssl_mode);
+        let ssl_mode = ssl_mode.unwrap_or(SslMode::Prefer);
+        let mut driver = parameters.driver()?;
         driver.ssl_mode(match ssl_mode {
             SslMode::Disable => DriverSslMode::Disable,
             SslMode::Prefer => DriverSslMode::Prefer,
             SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => DriverSslMode::Require,
         });
-        driver.connect_timeout(connect_timeout);
+        // Of several, one that can be written to is meant.
+        if servers.len() > 1 && !parameters.has("target_session_attrs") {
+            driver.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        }
+        if let Some(user) = parameters.user.or(url.user) {
+            driver.user(user);
+        }
+        if let Some(password) = parameters.password.or(url.password) {
+            driver.password(password);
+        }
+        if let Some(dbname) = parameters.dbname.or(url.dbname) {
+            driver.dbname(dbname);
+        }
+        if !parameters.options.is_empty() {
+            driver.options(parameters.options.join(" "));
+        }
         // Whatever the URL says: it is nico-api's, and the load that others make is told
         // from ours by the name.
         driver.application_name(env!("CARGO_PKG_NAME"));
-
+        let tls = tls::client_config(ssl_mode, parameters.root_certificate)?;
         Ok(Self {
             driver,
-            tls: MakeRustlsConnect::new(tls::client_config(ssl_mode, parameters.root_certificate)?),
+            connector: Connector {
+                servers,
+                tls: MakeRustlsConnect::new(tls.config),
+                limit,
+                advice: None,
+                notices: Arc::default(),
+            },
+            root_certificates: tls.root_certificates,
             ssl_mode,
-            connect_timeout,
             ignored: parameters.ignored,
+            left_out,
         })
     }
 
@@ -138,10 +181,30 @@ impl Database {
         &self.ignored
     }
 
-    /// How long a new connection may take altogether.
+    /// The file of `sslrootcert`, if it is used, and how many certificates were read of it.
     #[must_use]
-    pub fn connect_timeout(&self) -> Duration {
-        self.connect_timeout
+    pub fn root_certificates(&self) -> Option<(&Path, usize)> {
+        let (path, certificates) = self.root_certificates.as_ref()?;
+        Some((path, *certificates))
+    }
+
+    /// The known parameter that differs from `name` in case alone.
+    #[must_use]
+    pub fn meant_parameter(name: &str) -> Option<&'static str> {
+        url::meant(name)
+    }
+
+    /// The variables of libpq that nico-api's driver would read for what the URL leaves out.
+    #[must_use]
+    pub fn left_out(&self) -> &[&'static str] {
+        &self.left_out
+    }
+
+    /// Adds `advice` to what is said when there is no connection.
+    #[must_use]
+    pub fn with_advice(mut self, advice: String) -> Self {
+        self.connector.advice = Some(advice);
+        self
     }
 
     /// A single connection, outside of any pool; its task runs until the client is
@@ -151,40 +214,47 @@ impl Database {
     ///
     /// [`ConnectError`], which carries no password.
     pub async fn connect(&self) -> Result<tokio_postgres::Client, ConnectError> {
-        // The driver's own limit is for the TCP connection only.
-        let connecting = timeout(self.connect_timeout, self.driver.connect(self.tls()));
-        let (client, connection) = connecting
-            .await
-            .map_err(|_| ConnectError::Timeout(self.connect_timeout))??;
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::warn!(%error, "database connection failed");
-            }
-        });
-        Ok(client)
+        match self.connector.open(&self.driver).await {
+            Ok((client, _)) => Ok(client),
+            Err(error) => Err(self.connector.advised(error)),
+        }
     }
 
-    pub(crate) fn driver_config(&self, unanswered: Duration) -> tokio_postgres::Config {
+    /// The driver's configuration without a server, which the [`Connector`] adds. A
+    /// connection may be idle for `idle` before the kernel asks whether the peer is there,
+    /// and the peer may leave data unread for `unread` before the kernel closes it.
+    pub(crate) fn driver_config(&self, idle: Duration, unread: Duration) -> tokio_postgres::Config {
         let mut driver = self.driver.clone();
-        // The kernel counts keepalives in whole seconds, and refuses none at all.
-        let unanswered = unanswered.max(Duration::from_secs(1));
-        // Packets that nobody acknowledges mean that the database is cut off.
-        driver.tcp_user_timeout(unanswered);
-        driver.keepalives_idle(unanswered);
+        // The kernel counts keepalives in whole seconds, and refuses zero.
+        driver.keepalives_idle(idle.max(Duration::from_secs(1)));
+        // This limit holds for a closed receive window, too (tcp(7), TCP_USER_TIMEOUT).
+        driver.tcp_user_timeout(unread.max(Duration::from_secs(1)));
         driver
     }
 
+    /// TLS as `sslmode` asks for it, for cancel requests.
     pub(crate) fn tls(&self) -> MakeRustlsConnect {
-        self.tls.clone()
+        self.connector.tls.clone()
+    }
+
+    /// What connects the pool; the notices of its connections go to `notices`.
+    pub(crate) fn connector(&self, notices: Arc<Notices>) -> Connector {
+        Connector {
+            notices,
+            ..self.connector.clone()
+        }
     }
 }
 
 /// Host, database and user, without the password.
 impl fmt::Debug for Database {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let servers = &self.connector.servers;
+        let hosts: Vec<_> = servers.iter().map(Server::host_or_address).collect();
+        let ports: Vec<_> = servers.iter().map(|server| server.port).collect();
         f.debug_struct("Database")
-            .field("hosts", &self.driver.get_hosts())
-            .field("ports", &self.driver.get_ports())
+            .field("hosts", &hosts)
+            .field("ports", &ports)
             .field("dbname", &self.driver.get_dbname())
             .field("user", &self.driver.get_user())
             .field("ssl_mode", &self.ssl_mode)
@@ -192,92 +262,10 @@ impl fmt::Debug for Database {
     }
 }
 
-/// The query part of the URL, taken apart.
-#[derive(Default)]
-struct Parameters {
-    ssl_mode: Option<SslMode>,
-    root_certificate: Option<PathBuf>,
-    for_driver: Vec<String>,
-    ignored: Vec<String>,
-}
-
-impl Parameters {
-    fn parse(query: &str) -> Result<Self, DatabaseError> {
-        const DRIVER: [&str; 15] = [
-            "user",
-            "password",
-            "dbname",
-            "options",
-            "application_name",
-            "host",
-            "hostaddr",
-            "port",
-            "connect_timeout",
-            "keepalives",
-            "keepalives_interval",
-            "keepalives_retries",
-            "target_session_attrs",
-            "channel_binding",
-            "load_balance_hosts",
-        ];
-        let mut parsed = Self::default();
-        for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
-            let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-            let decoded = || {
-                percent_encoding::percent_decode_str(value)
-                    .decode_utf8()
-                    .map_err(|_| DatabaseError::Url("a parameter is not UTF-8".to_owned()))
-            };
-            match name {
-                "sslmode" | "ssl-mode" => parsed.ssl_mode = Some(decoded()?.parse()?),
-                "sslrootcert" | "ssl-root-cert" | "ssl-ca" => {
-                    parsed.root_certificate = Some(PathBuf::from(decoded()?.as_ref()));
-                }
-                _ if DRIVER.contains(&name) => parsed.for_driver.push(parameter.to_owned()),
-                // Part of a password with a question mark in it, more likely than not.
-                _ if !name.bytes().all(is_in_names) => return Err(not_encoded()),
-                _ => parsed.ignored.push(name.to_owned()),
-            }
-        }
-        Ok(parsed)
-    }
-}
-
-fn is_in_names(byte: u8) -> bool {
-    byte.is_ascii_lowercase() || matches!(byte, b'-' | b'_')
-}
-
-/// The part of the URL before its parameters, with every `@` of user and password
-/// percent-encoded: nico-api's parser takes all up to the last one for them, the
-/// driver all up to the first, and the rest of the password for the host, which
-/// is logged.
-fn encode_credentials(base: &str, query: &str) -> Result<String, DatabaseError> {
-    let (scheme, rest) = base
-        .split_once("://")
-        .filter(|(scheme, _)| matches!(*scheme, "postgres" | "postgresql"))
-        .ok_or_else(|| DatabaseError::Url("another scheme".to_owned()))?;
-    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-    let credentials = authority.rsplit_once('@');
-    if path.contains('@') || (credentials.is_none() && query.contains('@')) {
-        return Err(not_encoded());
-    }
-    Ok(match credentials {
-        Some((credentials, hosts)) => {
-            let credentials = credentials.replace('@', "%40");
-            format!("{scheme}://{credentials}@{hosts}{path}")
-        }
-        None => base.to_owned(),
-    })
-}
-
-fn not_encoded() -> DatabaseError {
-    DatabaseError::Url("special characters in user and password must be percent-encoded".to_owned())
-}
-
-fn root_cause(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => root_cause(source),
-        None => error.to_string(),
+impl Server {
+    fn host_or_address(&self) -> Host {
+        let address = || Host::Tcp(self.address.map_or_else(String::new, |ip| ip.to_string()));
+        self.host.clone().unwrap_or_else(address)
     }
 }
 
@@ -286,7 +274,19 @@ mod tests {
     use super::*;
 
     fn parse(url: &str) -> Result<Database, DatabaseError> {
-        Database::parse(url, None, Duration::from_secs(5))
+        Database::parse(url, None, None::<Duration>)
+    }
+
+    fn servers_of(url: &str) -> Vec<(String, u16)> {
+        let servers = parse(url).unwrap().connector.servers;
+        let name = |server: &Server| match server.host_or_address() {
+            Host::Tcp(name) => name,
+            Host::Unix(path) => path.display().to_string(),
+        };
+        servers
+            .iter()
+            .map(|server| (name(server), server.port))
+            .collect()
     }
 
     #[test]
@@ -298,22 +298,132 @@ mod tests {
             "Database { hosts: [Tcp(\"db\")], ports: [5432], dbname: Some(\"nico\"), \
              user: Some(\"u\"), ssl_mode: Prefer, .. }"
         );
+        let allowed = parse("postgres://db/nico?sslmode=allow").unwrap();
+        assert_eq!(allowed.ssl_mode, SslMode::Prefer);
     }
 
     #[test]
     fn the_setting_wins_over_the_url() {
-        let url = "postgres://db/nico?sslmode=disable&application_name=x";
-        assert_eq!(parse(url).unwrap().ssl_mode, SslMode::Disable);
-        let forced = Database::parse(url, Some(SslMode::Require), Duration::from_secs(5));
-        assert_eq!(forced.unwrap().ssl_mode, SslMode::Require);
+        let url = "postgres://db/nico?sslmode=disable&connect_timeout=3";
+        let database = parse(url).unwrap();
+        assert_eq!(database.ssl_mode, SslMode::Disable);
+        let limit = database.connector.limit.to_string();
+        assert_eq!(limit, "connect_timeout of database_url, 3s");
+        let ours = Some(Duration::from_secs(7));
+        let forced = Database::parse(url, Some(SslMode::Require), ours).unwrap();
+        assert_eq!(forced.ssl_mode, SslMode::Require);
+        let limit = forced.connector.limit.to_string();
+        assert_eq!(limit, "[rewrap].connect_timeout, 7s");
+        // libpq: no limit. There is one here.
+        for none in ["", "?connect_timeout=0", "?connect_timeout=-1"] {
+            let database = parse(&format!("postgres://db/nico{none}")).unwrap();
+            assert_eq!(database.connector.limit.duration, CONNECT_TIMEOUT);
+        }
     }
 
     #[test]
-    fn parameters_of_other_drivers_are_ignored_and_named() {
-        let database = parse("postgres://db/nico?statement-cache-capacity=5&ssl-mode=require");
+    fn parameters_of_other_programs_are_ignored_and_named() {
+        let database =
+            parse("postgres://db/nico?statement-cache-capacity=5&ssl-mode=require&currentSchema=x");
         let database = database.unwrap();
-        assert_eq!(database.ignored_parameters(), ["statement-cache-capacity"]);
+        let ignored = ["statement-cache-capacity", "currentSchema"];
+        assert_eq!(database.ignored_parameters(), ignored);
         assert_eq!(database.ssl_mode, SslMode::Require);
+        assert_eq!(Database::meant_parameter("SSLMode"), Some("sslmode"));
+    }
+
+    #[test]
+    fn options_are_joined() {
+        let url = "postgres://db/nico?options=-c+a%3D1&options[search_path]=x+y&options%5Bb%5D=c\\";
+        let driver = parse(url).unwrap().driver;
+        let options = r"-c a=1 -c search_path=x\ y -c b=c\\";
+        assert_eq!(driver.get_options(), Some(options));
+    }
+
+    #[test]
+    fn servers_are_those_of_the_url_and_its_parameters() {
+        for (url, servers) in [
+            ("postgres://a,b:1/x", &[("a", 5432), ("b", 1)][..]),
+            ("postgres://a,b/x?port=7", &[("a", 7), ("b", 7)]),
+            ("postgres://a,b:9/x?port=7,8", &[("a", 7), ("b", 8)]),
+            ("postgres://a:9/x?host=c", &[("c", 9)]),
+            ("postgres:///x?host=%2Frun&port=7", &[("/run", 7)]),
+            ("postgres://%2Frun:7/x", &[("/run", 7)]),
+            (
+                "postgres:///x?hostaddr=::1,10.0.0.1",
+                &[("::1", 5432), ("10.0.0.1", 5432)],
+            ),
+            ("postgres://u:p@[::1]:7/x", &[("::1", 7)]),
+        ] {
+            let servers: Vec<_> = servers
+                .iter()
+                .map(|(name, port)| ((*name).to_owned(), *port))
+                .collect();
+            assert_eq!(servers_of(url), servers, "{url}");
+        }
+        for url in [
+            "postgres:///x",
+            "postgres://",
+            "postgres://u:p@/x",
+            "postgres:///x?host=",
+        ] {
+            assert!(matches!(parse(url), Err(DatabaseError::NoHost)), "{url}");
+        }
+        for url in [
+            "postgres://a,b/x?port=1,2,3",
+            "postgres://a,b/x?hostaddr=::1",
+            "postgres://a/x?hostaddr=b",
+            "postgres://a/x?port=http",
+        ] {
+            assert!(matches!(parse(url), Err(DatabaseError::Url(_))), "{url}");
+        }
+    }
+
+    #[test]
+    fn of_several_servers_one_that_takes_writes_is_meant() {
+        for (url, attributes) in [
+            ("postgres://a/x", TargetSessionAttrs::Any),
+            ("postgres://a,b/x", TargetSessionAttrs::ReadWrite),
+            (
+                "postgres://a,b/x?target_session_attrs=any",
+                TargetSessionAttrs::Any,
+            ),
+            (
+                "postgres://a/x?target_session_attrs=primary",
+                TargetSessionAttrs::ReadWrite,
+            ),
+        ] {
+            let driver = parse(url).unwrap().driver;
+            assert_eq!(driver.get_target_session_attrs(), attributes, "{url}");
+        }
+    }
+
+    #[test]
+    fn what_the_url_leaves_out_is_known_by_its_variable() {
+        let nothing = parse("postgres://u:p@db:1/x?sslmode=require&sslrootcert=&options=a");
+        // An empty name is no file.
+        assert!(nothing.is_err());
+        let all = [
+            "PGPORT",
+            "PGUSER",
+            "PGPASSWORD",
+            "PGPASSFILE",
+            "PGDATABASE",
+            "PGSSLMODE",
+        ];
+        let all: Vec<_> = all
+            .into_iter()
+            .chain(["PGSSLROOTCERT", "PGOPTIONS"])
+            .collect();
+        assert_eq!(parse("postgres://db").unwrap().left_out(), all);
+        let full = "postgres://u:p@db:1/x?sslmode=prefer&sslrootcert=/x&options=a";
+        assert!(parse(full).unwrap().left_out().is_empty());
+        let ours = Database::parse(
+            "postgres://u:p@db:1/x",
+            Some(SslMode::Disable),
+            None::<Duration>,
+        );
+        assert_eq!(ours.unwrap().left_out(), ["PGSSLROOTCERT", "PGOPTIONS"]);
     }
 
     #[test]
@@ -325,10 +435,7 @@ mod tests {
         ] {
             let driver = parse(url).unwrap().driver;
             assert_eq!(driver.get_password(), Some(b"a@s3cr3t".as_slice()), "{url}");
-            assert_eq!(
-                driver.get_hosts(),
-                [tokio_postgres::config::Host::Tcp("db".to_owned())]
-            );
+            assert_eq!(servers_of(url), [("db".to_owned(), 5432)]);
         }
     }
 
@@ -336,17 +443,12 @@ mod tests {
     fn faults_do_not_quote_the_url() {
         for url in [
             "postgres://u:s3cr3t@db/nico?sslmode=s3cr3t",
-            "postgres://u:12?34s3cr3t@db/nico",
-            "postgres://u:12?s3cr3t=%ff@db/nico",
-            "postgres://u:s3cr3t@db:port/nico",
-            "mysql://u:s3cr3t@db/nico",
-            "s3cr3t",
-            // Passwords that are not percent-encoded: `1?s3cr3t`, `1/s3cr3t` and so on.
-            "postgres://u:1?s3cr3t@db/nico",
-            "postgres://u:1?s3cr3t&s3cr3t@db/nico",
-            "postgres://u:1@2?s3cr3t@db/nico",
-            "postgres://u:1/s3cr3t@db/nico",
-            "postgres://u:1/2@s3cr3t@db/nico",
+            "postgres://u:s3cr3t@db/nico?connect_timeout=s3cr3t",
+            "postgres://u:s3cr3t@db/nico?target_session_attrs=s3cr3t",
+            "postgres://u:s3cr3t@db/nico?keepalives=s3cr3t",
+            "postgres://u:s3cr3t@db/nico?port=s3cr3t",
+            "postgres://u:s3cr3t@db/nico?hostaddr=s3cr3t",
+            "postgres://u:s3cr3t@/nico",
             "postgres://u:s3cr3t@db/nico?sslmode=verify-full",
             "postgres://u:s3cr3t@db/nico?sslmode=verify-full&sslrootcert=/nowhere",
         ] {

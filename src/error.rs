@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 use thiserror::Error;
-use tonic::{Code, Status};
+use tonic::{Code, Status, metadata::MetadataValue};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
@@ -19,6 +19,9 @@ use crate::{
 
 /// The domain of the reasons in `google.rpc.ErrorInfo`.
 const DOMAIN: &str = "nico-rewrap";
+
+/// The header that says which compressions of messages are accepted ("Compression" of gRPC).
+const ACCEPTED_COMPRESSION: &str = "grpc-accept-encoding";
 
 /// Why a call was not carried out.
 #[derive(Debug, Error)]
@@ -62,6 +65,12 @@ pub enum ServiceError {
     /// The database or the role has to be set up otherwise first.
     #[error("{0}. Committed rows stay committed")]
     DatabaseSetup(SetupError),
+    /// The rows are committed, and the synchronous standby may not have them.
+    #[error(
+        "somebody cancelled a commit's wait for its synchronous standby, so the standby may lack \
+         rows that this run found or wrote: call again"
+    )]
+    NotReplicated,
     /// The audit log takes no record of the call.
     #[error(
         "the audit log can't be written to, and nothing is done without a record: see to the file \
@@ -85,6 +94,15 @@ pub enum ServiceError {
     /// There is no such method here, or the request is not one of gRPC.
     #[error("no such method, or a request or message encoding that is not gRPC's")]
     UnknownMethod,
+    /// The message is compressed.
+    #[error(
+        "the message is compressed with {0:?}, and this server takes no compressed messages: send \
+         it without compression"
+    )]
+    Compressed(String),
+    /// The metadata of the request is too large.
+    #[error("the metadata of the request is larger than 16 KiB: send less of it")]
+    MetadataTooLarge,
     /// The request is not of the method's type, or too large to be.
     #[error("the request can't be decoded as one of this method, or is larger than any can be")]
     MalformedRequest,
@@ -115,12 +133,15 @@ impl ServiceError {
             Self::NotReady(_) => (Code::Unavailable, "NOT_READY"),
             Self::Database(_) => (Code::Unavailable, "DATABASE_UNAVAILABLE"),
             Self::DatabaseSetup(fault) => (Code::FailedPrecondition, fault.reason()),
+            Self::NotReplicated => (Code::Unavailable, "NOT_REPLICATED"),
             Self::AuditUnavailable => (Code::Unavailable, "AUDIT_UNAVAILABLE"),
             Self::ShuttingDown => (Code::Unavailable, "SHUTTING_DOWN"),
             Self::DeadlineExceeded => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
             Self::Cancelled => (Code::Cancelled, "CANCELLED"),
             Self::SlowRequest => (Code::DeadlineExceeded, "SLOW_REQUEST"),
             Self::UnknownMethod => (Code::Unimplemented, "UNKNOWN_METHOD"),
+            Self::Compressed(_) => (Code::Unimplemented, "COMPRESSION_NOT_SUPPORTED"),
+            Self::MetadataTooLarge => (Code::ResourceExhausted, "METADATA_TOO_LARGE"),
             Self::MalformedRequest => (Code::InvalidArgument, "MALFORMED_REQUEST"),
             Self::Internal => (Code::Internal, "INTERNAL"),
         }
@@ -148,7 +169,12 @@ impl ServiceError {
     /// The status, with the run id in its metadata.
     #[must_use]
     pub fn into_status(self, run_id: &str) -> Status {
+        let is_compressed = matches!(self, Self::Compressed(_));
         let mut status = Status::from(self);
+        if is_compressed {
+            let none = MetadataValue::from_static("identity");
+            status.metadata_mut().insert(ACCEPTED_COMPRESSION, none);
+        }
         if let Ok(run_id) = run_id.parse() {
             status.metadata_mut().insert(RUN_ID_HEADER, run_id);
         }
@@ -160,6 +186,17 @@ impl ServiceError {
 mod tests {
     use super::*;
     use crate::store::Hidden;
+
+    #[test]
+    fn whoever_compresses_is_told_what_is_accepted() {
+        let answer = ServiceError::Compressed("gzip".to_owned())
+            .into_status("id")
+            .into_http::<()>();
+        assert_eq!(answer.headers()["grpc-status"], "12");
+        assert_eq!(answer.headers()[ACCEPTED_COMPRESSION], "identity");
+        let answer = ServiceError::UnknownMethod.into_status("id");
+        assert!(!answer.metadata().contains_key(ACCEPTED_COMPRESSION));
+    }
 
     #[test]
     fn every_error_has_its_code_reason_and_advice() {
@@ -221,6 +258,7 @@ mod tests {
                 Unavailable,
                 "DATABASE_UNAVAILABLE",
             ),
+            (ServiceError::NotReplicated, Unavailable, "NOT_REPLICATED"),
             (
                 StoreError::from(SetupError::from(Hidden::BySomePolicy)).into(),
                 FailedPrecondition,
@@ -266,6 +304,16 @@ mod tests {
             (ServiceError::SlowRequest, DeadlineExceeded, "SLOW_REQUEST"),
             (ServiceError::UnknownMethod, Unimplemented, "UNKNOWN_METHOD"),
             (
+                ServiceError::Compressed("gzip".to_owned()),
+                Unimplemented,
+                "COMPRESSION_NOT_SUPPORTED",
+            ),
+            (
+                ServiceError::MetadataTooLarge,
+                ResourceExhausted,
+                "METADATA_TOO_LARGE",
+            ),
+            (
                 ServiceError::MalformedRequest,
                 InvalidArgument,
                 "MALFORMED_REQUEST",
@@ -277,6 +325,11 @@ mod tests {
             let status = Status::from(error);
             assert_eq!(status.code(), code, "{text}");
             assert_eq!(status.message(), text);
+            let is_counted = crate::telemetry::CALL_OUTCOMES.contains(&reason);
+            assert!(
+                is_counted,
+                "{reason} is not among the outcomes of the metrics"
+            );
             let info = status.get_details_error_info().unwrap();
             assert_eq!(
                 (info.reason.as_str(), info.domain.as_str()),

@@ -11,6 +11,8 @@
 //! is looked at; nobody else waits with them. One call of each connection waits in a task
 //! of its own, so that its record does not depend on the client's patience.
 
+mod compression;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -18,7 +20,7 @@ use std::{
 
 use axum::{
     body::{Bytes, HttpBody},
-    http::{Method, Request, Response, header::CONTENT_TYPE},
+    http::{HeaderName, HeaderValue, Method, Request, Response, header::CONTENT_TYPE},
 };
 use http_body_util::{BodyExt, Full, Limited};
 use tokio::{sync::Semaphore, time::timeout};
@@ -47,6 +49,10 @@ const WAITING: usize = 100;
 
 /// Services that any verified certificate may use.
 const OPEN: [&str; 2] = ["/grpc.health.v1.Health/", "/grpc.reflection."];
+
+/// Size of a request's headers, in bytes, as HTTP/2 counts them (RFC 9113, 6.5.2). The listener
+/// takes some more, so that the answer can be one of gRPC.
+const MAX_HEADER_BYTES: usize = 16 << 10;
 
 /// What stands before a message: whether it is compressed, and its length (gRPC over
 /// HTTP/2, "Length-Prefixed-Message").
@@ -95,10 +101,13 @@ impl Gate {
         B::Error: Into<StdError> + Send,
     {
         let path = request.uri().path().to_owned();
-        if is_grpc(&request) && OPEN.iter().any(|open| path.starts_with(open)) {
-            return self.routed(request).await;
-        }
+        let is_open = is_grpc(&request) && OPEN.iter().any(|open| path.starts_with(open));
         let peer = request.extensions().get::<Arc<Peer>>().cloned();
+        // Headers of unreasonable size are dropped at once, and not kept until somebody's turn.
+        let request = check(request);
+        if is_open {
+            return self.open(request).await;
+        }
         match peer {
             Some(peer) if authorize(&self.policy, &peer.caller).is_err() => {
                 self.denied(request, peer, path).await
@@ -107,8 +116,32 @@ impl Gate {
         }
     }
 
+    /// Answers a call of an open service, which leaves no record.
+    async fn open<B>(&self, request: Result<Request<B>, ServiceError>) -> Response<Body>
+    where
+        B: HttpBody<Data = Bytes> + Send + 'static,
+        B::Error: Into<StdError> + Send,
+    {
+        let request = match request {
+            Ok(request) if compression::is_announced(&request) => {
+                compression::check_first(request, self.request_timeout).await
+            }
+            Ok(request) => return self.routed(request).await,
+            Err(error) => Err(error),
+        };
+        match request {
+            Ok(request) => self.routed(request).await,
+            Err(error) => error.into_status(&run_id()).into_http(),
+        }
+    }
+
     /// Answers a call that will be denied, when it has its turn.
-    async fn denied<B>(&self, request: Request<B>, peer: Arc<Peer>, path: String) -> Response<Body>
+    async fn denied<B>(
+        &self,
+        request: Result<Request<B>, ServiceError>,
+        peer: Arc<Peer>,
+        path: String,
+    ) -> Response<Body>
     where
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<StdError> + Send,
@@ -130,7 +163,7 @@ impl Gate {
     /// Answers a call, and leaves its record if no handler does.
     async fn called<B>(
         &self,
-        request: Request<B>,
+        request: Result<Request<B>, ServiceError>,
         peer: Option<Arc<Peer>>,
         path: String,
     ) -> Response<Body>
@@ -139,10 +172,9 @@ impl Gate {
         B::Error: Into<StdError> + Send,
     {
         let started = Instant::now();
-        let request = if is_grpc(&request) {
-            self.complete(request).await
-        } else {
-            Err(ServiceError::UnknownMethod)
+        let request = match request {
+            Ok(request) => self.complete(request).await,
+            Err(error) => Err(error),
         };
         let error = match request {
             Ok(request) => {
@@ -202,13 +234,30 @@ impl Gate {
         B: HttpBody<Data = Bytes>,
         B::Error: Into<StdError>,
     {
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let body = Limited::new(body, PREFIX + MAX_REQUEST_BYTES).collect();
         match timeout(self.request_timeout, body).await {
             Err(_) => Err(ServiceError::SlowRequest),
             Ok(Err(_)) => Err(ServiceError::MalformedRequest),
-            Ok(Ok(body)) => Ok(Request::from_parts(head, Full::new(body.to_bytes()))),
+            Ok(Ok(body)) => {
+                let body = body.to_bytes();
+                compression::check(&mut head.headers, &body)?;
+                Ok(Request::from_parts(head, Full::new(body)))
+            }
         }
+    }
+}
+
+/// Refuses what no handler has to see.
+fn check<B>(request: Request<B>) -> Result<Request<B>, ServiceError> {
+    let size = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + 32;
+    let headers: usize = request.headers().iter().map(size).sum();
+    if headers > MAX_HEADER_BYTES {
+        Err(ServiceError::MetadataTooLarge)
+    } else if is_grpc(&request) {
+        Ok(request)
+    } else {
+        Err(ServiceError::UnknownMethod)
     }
 }
 

@@ -6,7 +6,7 @@
 //! different things. Where the keys come from is the business of
 //! [`crate::secrets`].
 
-use std::{borrow::Borrow, collections::BTreeMap, fmt};
+use std::{borrow::Borrow, collections::BTreeMap, fmt, path::PathBuf};
 
 use aes_gcm::{Aes256Gcm, KeyInit};
 use sha2::{Digest, Sha256};
@@ -86,6 +86,27 @@ impl fmt::Debug for KeyCheckValue {
     }
 }
 
+/// Where a key was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeySource {
+    /// It was made here.
+    Program,
+    /// An environment variable, by its name.
+    Environment(String),
+    /// A secrets file.
+    File(PathBuf),
+}
+
+impl fmt::Display for KeySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Program => f.write_str("this program"),
+            Self::Environment(name) => write!(f, "environment variable {name}"),
+            Self::File(path) => write!(f, "file {}", path.display()),
+        }
+    }
+}
+
 /// A site master key, its AES key schedule expanded once. Wiped on drop.
 ///
 /// The key's bytes can't be had back from it, and it is only ever printed by its
@@ -93,6 +114,7 @@ impl fmt::Debug for KeyCheckValue {
 pub struct Kek {
     id: KeyId,
     check_value: KeyCheckValue,
+    source: KeySource,
     cipher: Box<Aes256Gcm>,
 }
 
@@ -100,6 +122,13 @@ impl Kek {
     /// Expands `bytes`; the caller's copy is wiped when it is dropped.
     #[must_use]
     pub fn new(id: KeyId, bytes: &Zeroizing<[u8; KEY_BYTES]>) -> Self {
+        let kek = Self::expand(id, bytes);
+        wipe_stack();
+        kek
+    }
+
+    #[inline(never)]
+    fn expand(id: KeyId, bytes: &Zeroizing<[u8; KEY_BYTES]>) -> Self {
         let digest = Sha256::new()
             .chain_update(CHECK_VALUE_LABEL)
             .chain_update(bytes.as_slice())
@@ -107,8 +136,21 @@ impl Kek {
         Self {
             id,
             check_value: KeyCheckValue([digest[0], digest[1], digest[2], digest[3]]),
+            source: KeySource::Program,
             cipher: Box::new(Aes256Gcm::new((&**bytes).into())),
         }
+    }
+
+    /// The same key, found in `source`.
+    #[must_use]
+    pub fn found_in(self, source: KeySource) -> Self {
+        Self { source, ..self }
+    }
+
+    /// Where it was found.
+    #[must_use]
+    pub fn source(&self) -> &KeySource {
+        &self.source
     }
 
     /// The id that envelopes carry.
@@ -132,6 +174,21 @@ impl fmt::Debug for Kek {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Kek({} {})", self.id, self.check_value)
     }
+}
+
+/// Writes over the part of the stack that calls before this one have used. AES spreads its round
+/// keys over the stack, the first two of which are the key itself, and leaves them there.
+#[inline(never)]
+pub(crate) fn wipe_stack() {
+    /// More than the frames of the cipher take. Those of a debug build are larger.
+    const BYTES: usize = if cfg!(debug_assertions) {
+        64 << 10
+    } else {
+        8 << 10
+    };
+    // A variable: a constant would not be on the stack.
+    let mut zeros = [0_u8; BYTES];
+    std::hint::black_box(&mut zeros);
 }
 
 /// Every KEK of the site, one of them the target of re-wrapping.

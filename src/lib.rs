@@ -29,7 +29,7 @@
 //! permit).
 //!
 //! The world: [`config`] (files and environment → one valid [`config::Config`]),
-//! [`secrets`] (the secrets file), [`pem`], [`tls`] (certificates, anew when their files change), [`database`] (where Postgres is,
+//! [`secrets`] (the secrets file), `regular_file` (how files are read), [`pem`], [`tls`] (certificates, anew when their files change), [`database`] (where Postgres is,
 //! and TLS with it), [`store`] (all SQL).
 //!
 //! The service: [`run`] knows the store and the pure core, and no gRPC; [`listener`]
@@ -60,6 +60,7 @@ pub mod organization;
 pub mod pem;
 mod places;
 pub mod readiness;
+mod regular_file;
 pub mod rewrap;
 pub mod run;
 pub mod secrets;

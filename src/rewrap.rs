@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use crate::{
     envelope::{Buffers, Envelope, MAX_TEXT_BYTES, ParseError, Plaintext, SealError, seal},
-    keyring::Keyring,
+    keyring::{Keyring, wipe_stack},
 };
 
 /// How many secrets a row has room for.
@@ -133,6 +133,7 @@ pub fn decide(keyring: &Keyring, texts: &Texts, workspace: &mut Workspace) -> De
             Err(error) => failures.push(FieldFailure { column, error }),
         }
     }
+    wipe_stack();
 
     if !failures.is_empty() {
         Decision::Failed(failures)
@@ -152,7 +153,9 @@ pub fn decide(keyring: &Keyring, texts: &Texts, workspace: &mut Workspace) -> De
     }
 }
 
-/// The new text of a field, or `None` when it is on target.
+/// The new text of a field, or `None` when it is on target. Not inlined, so that all of its frame
+/// is wiped afterwards.
+#[inline(never)]
 fn field(
     keyring: &Keyring,
     text: &str,

@@ -7,29 +7,38 @@
 //! reported, with the key id and never with the key.
 
 pub mod environment;
+mod key_text;
+mod yaml;
 
 use std::{collections::BTreeSet, fmt, io, path::Path};
 
-use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{
     Deserialize, Deserializer,
     de::{MapAccess, Visitor},
 };
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::keyring::{KEY_BYTES, Kek, KeyId};
+use crate::keyring::{Kek, KeyId, KeySource};
 
-/// Reads the keys out of the file at `path`, which may well have none.
+/// The largest file, in bytes. A site of 100,000 machines has some 10 MiB of credentials.
+pub const MAX_BYTES: u64 = 64 << 20;
+
+/// The keys of the file at `path`, which may well have none. `content` is what came of
+/// reading it: this module reads no file itself, so that it can be fuzzed alone.
 ///
 /// # Errors
 ///
 /// One sentence for each fault, without the name of the file.
-pub fn read(path: &Path) -> Result<Vec<Kek>, Vec<String>> {
-    let text = std::fs::read(path)
-        .map(Zeroizing::new)
-        .map_err(|error| vec![unreadable(&error)])?;
+pub fn of_file(
+    path: &Path,
+    content: io::Result<Zeroizing<Vec<u8>>>,
+) -> Result<Vec<Kek>, Vec<String>> {
+    let text = content.map_err(|error| vec![unreadable(&error)])?;
     let text = std::str::from_utf8(&text).map_err(|_| vec!["is not UTF-8".to_owned()])?;
-    parse(text)
+    let keks = parse(text)?.into_iter();
+    Ok(keks
+        .map(|kek| kek.found_in(KeySource::File(path.to_owned())))
+        .collect())
 }
 
 fn unreadable(error: &io::Error) -> String {
@@ -50,22 +59,10 @@ pub fn parse(text: &str) -> Result<Vec<Kek>, Vec<String>> {
     // Neither parser's message is passed on: both may quote what they choked on.
     let file: SecretsFile = match serde_json::from_str(text) {
         Ok(file) => file,
-        Err(json_error) => serde_saphyr::from_str(text).map_err(|yaml_error| {
-            let place = if text.trim_start().starts_with('{') {
-                Some((json_error.line(), json_error.column()))
-            } else {
-                yaml_error
-                    .location()
-                    .map(|at| (at.line() as usize, at.column() as usize))
-            };
-            let place = place.map_or_else(String::new, |(line, column)| {
-                format!(" at line {line} column {column}")
-            });
-            vec![format!(
-                "is not the JSON or YAML that is expected{place}: \
-                 machine_identity.encryption_keys must map key ids to base64 texts"
-            )]
-        })?,
+        Err(json_error) => {
+            let yaml = serde_saphyr::from_str_with_options(text, yaml::options(text));
+            yaml.map_err(|yaml_error| vec![misread(text, &json_error, &yaml_error)])?
+        }
     };
 
     let entries = file
@@ -77,15 +74,27 @@ pub fn parse(text: &str) -> Result<Vec<Kek>, Vec<String>> {
     let mut keks = Vec::new();
     let mut faults = Vec::new();
     let mut seen = BTreeSet::new();
-    for (id, key) in &entries {
+    for (i, (id, key)) in entries.iter().enumerate() {
+        // Not quoted where id and key are the wrong way round.
+        let number = i + 1;
+        let is_key = key_text::is_like_a_key(id);
         if !seen.insert(id) {
+            let shown = if is_key {
+                format!("number {number}")
+            } else {
+                format!("{id:?}")
+            };
             faults.push(format!(
-                "key id {id:?} is there twice; which of the two is meant?"
+                "key id {shown} is there twice; which of the two is meant?"
             ));
             continue;
         }
         match kek(id, &key.0) {
             Ok(kek) => keks.push(kek),
+            Err(_) if is_key => faults.push(format!(
+                "key number {number} has what looks like a key for its id: write the id first, and \
+                 the key behind it"
+            )),
             Err(fault) => faults.push(format!("key {id:?} {fault}")),
         }
     }
@@ -96,22 +105,38 @@ pub fn parse(text: &str) -> Result<Vec<Kek>, Vec<String>> {
     }
 }
 
-/// The key in `text`, which is base64 with any white space around it.
+/// What is wrong with a file that is neither JSON nor YAML.
+fn misread(text: &str, json_error: &serde_json::Error, yaml_error: &serde_saphyr::Error) -> String {
+    let of_yaml = yaml_error
+        .location()
+        .map(|at| (at.line() as usize, at.column() as usize));
+    let at = |place: Option<(usize, usize)>| {
+        place.map_or_else(String::new, |(line, column)| {
+            format!(" at line {line} column {column}")
+        })
+    };
+    if let Some(limit) = yaml::over_limit(yaml_error) {
+        let place = at(of_yaml);
+        return format!(
+            "is over a limit of the YAML reader{place}, which reads at most {limit}: write the file \
+             as JSON, or use fewer aliases and levels"
+        );
+    }
+    let place = at(if text.trim_start().starts_with('{') {
+        Some((json_error.line(), json_error.column()))
+    } else {
+        of_yaml
+    });
+    format!(
+        "is not the JSON or YAML that is expected{place}: \
+         machine_identity.encryption_keys must map key ids to base64 texts"
+    )
+}
+
+/// The key in `text`, under `id`.
 fn kek(id: &str, text: &str) -> Result<Kek, String> {
     let id = KeyId::new(id).map_err(|error| format!("can't be used: {error}"))?;
-    let decoded = STANDARD
-        .decode(text.trim())
-        .map(Zeroizing::new)
-        .map_err(|_| "is not standard base64; make one with `openssl rand -base64 32`")?;
-    let bytes = <[u8; KEY_BYTES]>::try_from(decoded.as_slice())
-        .map(Zeroizing::new)
-        .map_err(|_| {
-            format!(
-                "decodes to {} bytes instead of {KEY_BYTES}; make one with `openssl rand -base64 32`",
-                decoded.len()
-            )
-        })?;
-    Ok(Kek::new(id, &bytes))
+    Ok(Kek::new(id, &key_text::decode(text)?))
 }
 
 #[derive(Deserialize)]
@@ -211,6 +236,25 @@ mod tests {
         for secret in ["c2VjcmV0", "s3cr3t", "ERER", "S0tL"] {
             assert!(!faults.contains(secret), "{faults}");
         }
+    }
+
+    #[test]
+    fn a_key_in_the_place_of_its_id_is_not_quoted() {
+        let swapped = format!(
+            r#"{{"machine_identity": {{"encryption_keys": {{"kv1": "{A}", "{B}": "kv2"}}}}}}"#
+        );
+        let faults = faults(&swapped);
+        assert!(
+            faults.starts_with("key number 2 has what looks like a key for its id"),
+            "{faults}"
+        );
+        let twice = swapped.replace("kv1", B);
+        let faults = format!("{faults}{}", super::parse(&twice).unwrap_err().join(""));
+        assert!(
+            faults.contains("key id number 2 is there twice"),
+            "{faults}"
+        );
+        assert!(!faults.contains(&B[..10]), "{faults}");
     }
 
     #[test]

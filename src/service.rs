@@ -1,6 +1,8 @@
 //! The gRPC surface: authorize, convert, run, report. The only file that sees the
 //! generated messages.
 
+mod reflection;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -14,12 +16,16 @@ use tokio_util::{
 use tonic::{
     Request, Response, Status, metadata::MetadataMap, server::NamedService, service::Routes,
 };
+use tonic_reflection::server::{v1, v1alpha};
 use tracing::Instrument;
 
-use self::proto::{
-    ReencryptTenantIdentityFailure, ReencryptTenantIdentitySecretsRequest,
-    ReencryptTenantIdentitySecretsResponse,
-    forge_server::{Forge, ForgeServer},
+use self::{
+    proto::{
+        ReencryptTenantIdentityFailure, ReencryptTenantIdentitySecretsRequest,
+        ReencryptTenantIdentitySecretsResponse,
+        forge_server::{Forge, ForgeServer},
+    },
+    reflection::Reflection,
 };
 use crate::{
     audit::{AuditLog, Record},
@@ -29,7 +35,7 @@ use crate::{
     listener::Peer,
     organization::{InvalidOrganizationId, OrganizationId},
     readiness::Readiness,
-    run::{Mode, Report, RunError, Runner, Scope},
+    run::{Ended, Mode, Report, RunError, Runner, Scope},
 };
 
 #[expect(unreachable_pub, clippy::pedantic, reason = "generated code")]
@@ -100,17 +106,13 @@ impl Service {
     /// # Errors
     ///
     /// When the descriptors that were compiled in can't be decoded.
-    pub fn into_gate(
-        self,
-        request_timeout: Duration,
-    ) -> Result<Gate, tonic_reflection::server::Error> {
-        let reflection = || {
-            tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-                // So that clients can show the details of an error.
-                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-        };
+    pub fn into_gate(self, request_timeout: Duration) -> Result<Gate, prost::DecodeError> {
+        let reflection = Reflection::new(&[
+            proto::DESCRIPTORS,
+            tonic_health::pb::FILE_DESCRIPTOR_SET,
+            // So that clients can show the details of an error.
+            tonic_types::pb::FILE_DESCRIPTOR_SET,
+        ])?;
         let (reporter, health) = tonic_health::server::health_reporter();
         let readiness = self.inner.readiness.clone();
         // Goes on while the process drains: that is when it matters.
@@ -124,13 +126,11 @@ impl Service {
         routes
             .add_service(health.max_decoding_message_size(MAX_REQUEST_BYTES))
             .add_service(
-                reflection()
-                    .build_v1()?
+                v1::ServerReflectionServer::new(reflection.clone())
                     .max_decoding_message_size(MAX_REQUEST_BYTES),
             )
             .add_service(
-                reflection()
-                    .build_v1alpha()?
+                v1alpha::ServerReflectionServer::new(reflection)
                     .max_decoding_message_size(MAX_REQUEST_BYTES),
             )
             .add_service(ForgeServer::new(self).max_decoding_message_size(MAX_REQUEST_BYTES));
@@ -218,27 +218,29 @@ impl Inner {
         let run = tokio::spawn(
             async move { inner.checked_run(peer, asked, &begun, &gone).await }.in_current_span(),
         );
-        let (result, report) = run.await.unwrap_or_else(|error| {
+        let (result, report, durable) = run.await.unwrap_or_else(|error| {
             tracing::error!(%error, "a run panicked: this is a bug");
-            (Err(ServiceError::Internal), Report::default())
+            (Err(ServiceError::Internal), Report::default(), false)
         });
-        record.counted(&report);
+        record.counted(&report, durable);
         let error = result.as_ref().err();
         self.audit.ended(record, started.elapsed(), error).await;
         result.map(|target| response(&report, target))
     }
 
-    /// The target of the run or why it has none, and what it counted until then.
+    /// The target of the run or why it has none, what it counted until then, and whether
+    /// that is durable.
     async fn checked_run(
         &self,
         peer: Option<Arc<Peer>>,
         asked: Asked,
         record: &Record,
         gone: &CancellationToken,
-    ) -> (Result<String, ServiceError>, Report) {
-        let mut report = Report::default();
-        let result = self.run(peer, asked, record, gone, &mut report).await;
-        (result, report)
+    ) -> (Result<String, ServiceError>, Report, bool) {
+        match self.run(peer, asked, record, gone).await {
+            Ok((target, ended)) => (ended.result.map(|()| target), ended.report, ended.durable),
+            Err(error) => (Err(error), Report::default(), true),
+        }
     }
 
     async fn run(
@@ -247,8 +249,7 @@ impl Inner {
         asked: Asked,
         record: &Record,
         gone: &CancellationToken,
-        report: &mut Report,
-    ) -> Result<String, ServiceError> {
+    ) -> Result<(String, Ended<ServiceError>), ServiceError> {
         let peer = peer.ok_or(ServiceError::Internal)?;
         let permit = decide(&self.policy, &peer.caller)?;
         let (scope, mode) = (asked.scope?, asked.mode);
@@ -278,9 +279,9 @@ impl Inner {
                 None => std::future::pending().await,
             }
         };
-        let mut run = std::pin::pin!(runner.run(&permit, &scope, mode, &stop, report));
-        let (result, stopped_for) = tokio::select! {
-            result = run.as_mut() => (result, ServiceError::ShuttingDown),
+        let mut run = std::pin::pin!(runner.run(&permit, &scope, mode, &stop));
+        let (ended, stopped_for) = tokio::select! {
+            ended = run.as_mut() => (ended, ServiceError::ShuttingDown),
             () = gone.cancelled() => {
                 stop.cancel();
                 (run.await, ServiceError::Cancelled)
@@ -290,16 +291,17 @@ impl Inner {
                 (run.await, ServiceError::DeadlineExceeded)
             }
         };
-        match result {
-            Ok(()) => Ok(target),
-            Err(RunError::Stopped) => Err(stopped_for),
-            Err(RunError::NotFound(id)) => Err(ServiceError::UnknownOrganization(id)),
-            Err(RunError::Store(error)) => Err(error.into()),
-            Err(RunError::Panicked) => {
+        let ended = ended.map_err(|error| match error {
+            RunError::Stopped => stopped_for,
+            RunError::NotFound(id) => ServiceError::UnknownOrganization(id),
+            RunError::Store(error) => error.into(),
+            RunError::NotReplicated => ServiceError::NotReplicated,
+            RunError::Panicked => {
                 tracing::error!("a task of the run panicked: this is a bug");
-                Err(ServiceError::Internal)
+                ServiceError::Internal
             }
-        }
+        });
+        Ok((target, ended))
     }
 
     /// A place among the runs, and the one place for a site-wide apply.

@@ -1,13 +1,21 @@
 //! Logs and metrics. Metrics never carry names of organizations or callers.
 
-use std::time::Duration;
+mod stderr;
+mod zeros;
+
+use std::{io, time::Duration};
 
 use metrics::{
     Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
 };
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
-use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter, Layer, filter::filter_fn, layer::SubscriberExt, util::SubscriberInitExt,
+};
 
+pub(crate) use self::stderr::write_line;
+#[cfg(test)]
+pub(crate) use self::zeros::{CALL_OUTCOMES, CERTIFICATE_REASONS, HANDSHAKE_REASONS};
 use crate::{
     config::{LogFormat, LogOptions},
     run::Mode,
@@ -23,6 +31,7 @@ const COMMIT_SECONDS: &str = "nico_rewrap_database_commit_seconds";
 const USUAL_COMMIT_SECONDS: &str = "nico_rewrap_database_usual_commit_seconds";
 const REPLICA_LAG_SECONDS: &str = "nico_rewrap_database_replica_lag_seconds";
 const BACK_OFF: &str = "nico_rewrap_back_off_rows_per_second";
+const RUN_STALLED: &str = "nico_rewrap_run_stalled";
 const ROWS: &str = "nico_rewrap_rows_total";
 const HANDSHAKES_REFUSED: &str = "nico_rewrap_tls_handshakes_refused_total";
 const CONNECTIONS: &str = "nico_rewrap_connections_open";
@@ -32,6 +41,11 @@ const RELOAD_FAILING: &str = "nico_rewrap_tls_reload_failing";
 const CERTIFICATE_EXPIRY: &str = "nico_rewrap_certificate_expiry_timestamp_seconds";
 const CRL_EXPIRY: &str = "nico_rewrap_crl_next_update_timestamp_seconds";
 const AUDIT_FAILURES: &str = "nico_rewrap_audit_failures_total";
+const LOG_LINES_DROPPED: &str = "nico_rewrap_log_lines_dropped_total";
+
+/// The driver of Postgres. It logs the texts of notices, SQL, and the parameters of statements,
+/// which are ciphertexts, so no filter may let its lines through.
+const SILENT: &str = "tokio_postgres";
 
 /// Upper bounds of the duration histogram, in seconds: from a single row to a
 /// large site.
@@ -39,18 +53,24 @@ const CALL_BUCKETS: [f64; 12] = [
     0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
 ];
 
-/// Sends log lines to standard error from now on.
-pub fn start_logging(options: &LogOptions) {
+/// Sends log lines to standard error from now on, and the messages of panics with them. Nobody
+/// waits for a line to be written.
+///
+/// # Errors
+///
+/// When the system gives no thread to write them.
+pub fn start_logging(options: &LogOptions) -> io::Result<()> {
+    let writer = stderr::start()?;
     let format = match options.format {
         LogFormat::Logfmt => tracing_logfmt::builder()
             .with_target(true)
             .layer()
-            .with_writer(std::io::stderr)
+            .with_writer(writer)
             .boxed(),
         LogFormat::Json => tracing_subscriber::fmt::layer()
             .json()
             .flatten_event(true)
-            .with_writer(std::io::stderr)
+            .with_writer(writer)
             .boxed(),
     };
     // Checked when the configuration was read.
@@ -58,7 +78,27 @@ pub fn start_logging(options: &LogOptions) {
     let _ = tracing_subscriber::registry()
         .with(format)
         .with(filter)
+        .with(filter_fn(|event| !event.target().starts_with(SILENT)))
         .try_init();
+    std::panic::set_hook(Box::new(|panic| {
+        let location = panic.location().map(ToString::to_string);
+        let payload = panic.payload();
+        let message = payload.downcast_ref::<&str>().copied();
+        let message = message.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        tracing::error!(location, message, "panic: this is a bug");
+    }));
+    Ok(())
+}
+
+/// Waits until the log lines are written, but not for longer than `limit`.
+pub fn flush_logs(limit: Duration) {
+    stderr::flush(limit);
+}
+
+/// Writes a message to standard error outside of the log, and waits at most `limit` for somebody
+/// who reads it.
+pub fn say(text: String, limit: Duration) {
+    stderr::say(text, limit);
 }
 
 /// Starts to gather metrics; the handle renders them.
@@ -110,6 +150,10 @@ pub fn start_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus::
         BACK_OFF,
         "Rows a second that an apply holds back to for the sake of others; 0 for no limit"
     );
+    describe_gauge!(
+        RUN_STALLED,
+        "1 while a run makes no progress because it waits for a lock or for a synchronous standby"
+    );
     describe_counter!(
         HANDSHAKES_REFUSED,
         "Connections that ended before HTTP/2, by reason"
@@ -134,14 +178,18 @@ pub fn start_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus::
         Unit::Seconds,
         "When the first certificate revocation list goes out of date"
     );
-    describe_counter!(AUDIT_FAILURES, "Lines that the audit log did not take");
+    describe_counter!(AUDIT_FAILURES, "Audit records that could not be written");
+    describe_counter!(
+        LOG_LINES_DROPPED,
+        "Log lines that were dropped because standard error was not read or not writable"
+    );
     // So that alerts on them have something to go by from the start.
-    for outcome in ["success", "failure"] {
-        counter!(RELOADS, "outcome" => outcome).absolute(0);
-    }
+    zeros::register();
     gauge!(RELOAD_FAILING).set(0.0);
+    gauge!(RUN_STALLED).set(0.0);
     gauge!(CONNECTIONS).set(0.0);
     counter!(AUDIT_FAILURES).absolute(0);
+    counter!(LOG_LINES_DROPPED).absolute(0);
     counter!(DENIALS_UNRECORDED).absolute(0);
     Ok(handle)
 }
@@ -248,6 +296,11 @@ pub(crate) fn tls_reload_failing(failing: bool) {
     gauge!(RELOAD_FAILING).set(f64::from(u8::from(failing)));
 }
 
+/// Log lines were dropped.
+fn log_lines_dropped(lines: u64) {
+    counter!(LOG_LINES_DROPPED).increment(lines);
+}
+
 /// The audit log did not take a line.
 pub(crate) fn audit_failed() {
     counter!(AUDIT_FAILURES).increment(1);
@@ -265,4 +318,9 @@ pub(crate) fn database_load(load: &Load, usual: Option<Duration>, limit: Option<
 /// So many rows a second may be written; `None` for no limit.
 pub(crate) fn backed_off(limit: Option<f64>) {
     gauge!(BACK_OFF).set(limit.unwrap_or_default());
+}
+
+/// Whether a run waits for something that somebody else has to give.
+pub(crate) fn run_stalled(stalled: bool) {
+    gauge!(RUN_STALLED).set(f64::from(u8::from(stalled)));
 }

@@ -10,7 +10,7 @@ use nico_rewrap::database::Database as Target;
 use nico_rewrap::identity::{Caller, Identity};
 use nico_rewrap::keyring::{Kek, KeyId, Keyring};
 use nico_rewrap::rewrap::{Decision, Workspace, decide};
-use nico_rewrap::run::{Mode, Report, Runner, Scope, Speed};
+use nico_rewrap::run::{Mode, Runner, Scope, Speed};
 use nico_rewrap::store::{Commit, Pooler, Store, StoreOptions};
 use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
@@ -73,14 +73,13 @@ fn of_a_row() {
         // The first run prepares statements and connects.
         for _ in 0..2 {
             let dry_run = async {
-                let mut report = Report::default();
                 let stop = CancellationToken::new();
                 let done = runner
-                    .run(&permit(), &Scope::Site, Mode::DryRun, &stop, &mut report)
+                    .run(&permit(), &Scope::Site, Mode::DryRun, &stop)
                     .await;
-                done.unwrap();
-                assert_eq!(report.rows_failed, 0);
-                assert_eq!(report.rows_examined() as usize, rows);
+                done.result.unwrap();
+                assert_eq!(done.report.rows_failed, 0);
+                assert_eq!(done.report.rows_examined() as usize, rows);
             };
             counted = measure(|| runtime.block_on(dry_run)).count_total;
         }

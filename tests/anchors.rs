@@ -287,14 +287,16 @@ async fn a_bundle_with_a_certificate_of_no_ca_is_refused() {
         let bundle = with(&leaf.key.with_file_name("cert.pem"));
         for setting in ["root_cafile_path", "admin_root_cafile_path"] {
             let setting_spelled = format!("[tls].{setting}: ");
-            let words = "bundle.pem holds a certificate that is no CA certificate: take it out";
-            refused(&database, &[&setting_spelled, words], |site| {
+            let line = pem_lines(&root_ca().cert) + 1;
+            let place = format!("bundle.pem line {line}: the certificate of ");
+            let words = "is not a CA certificate";
+            refused(&database, &[&setting_spelled, &place, words], |site| {
                 site.set(&format!("tls.{setting}"), path(&bundle))
             })
             .await;
         }
     }
-    for good in [&admin_root().cert, &version_1()] {
+    for good in [&admin_root().cert, &version_1("/CN=old").cert_chain] {
         accepted(&database, |site| {
             site.set("tls.root_cafile_path", path(with(good)))
         })
@@ -302,16 +304,23 @@ async fn a_bundle_with_a_certificate_of_no_ca_is_refused() {
     }
 }
 
+fn pem_lines(file: &PathBuf) -> usize {
+    std::fs::read_to_string(file).unwrap().lines().count()
+}
+
 /// A root from before there were extensions. From OpenSSL 3.3 on it has to be asked for;
 /// until then it is what comes without extensions.
-fn version_1() -> PathBuf {
+pub(crate) fn version_1(subject: &str) -> Leaf {
     let dir = lasting_dir("version_1");
     let shell = |line: &str| run(Command::new("/bin/sh").args(["-c", line]).current_dir(&dir));
-    shell(
+    shell(&format!(
         "touch empty; openssl req -x509 $(openssl req -help 2>&1 | grep -o -e -x509v1) -config empty \
-         -newkey rsa:2048 -noenc -keyout key.pem -subj /CN=old -days 30 -out cert.pem",
-    );
+         -newkey rsa:2048 -noenc -keyout key.pem -subj {subject} -days 30 -out cert.pem",
+    ));
     let text = shell("openssl x509 -in cert.pem -noout -text");
     assert!(text.contains("Version: 1 (0x0)"), "{text}");
-    dir.join("cert.pem")
+    Leaf {
+        cert_chain: dir.join("cert.pem"),
+        key: dir.join("key.pem"),
+    }
 }

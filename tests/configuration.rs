@@ -9,6 +9,7 @@ use std::net::TcpListener;
 use std::os::unix::ffi::OsStringExt;
 
 use crate::database::Database;
+use crate::layering::warned;
 use crate::leaks;
 use crate::pg::PASSWORD;
 use crate::seal::keys;
@@ -91,7 +92,7 @@ rewrap.metrics_endpoint | "127.0.0.1:0" | "127.0.0.1" | "127.0.0.1:1179"
 rewrap.log_filter | "warn,nico_rewrap=info" | "nico_rewrap=noisy" | is not a filter
 rewrap.log_format | "json" | "xml" ; "JSON" | one of "logfmt", "json"
 rewrap.pooler | "transaction" | "statement" | one of "session", "transaction"
-rewrap.database_sslmode | "disable" | "allow" ; "" | verify-full
+rewrap.database_sslmode | "disable" | "none" ; "" | verify-full
 "#;
 
 #[tokio::test]
@@ -200,6 +201,118 @@ async fn a_typo_in_our_own_section_is_no_setting() {
 }
 
 #[tokio::test]
+async fn what_may_be_in_a_file_that_cannot_be_read_is_not_missing() {
+    let database = Database::migrated().await;
+    for (broken, what) in [
+        ("= 1", "second.toml: is not TOML at line 1"),
+        ("a = 1\nb", "at line 2"),
+    ] {
+        let said = refused(&database, &[what], |site| {
+            site.second_config(broken)
+                .unset("machine_identity.current_encryption_key_id")
+                .unset("database_url")
+                .unset("tls.root_cafile_path")
+                .unset("auth.trust.spiffe_trust_domain")
+                .set("auth.cli_certs.username", "\"operator\"")
+                .set("rewrap.audit_required", "true")
+                .unset("rewrap.secrets_file")
+        })
+        .await;
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+    // Faults of what is there are told all the same.
+    let words = ["second.toml: is not TOML", "[rewrap].page_size: must be"];
+    let said = refused(&database, &words, |site| {
+        site.second_config("= 1").set("rewrap.page_size", "0")
+    })
+    .await;
+    assert_eq!(said.lines().count(), 2, "{said}");
+}
+
+#[tokio::test]
+async fn a_section_of_another_shape_is_a_fault_and_not_absent() {
+    let database = Database::migrated().await;
+    for section in ["machine_identity", "tls", "auth", "rewrap"] {
+        let list =
+            format!("{section}: must be one section, [{section}], and not a list of sections");
+        let said = refused(&database, &["site.toml: ", &list], |site| {
+            let text = site
+                .toml()
+                .replace(&format!("[{section}]"), &format!("[[{section}]]"));
+            let text = text.replace(&format!("[{section}."), "[elsewhere.");
+            site.whole_config(&text)
+        })
+        .await;
+        assert!(!said.contains("is missing"), "{said}");
+        for value in ["true", "\"x\"", "5"] {
+            let words = format!("{section}: must be a section, [{section}], and not a value");
+            let said = refused(&database, &["site.toml: ", &words], |site| {
+                let text = site.toml().replace(&format!("[{section}"), "[elsewhere");
+                site.whole_config(&format!("{section} = {value}\n{text}"))
+            })
+            .await;
+            assert!(!said.contains("is missing"), "{said}");
+        }
+    }
+    let words = "[auth].trust: must be a section, [auth.trust], and not a value";
+    refused(&database, &[words], |site| {
+        let text = site.toml().replace("[auth.trust]", "[elsewhere.trust]");
+        site.whole_config(&text.replace("[auth]", "[auth]\ntrust = \"nico.local\""))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_list_in_the_environment_is_names_and_commas() {
+    let database = Database::migrated().await;
+    for (name, setting) in [
+        ("NICO_REWRAP__ALLOWED_SERVICES", "[rewrap].allowed_services"),
+        (
+            "NICO_REWRAP__ADMIN_ISSUERS_IN_ROOT_CA",
+            "[rewrap].admin_issuers_in_root_ca",
+        ),
+        ("NICO_REWRAP__CRL_FILES", "[rewrap].crl_files"),
+    ] {
+        for value in [
+            r#"["a","b"]"#,
+            "[a, b]",
+            "['a']",
+            r#""a","b""#,
+            "'a'",
+            "a\nb",
+            "- a\n- b",
+        ] {
+            let words = format!(
+                "environment variable {name}: {setting}: must be the names alone, separated by \
+                 commas, like a,b"
+            );
+            let said = refused(&database, &[&words], |site| site.env(name, value)).await;
+            assert_eq!(said.lines().count(), 1, "one fault, one line: {said}");
+        }
+    }
+    let words = "[rewrap].allowed_services: has an entry that is no name of a service";
+    for value in ["nico-api carbide-api", "spiffe://nico.local/a", "a;b"] {
+        refused(&database, &[words], |site| {
+            site.env("NICO_REWRAP__ALLOWED_SERVICES", value)
+        })
+        .await;
+        let list = format!("[{}]", quote(value));
+        refused(&database, &["site.toml: ", words], |site| {
+            site.set("rewrap.allowed_services", list)
+        })
+        .await;
+    }
+    accepted(&database, |site| {
+        site.env("NICO_REWRAP__ALLOWED_SERVICES", "nico-api, a_b.c/d")
+            .env(
+                "NICO_REWRAP__ADMIN_ISSUERS_IN_ROOT_CA",
+                "Site \"Root\" [CA],b",
+            )
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_variable_that_is_empty_or_misspelled_is_a_fault() {
     let database = Database::migrated().await;
     let fault = |name: &str, what: &str| format!("environment variable {name}: {what}");
@@ -275,12 +388,15 @@ async fn a_variable_that_is_not_utf_8_is_a_fault_where_it_is_read() {
     ] {
         let words = format!("environment variable {variable}: {what}");
         let said = refused(&database, &[&words], |site| {
-            site.env(switch, "true").env(variable, &broken(value))
+            site.env(switch, "true")
+                .env("CARBIDE_CREDENTIALS_FILE_ENABLED", "true")
+                .env(variable, &broken(value))
         })
         .await;
         assert_eq!(said.lines().count(), 1, "one fault, one line: {said}");
     }
-    for unread in [key, "NICO_API_LISTEN", "LESS"] {
+    let legacy = "CARBIDE_CREDENTIALS_FILE_PATH";
+    for unread in [key, legacy, "NICO_API_LISTEN", "LESS"] {
         accepted(&database, |site| site.env(unread, &broken("x"))).await;
     }
 }
@@ -341,7 +457,6 @@ async fn what_says_who_is_an_administrator_is_understood_whole() {
 async fn all_faults_are_reported_at_once() {
     let database = Database::migrated().await;
     let words = [
-        "second.toml: is not TOML at line 1",
         "environment variable NICO_REWRAP__PAGE_SIZE: [rewrap].page_size: must be a number",
         "[rewrap].lock_timout: no such setting",
         "[rewrap].lock_timeout: must be a duration",
@@ -356,8 +471,7 @@ async fn all_faults_are_reported_at_once() {
         "[auth.trust].spiffe_trust_domain: is missing",
     ];
     let said = refused(&database, &words, |site| {
-        site.second_config("= 1")
-            .env("NICO_REWRAP__PAGE_SIZE", "0")
+        site.env("NICO_REWRAP__PAGE_SIZE", "0")
             .set("rewrap.lock_timout", "\"2s\"")
             .set("rewrap.lock_timeout", "2")
             .set("rewrap.listen", "\"here\"")
@@ -400,18 +514,14 @@ async fn a_bad_database_url_is_named_and_not_quoted() {
             format!("postgres://u:{p}%ff@h/%ff"),
             "is not of the form postgres://",
         ),
-        // A password that has to be percent-encoded, and is not.
+        (format!("postgres://u:{p}@/d"), "names no host"),
         (
-            format!("postgres://nico:1?{p}@h/d"),
-            "is not of the form postgres://",
-        ),
-        (
-            format!("postgres://nico:1?{p}&{p}@h/d?sslmode=require"),
-            "is not of the form postgres://",
+            format!("postgres://u:{p}@fd00::5:6432/d"),
+            "write the IPv6 address in brackets",
         ),
         (
             format!("{url}?sslmode={p}"),
-            "sslmode is one of disable, prefer, require, verify-ca and verify-full",
+            "sslmode is one of disable, allow, prefer, require, verify-ca and verify-full",
         ),
         (
             format!("{url}?sslmode=verify-full"),
@@ -427,7 +537,7 @@ async fn a_bad_database_url_is_named_and_not_quoted() {
         ),
         (
             format!("{url}?sslmode=require&sslrootcert=/dev/null"),
-            "sslrootcert: /dev/null holds no PEM certificate",
+            "sslrootcert: /dev/null can't be read (it is a device, not a regular file)",
         ),
         (
             format!("{url}?connect_timeout={p}"),
@@ -456,6 +566,75 @@ async fn a_bad_database_url_is_named_and_not_quoted() {
     .await;
     let good = format!("{url}?sslmode=prefer&connect_timeout=3&statement-cache-capacity=7");
     accepted(&database, |site| site.set("database_url", quote(&good))).await;
+}
+
+#[tokio::test]
+async fn variables_of_libpq_are_named_where_they_would_matter() {
+    let database = Database::migrated().await;
+    let not_read = "environment variables PGHOST, PGHOSTADDR are not read here, though nico-api \
+                    reads such variables: write their values into database_url";
+    refused(
+        &database,
+        &["site.toml: database_url: names no host", not_read],
+        |site| {
+            site.set("database_url", quote("postgres:///nico"))
+                .env("PGHOST", "localhost")
+                .env("PGHOSTADDR", "::1")
+                .env("PGPORT", "")
+        },
+    )
+    .await;
+    let url = database.url();
+    let server = Site::with_url(&url)
+        .env("PGPASSWORD", PASSWORD)
+        .env("PGOPTIONS", PASSWORD)
+        .start()
+        .await;
+    let words = "environment variable PGOPTIONS is not read here";
+    assert!(warned(&server, words), "{}", server.log_text());
+    assert!(!server.log_text().contains("PGPASSWORD"), "the URL has one");
+    leaks::assert_none(&server.log_text());
+
+    let nowhere = || Site::with_url("postgres://nico@127.0.0.1:1/nico").env("PGPASSWORD", PASSWORD);
+    let words = "environment variable PGPASSWORD is not read here";
+    let exit = nowhere().run("migrate").await;
+    let said = exit.stderr;
+    assert!(
+        exit.code == 1 && said.contains("refused") && said.contains(words),
+        "{said}"
+    );
+    let server = nowhere().start_unready().await;
+    let (_, body) = server.readiness().await;
+    assert!(body.contains("refused") && body.contains(words), "{body}");
+    leaks::assert_none(&(said + &server.log_text()));
+}
+
+/// What nico-api's own parser takes.
+#[tokio::test]
+async fn urls_are_taken_as_nico_api_takes_them() {
+    let database = Database::migrated().await;
+    let url = database.url();
+    let end = |text: &str| format!("{url}{text}");
+    for url in [
+        end("\n"),
+        format!(" {url}\r\n"),
+        url.replace(PASSWORD, &format!("{PASSWORD}\n")),
+        url.replace(":5", "\n:5"),
+        end("?options[search_path]=public"),
+        end("?options%5Bsearch_path%5D=public&options=-c+work_mem%3D1MB"),
+        end("?currentSchema=public&SSLMODE=verify-full&sslmode=allow"),
+    ] {
+        let server = Site::new(&database)
+            .env("NICO_API_DATABASE_URL", &url)
+            .start()
+            .await;
+        leaks::assert_none(&server.log_text());
+        if url.contains("SSLMODE") {
+            let words = "database_url: parameter \"SSLMODE\" is not known here and ignored; names \
+                         are case-sensitive, did you mean \"sslmode\"?";
+            assert!(warned(&server, words), "{}", server.log_text());
+        }
+    }
 }
 
 #[tokio::test]

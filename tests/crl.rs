@@ -15,6 +15,8 @@ pub(crate) struct Crl<'a> {
     version_2: &'static str,
     key_id: &'static str,
     extensions: String,
+    number: u8,
+    digest: &'static str,
 }
 
 impl<'a> Crl<'a> {
@@ -31,7 +33,27 @@ impl<'a> Crl<'a> {
             version_2: "crlnumber = number\ncrl_extensions = extensions\n",
             key_id: "authorityKeyIdentifier = keyid:always\n",
             extensions: String::new(),
+            number: 1,
+            digest: "sha256",
         }
+    }
+
+    /// Another number than 1 (RFC 5280, 5.2.3).
+    pub(crate) fn number(mut self, number: u8) -> Self {
+        self.number = number;
+        self
+    }
+
+    /// Signed with SHA-512.
+    pub(crate) fn sha512(mut self) -> Self {
+        self.digest = "sha512";
+        self
+    }
+
+    /// Issued a year before the others.
+    pub(crate) fn old(mut self) -> Self {
+        self.period[1] = "20230101000000Z";
+        self
     }
 
     /// Revokes the certificate that belongs to this key.
@@ -78,7 +100,7 @@ impl<'a> Crl<'a> {
         let config = CONFIG.to_owned() + self.version_2 + &extensions;
         fs::write(dir.join("openssl.cnf"), config).unwrap();
         fs::write(dir.join("index.txt"), "").unwrap();
-        fs::write(dir.join("number"), "01\n").unwrap();
+        fs::write(dir.join("number"), format!("{:02x}\n", self.number)).unwrap();
         let ca = |args: &[&str]| {
             let mut command = Command::new("openssl");
             command.args(["ca", "-config", "openssl.cnf"]).args(args);
@@ -89,7 +111,7 @@ impl<'a> Crl<'a> {
         for certificate in &self.revoked {
             ca(&["-revoke", certificate.to_str().unwrap()]);
         }
-        let issue = ["-gencrl", "-out", "crl.pem"];
+        let issue = ["-gencrl", "-out", "crl.pem", "-md", self.digest];
         ca(&[&issue[..], &self.period].concat());
         dir.join("crl.pem")
     }

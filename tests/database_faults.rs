@@ -136,6 +136,7 @@ async fn a_write_whose_confirmation_was_lost_is_looked_after_and_not_done_twice(
 #[tokio::test]
 async fn a_write_that_outlives_its_connection_is_counted_and_not_done_twice() {
     let (rival, watch, proxy, server) = behind_a_lock().await;
+    proxy.lose_cancel_requests();
     let outlive = async {
         until_blocked(&watch).await;
         proxy.cut();
@@ -372,6 +373,7 @@ async fn a_start_does_not_cling_to_a_connection_that_hangs() {
             .set("rewrap.statement_timeout", "\"500ms\"")
             .start_unready()
             .await;
+        server.wait_log("waiting for the database").await;
         let (status, body) = server.get("/readyz").await;
         assert!(
             status == 503 && body.contains("database"),

@@ -4,13 +4,14 @@ use std::sync::LazyLock;
 
 use tokio_postgres::Client;
 
+use crate::anchors::version_1;
 use crate::ca::Ca;
 use crate::certs;
 use crate::database::Database;
 use crate::grpcurl::run;
 use crate::leaks;
 use crate::pg;
-use crate::pki::Cert;
+use crate::pki::{Cert, Leaf};
 use crate::seed::Org;
 use crate::site::{Site, quote};
 
@@ -40,6 +41,14 @@ async fn url(server: &pg::Server, by_name: bool) -> (Database, String) {
     (database, url)
 }
 
+/// With the server's own certificate as `sslrootcert`.
+fn pinned(sslmode: &str, leaf: &Leaf) -> String {
+    format!(
+        "?sslmode={sslmode}&sslrootcert={}",
+        leaf.cert_chain.display()
+    )
+}
+
 fn parameters(sslmode: &str, root: Option<&Ca>) -> String {
     let root = root.map_or_else(String::new, |ca| {
         format!("&sslrootcert={}", ca.cert.display())
@@ -50,12 +59,7 @@ fn parameters(sslmode: &str, root: Option<&Ca>) -> String {
 /// How the service is connected, or why it is not.
 async fn outcome(site: Site, admin: &Client) -> String {
     let server = site.start_unready().await;
-    // The database was tried before the server listens; the latch of the listener falls a moment after.
-    let mut answer = server.get("/readyz").await;
-    while answer.1.contains("not ready: grpc") {
-        answer = server.get("/readyz").await;
-    }
-    let outcome = match answer {
+    let outcome = match server.readiness().await {
         (200, _) => {
             assert_eq!(run(&server, true).await.rows_examined, 1);
             let sql = "SELECT bool_and(s.ssl), bool_or(s.ssl) FROM pg_stat_ssl s JOIN pg_stat_activity a USING (pid)
@@ -88,8 +92,9 @@ async fn check(server: &pg::Server, by_name: bool, cases: &[(String, &str)]) {
     }
 }
 
-const UNKNOWN_ISSUER: &str = "not ready: database: the database can't be used: error performing TLS handshake: invalid peer certificate: UnknownIssuer";
-const OTHER_NAME: &str = "invalid peer certificate: certificate not valid for name \"127.0.0.1\"";
+const UNKNOWN_ISSUER: &str = "TLS with the server failed: the server's certificate is not issued by a CA of sslrootcert: name the file with the right CA";
+const OTHER_NAME: &str =
+    "the server's certificate is not for the host \"127.0.0.1\" of database_url";
 
 #[tokio::test]
 async fn by_its_name_a_server_passes_every_check_against_the_right_ca() {
@@ -169,7 +174,7 @@ async fn an_expired_certificate_of_another_name_is_not_let_through_by_verify_ca(
         (parameters("require", None), TLS),
         (
             parameters("verify-ca", Some(certs::root_ca())),
-            "invalid peer certificate: certificate expired",
+            "the server's certificate, or one of its CAs, expired at 2020-12-31T00:00:00Z: renew it",
         ),
     ];
     check(&server, false, &cases).await;
@@ -190,6 +195,119 @@ async fn a_chain_with_an_intermediate_is_verified_up_to_the_root() {
         ),
     ];
     check(&server, true, &cases).await;
+}
+
+/// What the recipe of the PostgreSQL manual made before OpenSSL 3.4: no version 3, so no subjectAltName either.
+#[tokio::test]
+async fn a_certificate_of_version_1_is_taken_where_nobody_is_verified() {
+    let leaf = version_1("/CN=localhost");
+    let version = "the server's certificate is of X.509 version 1, which can't be verified here";
+    for tls in ["TLSv1.2", "TLSv1.3"] {
+        let server = pg::Server::options()
+            .tls(&leaf)
+            .setting("ssl_max_protocol_version", tls)
+            .start();
+        let root = Some(certs::root_ca());
+        let cases = [
+            (String::new(), TLS),
+            (parameters("require", None), TLS),
+            (parameters("verify-ca", root), version),
+            (parameters("verify-full", root), version),
+            (pinned("verify-ca", &leaf), TLS),
+            (pinned("verify-full", &leaf), TLS),
+        ];
+        check(&server, true, &cases).await;
+    }
+}
+
+#[tokio::test]
+async fn a_self_signed_certificate_is_taken_if_sslrootcert_holds_it() {
+    let own = |cn: &str| Cert::new(&format!("/CN={cn}")).ca();
+    let leaf = own("localhost").self_signed();
+    let server = pg::Server::options().tls(&leaf).start();
+    let root = Some(certs::root_ca());
+    let not_there = "the server's certificate is marked as that of a CA, and is not in sslrootcert: \
+                     put the certificate itself into sslrootcert";
+    let cases = [
+        (pinned("require", &leaf), TLS),
+        (pinned("verify-ca", &leaf), TLS),
+        (pinned("verify-full", &leaf), TLS),
+        (parameters("verify-ca", root), not_there),
+        // Another one of the same name.
+        (
+            pinned("verify-ca", &own("localhost").self_signed()),
+            not_there,
+        ),
+    ];
+    check(&server, true, &cases).await;
+    let other_host = "the server's certificate is not for the host \"127.0.0.1\" of database_url";
+    let cases = [
+        (pinned("verify-ca", &leaf), TLS),
+        (pinned("verify-full", &leaf), other_host),
+    ];
+    check(&server, false, &cases).await;
+
+    // Its names and its dates count as those of any other.
+    let named = own("localhost").san("DNS:elsewhere").self_signed();
+    let server = pg::Server::options().tls(&named).start();
+    let elsewhere = "is not for the host \"localhost\" of database_url";
+    let cases = [
+        (pinned("verify-ca", &named), TLS),
+        (pinned("verify-full", &named), elsewhere),
+    ];
+    check(&server, true, &cases).await;
+    let old = own("localhost").expired().self_signed();
+    let server = pg::Server::options().tls(&old).start();
+    let over =
+        "the server's certificate is valid from 2020-01-01T00:00:00Z to 2020-12-31T00:00:00Z only";
+    check(&server, true, &[(pinned("verify-full", &old), over)]).await;
+}
+
+#[tokio::test]
+async fn a_key_that_is_not_supported_is_named() {
+    for (cert, kind) in [
+        (Cert::new("/CN=localhost").p521(), "P-521"),
+        (Cert::new("/CN=localhost").rsa_pss(), "RSA-PSS"),
+    ] {
+        let leaf = cert.san("DNS:localhost").self_signed();
+        let server = pg::Server::options().tls(&leaf).start();
+        let words = format!("the server's certificate has a key of the kind {kind}, which is not");
+        let cases = [
+            (String::new(), &words[..]),
+            (pinned("verify-full", &leaf), &words),
+        ];
+        check(&server, true, &cases).await;
+    }
+}
+
+#[tokio::test]
+async fn a_signature_with_sha_512_is_named_and_a_missing_name_too() {
+    let sha512 = certs::server_cert().sha512().signed_by(certs::root_ca());
+    let server = pg::Server::options().tls(&sha512).start();
+    let root = Some(certs::root_ca());
+    let words =
+        "the server's certificate is signed with ECDSA with SHA-512, which is not supported";
+    let cases = [(String::new(), TLS), (parameters("verify-ca", root), words)];
+    check(&server, true, &cases).await;
+    let nameless = Cert::new("/CN=localhost").signed_by(certs::root_ca());
+    let server = pg::Server::options().tls(&nameless).start();
+    let words =
+        "the server's certificate has no subjectAltName: issue one with the host \"localhost\"";
+    let cases = [
+        (parameters("verify-ca", root), TLS),
+        (parameters("verify-full", root), words),
+    ];
+    check(&server, true, &cases).await;
+}
+
+#[tokio::test]
+async fn how_many_certificates_sslrootcert_has_is_logged() {
+    let (_database, url) = url(&BY_NAME, true).await;
+    let root = parameters("verify-full", Some(certs::root_ca()));
+    let server = Site::with_url(&format!("{url}{root}")).start().await;
+    let read = server.logs_with("TLS file read");
+    let of = |line: &&serde_json::Value| line["setting"] == "database_url: sslrootcert";
+    assert_eq!(read.iter().find(of).unwrap()["certificates"], 1);
 }
 
 #[tokio::test]

@@ -148,7 +148,7 @@ async fn a_crash_between_two_rows_that_none_of_them_meets_leaves_no_report() {
     let error = answer.unwrap_err();
     assert_eq!(error.reason().as_deref(), Some("DATABASE_UNAVAILABLE"));
     let log = server.log_text();
-    assert!(log.contains("it was restarted meanwhile"), "{log}");
+    assert!(log.contains("it was restarted during the run"), "{log}");
     let report = run(&server, false).await;
     assert_eq!((report.rows_examined, report.rows_failed), (8, 0));
 }

@@ -154,7 +154,7 @@ async fn every_call_leaves_one_audit_record_under_the_run_id_of_its_answer() {
     let logs = server.logs();
     let lines = logs
         .iter()
-        .skip_while(|line| line["message"] != "listening");
+        .skip_while(|line| line["message"] != "database reached");
     for line in lines.skip(1) {
         let run_id = field(line, "run_id").and_then(Value::as_str);
         assert!(run_ids.iter().any(|id| Some(&**id) == run_id), "{line}");
@@ -362,6 +362,11 @@ async fn both_versions_of_reflection_are_served() {
                 "{name}: {answer}"
             );
         }
+        // What is not known is an answer in the stream, which goes on.
+        let unknown = json!({"fileContainingSymbol": "no.Such"});
+        let (answer, _) = call.unary(&method, &unknown).await.unwrap();
+        assert_eq!(answer["errorResponse"]["errorCode"], 5, "{answer}");
+        assert_eq!(answer["originalRequest"], unknown);
     }
 }
 
@@ -407,8 +412,13 @@ package grpc.reflection.VERSION;
 service ServerReflection {
   rpc ServerReflectionInfo(stream ServerReflectionRequest) returns (stream ServerReflectionResponse);
 }
-message ServerReflectionRequest { string list_services = 7; }
-message ServerReflectionResponse { ListServiceResponse list_services_response = 6; }
+message ServerReflectionRequest { oneof request { string file_containing_symbol = 4; string list_services = 7; } }
+message ServerReflectionResponse {
+  ServerReflectionRequest original_request = 2;
+  ListServiceResponse list_services_response = 6;
+  ErrorResponse error_response = 7;
+}
+message ErrorResponse { int32 error_code = 1; string error_message = 2; }
 message ListServiceResponse { repeated ServiceResponse service = 1; }
 message ServiceResponse { string name = 1; }
 "#;

@@ -83,8 +83,8 @@ async fn the_environment_is_read_only_where_it_is_switched_on() {
         site(),
         site().env(ON, "false"),
         site()
-            .set("rewrap.secrets_from_environment", "true")
-            .env(ON, "false"),
+            .set("rewrap.secrets_from_environment", "false")
+            .env(ON, "true"),
     ] {
         let server = assert_rewraps(site).await;
         let warned = format!("environment variable {KV2} is not read");
@@ -103,8 +103,7 @@ async fn the_environment_wins_over_the_file_key_by_key() {
     let log = server.log_text();
     let said = warnings(&server);
     assert!(
-        said.contains(r#"key \"kv2\" is in the environment"#)
-            && said.contains("the environment wins"),
+        said.contains(r#"key \"kv2\" is in the environment"#) && said.contains("wins over file"),
         "{log}"
     );
     let kv2 = server.logs_with("key");

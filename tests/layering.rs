@@ -5,12 +5,12 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::json;
 
 use crate::certs;
+use crate::configuration::refused;
 use crate::database::Database;
 use crate::grpcurl::{reencrypt, run};
 use crate::leaks;
 use crate::pki::Leaf;
-use crate::process::temp_dir;
-use crate::seal::{key, keys};
+use crate::seal::key;
 use crate::seed::{self, Org};
 use crate::server::Server;
 use crate::site::{Site, path};
@@ -69,6 +69,7 @@ async fn nico_apis_own_files_are_accepted_as_they_are() {
         let server = site
             .whole_config(&nico_api_site(&database))
             .second_config(OUR_SECTION)
+            .env("CARBIDE_CREDENTIALS_FILE_ENABLED", "true")
             .env(
                 "CARBIDE_CREDENTIALS_FILE_PATH",
                 secrets_file.to_str().unwrap(),
@@ -178,7 +179,7 @@ async fn the_environment_wins_over_the_files() {
 }
 
 #[tokio::test]
-async fn the_database_is_that_of_the_environment_nico_apis_name_first() {
+async fn the_database_is_that_of_the_environment_by_either_name() {
     let [new, old, file] = [
         Database::migrated().await,
         Database::migrated().await,
@@ -201,39 +202,19 @@ async fn the_database_is_that_of_the_environment_nico_apis_name_first() {
     );
     let both = site()
         .env("NICO_API_DATABASE_URL", &new.url())
-        .env("CARBIDE_API_DATABASE_URL", &old.url());
+        .env("CARBIDE_API_DATABASE_URL", &format!("{}\n", new.url()));
     assert_eq!(examined(both.unset("database_url")).await, 3);
+    let words = "environment variable CARBIDE_API_DATABASE_URL: names another database than \
+                 NICO_API_DATABASE_URL: unset one of the two";
+    refused(&file, &[words], |site| {
+        site.env("NICO_API_DATABASE_URL", &new.url())
+            .env("CARBIDE_API_DATABASE_URL", &old.url())
+    })
+    .await;
     let empty = site()
         .env("NICO_API_DATABASE_URL", "")
         .env("CARBIDE_API_DATABASE_URL", &old.url());
     assert_eq!(examined(empty).await, 2, "an empty variable is none");
-}
-
-#[tokio::test]
-async fn the_secrets_file_is_that_of_the_environment() {
-    let database = Database::migrated().await;
-    let site = || Site::new(&database).keys(&keys(&["kv1"]));
-    let dir = temp_dir("secrets");
-    let other = dir.path().join("other.json");
-    std::fs::write(&other, with_keys(include_str!("nico_api/secrets.json"))).unwrap();
-    let other = other.to_str().unwrap();
-    let exit = site().run_to_exit().await;
-    assert!(
-        exit.code == 78 && exit.stderr.contains(r#"secrets.json (it has "kv1")"#),
-        "{}",
-        exit.stderr
-    );
-    site()
-        .env("CARBIDE_CREDENTIALS_FILE_PATH", other)
-        .start()
-        .await;
-    site()
-        .unset("rewrap.secrets_file")
-        .env("CARBIDE_CREDENTIALS_FILE_PATH", other)
-        .start()
-        .await;
-    let whole = Site::new(&database).env("CARBIDE_CREDENTIALS_FILE_PATH", "");
-    whole.start().await;
 }
 
 #[tokio::test]

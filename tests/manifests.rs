@@ -250,6 +250,17 @@ fn a_pod_has_longer_to_end_than_the_program_takes() {
     assert!(unit.contains("\nTimeoutStopSec=30s\n"));
 }
 
+/// With a clock that is not set, no certificate is valid.
+#[test]
+fn the_unit_starts_after_the_clock_is_set() {
+    let unit = include_str!("../deploy/systemd/nico-rewrap.service");
+    let mut after = unit
+        .lines()
+        .filter_map(|line| line.strip_prefix("After="))
+        .flat_map(str::split_whitespace);
+    assert!(after.any(|name| name == "time-sync.target"));
+}
+
 /// `kubectl logs` and `exec` take the first container otherwise, which kustomize makes the patch's.
 #[test]
 fn nico_api_stays_the_container_that_is_meant() {

@@ -42,6 +42,7 @@ enum Validity {
     Past,
     Future,
     Until(SystemTime),
+    From(SystemTime),
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,7 +50,9 @@ enum Key {
     #[default]
     P256,
     P384,
+    P521,
     Rsa,
+    RsaPss,
 }
 
 /// A certificate to be issued; without further calls a P-256 leaf with digitalSignature, no EKU and no SAN.
@@ -66,6 +69,7 @@ pub(crate) struct Cert {
     validity: Validity,
     key: Key,
     traditional: bool,
+    sha512: bool,
 }
 
 impl Cert {
@@ -138,9 +142,21 @@ impl Cert {
         self
     }
 
+    /// Valid from this time on.
+    pub(crate) fn valid_from(mut self, time: SystemTime) -> Self {
+        self.validity = Validity::From(time);
+        self
+    }
+
     /// An RSA key of 2048 bits.
     pub(crate) fn rsa(mut self) -> Self {
         self.key = Key::Rsa;
+        self
+    }
+
+    /// A key for RSA-PSS alone.
+    pub(crate) fn rsa_pss(mut self) -> Self {
+        self.key = Key::RsaPss;
         self
     }
 
@@ -150,9 +166,21 @@ impl Cert {
         self
     }
 
+    /// A P-521 key.
+    pub(crate) fn p521(mut self) -> Self {
+        self.key = Key::P521;
+        self
+    }
+
     /// The key file in the algorithm's own format (SEC1, PKCS#1) and not in PKCS#8.
     pub(crate) fn traditional_key(mut self) -> Self {
         self.traditional = true;
+        self
+    }
+
+    /// Signed with SHA-512.
+    pub(crate) fn sha512(mut self) -> Self {
+        self.sha512 = true;
         self
     }
 
@@ -182,7 +210,9 @@ impl Cert {
         let key_args = match self.key {
             Key::P256 => ["ec", "-pkeyopt", "ec_paramgen_curve:P-256"],
             Key::P384 => ["ec", "-pkeyopt", "ec_paramgen_curve:P-384"],
+            Key::P521 => ["ec", "-pkeyopt", "ec_paramgen_curve:P-521"],
             Key::Rsa => ["rsa", "-pkeyopt", "rsa_keygen_bits:2048"],
+            Key::RsaPss => ["rsa-pss", "-pkeyopt", "rsa_keygen_bits:2048"],
         };
         let request = [
             "req",
@@ -213,7 +243,11 @@ impl Cert {
             .to_vec(),
             None => ["-selfsign", "-keyfile", "key.pem"].to_vec(),
         };
-        let end;
+        let date = |time| {
+            let time = humantime::format_rfc3339_seconds(time).to_string();
+            time.replace(['-', ':', 'T'], "")
+        };
+        let (start, end);
         let period = match self.validity {
             Validity::Now => ["-days", "3650"].to_vec(),
             Validity::Past => [
@@ -224,9 +258,12 @@ impl Cert {
             ]
             .to_vec(),
             Validity::Until(time) => {
-                let time = humantime::format_rfc3339_seconds(time).to_string();
-                end = time.replace(['-', ':', 'T'], "");
+                end = date(time);
                 ["-startdate", "20200101000000Z", "-enddate", &end].to_vec()
+            }
+            Validity::From(time) => {
+                start = date(time);
+                ["-startdate", &start, "-enddate", "20991231000000Z"].to_vec()
             }
             Validity::Future => [
                 "-startdate",
@@ -248,7 +285,9 @@ impl Cert {
             "-in",
             "csr.pem",
         ];
-        openssl(&[&sign[..], &["-out", "cert.pem"], &signer, &period].concat());
+        let digest = if self.sha512 { "sha512" } else { "sha256" };
+        let out = ["-out", "cert.pem", "-md", digest];
+        openssl(&[&sign[..], &out, &signer, &period].concat());
         if self.traditional {
             openssl(&[
                 "pkey",

@@ -1,5 +1,8 @@
 //! A TCP relay on the way to Postgres, for what the network may do to a connection.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -23,7 +26,11 @@ pub(crate) struct Proxy {
     pub(crate) port: u16,
     relay: watch::Sender<Relay>,
     connections: watch::Sender<u32>,
+    loses_cancel_requests: Arc<AtomicBool>,
 }
+
+/// What a cancel request begins with: its length and its code (PostgreSQL, "Message Formats").
+const CANCEL_REQUEST: [u8; 8] = [0, 0, 0, 16, 0x04, 0xd2, 0x16, 0x2e];
 
 impl Proxy {
     /// Relays to this port.
@@ -33,10 +40,19 @@ impl Proxy {
             port: listener.local_addr().unwrap().port(),
             relay: watch::Sender::new(Relay::BothWays),
             connections: watch::Sender::new(0),
+            loses_cancel_requests: Arc::default(),
         };
+        let loses_cancel_requests = proxy.loses_cancel_requests.clone();
         let (relay, cut) = (proxy.relay.subscribe(), proxy.connections.subscribe());
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
+                let mut first = [0; 8];
+                if loses_cancel_requests.load(Ordering::Relaxed)
+                    && client.peek(&mut first).await.is_ok()
+                    && first == CANCEL_REQUEST
+                {
+                    continue;
+                }
                 let server = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
                 tokio::spawn(connection(client, server, relay.clone(), cut.clone()));
             }
@@ -61,6 +77,11 @@ impl Proxy {
     /// From now on, a connection that comes about never hears anything again.
     pub(crate) fn silence_new_connections(&self) {
         self.relay.send_replace(Relay::Greeting);
+    }
+
+    /// From now on, requests to cancel a statement do not arrive.
+    pub(crate) fn lose_cancel_requests(&self) {
+        self.loses_cancel_requests.store(true, Ordering::Relaxed);
     }
 
     /// What was held arrives, and new connections are relayed again; the silenced ones stay silent.

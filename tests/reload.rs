@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::json;
 
@@ -231,7 +231,7 @@ async fn bad_material_is_kept_out_and_named() {
         (
             "crl.pem",
             read(&Crl::of(&pretender).issue()),
-            "that its issuer has not signed",
+            "is not signed by that issuer",
         ),
     ];
     for (count, (name, content, words)) in (1_u32..).zip(table) {
@@ -375,6 +375,44 @@ async fn a_certificate_that_expires_ends_its_connection() {
     assert!(stays.is_open());
 }
 
+/// A machine whose clock is not set yet, or whose certificate was not renewed while it was off: a restart would not help.
+#[tokio::test]
+async fn a_server_certificate_that_is_not_valid_at_the_start_is_waited_for() {
+    for (cert, from) in [
+        (server_cert().expired(), "2020-01-01T00:00:00Z"),
+        (server_cert().not_yet_valid(), "2090-01-01T00:00:00Z"),
+    ] {
+        let files = Files::new();
+        files.pair(&cert.signed_by(root_ca()));
+        let server = files.site(disabled()).start_unready().await;
+        let (status, why) = server.get("/readyz").await;
+        let words = format!(
+            "certificate: the server's certificate of [tls].identity_pemfile_path is valid from {from}"
+        );
+        assert!(status == 503 && why.contains(&words), "{status} {why}");
+        assert_eq!(server.get("/livez").await.0, 200);
+        let good = renewed();
+        files.pair(&good);
+        server.wait_ready().await;
+        assert!(shows(&server, &good).await);
+        assert_eq!(server.terminate().await, 0);
+    }
+}
+
+/// The clock alone ends the wait, too.
+#[tokio::test]
+async fn a_server_certificate_becomes_valid_without_a_reload() {
+    let from = SystemTime::now() + Duration::from_secs(8);
+    let files = Files::new();
+    files.pair(&server_cert().valid_from(from).signed_by(root_ca()));
+    let site = files.site(disabled());
+    let site = site.set("rewrap.tls_reload_interval", "\"1h\"");
+    let server = site.start_unready().await;
+    server.wait_ready().await;
+    // A certificate counts whole seconds.
+    assert!(SystemTime::now() + Duration::from_secs(1) >= from);
+}
+
 #[tokio::test]
 async fn a_server_certificate_that_has_expired_keeps_no_revocation_list_out() {
     let files = Files::new();
@@ -418,17 +456,18 @@ async fn files_that_can_not_be_read_to_their_end_do_not_keep_a_bad_connection_op
     let brief = brief.signed_by(root_ca());
     let mut goes = Connection::open(&server, Some(&brief), &H2);
     assert!(goes.greet().await);
-    // Whoever reads it waits, as for a file server that is gone.
+    // No regular file: whoever reads it would wait for ever.
     let fifo = files.0.join("fifo");
     run_command(Command::new("mkfifo").arg(&fifo));
     symlink(&fifo, files.0.join("link")).unwrap();
     fs::rename(files.0.join("link"), files.0.join("crl.pem")).unwrap();
     until_reloaded(&server, "failure", 1.0).await;
+    let said = failure(&server, 1).await;
+    assert!(said.contains("it is a FIFO, not a regular file"), "{said}");
     goes.closed().await;
     until_closed(&server, "expired", 1.0).await;
     assert!(shows(&server, certs::server()).await);
     files.install("crl.pem", &Crl::of(root_ca()).issue());
-    fs::write(&fifo, "").unwrap();
     until(&server, "nico_rewrap_tls_reload_failing", &[], 0.0).await;
 }
 

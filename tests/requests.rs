@@ -15,13 +15,18 @@ const GRPC: (&str, &str) = ("content-type", "application/grpc");
 
 /// Sends a site-wide apply with these header fields and gives its audit record, the only one of the server.
 async fn record(server: &Server, leaf: &Leaf, fields: &[(&str, &str)]) -> Value {
+    record_of(server, leaf, fields, &APPLY).await
+}
+
+/// The same with these bytes as the request's body.
+async fn record_of(server: &Server, leaf: &Leaf, fields: &[(&str, &str)], body: &[u8]) -> Value {
     let before = server.logs_with("call").len();
     let options = ["-tls1_3", "-alpn", "h2"];
     let mut connection = Connection::open(server, Some(leaf), &options);
     assert!(connection.greet().await);
     let request = [
         frame(HEADERS, END_HEADERS, 1, &headers(fields)),
-        frame(DATA, END_STREAM, 1, &APPLY),
+        frame(DATA, END_STREAM, 1, body),
     ];
     connection.send(&request.concat()).await;
     server.wait_logs("call", before + 1).await.pop().unwrap()
@@ -97,4 +102,28 @@ async fn a_path_that_is_almost_the_methods_leads_nowhere() {
     assert_eq!(record["outcome"], "OK");
     assert_eq!(server.logs_with("call").len(), records + 1);
     assert_eq!(server.logs_with("run started").len(), 1);
+}
+
+#[tokio::test]
+async fn a_compressed_message_is_refused_and_one_that_only_might_be_is_taken() {
+    let server = Site::new(&Database::migrated().await).start().await;
+    let gzip = |encoding| [GRPC, ("grpc-encoding", encoding)];
+    // Of nothing, by gzip.
+    let nothing = [
+        0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    ];
+    let compressed = [&[1, 0, 0, 0, 20][..], &nothing].concat();
+    for encoding in ["gzip", "deflate", "x"] {
+        let record = record_of(&server, certs::admin(), &gzip(encoding), &compressed).await;
+        assert_eq!(record["outcome"], "COMPRESSION_NOT_SUPPORTED", "{record}");
+    }
+    let record = record_of(&server, certs::machine(), &gzip("gzip"), &compressed).await;
+    assert_eq!(record["outcome"], "NOT_ALLOWED", "{record}");
+    let record = record_of(&server, certs::admin(), &[GRPC], &compressed).await;
+    assert_eq!(record["outcome"], "MALFORMED_REQUEST", "{record}");
+    // Clients send what is small as it is, whatever the header says.
+    for encoding in ["gzip", "identity"] {
+        let record = record_of(&server, certs::admin(), &gzip(encoding), &APPLY).await;
+        assert_eq!(record["outcome"], "OK", "{record}");
+    }
 }

@@ -335,7 +335,7 @@ async fn an_unusable_list_stops_the_start_and_an_old_one_is_warned_about() {
     std::fs::write(dir.join("cut.der"), cut).unwrap();
     let garbage = "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n";
     let lacks = "holds no certificate revocation list in PEM or DER";
-    let unreadable = "holds a certificate revocation list that can't be read";
+    let unreadable = "this certificate revocation list can't be read";
     for (bad, words) in [
         (dir.join("missing.pem"), "missing.pem can't be read ("),
         (file("empty.pem", ""), lacks),
@@ -344,15 +344,15 @@ async fn an_unusable_list_stops_the_start_and_an_old_one_is_warned_about() {
         (dir.join("cut.der"), unreadable),
         (
             Crl::of(root_ca()).version_1().issue(),
-            "holds a certificate revocation list of version 1: for one of version 2, set crlnumber and crl_extensions",
+            "is of version 1: for one of version 2, set crlnumber and crl_extensions",
         ),
         (
             without_next_update(),
-            "holds a certificate revocation list without nextUpdate",
+            "the revocation list of CN=lists has no nextUpdate",
         ),
         (
             Crl::of(&pretender).issue(),
-            "holds a certificate revocation list that its issuer has not signed",
+            "the revocation list of O=NICo, CN=site-root is not signed by that issuer",
         ),
         (
             Crl::of(root_ca()).scope("indirectCRL = TRUE").issue(),

@@ -117,6 +117,18 @@ impl Server {
         (status.unwrap_or(0), body.to_owned())
     }
 
+    /// What `/readyz` answers once the database was tried.
+    pub(crate) async fn readiness(&self) -> (u16, String) {
+        loop {
+            let answer = self.get("/readyz").await;
+            let undecided = ["not ready: grpc", "connecting to it"];
+            if !undecided.iter().any(|text| answer.1.contains(text)) {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// The text of `/metrics`.
     pub(crate) async fn metrics(&self) -> String {
         let (status, body) = self.get("/metrics").await;

@@ -269,6 +269,36 @@ async fn metrics_count_rows_and_calls_and_name_nobody() {
 }
 
 #[tokio::test]
+async fn every_counter_is_there_before_the_first_event() {
+    let server = Site::new(&Database::migrated().await).start().await;
+    let labels: [(&str, &[(&str, &str)]); 7] = [
+        (
+            "calls_total",
+            &[
+                ("outcome", "DATABASE_UNAVAILABLE"),
+                ("identity_kind", "external"),
+            ],
+        ),
+        (
+            "authorization_decisions_total",
+            &[("outcome", "not_allowed")],
+        ),
+        ("rows_total", &[("mode", "apply"), ("outcome", "failed")]),
+        ("tls_handshakes_refused_total", &[("reason", "revoked")]),
+        (
+            "connections_distrusted_total",
+            &[("reason", "identity_changed")],
+        ),
+        ("tls_reloads_total", &[("outcome", "failure")]),
+        ("log_lines_dropped_total", &[]),
+    ];
+    for (name, labels) in labels {
+        let count = server.metric(&format!("nico_rewrap_{name}"), labels).await;
+        assert_eq!(count, Some(0.0), "{name}{labels:?}");
+    }
+}
+
+#[tokio::test]
 async fn no_core_file_is_written() {
     let database = Database::migrated().await;
     let server = Site::new(&database).start().await;

@@ -1,7 +1,7 @@
 //! From the start to the end of the process: what the log says first, what is ready when, how it ends.
 
 use std::net::TcpListener;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tokio::time::{sleep, timeout};
@@ -13,7 +13,7 @@ use crate::leaks;
 use crate::pg;
 use crate::seed::Org;
 use crate::server::Server;
-use crate::site::{Exit, Site, quote};
+use crate::site::{Exit, Site};
 
 /// How long a condition may take to come about on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -40,6 +40,7 @@ async fn assert_health(server: &Server, expected: &str) {
 /// Nothing to be had but an answer to that effect; `why` is part of it.
 async fn assert_not_ready(server: &Server, why: &str) {
     assert_eq!(server.get("/livez").await, (200, "ok\n".to_owned()));
+    until_probes_say(server, 503, why).await;
     let (status, body) = server.get("/readyz").await;
     assert!(
         status == 503 && body.contains("not ready: database: ") && body.contains(why),
@@ -113,6 +114,121 @@ async fn a_database_that_is_not_there_yet_is_waited_for() {
     assert_ready(&server).await;
 }
 
+/// Calls succeed or fail by themselves; only the probes tell.
+async fn until_probes_say(server: &Server, status: u16, words: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (found, body) = server.get("/readyz").await;
+        if found == status && body.contains(words) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{found} {body}");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn probes_answer_while_the_database_says_nothing() {
+    // Takes connections and never answers.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("postgres://nico@{}/nico", silent.local_addr().unwrap());
+    let start = Instant::now();
+    let server = Site::with_url(&url)
+        .set("rewrap.connect_timeout", "\"100s\"")
+        .start_unready()
+        .await;
+    assert_eq!(server.get("/livez").await, (200, "ok\n".to_owned()));
+    until_probes_say(&server, 503, "database: connecting to it").await;
+    assert_health(&server, "NOT_SERVING").await;
+    assert!(
+        start.elapsed() < Duration::from_secs(50),
+        "{:?}",
+        start.elapsed()
+    );
+    assert_eq!(server.terminate().await, 0);
+}
+
+#[tokio::test]
+async fn a_database_that_goes_and_comes_back_is_told_by_the_probes() {
+    let postgres = pg::Server::start();
+    let database = Database::migrated_on(&postgres).await;
+    let server = Site::new(&database)
+        .set("rewrap.pool_wait", "\"1s\"")
+        .start()
+        .await;
+    for _ in 0..2 {
+        postgres.stop_fast();
+        until_probes_say(&server, 503, "not ready: database: ").await;
+        assert_eq!(server.get("/livez").await.0, 200);
+        assert_health(&server, "NOT_SERVING").await;
+        let error = reencrypt(&server, certs::admin(), json!({"dryRun": true})).await;
+        // Its own error, and not that of the probe.
+        assert_eq!(
+            error.unwrap_err().reason().as_deref(),
+            Some("DATABASE_UNAVAILABLE")
+        );
+        postgres.restart();
+        until_probes_say(&server, 200, "ready").await;
+        assert_health(&server, "SERVING").await;
+    }
+    leaks::assert_none(&server.log_text());
+}
+
+#[tokio::test]
+async fn a_database_that_hangs_is_told_by_the_probes() {
+    let postgres = pg::Server::start();
+    let database = Database::migrated_on(&postgres).await;
+    let server = Site::new(&database)
+        .set("rewrap.pool_wait", "\"1s\"")
+        .start()
+        .await;
+    let admin = database.admin().await;
+    let sql = "SELECT pid FROM pg_stat_activity WHERE application_name = 'nico-rewrap'";
+    let rows = admin.query(sql, &[]).await.unwrap();
+    let mut pids: Vec<_> = rows
+        .iter()
+        .map(|row| row.get::<_, i32>(0).try_into().unwrap())
+        .collect();
+    pids.push(postgres.pid());
+    crate::process::signal(&pids, "STOP");
+    until_probes_say(&server, 503, "no answer from the database").await;
+    crate::process::signal(&pids, "CONT");
+    until_probes_say(&server, 200, "ready").await;
+}
+
+#[tokio::test]
+async fn a_privilege_that_is_lost_is_told_by_the_probes() {
+    let database = Database::migrated().await;
+    let admin = database.admin().await;
+    let role = format!("reader_of_{}", database.name());
+    let grant = format!(
+        "CREATE ROLE {role} LOGIN;
+         GRANT SELECT ON tenants, tenant_identity_config TO {role};
+         GRANT UPDATE ON tenants TO {role}"
+    );
+    admin.batch_execute(&grant).await.unwrap();
+    let url = database.url().replace("//nico:", &format!("//{role}:"));
+    // It never had one for tenant_identity_config, as at a site that makes dry runs alone.
+    let server = Site::with_url(&url)
+        .set("rewrap.pool_wait", "\"1s\"")
+        .start()
+        .await;
+    // What the first look finds is what later ones are compared with.
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(server.get("/readyz").await.0, 200);
+    let revoke = format!("REVOKE UPDATE ON tenants FROM {role}");
+    admin.batch_execute(&revoke).await.unwrap();
+    until_probes_say(&server, 503, "UPDATE on tenants.version").await;
+    assert_health(&server, "NOT_SERVING").await;
+    let grant = format!("GRANT UPDATE (version) ON tenants TO {role}");
+    admin.batch_execute(&grant).await.unwrap();
+    until_probes_say(&server, 200, "ready").await;
+    // A role that may not log in any more shows at a new connection.
+    let no_login = format!("ALTER ROLE {role} NOLOGIN");
+    admin.batch_execute(&no_login).await.unwrap();
+    until_probes_say(&server, 503, "28000").await;
+}
+
 #[tokio::test]
 async fn sigterm_ends_the_wait_for_a_database() {
     let nowhere = format!(
@@ -160,17 +276,8 @@ async fn a_database_without_the_tables_or_columns_is_a_fault_of_the_configuratio
          column tenant_identity_config.updated_at:",
     ];
     for (database, words) in [(&empty, tables), (&lacking, columns)] {
-        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = quote(&taken.local_addr().unwrap().to_string());
-        let site = Site::new(database)
-            .set("rewrap.listen", &address)
-            .set("rewrap.metrics_endpoint", &address);
-        let Exit { code, stderr, .. } = site.run_to_exit().await;
+        let Exit { code, stderr, .. } = Site::new(database).run_to_exit().await;
         assert_eq!(code, 78, "{stderr}");
-        assert!(
-            !stderr.contains("can't listen on"),
-            "nothing is bound: {stderr}"
-        );
         words
             .iter()
             .for_each(|words| assert!(stderr.contains(words), "no {words:?} in: {stderr}"));

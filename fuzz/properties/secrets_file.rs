@@ -7,15 +7,50 @@ use nico_rewrap::secrets::parse;
 use serde::{Deserialize, de::IgnoredAny};
 
 /// Every message there is, with `ID` for a key id and `N` for a number.
-const MESSAGES: [&str; 6] = [
+const MESSAGES: [&str; 26] = [
     "is not the JSON or YAML that is expected: \
      machine_identity.encryption_keys must map key ids to baseN texts",
     "is not the JSON or YAML that is expected at line N column N: \
      machine_identity.encryption_keys must map key ids to baseN texts",
+    "is over a limit of the YAML reader, which reads at most N nested levels: write the file as \
+     JSON, or use fewer aliases and levels",
+    "is over a limit of the YAML reader at line N column N, which reads at most N nested levels: \
+     write the file as JSON, or use fewer aliases and levels",
+    "is over a limit of the YAML reader at line N column N, which reads at most N MiB of text, \
+     aliases included: write the file as JSON, or use fewer aliases and levels",
+    "is over a limit of the YAML reader, which reads at most N values that aliases and merge keys \
+     repeat: write the file as JSON, or use fewer aliases and levels",
+    "is over a limit of the YAML reader at line N column N, which reads at most N values that \
+     aliases and merge keys repeat: write the file as JSON, or use fewer aliases and levels",
     "key id ID is there twice; which of the two is meant?",
+    "key id number N is there twice; which of the two is meant?",
+    "key number N has what looks like a key for its id: write the id first, and the key behind it",
     "key ID can't be used: a key id has N to N bytes",
-    "key ID is not standard baseN; make one with `openssl rand -baseN N`",
-    "key ID decodes to N bytes instead of N; make one with `openssl rand -baseN N`",
+    "key ID is not standard baseN: it has no padding: add `=` at its end",
+    "key ID is not standard baseN: it is URL-safe baseN: replace every `-` with `+` and every `_` \
+     with `/`, and end it with `=`",
+    "key ID is not standard baseN: there is white space in it: write it in one line",
+    "key ID is not standard baseN: there are quotes or a prefix in it: keep what is between them",
+    "key ID is not standard baseN: take it from where nico-api's keys come from; a new key does \
+     not open what this one sealed",
+    "key ID is not standard baseN: it is encrypted by sops (ENC[…]): decrypt the file with \
+     `sops --decrypt`",
+    "key ID is not standard baseN: it is encrypted by Ansible Vault: decrypt it with \
+     `ansible-vault decrypt`",
+    "key ID is not standard baseN: it is a PEM block; a key is the baseN of N bytes",
+    "key ID is not standard baseN: it is a placeholder that was not replaced (like ${…}, {{…}} or \
+     <…>): have the program that writes the file put the key there",
+    "key ID is not standard baseN: it is N hexadecimal digits: write the same N bytes as baseN, \
+     with `xxd -r -p | baseN`",
+    "key ID decodes to N bytes instead of N: there is nothing in it",
+    "key ID decodes to N bytes instead of N: they are N hexadecimal digits: write the same N bytes \
+     as baseN, with `baseN -d | xxd -r -p | baseN`",
+    "key ID decodes to N bytes instead of N: it was encoded twice: decode it once, with \
+     `baseN -d`, and write what comes out",
+    "key ID decodes to N bytes instead of N: a line break was encoded with the key: encode the N \
+     bytes without it, with `baseN -d | head -c N | baseN`",
+    "key ID decodes to N bytes instead of N: take it from where nico-api's keys come from; a new \
+     key does not open what this one sealed",
 ];
 
 /// Says whether `input` is an `accepted` file or `refused`.

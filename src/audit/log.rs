@@ -4,11 +4,15 @@
 //! call touches anything, and the last one of such a call, are flushed to the disk:
 //! what they tell of is durable too, and such calls are few. Refusals are not, or
 //! whoever is refused would set the pace of the disk.
+//!
+//! On standard error a record is a line like those of the log: nobody waits for it, and it is
+//! dropped and counted if standard error is not read. A site that needs every record
+//! configures a file.
 
 use std::{
     fs::{File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
@@ -21,7 +25,7 @@ use tokio::{
 };
 
 use super::record::{Record, outcome};
-use crate::{error::ServiceError, telemetry};
+use crate::{error::ServiceError, regular_file, telemetry};
 
 /// How long a disk may take for a line before it counts as not written. A file server
 /// that is gone, or a pipe that nobody empties, takes for ever.
@@ -126,7 +130,7 @@ impl AuditLog {
         let written = self.append(line.clone(), record.has_begun()).await;
         if written.is_err() && self.0.path.is_some() {
             // Better there than nowhere.
-            let _ = io::stderr().lock().write_all(line.as_bytes());
+            let _ = telemetry::write_line(&line);
         }
     }
 
@@ -151,6 +155,9 @@ impl Inner {
     }
 
     async fn append(&self, line: String, flush: bool) -> io::Result<()> {
+        if self.path.is_none() {
+            return telemetry::write_line(&line);
+        }
         let open = self.open();
         let deadline = Instant::now() + PATIENCE;
         let written = timeout_at(deadline, async {
@@ -172,7 +179,7 @@ impl Open {
 
     fn append(&mut self, line: &str, flush: bool) -> io::Result<()> {
         let Some((path, file)) = &mut self.file else {
-            return io::stderr().lock().write_all(line.as_bytes());
+            return telemetry::write_line(line);
         };
         // Deleted, and nobody would ever read the line. The path is asked as well: a
         // deleted file keeps its link over NFS and on FUSE while it is open.
@@ -204,7 +211,13 @@ fn opened(path: &Path) -> io::Result<(PathBuf, File)> {
     Ok((path.to_owned(), open(path)?))
 }
 
+/// Bounded in time: the file may be on a server that is gone.
 fn open(path: &Path) -> io::Result<File> {
+    let file = path.to_owned();
+    regular_file::bounded(path, PATIENCE, move || open_here(&file))
+}
+
+fn open_here(path: &Path) -> io::Result<File> {
     // A pipe that nobody reads is then an error, and would be waited for otherwise.
     let waits_not = OFlags::NONBLOCK;
     let file = OpenOptions::new()
@@ -212,7 +225,19 @@ fn open(path: &Path) -> io::Result<File> {
         .create(true)
         .mode(0o640)
         .custom_flags(waits_not.bits().cast_signed())
-        .open(path)?;
+        .open(path)
+        .map_err(|error| explained(path, error))?;
     fcntl_setfl(&file, fcntl_getfl(&file)? - waits_not)?;
     Ok(file)
+}
+
+/// The system's words for a FIFO without a reader, or a socket, say nothing of either.
+fn explained(path: &Path, error: io::Error) -> io::Error {
+    let file = std::fs::metadata(path).map(|metadata| metadata.file_type());
+    let what = match file {
+        Ok(file) if file.is_fifo() => "it is a FIFO, and no process reads it",
+        Ok(file) if file.is_socket() => "it is a socket, not a regular file",
+        _ => return error,
+    };
+    io::Error::new(error.kind(), format!("{what}: {error}"))
 }

@@ -31,6 +31,7 @@ pub(crate) struct Record {
     method: String,
     asked: Option<(String, Mode)>,
     report: Report,
+    durable: bool,
     /// The call has got as far as touching the database; clones know it of each other.
     begun: Arc<AtomicBool>,
 }
@@ -43,6 +44,7 @@ impl Record {
             method: cut(method),
             asked: None,
             report: Report::default(),
+            durable: true,
             begun: Arc::default(),
         }
     }
@@ -61,9 +63,11 @@ impl Record {
         self.asked = Some((cut(&scope), mode));
     }
 
-    /// The run ended, with or without an error.
-    pub(crate) fn counted(&mut self, report: &Report) {
+    /// The run ended, with or without an error, and counted this; `durable` says whether a
+    /// crash of Postgres can undo it.
+    pub(crate) fn counted(&mut self, report: &Report, durable: bool) {
         self.report = report.clone();
+        self.durable = durable;
     }
 
     /// The kind of the caller's identity, for metrics.
@@ -106,8 +110,10 @@ impl Record {
             rows_updated: report.rows_updated,
             rows_skipped_all_on_target: report.rows_on_target,
             rows_failed: report.rows_failed,
+            rows_in_doubt: report.rows_in_doubt,
             fields_reencrypted: report.fields_reencrypted,
             fields_skipped_on_target: report.fields_on_target,
+            durable: self.durable,
             duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
         })
     }
@@ -182,8 +188,10 @@ struct Ended<'a> {
     rows_updated: u32,
     rows_skipped_all_on_target: u32,
     rows_failed: u32,
+    rows_in_doubt: u64,
     fields_reencrypted: u32,
     fields_skipped_on_target: u32,
+    durable: bool,
     duration_ms: u64,
 }
 

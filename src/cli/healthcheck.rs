@@ -45,7 +45,7 @@ impl Healthcheck {
         match answer {
             Ok(answer) if answer.status == "200" => ExitCode::SUCCESS,
             Ok(answer) => unhealthy(&format!("{} {}", answer.status, answer.body)),
-            Err(error) => unhealthy(&error),
+            Err(error) => unhealthy(&in_words(&error)),
         }
     }
 }
@@ -59,6 +59,16 @@ fn connect(endpoint: SocketAddr) -> io::Result<TcpStream> {
         ip if !ip.is_unspecified() => to(ip),
         IpAddr::V4(_) => to(v4),
         IpAddr::V6(_) => to(v6).or_else(|_| to(v4)),
+    }
+}
+
+/// The system has several names for a wait that is over, none of which says so.
+fn in_words(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            format!("no answer within {} seconds", TIMEOUT.as_secs())
+        }
+        _ => error.to_string(),
     }
 }
 

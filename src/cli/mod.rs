@@ -3,14 +3,16 @@
 mod healthcheck;
 mod keygen;
 mod migrate;
+mod notify;
 mod serve;
+mod signals;
 
-use std::{ffi::OsString, num::NonZero, path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, num::NonZero, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use zeroize::Zeroizing;
 
-use crate::config::Environment;
+use crate::{config::Environment, telemetry};
 
 /// Exit code for a fault of the configuration (EX_CONFIG of sysexits.h).
 const EX_CONFIG: u8 = 78;
@@ -43,9 +45,11 @@ enum Command {
     ///
     /// Reads nico-api's site config and secrets file. Settings of its own are in the
     /// section [rewrap], or in environment variables: NICO_REWRAP__LISTEN sets
-    /// [rewrap].listen. NICO_API_DATABASE_URL wins over database_url, and
-    /// CARBIDE_CREDENTIALS_FILE_PATH over [rewrap].secrets_file. With
-    /// CARBIDE_CREDENTIALS_ENV_ENABLED=true keys are read from the environment first.
+    /// [rewrap].listen. NICO_API_DATABASE_URL wins over database_url. Keys are read from
+    /// the environment first with CARBIDE_CREDENTIALS_ENV_ENABLED=true, then from
+    /// [rewrap].secrets_file, or else from the file that nico-api reads:
+    /// [credentials.file].path, or with CARBIDE_CREDENTIALS_FILE_ENABLED=true
+    /// CARBIDE_CREDENTIALS_FILE_PATH.
     /// Exits with 78 when the configuration is at fault.
     Serve(ConfigFiles),
     /// Build nico-api's tables in an empty database, for development and tests.
@@ -74,6 +78,13 @@ struct ConfigFiles {
 /// are those of the process, read here and nowhere below.
 #[must_use]
 pub fn main() -> ExitCode {
+    // A SIGHUP can come as soon as the process exists, so this comes before everything else.
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|name| name == "serve")
+    {
+        signals::survive();
+    }
     let cli = Cli::parse();
     let environment: Environment = std::env::vars_os()
         .map(|(name, value)| (name.to_string_lossy().into_owned(), text(value)))
@@ -110,12 +121,12 @@ fn forbid_core_dumps() {
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }
 
-#[expect(
-    clippy::print_stderr,
-    reason = "before logging is set up, and for subcommands without it"
-)]
+/// How long the end of the process waits for somebody who reads its last words.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// For faults before logging is set up, and for subcommands without it.
 fn fail(what: &dyn std::fmt::Display, code: u8) -> ExitCode {
-    eprintln!("nico-rewrap: {what}");
+    telemetry::say(format!("nico-rewrap: {what}\n"), LAST_WORDS);
     ExitCode::from(code)
 }
 
@@ -123,8 +134,36 @@ fn fail(what: &dyn std::fmt::Display, code: u8) -> ExitCode {
 /// write in Postgres, and more only wake each other.
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let workers = processors.div_ceil(2);
+    // The runtime panics where it gets no thread; one more is for the first file operation.
+    reserve_threads(workers + 1)?;
     tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(processors.div_ceil(2))
+        .worker_threads(workers)
         .enable_all()
         .build()
+}
+
+fn no_threads(error: &std::io::Error) -> String {
+    format!(
+        "the system gives no more threads ({error}): raise the limit of processes of the user, the \
+         service or the container (ulimit -u, TasksMax, pids limit)"
+    )
+}
+
+/// Whether the system gives so many threads at once.
+fn reserve_threads(count: usize) -> std::io::Result<()> {
+    let (release, _) = tokio::sync::broadcast::channel::<()>(1);
+    let threads: Vec<_> = (0..count)
+        .map(|_| {
+            let mut released = release.subscribe();
+            std::thread::Builder::new().spawn(move || drop(released.blocking_recv()))
+        })
+        .collect();
+    drop(release);
+    for thread in threads {
+        let thread = thread.map_err(|error| std::io::Error::other(no_threads(&error)))?;
+        // It does nothing that could fail.
+        let _ = thread.join();
+    }
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! `serve`: the server, from the files to the exit code.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -8,9 +8,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{EX_CONFIG, VERSION, fail, runtime};
+use super::{EX_CONFIG, LAST_WORDS, VERSION, fail, no_threads, notify, runtime};
 use crate::{
-    app::{App, AppError, Listeners},
+    app::{self, AppError, Listeners},
     config::{Config, Environment},
     cpu, telemetry,
 };
@@ -20,19 +20,22 @@ pub(super) fn run(files: &[PathBuf], environment: Environment) -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(&error, EX_CONFIG),
     };
+    let notify_socket = notify::socket(&environment);
     // There may be keys in it.
     drop(environment);
-    telemetry::start_logging(&config.log);
+    if let Err(error) = telemetry::start_logging(&config.log) {
+        return fail(&no_threads(&error), 1);
+    }
     introduce(&config);
     let served = runtime()
         .map_err(|error| AppError::Bug(error.to_string()))
         .and_then(|runtime| {
-            let served = runtime.block_on(serve(config));
+            let served = runtime.block_on(serve(config, notify_socket));
             // A name look-up that hangs in a thread of its own must not delay the exit.
             runtime.shutdown_background();
             served
         });
-    match served {
+    let code = match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(%error, "ended");
@@ -42,20 +45,24 @@ pub(super) fn run(files: &[PathBuf], environment: Environment) -> ExitCode {
                 1
             })
         }
-    }
+    };
+    telemetry::flush_logs(LAST_WORDS);
+    code
 }
 
-async fn serve(config: Config) -> Result<(), AppError> {
+async fn serve(config: Config, notify_socket: Option<OsString>) -> Result<(), AppError> {
     let shutdown = shutdown_signal()?;
     let hangups = hangups()?;
     let metrics = telemetry::start_metrics().map_err(|error| AppError::Bug(error.to_string()))?;
-    let options = config.server.clone();
-    let Some(app) = shutdown.run_until_cancelled(App::prepare(config)).await else {
-        return Ok(());
-    };
-    let app = app?;
-    app.serve(Listeners::bind(&options).await?, metrics, hangups, shutdown)
-        .await
+    match Listeners::bind(&config.server).await {
+        Ok(listeners) => {
+            // From here on SIGHUP is a reload, and probes are answered.
+            notify::ready(notify_socket.as_deref());
+            app::run(config, listeners, metrics, hangups, shutdown).await
+        }
+        // A fault of the configuration is the more urgent message: no restart mends it.
+        Err(error) => Err(app::check(config).err().unwrap_or(error)),
+    }
 }
 
 /// A token that SIGTERM or SIGINT cancels.
@@ -106,12 +113,21 @@ fn introduce(config: &Config) {
         );
         return;
     };
+    if let Some((file, certificates)) = feature.database.root_certificates() {
+        tracing::info!(
+            setting = "database_url: sslrootcert",
+            file = %file.display(),
+            certificates,
+            "TLS file read"
+        );
+    }
     let target = feature.keyring.target().id();
     for kek in feature.keyring.iter() {
         tracing::info!(
             key_id = %kek.id(),
             key_check_value = %kek.check_value(),
             is_target = kek.id() == target,
+            source = %kek.source(),
             "key"
         );
     }

@@ -1,13 +1,17 @@
 //! Who may call: `[auth]` of the site config, and what `[rewrap]` adds to it.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use super::settings::Settings;
 use crate::{
     authorize::Policy,
     casbin_policy::CasbinPolicy,
     identity::{Attribute, CliCerts, Component, Name, TrustRules},
+    regular_file,
 };
+
+/// In bytes: far more than a policy that people wrote.
+const MAX_POLICY_BYTES: u64 = 16 << 20;
 
 /// Reads `[auth.trust]` and `[auth.cli_certs]`.
 pub(super) fn trust(settings: &mut Settings) -> Option<TrustRules> {
@@ -54,12 +58,30 @@ pub(super) fn policy(settings: &mut Settings, warnings: &mut Vec<String>) -> Pol
         ));
     }
     Policy {
-        allowed_services: settings
-            .list("rewrap.allowed_services")
-            .unwrap_or_else(|| vec!["nico-api".to_owned(), "carbide-api".to_owned()]),
+        allowed_services: allowed_services(settings),
         casbin: casbin_policy(settings, warnings).map(Arc::new),
         permissive,
     }
+}
+
+fn allowed_services(settings: &mut Settings) -> Vec<String> {
+    const ALLOWED: &str = "rewrap.allowed_services";
+    let Some(names) = settings.list(ALLOWED) else {
+        return vec!["nico-api".to_owned(), "carbide-api".to_owned()];
+    };
+    // SPIFFE-ID, section 2.2. No certificate has another name.
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-._/".contains(c);
+    if names
+        .iter()
+        .any(|name| name.is_empty() || !name.chars().all(allowed))
+    {
+        settings.fault(
+            ALLOWED,
+            "has an entry that is no name of a service: write what follows the base path in the \
+             SPIFFE id, like \"nico-api\"",
+        );
+    }
+    names
 }
 
 const PERMISSIVE: &str = "auth.permissive_mode";
@@ -67,7 +89,7 @@ const POLICY_FILE: &str = "auth.casbin_policy_file";
 
 fn casbin_policy(settings: &mut Settings, warnings: &mut Vec<String>) -> Option<CasbinPolicy> {
     let path = settings.filled_string(POLICY_FILE)?;
-    let text = match std::fs::read_to_string(&path) {
+    let text = match regular_file::read_text(Path::new(&path), MAX_POLICY_BYTES) {
         Ok(text) => text,
         Err(error) => {
             settings.fault(
@@ -127,7 +149,7 @@ fn required_equals(settings: &mut Settings) -> Vec<(Component, String)> {
         Some(Vec::new())
     };
     if keys.as_ref().is_some_and(Vec::is_empty) {
-        settings.fault(
+        settings.missing(
             REQUIRED,
             "is missing or empty, which would make an administrator of everybody with a \
              certificate; set it, like { IssuerCN = \"Site Admin CA\" }, or remove [auth.cli_certs]",

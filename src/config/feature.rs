@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Environment, Feature, keys, settings::Settings};
 use crate::{
-    database::{Database, SslMode},
+    database::{Database, DatabaseError, SslMode},
     run::Speed,
     store::{Commit, Pooler, StoreOptions},
 };
@@ -23,7 +23,7 @@ pub(super) fn read(
         );
     }
     let keyring = keys::read(settings, environment, warnings);
-    let database = database(settings, warnings);
+    let database = database(settings, environment, warnings);
     let store = store(settings, warnings);
     Some(Feature {
         keyring: keyring?,
@@ -37,7 +37,11 @@ pub(super) fn read(
 }
 
 /// Reads where the database is.
-pub(super) fn database(settings: &mut Settings, warnings: &mut Vec<String>) -> Option<Database> {
+pub(super) fn database(
+    settings: &mut Settings,
+    environment: &Environment,
+    warnings: &mut Vec<String>,
+) -> Option<Database> {
     let ssl_mode =
         settings
             .string("rewrap.database_sslmode")
@@ -48,26 +52,68 @@ pub(super) fn database(settings: &mut Settings, warnings: &mut Vec<String>) -> O
                     None
                 }
             });
-    let connect_timeout = settings.duration("rewrap.connect_timeout", Duration::from_secs(5));
+    const CONNECT_TIMEOUT: &str = "rewrap.connect_timeout";
+    let ours = settings.duration(CONNECT_TIMEOUT, Duration::from_secs(5));
+    let connect_timeout = settings.is_set(CONNECT_TIMEOUT).then_some(ours);
     let url = settings.required_string(
         "database_url",
         "set it, or the environment variable NICO_API_DATABASE_URL, to nico-api's database",
     )?;
     match Database::parse(&url, ssl_mode, connect_timeout) {
         Ok(database) => {
+            let source = settings.source("database_url");
             for parameter in database.ignored_parameters() {
-                warnings.push(format!(
-                    "{}: database_url: parameter {parameter:?} is not known here and ignored",
-                    settings.source("database_url")
-                ));
+                warnings.push(format!("{source}: database_url: {}", ignored(parameter)));
             }
-            Some(database)
+            Some(match unread_variables(environment, database.left_out()) {
+                None => database,
+                Some(unread) => {
+                    warnings.push(format!("{unread} ({source})"));
+                    database.with_advice(unread)
+                }
+            })
         }
         Err(error) => {
-            settings.fault("database_url", error);
+            let hosts = match error {
+                DatabaseError::NoHost => unread_variables(environment, &["PGHOST", "PGHOSTADDR"]),
+                _ => None,
+            };
+            let hosts = hosts.map_or_else(String::new, |unread| format!("; {unread}"));
+            settings.fault("database_url", format!("{error}{hosts}"));
             None
         }
     }
+}
+
+/// What is said of a parameter of the URL that is for another program.
+fn ignored(parameter: &str) -> String {
+    let meant = Database::meant_parameter(parameter);
+    let meant = meant.map_or_else(String::new, |meant| {
+        format!("; names are case-sensitive, did you mean {meant:?}?")
+    });
+    format!("parameter {parameter:?} is not known here and ignored{meant}")
+}
+
+/// Those of libpq's variables that are set and would matter, were they read here.
+fn unread_variables(environment: &Environment, names: &[&str]) -> Option<String> {
+    let is_set = |name: &&&str| match environment.get(**name) {
+        Some(Some(value)) => !value.is_empty(),
+        Some(None) => true,
+        None => false,
+    };
+    let set: Vec<_> = names.iter().filter(is_set).copied().collect();
+    if set.is_empty() {
+        return None;
+    }
+    let (noun, verb, value) = match set.len() {
+        1 => ("variable", "is", "its value"),
+        _ => ("variables", "are", "their values"),
+    };
+    Some(format!(
+        "environment {noun} {} {verb} not read here, though nico-api reads such variables: write \
+         {value} into database_url",
+        set.join(", ")
+    ))
 }
 
 fn store(settings: &mut Settings, warnings: &mut Vec<String>) -> StoreOptions {

@@ -1,21 +1,19 @@
-//! The site's keys: out of environment variables if that is switched on, and out of
-//! the secrets file; nico-api asks them in this order, too.
+//! The site's keys: from environment variables if that is switched on, then from the
+//! secrets file, key by key. nico-api asks them in this order, too.
 
-use std::path::PathBuf;
+use std::path::Path;
 
-use super::{Environment, settings::Settings};
+use super::{
+    Environment,
+    key_sources::{self, FILE, FROM_ENVIRONMENT, SecretsFile, Sources},
+    settings::Settings,
+};
 use crate::{
     keyring::{Kek, KeyId, Keyring},
-    secrets::{self, environment::Variables},
+    regular_file, secrets,
 };
 
 const TARGET: &str = "machine_identity.current_encryption_key_id";
-const FILE: &str = "rewrap.secrets_file";
-const FROM_ENVIRONMENT: &str = "rewrap.secrets_from_environment";
-const PREFIX: &str = "rewrap.secrets_environment_prefix";
-
-/// nico-api's own.
-const DEFAULT_PREFIX: &str = "CARBIDE_STATIC_CREDENTIAL_";
 
 const NO_KEYS: &str = "has no keys in machine_identity.encryption_keys";
 
@@ -26,13 +24,15 @@ pub(super) fn read(
     warnings: &mut Vec<String>,
 ) -> Option<Keyring> {
     let target = target(settings);
-    let sources = Sources::read(settings, environment, warnings)?;
-    let known: Vec<_> = sources
+    let (ours, theirs) = key_sources::read(settings, environment, warnings);
+    let found = Found::read(&ours, settings, environment, warnings)?;
+    compare(&found.keks, &ours, &theirs, environment, warnings);
+    let known: Vec<_> = found
         .keks
         .iter()
         .map(|kek| format!("{:?}", kek.id().as_str()))
         .collect();
-    match Keyring::new(sources.keks, target?) {
+    match Keyring::new(found.keks, target?) {
         Ok(keyring) => Some(keyring),
         Err(error) => {
             let wanted = error.0.as_str();
@@ -44,7 +44,7 @@ pub(super) fn read(
             };
             let fault = format!(
                 "{error} of {} (it has {}): add the key there, or correct the id{case}",
-                sources.name,
+                found.name,
                 known.join(", ")
             );
             settings.fault(TARGET, fault);
@@ -64,21 +64,21 @@ fn target(settings: &mut Settings) -> Option<KeyId> {
 }
 
 /// All keys that were found, each id once, and at least one.
-struct Sources {
+struct Found {
     keks: Vec<Kek>,
     /// Where they came from, for messages.
     name: String,
 }
 
-impl Sources {
+impl Found {
     fn read(
+        sources: &Sources,
         settings: &mut Settings,
         environment: &Environment,
         warnings: &mut Vec<String>,
     ) -> Option<Self> {
-        let prefix = settings.filled_string(PREFIX);
-        let variables = Variables::with_prefix(prefix.as_deref().unwrap_or(DEFAULT_PREFIX));
-        if !settings.bool(FROM_ENVIRONMENT, false) {
+        let variables = &sources.variables;
+        if !sources.from_environment {
             let unread = environment.keys().find(|name| variables.is_one(name));
             warnings.extend(unread.map(|name| {
                 format!(
@@ -87,19 +87,13 @@ impl Sources {
                      CARBIDE_CREDENTIALS_ENV_ENABLED is true"
                 )
             }));
-            return Self::file(settings);
+            return Self::file(sources, settings, environment);
         }
 
-        let pairs = environment
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_ref().map(|text| text.as_str())));
-        let from_variables = variables.read(pairs);
+        let from_variables = keks_of_variables(sources, environment);
         let every_key = variables.name("<id>");
-        let file = if settings.filled_string(FILE).is_some() {
-            Some(file_keks(settings))
-        } else {
-            None
-        };
+        let file = sources.file.as_ref();
+        let file = file.map(|file| (file, keks_of_file(file, settings)));
         let first = match from_variables {
             Ok(keks) => keks,
             Err(faults) => {
@@ -107,9 +101,9 @@ impl Sources {
                 return None;
             }
         };
-        let Some(file) = file else {
+        let Some((file, second)) = file else {
             if first.is_empty() {
-                settings.fault(
+                settings.missing(
                     FROM_ENVIRONMENT,
                     format!(
                         "there is no key in the environment, and no [rewrap].secrets_file: \
@@ -121,46 +115,55 @@ impl Sources {
             let name = format!("the environment variables {every_key}");
             return Some(Self { keks: first, name });
         };
-        let (path, second) = file?;
-        let keks = merged(first, second, warnings);
+        let keks = merged(first, second?, warnings);
         if keks.is_empty() {
-            let shown = path.display();
-            let fault = format!("{shown} {NO_KEYS}, and no variable {every_key} is set");
-            settings.fault(FILE, fault);
+            file.fault(
+                settings,
+                &format!("{NO_KEYS}, and no variable {every_key} is set"),
+            );
             return None;
         }
         Some(Self {
             keks,
-            name: format!("{} and the environment", path.display()),
+            name: format!("{} and the environment", file.path.display()),
         })
     }
 
-    fn file(settings: &mut Settings) -> Option<Self> {
-        settings.required_string(
-            FILE,
-            "set it, or the environment variable CARBIDE_CREDENTIALS_FILE_PATH, to the secrets \
-             file that nico-api reads (JSON or YAML with machine_identity.encryption_keys)",
-        )?;
-        let (path, keks) = file_keks(settings)?;
+    fn file(sources: &Sources, settings: &mut Settings, environment: &Environment) -> Option<Self> {
+        let Some(file) = &sources.file else {
+            settings.required_string(FILE, &key_sources::missing_file(environment));
+            return None;
+        };
+        let keks = keks_of_file(file, settings)?;
         if keks.is_empty() {
-            let source = settings.source(FILE);
-            let fault = format!("{} ({source}) {NO_KEYS}", path.display());
-            settings.fault(FILE, fault);
+            file.fault(settings, NO_KEYS);
             return None;
         }
-        let name = path.display().to_string();
+        let name = file.path.display().to_string();
         Some(Self { keks, name })
     }
 }
 
-fn file_keks(settings: &mut Settings) -> Option<(PathBuf, Vec<Kek>)> {
-    let path = PathBuf::from(settings.filled_string(FILE)?);
-    match secrets::read(&path) {
-        Ok(keks) => Some((path, keks)),
+fn keks_of_variables(
+    sources: &Sources,
+    environment: &Environment,
+) -> Result<Vec<Kek>, Vec<String>> {
+    let pairs = environment
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_ref().map(|text| text.as_str())));
+    sources.variables.read(pairs)
+}
+
+fn read_file(path: &Path) -> Result<Vec<Kek>, Vec<String>> {
+    secrets::of_file(path, regular_file::read(path, secrets::MAX_BYTES))
+}
+
+fn keks_of_file(file: &SecretsFile, settings: &mut Settings) -> Option<Vec<Kek>> {
+    match read_file(&file.path) {
+        Ok(keks) => Some(keks),
         Err(faults) => {
-            let source = settings.source(FILE);
             for fault in faults {
-                settings.fault(FILE, format!("{} ({source}) {fault}", path.display()));
+                file.fault(settings, &fault);
             }
             None
         }
@@ -175,13 +178,71 @@ fn merged(first: Vec<Kek>, second: Vec<Kek>, warnings: &mut Vec<String>) -> Vec<
             None => keks.push(kek),
             Some(other) if other.check_value() == kek.check_value() => {}
             Some(other) => warnings.push(format!(
-                "key {:?} is in the environment (key check value {}) and in the secrets file ({}) \
-                 with other bytes: the environment wins, as in nico-api",
+                "key {:?} is in the environment (key check value {}) and in the secrets file (key \
+                 check value {}) with other bytes: {} wins over {}, as in nico-api",
                 kek.id().as_str(),
                 other.check_value(),
-                kek.check_value()
+                kek.check_value(),
+                other.source(),
+                kek.source()
             )),
         }
     }
     keks
+}
+
+/// Warns of what differs from nico-api's keys, as far as its sources can be read here.
+fn compare(
+    keks: &[Kek],
+    ours: &Sources,
+    theirs: &Sources,
+    environment: &Environment,
+    warnings: &mut Vec<String>,
+) {
+    let same_file = match (&ours.file, &theirs.file) {
+        (Some(ours), Some(theirs)) => ours.is(theirs),
+        (_, None) => true,
+        (None, Some(_)) => false,
+    };
+    let mut nico_api = Vec::new();
+    if theirs.from_environment {
+        nico_api.extend(keks_of_variables(theirs, environment).unwrap_or_default());
+    }
+    if let Some(file) = &theirs.file
+        && !same_file
+    {
+        let read = read_file(&file.path);
+        if let Some(our_file) = &ours.file {
+            let compared = match &read {
+                Ok(_) => String::new(),
+                Err(faults) => format!(
+                    "; that file {}, so the keys were not compared",
+                    faults.join(", ")
+                ),
+            };
+            warnings.push(format!(
+                "the secrets file is {} ({}), and nico-api is configured to read {} ({}){compared}",
+                our_file.path.display(),
+                our_file.named_by(),
+                file.path.display(),
+                file.named_by()
+            ));
+        }
+        nico_api.extend(read.unwrap_or_default());
+    }
+    for kek in keks {
+        // The first source that has an id wins there, too.
+        let other = nico_api.iter().find(|other| other.id() == kek.id());
+        if let Some(other) = other.filter(|other| other.check_value() != kek.check_value()) {
+            warnings.push(format!(
+                "key {:?} has key check value {} in {}, which is used here, and {} in {}, which \
+                 nico-api reads: nico-api will not open what this program writes under the former",
+                kek.id().as_str(),
+                kek.check_value(),
+                kek.source(),
+                other.check_value(),
+                other.source()
+            ));
+        }
+    }
 }

@@ -7,6 +7,7 @@
 
 mod auth;
 mod feature;
+mod key_sources;
 mod keys;
 mod settings;
 mod tls;
@@ -34,7 +35,7 @@ use crate::{
     keyring::Keyring,
     run::Speed,
     store::StoreOptions,
-    tls::TlsFiles,
+    tls::Loaded,
 };
 
 /// Everything that `serve` needs to know.
@@ -42,8 +43,8 @@ use crate::{
 pub struct Config {
     /// What to re-wrap; `None` while `[machine_identity]` is not enabled.
     pub feature: Option<Feature>,
-    /// Certificate files.
-    pub tls: TlsFiles,
+    /// Certificate files, loaded.
+    pub tls: Loaded,
     /// How a certificate becomes an identity.
     pub trust: TrustRules,
     /// Who may call.
@@ -171,6 +172,17 @@ const KNOWN: [&str; 37] = [
     "tls_reload_interval",
 ];
 
+/// Every section that is read; `[auth.cli_certs]` has a check of its own.
+const SECTIONS: [&str; 7] = [
+    "auth",
+    "auth.trust",
+    "credentials",
+    "credentials.file",
+    "machine_identity",
+    settings::SECTION,
+    "tls",
+];
+
 impl Config {
     /// Reads the files, later ones winning key by key, and the environment.
     ///
@@ -179,6 +191,7 @@ impl Config {
     /// [`ConfigError`] with every fault that was found.
     pub fn load(files: &[PathBuf], environment: &Environment) -> Result<Self, ConfigError> {
         let mut settings = Settings::read(files, environment);
+        settings.only_sections(&SECTIONS);
         settings.only_known(&KNOWN);
         settings.faults(misspelled_variables(environment, &KNOWN));
         let mut warnings = foreign_variables(environment);
@@ -222,7 +235,7 @@ pub fn load_database(
     environment: &Environment,
 ) -> Result<Database, ConfigError> {
     let mut settings = Settings::read(files, environment);
-    let database = feature::database(&mut settings, &mut Vec::new());
+    let database = feature::database(&mut settings, environment, &mut Vec::new());
     let faults = settings.into_faults();
     match database {
         Some(database) if faults.is_empty() => Ok(database),
@@ -295,7 +308,7 @@ fn audit(settings: &mut Settings) -> AuditOptions {
     }
     let required = settings.bool("rewrap.audit_required", file.is_some());
     if required && file.is_none() {
-        settings.fault(
+        settings.missing(
             "rewrap.audit_required",
             "needs a file: set [rewrap].audit_log",
         );

@@ -11,6 +11,10 @@ use std::{
 use config::{Map, Source, Value, ValueKind};
 
 use super::variables::{Environment, overrides};
+use crate::regular_file;
+
+/// In bytes: far more than a site config that people wrote.
+const MAX_FILE_BYTES: u64 = 16 << 20;
 
 /// The section that is ours alone.
 pub(super) const SECTION: &str = "rewrap";
@@ -21,6 +25,8 @@ pub(super) struct Settings {
     /// Variable by the key that it sets.
     variables: BTreeMap<String, String>,
     faults: Vec<String>,
+    /// A file could not be read: what seems to be missing may be in it.
+    incomplete: bool,
 }
 
 impl Settings {
@@ -35,6 +41,7 @@ impl Settings {
                 Err(fault) => faults.push(format!("{}: {fault}", path.display())),
             }
         }
+        let incomplete = !faults.is_empty();
 
         let mut variables = BTreeMap::new();
         for (key, variable, value) in overrides(environment, &mut faults) {
@@ -64,6 +71,7 @@ impl Settings {
             files: names.join(", "),
             variables,
             faults,
+            incomplete,
         }
     }
 
@@ -76,6 +84,34 @@ impl Settings {
         let source = self.source(key);
         self.faults
             .push(format!("{source}: {}: {what}", spelled(key)));
+    }
+
+    /// Notes that `key` has no value, unless it may be in something that could not be
+    /// read: the fault is then there.
+    pub(super) fn missing(&mut self, key: &str, what: impl std::fmt::Display) {
+        let sections = key.match_indices('.').map(|(end, _)| &key[..end]);
+        let misshapen = |section| {
+            let value = self.value(section);
+            value.is_some_and(|value| !matches!(value.kind, ValueKind::Table(_)))
+        };
+        if !self.incomplete && !sections.into_iter().any(misshapen) {
+            self.fault(key, what);
+        }
+    }
+
+    /// Every one of `sections` has to be a section if it is there. Another value must not
+    /// pass for a section that is absent, which can mean that a feature is off.
+    pub(super) fn only_sections(&mut self, sections: &[&str]) {
+        for section in sections {
+            let what = match self.value(section).map(|value| value.kind) {
+                None | Some(ValueKind::Table(_)) => continue,
+                Some(ValueKind::Array(_)) => format!(
+                    "must be one section, [{section}], and not a list of sections, [[{section}]]"
+                ),
+                Some(_) => format!("must be a section, [{section}], and not a value"),
+            };
+            self.fault(section, what);
+        }
     }
 
     /// Notes what is wrong with something that has no setting.
@@ -98,7 +134,8 @@ impl Settings {
         let section = match self.value(SECTION).map(|value| value.kind) {
             None => return,
             Some(ValueKind::Table(section)) => section,
-            Some(_) => return self.fault(SECTION, "must be a section"),
+            // A fault of its own: see `only_sections`.
+            Some(_) => return,
         };
         let mut unknown: Vec<_> = section
             .keys()
@@ -153,7 +190,7 @@ impl Settings {
         if text.is_none()
             && !matches!(self.value(key), Some(value) if !matches!(value.kind, ValueKind::String(_)))
         {
-            self.fault(key, format!("is missing; {what_to_do}"));
+            self.missing(key, format!("is missing; {what_to_do}"));
         }
         text
     }
@@ -174,6 +211,17 @@ impl Settings {
     /// A list of texts; from the environment, separated by commas.
     pub(super) fn list(&mut self, key: &str) -> Option<Vec<String>> {
         let value = self.value(key)?;
+        if let ValueKind::String(text) = &value.kind
+            && self.variables.contains_key(key)
+            && is_not_commas(text)
+        {
+            self.fault(
+                key,
+                "must be the names alone, separated by commas, like a,b: without brackets, quotes \
+                 and line breaks",
+            );
+            return None;
+        }
         let items = match value.kind {
             ValueKind::Array(items) => items
                 .into_iter()
@@ -300,6 +348,16 @@ impl Settings {
     }
 }
 
+/// Whether a list from the environment is written in another way than with commas: as
+/// TOML, JSON or YAML, or with a line for each name.
+fn is_not_commas(text: &str) -> bool {
+    let text = text.trim();
+    let quoted = |item: &str| item.starts_with(['"', '\'']) || item.ends_with(['"', '\'']);
+    text.starts_with(['[', '{'])
+        || text.contains(char::is_control)
+        || text.split(',').map(str::trim).any(quoted)
+}
+
 /// `a.b.c` as people know it from the file: `[a.b].c`.
 fn spelled(key: &str) -> String {
     match key.rsplit_once('.') {
@@ -316,8 +374,8 @@ impl TomlFile {
     /// The parser's own report would quote the line, which may hold a password; this
     /// names the place instead.
     fn read(path: &Path) -> Result<Self, String> {
-        let text =
-            std::fs::read_to_string(path).map_err(|error| format!("can't be read ({error})"))?;
+        let text = regular_file::read_text(path, MAX_FILE_BYTES)
+            .map_err(|error| format!("can't be read ({error})"))?;
         let table = text.parse::<toml::Table>().map_err(|error| {
             let before = error.span().and_then(|span| text.get(..span.start));
             let place = before.map_or_else(String::new, |before| {

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use super::Settings;
-use crate::tls::{self, CrlPolicy, TlsFiles};
+use crate::tls::{self, CrlPolicy, Loaded, Paths};
 
-pub(super) fn read(settings: &mut Settings) -> Option<TlsFiles> {
+pub(super) fn read(settings: &mut Settings) -> Option<Loaded> {
     let mut path =
         |key: &str, what_to_do: &str| settings.required_string(key, what_to_do).map(PathBuf::from);
     let certificate = path(
@@ -38,23 +38,21 @@ pub(super) fn read(settings: &mut Settings) -> Option<TlsFiles> {
             ),
         ],
     );
-    // Loaded once more when the listener is made; here so that a bad file is reported
-    // along with everything else.
-    for (key, error) in tls::check(
-        certificate.as_deref(),
-        key.as_deref(),
-        root_ca.as_deref(),
-        admin_root_ca.as_deref(),
-        &crls,
-    ) {
-        settings.fault(key, error);
-    }
-    Some(TlsFiles {
-        certificate: certificate?,
-        key: key?,
-        root_ca: root_ca?,
+    let paths = Paths {
+        certificate,
+        key,
+        root_ca,
         admin_root_ca,
         crls,
         crl_policy,
-    })
+    };
+    match tls::load(&paths) {
+        Ok(loaded) => loaded,
+        Err(faults) => {
+            for tls::Fault { setting, error } in faults {
+                settings.fault(setting, error);
+            }
+            None
+        }
+    }
 }

@@ -13,20 +13,9 @@ pub type Environment = BTreeMap<String, Option<Zeroizing<String>>>;
 /// Prefix of the variables that set a key of `[rewrap]`.
 const VARIABLE_PREFIX: &str = "NICO_REWRAP__";
 
-/// nico-api's own variables, and what they set. Of several for one, the last wins.
-const NICO_API_VARIABLES: [(&str, &str); 5] = [
-    ("CARBIDE_API_DATABASE_URL", "database_url"),
-    ("NICO_API_DATABASE_URL", "database_url"),
-    ("CARBIDE_CREDENTIALS_FILE_PATH", "rewrap.secrets_file"),
-    (
-        "CARBIDE_CREDENTIALS_ENV_ENABLED",
-        "rewrap.secrets_from_environment",
-    ),
-    (
-        "CARBIDE_CREDENTIALS_ENV_PREFIX",
-        "rewrap.secrets_environment_prefix",
-    ),
-];
+/// nico-api's own variables for `database_url`: the newer name wins, but must not hide
+/// another database under the older one.
+const DATABASE_URL: [&str; 2] = ["NICO_API_DATABASE_URL", "CARBIDE_API_DATABASE_URL"];
 
 /// What the environment sets: each key with its variable and value, the later ones winning.
 pub(super) fn overrides<'a>(
@@ -52,14 +41,25 @@ pub(super) fn overrides<'a>(
             }
         }
     }
-    for (variable, key) in NICO_API_VARIABLES {
+    let mut urls = Vec::new();
+    for variable in DATABASE_URL {
         match environment.get(variable) {
             Some(None) => fault(variable, "is not UTF-8"),
-            Some(Some(value)) if !value.is_empty() => {
-                overrides.push((key.to_owned(), variable, value.as_str()));
-            }
+            Some(Some(value)) if !value.trim().is_empty() => urls.push((variable, value.as_str())),
             Some(Some(_)) | None => {}
         }
+    }
+    if let [(_, first), (other, second)] = urls[..]
+        && first.trim() != second.trim()
+    {
+        let [newer, _] = DATABASE_URL;
+        fault(
+            other,
+            &format!("names another database than {newer}: unset one of the two"),
+        );
+    }
+    if let Some((variable, value)) = urls.first() {
+        overrides.push(("database_url".to_owned(), *variable, *value));
     }
     overrides
 }

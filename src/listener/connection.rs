@@ -31,8 +31,9 @@ use crate::{
 /// Requests under way at once on one connection.
 const MAX_STREAMS: u32 = 64;
 
-/// Size of a request's headers, in bytes.
-const MAX_HEADER_BYTES: u32 = 16 << 10;
+/// Size of a request's headers, in bytes. Beyond it the answer is HTTP 431 or the end of the
+/// connection, which gRPC clients report as an odd error. The gate refuses much smaller ones.
+const MAX_HEADER_BYTES: u32 = 256 << 10;
 
 /// What all connections have in common.
 pub(super) struct Server {
@@ -100,7 +101,7 @@ impl Server {
         let stream = match timeout_at(deadline, acceptor.accept(stream)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
-                return Err(Refusal(tls::reason_of_io(&error), error.to_string()));
+                return Err(Refusal(tls::reason_of_io(&error), tls::explain_io(&error)));
             }
             Err(_) => {
                 let error = "it took longer than [rewrap].handshake_timeout";
@@ -125,7 +126,7 @@ impl Server {
         };
         // By what the files say now: they may have changed since the handshake began.
         let caller = verify(&mut tls, &chain, &self.trust)
-            .map_err(|error| Refusal(tls::reason_of(&error), error.to_string()))?;
+            .map_err(|error| Refusal(tls::reason_of(&error), tls::explain(&error)))?;
         let share = self.shares.take(&caller).ok_or_else(|| {
             let error = "this client has [rewrap].max_connections_per_client of them";
             Refusal("too_many", error.to_owned())

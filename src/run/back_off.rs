@@ -9,7 +9,7 @@
 
 use std::{convert::Infallible, time::Duration};
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::pace::Pace;
 use crate::{
@@ -27,8 +27,9 @@ const LOOKS: usize = 10;
 /// synchronous replica may do so for minutes.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Commits that tell what one takes without the run.
+/// Commits that tell what one takes without the run, and the limit for all of them.
 const BASELINE_COMMITS: usize = 15;
+const BASELINE_LIMIT: Duration = Duration::from_secs(2);
 
 /// Rows a second: what a run begins with beside others, and what it keeps.
 const START: f64 = 2000.0;
@@ -64,14 +65,16 @@ impl<'a> BackOff<'a> {
         let mut commits = Vec::with_capacity(BASELINE_COMMITS);
         let mut last = None;
         let mut observer = store.observer();
-        for _ in 0..BASELINE_COMMITS {
-            // One that hangs is not waited for time and again.
-            let Ok(load) = observer.load().await else {
-                break;
-            };
-            commits.push(load.commit);
-            last = Some(load);
-        }
+        let baseline = async {
+            while commits.len() < BASELINE_COMMITS
+                && let Ok(load) = observer.load().await
+            {
+                commits.push(load.commit);
+                last = Some(load);
+            }
+        };
+        // A synchronous standby that does not answer must not keep the run from its rows.
+        let _ = timeout(BASELINE_LIMIT, baseline).await;
         commits.sort_unstable();
         let usual = commits.get(commits.len() / 2).copied();
         let mut back_off = Self {

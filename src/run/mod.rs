@@ -6,46 +6,42 @@
 //! when that happens too often. One row's failure is an entry in the report; a
 //! database that is gone ends the run.
 //!
+//! A run that is told to stop ends within two seconds, whatever the database does: it
+//! waits a moment for statements that it sent, gives their connections up, and looks up
+//! what became of them. Rows whose fate stays unknown are counted as in doubt.
+//!
 //! Knows the store and the pure core; no gRPC and no SQL.
 
 mod back_off;
-mod chunk;
+mod batch;
+mod batch_set;
 mod pace;
+mod pending;
 mod report;
 mod scope;
+mod stall;
 mod visited;
 
-use std::{
-    collections::BTreeMap,
-    fmt, mem,
-    sync::{Arc, Mutex},
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use thiserror::Error;
 use tokio::{
-    sync::{Semaphore, SemaphorePermit},
-    task::JoinSet,
+    sync::{Semaphore, SemaphorePermit, watch},
+    time::sleep,
 };
 use tokio_util::sync::CancellationToken;
 
-pub use self::report::{Failure, Report};
-use self::{back_off::BackOff, chunk::Chunk, pace::Pace, report::RowOutcome, visited::Visited};
+pub use self::report::{Ended, Failure, Report};
+use self::{back_off::BackOff, batch_set::BatchSet, pace::Pace};
 use crate::{
     authorize::Permit,
     keyring::Keyring,
     organization::OrganizationId,
-    store::{Row, Store, StoreError, Writer},
-    telemetry,
+    store::{Store, StoreError, Writer},
 };
 
-/// Rows that one task takes at a time: many, since a connection falls idle at the end of
-/// each, and yet a page of the default size makes two for each that writes.
-const CHUNK_ROWS: usize = 125;
-
-/// Bytes of texts that one task takes at a time, and that all tasks of a run have together. A
-/// task takes one row at least.
-const CHUNK_BYTES: usize = 1 << 20;
-const BYTES_AT_ONCE: usize = 3 << 20;
+/// How long a run that was told to stop waits for the flush of what it wrote.
+const STOPPED_FLUSH_LIMIT: Duration = Duration::from_millis(500);
 
 /// What a run covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,6 +92,9 @@ pub enum RunError {
     /// The database can't be worked with.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Somebody cancelled a commit's wait for its synchronous standby.
+    #[error("a commit of this run was not confirmed by its synchronous standby")]
+    NotReplicated,
     /// A bug in this program.
     #[error("a task of the run panicked")]
     Panicked,
@@ -111,20 +110,35 @@ pub struct Runner {
 struct Context {
     keyring: Keyring,
     store: Store,
-    /// The connections that write, over all runs: one less than there are, so that
-    /// pages never wait for as long as rows do that somebody has locked.
-    lanes: Semaphore,
+    /// Connections that write for site-wide runs: one less than there are, so that a page
+    /// never waits for rows that somebody has locked.
+    writer_permits: Semaphore,
     pace: Pace,
     /// Whether a site-wide apply makes room for others.
     back_off: bool,
+    /// What a run waits for, if it waits for long.
+    stall: watch::Sender<Option<String>>,
 }
 
 impl Context {
-    /// A connection to write with, as soon as it is this task's turn.
-    async fn writer(&self) -> Result<(Writer<'_>, Option<SemaphorePermit<'_>>), StoreError> {
-        // Never closed.
-        let lane = self.lanes.acquire().await.ok();
-        Ok((self.store.writer().await?, lane))
+    /// A connection to write with, as soon as one is free.
+    ///
+    /// A site-wide run waits for its other tasks, whose statements have limits of their
+    /// own. A run of one organization waits for nobody else's rows: it goes on with the
+    /// connection that is kept for it.
+    async fn writer(
+        &self,
+        is_site: bool,
+    ) -> Result<(Writer<'_>, Option<SemaphorePermit<'_>>), StoreError> {
+        if is_site {
+            // Never closed.
+            let permit = self.writer_permits.acquire().await.ok();
+            return Ok((self.store.writer().await?, permit));
+        }
+        match self.writer_permits.try_acquire() {
+            Ok(permit) => Ok((self.store.writer().await?, Some(permit))),
+            Err(_) => Ok((self.store.reserve_writer().await?, None)),
+        }
     }
 }
 
@@ -133,14 +147,15 @@ impl Runner {
     /// `speed` allows.
     #[must_use]
     pub fn new(keyring: Keyring, store: Store, speed: Speed) -> Self {
-        let lanes = store.options().max_connections.saturating_sub(1).max(1);
+        let writers = store.options().max_connections.saturating_sub(1).max(1);
         Self {
             context: Arc::new(Context {
                 keyring,
                 store,
-                lanes: Semaphore::new(lanes),
+                writer_permits: Semaphore::new(writers),
                 pace: Pace::new(speed.max_rows_per_second),
                 back_off: speed.back_off,
+                stall: watch::Sender::new(None),
             }),
         }
     }
@@ -157,173 +172,121 @@ impl Runner {
         &self.context.store
     }
 
-    /// Runs to the end, or until `stop`; rows that are under way then are finished.
-    /// What is done is added to `report` also when the end is an error.
-    ///
-    /// # Errors
-    ///
-    /// [`RunError`] when not everything in scope was evaluated.
+    /// What a run waits for, while it makes no progress for seconds.
+    #[must_use]
+    pub fn stall(&self) -> watch::Receiver<Option<String>> {
+        self.context.stall.subscribe()
+    }
+
+    /// Runs to the end, or until `stop`; then within two seconds.
     pub async fn run(
         &self,
         _permit: &Permit,
         scope: &Scope,
         mode: Mode,
         stop: &CancellationToken,
-        report: &mut Report,
+    ) -> Ended {
+        self.context.store.restore_connections();
+        let mut batches = BatchSet::new(self.context.clone(), scope, mode, stop);
+        let progress = batches.progress();
+        tokio::select! {
+            ended = self.run_and_flush(scope, mode, stop, &mut batches) => ended,
+            never = stall::watch(&self.context, progress) => match never {},
+        }
+    }
+
+    async fn run_and_flush(
+        &self,
+        scope: &Scope,
+        mode: Mode,
+        stop: &CancellationToken,
+        batches: &mut BatchSet,
+    ) -> Ended {
+        let store = &self.context.store;
+        // Before anything is read: the server is to be the same one at the end.
+        let server = until_stopped(stop, store.incarnation()).await;
+        let unreplicated = store.unreplicated_commits();
+        let mut result = match &server {
+            Ok(_) => self.evaluate(scope, mode, stop, batches).await,
+            Err(_) => Ok(()),
+        };
+        if result.is_err() {
+            batches.stop();
+        }
+        let finished = batches.finish().await;
+        result = result.and(finished);
+        let report = batches.take_report();
+        let server = match server {
+            Ok(server) => server,
+            Err(error) => return Ended::without_rows(error),
+        };
+        // Flush even if this run only read: another run may have written these rows and
+        // not flushed them yet.
+        let mut durable = true;
+        if report.rows_examined() > 0 || report.rows_in_doubt > 0 {
+            let flushed = tokio::select! {
+                flushed = store.barrier(&server) => match flushed {
+                    Ok(()) if store.unreplicated_commits() != unreplicated => {
+                        Err(RunError::NotReplicated)
+                    }
+                    flushed => flushed.map_err(RunError::from),
+                },
+                () = after(stop, STOPPED_FLUSH_LIMIT) => Err(RunError::Stopped),
+            };
+            durable = flushed.is_ok();
+            if let Err(error) = &flushed {
+                tracing::warn!(
+                    %error,
+                    rows_updated = report.rows_updated,
+                    dry_run = mode == Mode::DryRun,
+                    "the rows that this run found or wrote are not known to be durable"
+                );
+            }
+            result = result.and(flushed);
+        }
+        Ended {
+            report,
+            durable,
+            result,
+        }
+    }
+
+    async fn evaluate(
+        &self,
+        scope: &Scope,
+        mode: Mode,
+        stop: &CancellationToken,
+        batches: &mut BatchSet,
     ) -> Result<(), RunError> {
-        // Before anything is read: what was there then is to be there at the barrier.
-        let server = self.context.store.incarnation().await?;
-        let mut tasks = Tasks::new(self.context.clone(), mode, stop.child_token());
-        let result = match scope {
+        match scope {
             Scope::Site if mode == Mode::Apply && self.context.back_off => {
                 let Context { store, pace, .. } = &*self.context;
                 let back_off = stop.run_until_cancelled(BackOff::new(store, pace)).await;
                 let back_off = back_off.ok_or(RunError::Stopped)?;
                 tokio::select! {
-                    result = self.site(&mut tasks, report) => result,
+                    result = self.site(stop, batches) => result,
                     never = back_off.watch() => match never {},
                 }
             }
-            Scope::Site => self.site(&mut tasks, report).await,
-            Scope::Organization(id) => self.organization(id, &mut tasks, report).await,
-        };
-        if result.is_err() {
-            tasks.stop.cancel();
+            Scope::Site => self.site(stop, batches).await,
+            Scope::Organization(id) => self.organization(id, stop, batches).await,
         }
-        let result = result.and(tasks.finish(report).await);
-        // Whatever the end: nothing is told that a crash of the database could undo. Nor
-        // of rows that were found on target: another run may have put them there a moment
-        // ago, and be cut off from its own barrier.
-        if report.rows_examined() > 0 {
-            let barrier = self.context.store.barrier(&server).await;
-            if let Err(error) = &barrier {
-                tracing::warn!(
-                    %error,
-                    rows_updated = report.rows_updated,
-                    dry_run = mode == Mode::DryRun,
-                    "what was found or written is not known to be durable"
-                );
-                *report = Report::default();
-            }
-            return result.and(barrier.map_err(RunError::from));
-        }
-        result
     }
 }
 
-/// The tasks of a run, bounded in number.
-struct Tasks {
-    context: Arc<Context>,
-    mode: Mode,
-    stop: CancellationToken,
-    running: JoinSet<(usize, Vec<RowOutcome>, Result<(), RunError>)>,
-    at_most: usize,
-    /// Texts that the running tasks hold.
-    bytes: usize,
-    visited: Visited,
+/// Reads until the run is told to stop.
+async fn until_stopped<T>(
+    stop: &CancellationToken,
+    reading: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, RunError> {
+    match stop.run_until_cancelled(reading).await {
+        Some(result) => result.map_err(RunError::from),
+        None => Err(RunError::Stopped),
+    }
 }
 
-impl Tasks {
-    fn new(context: Arc<Context>, mode: Mode, stop: CancellationToken) -> Self {
-        let at_most = context.store.options().max_connections;
-        Self {
-            context,
-            mode,
-            stop,
-            running: JoinSet::new(),
-            at_most,
-            bytes: 0,
-            visited: Visited::default(),
-        }
-    }
-
-    /// Starts tasks for all of `rows`.
-    async fn start_all(&mut self, mut rows: Vec<Row>, report: &mut Report) -> Result<(), RunError> {
-        while !rows.is_empty() {
-            let rest = rows.split_off(Self::chunk(&rows));
-            self.start(mem::replace(&mut rows, rest), report).await?;
-        }
-        Ok(())
-    }
-
-    /// How many of `rows` one task takes.
-    fn chunk(rows: &[Row]) -> usize {
-        let mut bytes = 0;
-        let fits = |row: &&Row| {
-            bytes += row.bytes();
-            bytes <= CHUNK_BYTES
-        };
-        let fitting = rows.iter().take(CHUNK_ROWS).take_while(fits).count();
-        fitting.max(1).min(rows.len())
-    }
-
-    /// Whether `rows` are enough for a task.
-    fn is_chunk(rows: &[Row]) -> bool {
-        rows.len() >= CHUNK_ROWS || Self::chunk(rows) < rows.len()
-    }
-
-    /// What comes of `work`, unless the run is told to stop first.
-    async fn unless_stopped<T>(&self, work: impl Future<Output = T>) -> Result<T, RunError> {
-        let done = self.stop.run_until_cancelled(work).await;
-        done.ok_or(RunError::Stopped)
-    }
-
-    /// Starts a task for `rows` as soon as there is room for one.
-    async fn start(&mut self, rows: Vec<Row>, report: &mut Report) -> Result<(), RunError> {
-        let bytes = rows.iter().map(Row::bytes).sum::<usize>();
-        while self.running.len() >= self.at_most
-            || (self.bytes + bytes > BYTES_AT_ONCE && !self.running.is_empty())
-        {
-            self.join_one(report).await?;
-        }
-        let chunk = Chunk {
-            context: self.context.clone(),
-            mode: self.mode,
-            stop: self.stop.clone(),
-            workspace: Mutex::default(),
-        };
-        self.bytes += bytes;
-        self.running.spawn(async move {
-            let (outcomes, result) = chunk.run(rows).await;
-            (bytes, outcomes, result)
-        });
-        Ok(())
-    }
-
-    /// Waits for all tasks, also after an error, so that their rows are counted and
-    /// none is under way any more.
-    async fn finish(&mut self, report: &mut Report) -> Result<(), RunError> {
-        let mut result = Ok(());
-        while !self.running.is_empty() {
-            result = result.and(self.join_one(report).await);
-        }
-        result
-    }
-
-    async fn join_one(&mut self, report: &mut Report) -> Result<(), RunError> {
-        match self.running.join_next().await {
-            None => Ok(()),
-            Some(Ok((bytes, outcomes, result))) => {
-                self.bytes -= bytes;
-                self.count(outcomes, report);
-                result
-            }
-            Some(Err(_)) => Err(RunError::Panicked),
-        }
-    }
-
-    fn count(&mut self, outcomes: Vec<RowOutcome>, report: &mut Report) {
-        // Together: a counter has to be looked up each time.
-        let mut done = BTreeMap::new();
-        for outcome in outcomes {
-            *done.entry(outcome.name()).or_default() += 1;
-            if let RowOutcome::Gone(id) = &outcome {
-                self.visited.gone(id);
-            }
-            report.add(outcome);
-        }
-        for (outcome, rows) in done {
-            telemetry::rows_done(self.mode, outcome, rows);
-        }
-    }
+/// Ends so long after `stop`.
+async fn after(stop: &CancellationToken, limit: Duration) {
+    stop.cancelled().await;
+    sleep(limit).await;
 }

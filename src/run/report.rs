@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::RunError;
 use crate::rewrap::COLUMNS;
 
 /// Failures are kept up to this many bytes of text and message overhead: half of
@@ -37,18 +38,27 @@ pub(super) enum RowOutcome {
     OnTarget { fields: u32 },
     /// Left as it was.
     Failed(Vec<Failure>),
-    /// This organization was deleted meanwhile: nothing is left to re-wrap.
-    Gone(String),
+    /// Deleted meanwhile: nothing is left to re-wrap.
+    Gone,
 }
 
 impl RowOutcome {
+    /// The row as a whole failed.
+    pub(super) fn row_failed(organization_id: &str, error: String) -> Self {
+        Self::Failed(vec![Failure {
+            organization_id: organization_id.to_owned(),
+            field: "",
+            error,
+        }])
+    }
+
     /// For metrics.
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Updated { .. } => "updated",
             Self::OnTarget { .. } => "on_target",
             Self::Failed(_) => "failed",
-            Self::Gone(_) => "gone",
+            Self::Gone => "gone",
         }
     }
 }
@@ -67,6 +77,8 @@ pub struct Report {
     pub fields_reencrypted: u32,
     /// Fields that opened under the target key.
     pub fields_on_target: u32,
+    /// Rows whose last write has an unknown outcome. They are in no other counter.
+    pub rows_in_doubt: u64,
     /// Failures that did not fit.
     pub failures_omitted: u64,
     /// By organization and column, which is also the order of the report.
@@ -110,7 +122,7 @@ impl Report {
                     self.add_failure(failure);
                 }
             }
-            RowOutcome::Gone(_) => {}
+            RowOutcome::Gone => {}
         }
     }
 
@@ -127,6 +139,37 @@ impl Report {
         {
             self.failure_bytes -= last.size();
             self.failures_omitted += 1;
+        }
+    }
+}
+
+/// How a run ended, and what it counted until then.
+#[derive(Debug)]
+pub struct Ended<E = RunError> {
+    /// What was counted; also of a run that did not reach its end.
+    pub report: Report,
+    /// Whether no crash of Postgres can undo what the report tells.
+    pub durable: bool,
+    /// Why the report is not complete.
+    pub result: Result<(), E>,
+}
+
+impl Ended {
+    /// A run that ended before it looked at a row.
+    pub(super) fn without_rows(error: RunError) -> Self {
+        Self {
+            report: Report::default(),
+            durable: true,
+            result: Err(error),
+        }
+    }
+
+    /// The same with another error.
+    pub fn map_err<E>(self, map: impl FnOnce(RunError) -> E) -> Ended<E> {
+        Ended {
+            report: self.report,
+            durable: self.durable,
+            result: self.result.map_err(map),
         }
     }
 }
@@ -179,7 +222,7 @@ mod tests {
     #[test]
     fn a_row_that_is_gone_is_not_counted() {
         let mut report = Report::default();
-        report.add(RowOutcome::Gone("org".to_owned()));
+        report.add(RowOutcome::Gone);
         assert_eq!(report, Report::default());
     }
 }

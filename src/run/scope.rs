@@ -5,7 +5,11 @@ use std::collections::HashSet;
 
 use futures_util::future;
 
-use super::{Failure, Mode, RunError, Runner, Tasks, report::RowOutcome};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Failure, Mode, RunError, Runner, batch_set::BatchSet, report::RowOutcome, until_stopped,
+};
 use crate::{
     organization::OrganizationId,
     store::{Page, Position, Preflight, RowError, StoreError},
@@ -15,32 +19,36 @@ impl Runner {
     pub(super) async fn organization(
         &self,
         id: &OrganizationId,
-        tasks: &mut Tasks,
-        report: &mut super::Report,
+        stop: &CancellationToken,
+        batches: &mut BatchSet,
     ) -> Result<(), RunError> {
         let store = &self.context.store;
         let both = future::join(store.preflight(), store.row(id.as_str()));
-        let (preflight, row) = tasks.unless_stopped(both).await?;
-        fit(&preflight?, tasks.mode)?;
+        let (preflight, row) = stop
+            .run_until_cancelled(both)
+            .await
+            .ok_or(RunError::Stopped)?;
+        fit(&preflight?, batches.mode())?;
         match row {
             Ok(Some(row)) => {
-                tasks.start(vec![row], report).await?;
-                tasks.finish(report).await?;
+                batches.start(vec![row]).await?;
+                batches.finish().await?;
             }
             Ok(None) => {}
             Err(StoreError::Row(error)) => {
-                tasks.count(vec![unreadable(id.as_str(), &error)], report);
+                batches.count_rows(vec![unreadable(id.as_str(), &error)]);
             }
             Err(error) => return Err(error.into()),
         }
-        if report.rows_examined() > 0 {
+        if batches.report().rows_examined() > 0 {
             return Ok(());
         }
         // Not there, or deleted between the two, if that is not a policy or the index.
-        fit(&store.preflight().await?, tasks.mode)?;
-        let in_table = tasks
-            .unless_stopped(store.is_in_table(id.as_str()))
-            .await??;
+        fit(
+            &until_stopped(stop, store.preflight()).await?,
+            batches.mode(),
+        )?;
+        let in_table = until_stopped(stop, store.is_in_table(id.as_str())).await?;
         if in_table && store.row(id.as_str()).await?.is_none() {
             return Err(StoreError::from(store.index_is_wrong(1, 0).await?).into());
         }
@@ -49,30 +57,33 @@ impl Runner {
 
     pub(super) async fn site(
         &self,
-        tasks: &mut Tasks,
-        report: &mut super::Report,
+        stop: &CancellationToken,
+        batches: &mut BatchSet,
     ) -> Result<(), RunError> {
         let store = &self.context.store;
-        let preflight = tasks.unless_stopped(store.preflight()).await??;
-        fit(&preflight, tasks.mode)?;
-        store.check_collation(&preflight).await?;
-        self.walk(tasks, report).await?;
+        let preflight = until_stopped(stop, store.preflight()).await?;
+        fit(&preflight, batches.mode())?;
+        until_stopped(stop, store.check_collation(&preflight)).await?;
+        self.walk(stop, batches).await?;
 
-        let repeated = tasks.visited.settle();
+        let repeated = batches.visited.settle();
         let mut passed_over = 0;
         loop {
-            let is_visited = |id: &[u8]| tasks.visited.contains(id);
+            let is_visited = |id: &[u8]| batches.visited.contains(id);
             let sweep = store.sweep(preflight.moment, is_visited);
-            let sweep = tasks.unless_stopped(sweep).await??;
+            let sweep = until_stopped(stop, sweep).await?;
             passed_over += sweep.passed_over;
-            self.late(sweep.found, tasks, report).await?;
+            self.late(sweep.found, stop, batches).await?;
             if !sweep.more || passed_over > 0 {
                 break;
             }
-            tasks.visited.settle();
+            batches.visited.settle();
         }
         // A policy can have come into force meanwhile.
-        fit(&store.preflight().await?, tasks.mode)?;
+        fit(
+            &until_stopped(stop, store.preflight()).await?,
+            batches.mode(),
+        )?;
         if passed_over + repeated > 0 {
             let error = store.index_is_wrong(passed_over, repeated).await?;
             return Err(StoreError::from(error).into());
@@ -81,20 +92,19 @@ impl Runner {
     }
 
     /// Follows the primary key's index from its first row to its last.
-    async fn walk(&self, tasks: &mut Tasks, report: &mut super::Report) -> Result<(), RunError> {
+    async fn walk(&self, stop: &CancellationToken, batches: &mut BatchSet) -> Result<(), RunError> {
         let store = &self.context.store;
-        let stop = tasks.stop.clone();
+        let no_more_rows = batches.stop_token();
         let read = async |position: Option<Position>| -> Result<Page, RunError> {
             let Some(position) = position else {
                 return Ok(Page::default());
             };
-            let page = stop.run_until_cancelled(store.page(&position)).await;
-            let page = page.ok_or(RunError::Stopped)?;
+            let page = until_stopped(stop, store.page(&position)).await;
             if page.is_err() {
                 // No row has to find out for itself.
-                stop.cancel();
+                no_more_rows.cancel();
             }
-            Ok(page?)
+            page
         };
         let mut page = read(Some(Position::default())).await?;
         let mut positions = HashSet::new();
@@ -110,55 +120,56 @@ impl Runner {
             // An index in a wrong order can lead back to where the walk was before.
             next = next.filter(|next| positions.insert(next.clone()));
             for row in &rows {
-                tasks.visited.add(row.organization_id.as_bytes());
+                batches.visited.add(row.organization_id.as_bytes());
             }
             for row in broken {
-                tasks.visited.add(&row.id);
+                batches.visited.add(&row.id);
                 let outcome = unreadable(&row.organization_id(), &row.error);
-                tasks.count(vec![outcome], report);
+                batches.count_rows(vec![outcome]);
             }
             page = if store.options().max_connections == 1 {
-                // Its own tasks have the connection, for as long as they need it.
-                tasks.start_all(rows, report).await?;
-                tasks.finish(report).await?;
+                // Its own batches have the connection, for as long as they need it.
+                batches.start_all(rows).await?;
+                batches.finish().await?;
                 read(next).await?
             } else {
                 // The next page is on its way while this one is worked on; asked for first,
                 // so that Postgres has something to do from the start.
-                let (page, started) = future::join(read(next), tasks.start_all(rows, report)).await;
+                let (page, started) = future::join(read(next), batches.start_all(rows)).await;
                 let page = page?;
                 started?;
                 page
             };
         }
         // Whoever watches the database does so until the last row is done.
-        tasks.finish(report).await
+        batches.finish().await
     }
 
     /// Works on rows that the walk did not come to.
     async fn late(
         &self,
         ids: Vec<String>,
-        tasks: &mut Tasks,
-        report: &mut super::Report,
+        stop: &CancellationToken,
+        batches: &mut BatchSet,
     ) -> Result<(), RunError> {
         let mut rows = Vec::new();
         for id in ids {
-            tasks.visited.add(id.as_bytes());
-            match tasks.unless_stopped(self.context.store.row(&id)).await? {
+            batches.visited.add(id.as_bytes());
+            let row = stop.run_until_cancelled(self.context.store.row(&id)).await;
+            match row.ok_or(RunError::Stopped)? {
                 Ok(Some(row)) => rows.push(row),
-                Ok(None) => tasks.visited.gone(&id),
+                Ok(None) => batches.visited.gone(&id),
                 Err(StoreError::Row(error)) => {
-                    tasks.count(vec![unreadable(&id, &error)], report);
+                    batches.count_rows(vec![unreadable(&id, &error)]);
                 }
                 Err(error) => return Err(error.into()),
             }
-            if Tasks::is_chunk(&rows) {
-                tasks.start_all(std::mem::take(&mut rows), report).await?;
+            if BatchSet::is_batch(&rows) {
+                batches.start_all(std::mem::take(&mut rows)).await?;
             }
         }
-        tasks.start_all(rows, report).await?;
-        tasks.finish(report).await
+        batches.start_all(rows).await?;
+        batches.finish().await
     }
 }
 

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::kek;
-use crate::keyring::Kek;
+use crate::keyring::{Kek, KeySource};
 
 /// The sections below the prefix, as the secrets file nests them.
 const SECTIONS: [&str; 2] = ["machine_identity", "encryption_keys"];
@@ -62,7 +62,7 @@ impl Variables {
                 Some(Err(fault)) => Err(fault),
             };
             match key {
-                Ok(kek) => keks.push(kek),
+                Ok(kek) => keks.push(kek.found_in(KeySource::Environment(variable.to_owned()))),
                 Err(fault) => faults.push(format!("environment variable {variable}: {fault}")),
             }
         }

@@ -53,6 +53,10 @@ impl Incarnation {
     }
 }
 
+/// How long a flush may take, in multiples of `statement_timeout`: a synchronous standby
+/// may be slow, and Postgres itself sets no limit.
+const FLUSH_TIMEOUTS: usize = 12;
+
 impl Store {
     /// The server as it is now.
     ///
@@ -73,21 +77,37 @@ impl Store {
     /// [`StoreError::Unavailable`]: nothing is known to be durable.
     pub async fn barrier(&self, before: &Incarnation) -> Result<(), StoreError> {
         let client = self.client().await?;
-        // Synchronous replicas may need as long for it as for rows.
-        let rows = self.query_behind_rows(&client, &BARRIER, &[]).await;
+        let rows = self.flush(&client, &BARRIER).await;
         let now = rows
-            .and_then(|rows| Incarnation::from_pg(rows.first().ok_or_else(StoreError::no_answer)?));
-        match now {
-            Ok(now) if now == *before => Ok(()),
-            Ok(_) => Err(StoreError::Unavailable(
-                "it was restarted meanwhile, or its statistics were reset: what it had \
-                 committed before may be lost"
-                    .to_owned(),
-            )),
-            Err(error) => {
-                drop(Object::take(client));
-                Err(error.into_unavailable())
-            }
+            .and_then(|rows| Incarnation::from_pg(rows.first().ok_or_else(StoreError::no_answer)?))
+            .map_err(StoreError::into_unavailable)?;
+        client.release();
+        if now == *before {
+            return Ok(());
         }
+        Err(StoreError::Unavailable(
+            "it was restarted during the run, or its statistics were reset: rows that it had \
+             committed before may be lost"
+                .to_owned(),
+        ))
+    }
+
+    /// Commits on the connections that read and write rows which Postgres reported as done
+    /// although their synchronous standby had not confirmed them: somebody cancelled the
+    /// wait. If the number differs before and after a statement, that statement's commit may
+    /// be one of them.
+    #[must_use]
+    pub fn unreplicated_commits(&self) -> u64 {
+        self.notices.unreplicated_commits()
+    }
+
+    /// Runs a statement whose commit waits for the disk and for synchronous standbys.
+    pub(super) async fn flush(
+        &self,
+        client: &Object,
+        sql: &'static Sql,
+    ) -> Result<Vec<PgRow>, StoreError> {
+        let answer = async { self.ready(client, sql).await?.query(client, &[]).await };
+        self.within_turns(FLUSH_TIMEOUTS, answer).await
     }
 }

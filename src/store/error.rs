@@ -8,6 +8,7 @@ use thiserror::Error;
 use tokio_postgres::error::SqlState;
 
 use super::{Hidden, SetupError, VersionError};
+use crate::database::tls_problem;
 
 /// A failure below the run.
 #[derive(Debug, Error)]
@@ -254,6 +255,9 @@ fn describe(error: &tokio_postgres::Error) -> String {
             "25006" => "it is read-only, a standby perhaps (SQLSTATE 25006)".to_owned(),
             code => format!("it answered with SQLSTATE {code}"),
         };
+    }
+    if let Some(problem) = tls_problem(error) {
+        return problem;
     }
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);

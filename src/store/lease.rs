@@ -1,30 +1,205 @@
-//! A connection that goes back to the pool only if it is in a known state.
+//! A connection of the pool for a few statements.
+//!
+//! A connection on which a statement may still be under way must not go back to the
+//! pool: the next user would wait behind that statement. So a lease gives its
+//! connection back only when it is told that every statement was answered. In every
+//! other case (an error, a future that was dropped) it closes the connection and asks
+//! Postgres to cancel the statement, so that no session stays behind.
 
-use deadpool_postgres::Object;
+use std::{ops::Deref, sync::atomic::Ordering, time::Duration};
 
-use super::StoreError;
+use deadpool_postgres::{Object, PoolError, Timeouts};
+use tokio::{
+    runtime::Handle,
+    sync::SemaphorePermit,
+    time::{sleep, timeout},
+};
+use tokio_postgres::error::SqlState;
 
-/// A connection of the pool. Dropped, for example in the middle of a statement, it is closed.
-pub(super) struct Lease(Option<Object>);
+use super::{Store, StoreError};
 
-impl Lease {
-    pub(super) fn new(client: Object) -> Self {
-        Self(Some(client))
+/// Limit for one cancel request. Nobody waits for it.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Pause between two attempts to open the only connection. Postgres counts a session
+/// until its process has ended.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// A connection, and the slot among `database_pool_size` that it occupies.
+pub(super) struct Lease<'a> {
+    store: &'a Store,
+    /// `Some` until the lease ends.
+    client: Option<Object>,
+    slot: Option<SemaphorePermit<'a>>,
+}
+
+impl<'a> Lease<'a> {
+    fn without_slot(store: &'a Store, client: Object) -> Self {
+        Self {
+            store,
+            client: Some(client),
+            slot: None,
+        }
     }
 
-    /// The connection, which is there until the lease is kept.
-    pub(super) fn client(&self) -> Result<&Object, StoreError> {
-        self.0.as_ref().ok_or_else(StoreError::no_connection)
-    }
-
-    /// Gives the connection back to the pool.
-    pub(super) fn keep(mut self) {
-        self.0.take();
+    /// Gives the connection back to the pool. Call this only when every statement on it
+    /// was answered.
+    pub(super) fn release(mut self) {
+        drop(self.client.take());
     }
 }
 
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.0.take().map(Object::take);
+impl Deref for Lease<'_> {
+    type Target = Object;
+
+    fn deref(&self) -> &Object {
+        self.client
+            .as_ref()
+            .expect("a lease has its connection until it ends")
     }
+}
+
+impl Drop for Lease<'_> {
+    fn drop(&mut self) {
+        if let Some(client) = self.client.take() {
+            self.store.abandon(client);
+        }
+        drop(self.slot.take());
+    }
+}
+
+impl Store {
+    /// A connection, once one is free. Waits for at most `pool_wait`.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`] when none became free, or none can be opened.
+    pub(super) async fn client(&self) -> Result<Lease<'_>, StoreError> {
+        let limit = self.options.pool_wait;
+        timeout(limit, self.patient_client())
+            .await
+            .unwrap_or_else(|_| Err(no_free_connection()))
+    }
+
+    /// The same without a limit for the wait, for a reader that waits only for writers of
+    /// its own run, which have their own limits.
+    ///
+    /// When Postgres refuses another connection, this store goes on with those that it
+    /// has: one is enough.
+    pub(super) async fn patient_client(&self) -> Result<Lease<'_>, StoreError> {
+        let mut attempts = 0;
+        loop {
+            let Ok(slot) = self.slots.acquire().await else {
+                return Err(no_free_connection());
+            };
+            let error = match self.pool.get().await {
+                Ok(client) => {
+                    return Ok(Lease {
+                        store: self,
+                        client: Some(client),
+                        slot: Some(slot),
+                    });
+                }
+                Err(error) => error,
+            };
+            if !is_connection_limit(&error) {
+                return Err(error.into());
+            }
+            if self.pool.status().size > 0 {
+                slot.forget();
+                self.note_connection_limit();
+                continue;
+            }
+            // The load probe may hold the only connection that Postgres allows.
+            drop(self.look_pool.retain(|_, _| false));
+            attempts += 1;
+            if attempts >= self.options.max_attempts {
+                return Err(error.into());
+            }
+            drop(slot);
+            sleep(RETRY_PAUSE).await;
+        }
+    }
+
+    /// The connection that only looks: no statement on it waits for a row. There is none
+    /// while Postgres allows fewer connections than the pool may open.
+    pub(super) async fn look_client(&self) -> Result<Lease<'_>, StoreError> {
+        self.look_client_within(self.options.pool_wait).await
+    }
+
+    /// The same if it is free now, otherwise any other connection.
+    pub(super) async fn any_client(&self) -> Result<Lease<'_>, StoreError> {
+        match self.look_client_within(Duration::ZERO).await {
+            Ok(client) => Ok(client),
+            Err(_) => self.client().await,
+        }
+    }
+
+    async fn look_client_within(&self, wait: Duration) -> Result<Lease<'_>, StoreError> {
+        if self.withheld_slots.load(Ordering::Relaxed) > 0 {
+            return Err(StoreError::Unavailable(
+                "Postgres allows no further connection".to_owned(),
+            ));
+        }
+        let timeouts = Timeouts {
+            wait: Some(wait),
+            ..self.look_pool.timeouts()
+        };
+        let client = self.look_pool.timeout_get(&timeouts).await?;
+        Ok(Lease::without_slot(self, client))
+    }
+
+    /// The connection that is kept for runs of one organization. Where Postgres allows no
+    /// further connection, one of the others.
+    pub(super) async fn reserve_client(&self) -> Result<Lease<'_>, StoreError> {
+        match self.reserve_pool.get().await {
+            Ok(client) => Ok(Lease::without_slot(self, client)),
+            Err(error) if is_connection_limit(&error) => self.client().await,
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Tries to open as many connections as are configured again: the limit may be
+    /// another one by now.
+    pub fn restore_connections(&self) {
+        self.slots
+            .add_permits(self.withheld_slots.swap(0, Ordering::Relaxed));
+    }
+
+    /// Closes the connection and asks Postgres to cancel what it does for it.
+    pub(super) fn abandon(&self, client: Object) {
+        let cancel = client.cancel_token();
+        let tls = self.tls.clone();
+        // This ends the task that owns the socket, and so closes the socket.
+        drop(Object::take(client));
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(async move {
+                // A session that has ended already is all that is wanted.
+                let _ = timeout(CANCEL_TIMEOUT, cancel.cancel_query(tls)).await;
+            });
+        }
+    }
+
+    fn note_connection_limit(&self) {
+        let withheld = self.withheld_slots.fetch_add(1, Ordering::Relaxed) + 1;
+        let in_use = self.options.max_connections.saturating_sub(withheld).max(1);
+        if !self.limit_was_logged.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                connections = in_use,
+                "Postgres allows this role fewer connections than [rewrap].max_connections asks \
+                 for (SQLSTATE 53300). The run continues with fewer and is slower. Lower \
+                 max_connections, or raise the CONNECTION LIMIT of the role or max_connections \
+                 of Postgres"
+            );
+        }
+    }
+}
+
+fn is_connection_limit(error: &PoolError) -> bool {
+    matches!(error, PoolError::Backend(error)
+        if error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS))
+}
+
+fn no_free_connection() -> StoreError {
+    StoreError::Unavailable("no connection became free within pool_wait".to_owned())
 }

@@ -73,14 +73,11 @@ impl Observer<'_> {
     ///
     /// [`StoreError::Unavailable`] when it does not say.
     pub async fn load(&mut self) -> Result<Load, StoreError> {
-        let client = self.store.look_pool.get().await?;
-        match self.look(&client).await {
-            Ok(load) => Ok(load),
-            Err(error) => {
-                drop(Object::take(client));
-                Err(error.into_unavailable())
-            }
-        }
+        let client = self.store.look_client().await?;
+        let load = self.look(&client).await;
+        let load = load.map_err(StoreError::into_unavailable)?;
+        client.release();
+        Ok(load)
     }
 
     async fn look(&mut self, client: &Object) -> Result<Load, StoreError> {
@@ -90,7 +87,7 @@ impl Observer<'_> {
         let lag: Option<f64> = row.try_get(1)?;
         let asked = Instant::now();
         let overdue = self.mark.overdue(row.try_get(2)?, row.try_get(3)?, asked);
-        self.store.query_behind_rows(client, &FLUSH, &[]).await?;
+        self.store.flush(client, &FLUSH).await?;
         Ok(Load {
             commit: asked.elapsed(),
             others,

@@ -17,39 +17,56 @@ mod load;
 mod locked;
 mod page;
 mod parts;
+mod ping;
 mod preflight;
 mod replace;
 mod row;
 mod schema;
+mod settle;
 mod setup;
+mod silence;
 mod statement;
 mod sweep;
+mod wait;
 mod writer;
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
+use deadpool::managed::ObjectId;
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod};
 use futures_util::future;
-use tokio::time::timeout;
+use tokio::{sync::Semaphore, time::timeout};
 use tokio_postgres::{Row as PgRow, types::ToSql};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 pub use self::{
     barrier::Incarnation,
     error::{RowError, StoreError},
     load::{Load, Observer},
     page::{Page, Position, Unreadable},
+    ping::Ping,
     preflight::Preflight,
     row::{Row, VersionError, next_counter},
     schema::SchemaError,
+    settle::Settled,
     setup::{Hidden, SetupError},
     sweep::{Moment, Sweep},
+    wait::Wait,
     writer::{Replaced, Writer},
 };
-use self::{lease::Lease, statement::Sql};
-use crate::database::Database;
+use self::{
+    settle::Backend,
+    statement::{ANSWER_MARGIN, Sql},
+};
+use crate::database::{Database, Notices};
 
 /// How the store uses the database. Durations are upper bounds.
 #[derive(Debug, Clone)]
@@ -98,16 +115,35 @@ pub enum Pooler {
 }
 
 /// The site's database.
-#[derive(Debug)]
 pub struct Store {
     pool: Pool,
+    /// One for each connection that the pool may have.
+    slots: Semaphore,
+    /// Slots that are taken away for now, since Postgres allows fewer connections.
+    withheld_slots: AtomicUsize,
+    limit_was_logged: AtomicBool,
+    /// The process in Postgres by the connection to it.
+    backends: Mutex<HashMap<ObjectId, Backend>>,
+    tls: MakeRustlsConnect,
     /// Of one connection that never waits for rows.
     look_pool: Pool,
+    /// Of one connection for runs of one organization.
+    reserve_pool: Pool,
+    /// Of the connections of `pool`.
+    notices: Arc<Notices>,
     options: StoreOptions,
     /// Sites from before June 2026 label the row's key in a column of its own.
     has_key_id_column: AtomicBool,
     /// There are policies on the tables, and they let everything pass.
     policies_apply: AtomicBool,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Store {
@@ -117,9 +153,17 @@ impl Store {
     ///
     /// [`StoreError::Unavailable`] when the pool can't be built.
     pub fn new(database: &Database, options: StoreOptions) -> Result<Self, StoreError> {
+        let notices = Arc::<Notices>::default();
         Ok(Self {
-            pool: pool(database, &options, options.max_connections)?,
-            look_pool: pool(database, &options, 1)?,
+            pool: pool(database, &options, options.max_connections, notices.clone())?,
+            slots: Semaphore::new(options.max_connections),
+            withheld_slots: AtomicUsize::new(0),
+            limit_was_logged: AtomicBool::new(false),
+            backends: Mutex::default(),
+            tls: database.tls(),
+            look_pool: pool(database, &options, 1, Arc::default())?,
+            reserve_pool: pool(database, &options, 1, notices.clone())?,
+            notices,
             options,
             has_key_id_column: AtomicBool::new(false),
             policies_apply: AtomicBool::new(false),
@@ -145,14 +189,10 @@ impl Store {
             Ok(found) => {
                 self.has_key_id_column
                     .store(found.has_key_id_column, Ordering::Relaxed);
+                client.release();
             }
-            Err(error) => {
-                // In whatever state it is: the next look takes another one.
-                drop(Object::take(client));
-                return Err(error);
-            }
+            Err(error) => return Err(error),
         }
-        drop(client);
         Ok(preflight::warn(self).await?)
     }
 
@@ -162,11 +202,26 @@ impl Store {
     ///
     /// [`StoreError::Unavailable`] when none is to be had within the pool's wait.
     pub async fn writer(&self) -> Result<Writer<'_>, StoreError> {
-        Ok(Writer::new(self, self.client().await?))
+        let client = self.client().await?;
+        let backend = self.known_backend(&client).await?;
+        Ok(Writer::new(self, client, backend))
     }
 
-    async fn client(&self) -> Result<Object, StoreError> {
-        self.pool.get().await.map_err(StoreError::from)
+    /// The connection that is kept for writing single organizations, which must not wait
+    /// for the rows of a site-wide run.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::writer`].
+    pub async fn reserve_writer(&self) -> Result<Writer<'_>, StoreError> {
+        let client = self.reserve_client().await?;
+        let backend = self.backend(&client).await?;
+        Ok(Writer::new(self, client, backend))
+    }
+
+    fn backends(&self) -> MutexGuard<'_, HashMap<ObjectId, Backend>> {
+        // A panic leaves nothing half done in there.
+        self.backends.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads rows; an error is one of the database, not of a row.
@@ -188,19 +243,15 @@ impl Store {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let lease = Lease::new(self.client().await?);
-            match self.read_once(lease.client()?, sql, params).await {
+            let client = self.client().await?;
+            match self.read_once(&client, sql, params).await {
                 Ok(rows) => {
-                    lease.keep();
+                    client.release();
                     return Ok(rows);
                 }
                 Err(error) => {
-                    if !matches!(
-                        error,
-                        StoreError::NoAnswer(_) | StoreError::ConnectionLost(_)
-                    ) {
-                        lease.keep();
-                    }
+                    // Closed: in whatever state it is.
+                    drop(client);
                     self.retry(error, attempt).await?;
                 }
             }
@@ -262,10 +313,15 @@ impl Store {
     }
 }
 
-fn pool(database: &Database, options: &StoreOptions, size: usize) -> Result<Pool, StoreError> {
-    let manager = Manager::from_config(
-        database.driver_config(options.statement_timeout),
-        database.tls(),
+fn pool(
+    database: &Database,
+    options: &StoreOptions,
+    size: usize,
+    notices: Arc<Notices>,
+) -> Result<Pool, StoreError> {
+    let manager = Manager::from_connect(
+        database.driver_config(options.statement_timeout, unread_limit(options)),
+        database.connector(notices),
         ManagerConfig {
             recycling_method: RecyclingMethod::Fast,
         },
@@ -273,14 +329,20 @@ fn pool(database: &Database, options: &StoreOptions, size: usize) -> Result<Pool
     let mut pool = Pool::builder(manager)
         .max_size(size)
         .wait_timeout(Some(options.pool_wait))
-        // The driver's own limit is for the TCP connection only.
-        .create_timeout(Some(database.connect_timeout()))
+        // No limit for a new connection here: the connector has one for each server.
         .runtime(deadpool_postgres::Runtime::Tokio1);
     if options.pooler == Pooler::Session {
         pool = pool.post_create(configure_session(options));
     }
     pool.build()
         .map_err(|error| StoreError::Unavailable(error.to_string()))
+}
+
+/// How long Postgres may leave sent data unread. It reads nothing while a statement waits
+/// for a lock, and as many statements may be under way on a connection.
+fn unread_limit(options: &StoreOptions) -> Duration {
+    let statements = u32::try_from(options.pipeline_depth).unwrap_or(u32::MAX);
+    options.statement_timeout.saturating_mul(statements.max(1)) + ANSWER_MARGIN
 }
 
 /// What a session of our own is told once.

@@ -6,7 +6,6 @@ use tokio_postgres::types::{ToSql, Type};
 
 use super::{
     Page, Position, Row, RowError, Store, StoreError, Unreadable,
-    lease::Lease,
     page::{PageParams, text, version},
     statement::{Ready, Sql},
 };
@@ -92,10 +91,10 @@ impl Store {
         let mut attempt = 0;
         let (parts, next) = loop {
             attempt += 1;
-            let lease = Lease::new(self.client().await?);
-            match self.parts(lease.client()?, from).await {
+            let lease = self.client().await?;
+            match self.parts(&lease, from).await {
                 Ok(found) => {
-                    lease.keep();
+                    lease.release();
                     break found;
                 }
                 Err(error) => {

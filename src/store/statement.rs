@@ -13,6 +13,9 @@ use tokio_postgres::{
 
 use super::{Pooler, Store, StoreError};
 
+/// How much longer than Postgres this program waits for an answer.
+pub(super) const ANSWER_MARGIN: Duration = Duration::from_secs(1);
+
 /// The text of a statement, its name in the first line for Postgres' log, and the
 /// types of its parameters: with these said, a statement that is not prepared
 /// beforehand needs one round trip all the same.
@@ -146,7 +149,7 @@ impl Store {
         answer: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, StoreError> {
         let turns = u32::try_from(turns).unwrap_or(u32::MAX);
-        let limit = self.options.statement_timeout.saturating_mul(turns) + Duration::from_secs(1);
+        let limit = self.options.statement_timeout.saturating_mul(turns) + ANSWER_MARGIN;
         match tokio::time::timeout(limit, answer).await {
             Ok(result) => result.map_err(StoreError::from),
             Err(_) => Err(StoreError::NoAnswer(limit)),

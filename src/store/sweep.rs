@@ -11,7 +11,7 @@ use deadpool_postgres::Object;
 use futures_util::StreamExt;
 use tokio_postgres::types::Type;
 
-use super::{Hidden, SetupError, Store, StoreError, lease::Lease, statement::Sql};
+use super::{Hidden, SetupError, Store, StoreError, statement::Sql};
 
 /// Organizations of a sweep that are looked into, at most. There is another sweep for the rest.
 const MOST_MISSED: usize = 10_000;
@@ -93,13 +93,10 @@ impl Store {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let lease = Lease::new(self.client().await?);
-            match self
-                .sweep_once(lease.client()?, sql, start, &is_visited)
-                .await
-            {
+            let lease = self.client().await?;
+            match self.sweep_once(&lease, sql, start, &is_visited).await {
                 Ok(sweep) => {
-                    lease.keep();
+                    lease.release();
                     return Ok(sweep);
                 }
                 Err(error) if error.is_of_some_row() && sql.text == ALL_IDS.text => {
@@ -122,8 +119,8 @@ impl Store {
     ///
     /// As [`Store::sweep`].
     pub async fn is_in_table(&self, organization_id: &str) -> Result<bool, StoreError> {
-        let lease = Lease::new(self.client().await?);
-        let client = lease.client()?;
+        let lease = self.client().await?;
+        let client: &Object = &lease;
         let statement = self.within(self.ready(client, &IS_IN_TABLE)).await?;
         let begin = format!("{}; {}", self.begin_reading(false), without_index!());
         self.within(client.batch_execute(&begin)).await?;
@@ -136,7 +133,7 @@ impl Store {
             Err(error) => return Err(error.into_unavailable()),
         };
         self.within(client.batch_execute("ROLLBACK")).await?;
-        lease.keep();
+        lease.release();
         Ok(found)
     }
 

@@ -3,9 +3,12 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use deadpool_postgres::Object;
-use tokio_postgres::error::SqlState;
+use tokio_postgres::{error::SqlState, types::ToSql};
 
-use super::{Row, RowError, Store, StoreError, locked::Locked, page::READ_ROW, schema};
+use super::{
+    Row, RowError, Store, StoreError, lease::Lease, locked::Locked, page::READ_ROW, schema,
+    settle::Backend, silence::Unanswered, statement::ANSWER_MARGIN,
+};
 use crate::{keyring::KeyId, rewrap::Texts};
 
 /// What became of a compare-and-set.
@@ -22,27 +25,54 @@ pub enum Replaced {
 /// time: their statements go out one behind the other.
 pub struct Writer<'a> {
     store: &'a Store,
-    /// Always there but while it is dropped.
-    client: Option<Object>,
+    /// `Some` until the writer is dropped.
+    client: Option<Lease<'a>>,
+    /// The process in Postgres that does the writing, where that is one.
+    backend: Option<Backend>,
+    unanswered: Unanswered,
     lost: AtomicBool,
 }
 
 impl Drop for Writer<'_> {
     fn drop(&mut self) {
         // A connection of unknown state must not go back to the pool.
-        if *self.lost.get_mut() {
-            self.client.take().map(Object::take);
+        if !*self.lost.get_mut()
+            && let Some(client) = self.client.take()
+        {
+            client.release();
         }
     }
 }
 
 impl<'a> Writer<'a> {
-    pub(super) fn new(store: &'a Store, client: Object) -> Self {
+    pub(super) fn new(store: &'a Store, client: Lease<'a>, backend: Option<Backend>) -> Self {
         Self {
             store,
             client: Some(client),
+            backend,
+            unanswered: Unanswered::new(),
             lost: AtomicBool::new(false),
         }
+    }
+
+    /// The session in Postgres, for [`Store::settle`]; `None` where a pooler stands before
+    /// it.
+    #[must_use]
+    pub fn session(&self) -> Option<i32> {
+        self.backend
+    }
+
+    /// Ends when statements are under way and Postgres has answered none of them for longer
+    /// than one may take.
+    pub async fn silence(&self) -> StoreError {
+        let limit = self.store.options.statement_timeout + ANSWER_MARGIN;
+        self.unanswered.silence(limit).await;
+        StoreError::NoAnswer(limit)
+    }
+
+    /// Closes the connection instead of using it again: statements on it have no answer.
+    pub fn give_up(self) {
+        self.lost.store(true, Ordering::Relaxed);
     }
 
     /// The row as it is now.
@@ -55,11 +85,9 @@ impl<'a> Writer<'a> {
         loop {
             attempt += 1;
             let client = self.connection()?;
-            match self
-                .store
-                .query_behind_rows(client, &READ_ROW, &[&organization_id])
-                .await
-            {
+            let params: [&(dyn ToSql + Sync); 1] = [&organization_id];
+            let read = self.store.query_behind_rows(client, &READ_ROW, &params);
+            match self.unanswered.count(read).await {
                 Ok(rows) => return rows.first().map(Row::from_pg).transpose(),
                 Err(StoreError::Row(RowError::Refused(sqlstate))) => {
                     let columns = Vec::new();
@@ -87,7 +115,8 @@ impl<'a> Writer<'a> {
         loop {
             attempt += 1;
             let client = self.connection()?;
-            match self.store.replace(client, row, texts, target).await {
+            let replace = self.store.replace(client, row, texts, target);
+            match self.unanswered.count(replace).await {
                 Ok(replaced) => return Ok(replaced),
                 Err(error) => self.recover(error, attempt).await?,
             }
@@ -155,7 +184,7 @@ impl<'a> Writer<'a> {
     /// Only for as long as it is of use: behind one statement without an answer, no
     /// other has to find out.
     fn connection(&self) -> Result<&Object, StoreError> {
-        let client = self.client.as_ref();
+        let client = self.client.as_deref();
         client
             .filter(|_| !self.lost.load(Ordering::Relaxed))
             .ok_or_else(StoreError::no_connection)

@@ -1,6 +1,44 @@
-//! Why a handshake was refused, as labels that stay the same: for metrics.
+//! Why a handshake was refused: as labels that stay the same, for metrics, and in words.
 
 use rustls::{CertificateError, Error};
+
+use super::algorithms::{SUPPORTED_SIGNATURES, algorithm_name};
+
+/// The error of a handshake in words, with what to do where rustls does not say it.
+pub(crate) fn explain_io(error: &std::io::Error) -> String {
+    let inner = error.get_ref();
+    match inner.and_then(|inner| inner.downcast_ref::<Error>()) {
+        Some(error) => explain(error),
+        None => error.to_string(),
+    }
+}
+
+/// What rustls says in words.
+pub(crate) fn explain(error: &Error) -> String {
+    use CertificateError as E;
+    let (signature, by) = match error {
+        Error::InvalidCertificate(E::UnsupportedSignatureAlgorithmContext {
+            signature_algorithm_id,
+            ..
+        }) => (signature_algorithm_id, String::new()),
+        Error::InvalidCertificate(E::UnsupportedSignatureAlgorithmForPublicKeyContext {
+            signature_algorithm_id,
+            public_key_algorithm_id,
+        }) => {
+            let key = algorithm_name(public_key_algorithm_id);
+            (
+                signature_algorithm_id,
+                format!(" by a key of the kind {key}"),
+            )
+        }
+        other => return other.to_string(),
+    };
+    let signature = algorithm_name(signature);
+    format!(
+        "a certificate of the client's chain is signed with {signature}{by}, which is not \
+         supported: {SUPPORTED_SIGNATURES}"
+    )
+}
 
 /// The label of an error that ended a handshake.
 pub(crate) fn reason_of_io(error: &std::io::Error) -> &'static str {
@@ -44,8 +82,10 @@ fn reason_of_certificate(error: &CertificateError) -> &'static str {
         E::UnknownRevocationStatus => "crl_missing",
         E::ExpiredRevocationList | E::ExpiredRevocationListContext { .. } => "crl_expired",
         E::InvalidPurpose | E::InvalidPurposeContext { .. } => "bad_eku",
-        // Malformed, a signature that does not hold or of a kind that is not known, a CA as
-        // a leaf, a constraint that is broken.
+        E::UnsupportedSignatureAlgorithmContext { .. }
+        | E::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => "unsupported_signature",
+        // Malformed, a signature that does not hold, a CA as a leaf, a constraint that is
+        // broken.
         _ => "bad_certificate",
     }
 }
@@ -60,6 +100,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::telemetry;
 
     #[test]
     fn every_reason_has_its_label() {
@@ -112,6 +153,22 @@ mod tests {
                 .into(),
                 "bad_eku",
             ),
+            (
+                C::UnsupportedSignatureAlgorithmContext {
+                    signature_algorithm_id: vec![],
+                    supported_algorithms: vec![],
+                }
+                .into(),
+                "unsupported_signature",
+            ),
+            (
+                C::UnsupportedSignatureAlgorithmForPublicKeyContext {
+                    signature_algorithm_id: vec![],
+                    public_key_algorithm_id: vec![],
+                }
+                .into(),
+                "unsupported_signature",
+            ),
             (C::BadEncoding.into(), "bad_certificate"),
             (C::BadSignature.into(), "bad_certificate"),
             (C::UnhandledCriticalExtension.into(), "bad_certificate"),
@@ -142,6 +199,12 @@ mod tests {
         ];
         for (error, label) in table {
             assert_eq!(reason_of(&error), label, "{error:?}");
+            let is_counted = telemetry::CERTIFICATE_REASONS.contains(&label)
+                || telemetry::HANDSHAKE_REASONS.contains(&label);
+            assert!(
+                is_counted,
+                "{label} is not among the reasons of the metrics"
+            );
             let error = io::Error::new(io::ErrorKind::InvalidData, error);
             assert_eq!(reason_of_io(&error), label);
         }

@@ -5,8 +5,9 @@
 //! across Kubernetes' swaps of a symlink above the file, not when their queue
 //! overflows. A SIGHUP makes the next look immediate.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
+use thiserror::Error;
 use tokio::{
     sync::watch,
     task::JoinHandle,
@@ -14,11 +15,56 @@ use tokio::{
 };
 
 use super::{
-    Snapshot, TlsError, TlsFiles,
-    material::{Fingerprint, Material, valid_now},
+    Fault, Paths, Snapshot, TlsFiles,
+    check::check,
+    material::{CRLS, Fingerprint, Material},
     spelled,
 };
-use crate::telemetry;
+use crate::{regular_file, telemetry};
+
+/// What the files held when they were loaded for the first time.
+pub struct Loaded {
+    files: TlsFiles,
+    fingerprint: Fingerprint,
+    snapshot: Snapshot,
+}
+
+/// The files alone.
+impl fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.files.fmt(f)
+    }
+}
+
+/// Loads the files for the first time. `Ok(None)` if a setting is missing; the others are
+/// checked all the same. The server's certificate may be one that is not valid at this time.
+pub(crate) fn load(paths: &Paths) -> Result<Option<Loaded>, Vec<Fault>> {
+    let material = Material::read(paths);
+    let fingerprint = material.fingerprint();
+    let snapshot = snapshot(material, paths, false)?;
+    Ok(paths
+        .complete()
+        .zip(snapshot)
+        .map(|(files, snapshot)| Loaded {
+            files,
+            fingerprint,
+            snapshot,
+        }))
+}
+
+fn snapshot(
+    material: Material,
+    paths: &Paths,
+    new_certificate: bool,
+) -> Result<Option<Snapshot>, Vec<Fault>> {
+    let checked = check(material, new_certificate)?;
+    let snapshot = checked.map(|checked| Snapshot::new(checked, paths.crl_policy));
+    // All else has been checked.
+    let setting = CRLS;
+    snapshot
+        .transpose()
+        .map_err(|error| vec![Fault { setting, error }])
+}
 
 /// Looks after the files, and hands on what they say while that is good.
 pub struct Reloader {
@@ -27,37 +73,57 @@ pub struct Reloader {
     current: watch::Sender<Arc<Snapshot>>,
     /// What is wrong with the files since they were last good.
     failure: Option<String>,
-    /// Reading that has not come to an end, after [`PATIENCE`].
-    stuck: Option<JoinHandle<Result<Option<Loaded>, TlsError>>>,
+    /// Reading that takes longer than [`PATIENCE`]. It ends: each file is bounded in time.
+    stuck: Option<JoinHandle<Result<Option<Renewed>, ReloadError>>>,
 }
 
-/// How long reading may take, over a network, before connections are measured again
-/// without it.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long reading may take before connections are measured again without it. Longer
+/// than one file may take, so that the message names the file.
+const PATIENCE: Duration = regular_file::PATIENCE.saturating_add(Duration::from_secs(1));
 
 /// A snapshot, and the fingerprint of what it was made of.
-type Loaded = (Fingerprint, Snapshot);
+type Renewed = (Fingerprint, Snapshot);
+
+/// Why the files that are there now are not used.
+#[derive(Debug, Error)]
+enum ReloadError {
+    #[error("{}", all(.0))]
+    Files(Vec<Fault>),
+    #[error("reading the files takes too long: is what they are on still there?")]
+    Stuck,
+    #[error("loading the files panicked: this is a bug")]
+    Panicked,
+    #[error(
+        "{} has no admin bundle any more, and without one admins would be bound to none: put it \
+         back, or restart without it",
+        .0.display()
+    )]
+    AdminBundleGone(PathBuf),
+}
+
+fn all(faults: &[Fault]) -> String {
+    let texts: Vec<_> = faults.iter().map(Fault::to_string).collect();
+    texts.join("; ")
+}
 
 impl Reloader {
-    /// Loads the files for the first time.
-    ///
-    /// # Errors
-    ///
-    /// [`TlsError`] names the file that is of no use.
-    pub fn start(files: TlsFiles) -> Result<Self, TlsError> {
-        let material = Material::read(&files)?;
-        valid_now(&material.certificate)?;
-        let snapshot = Snapshot::new(&material, files.crl_policy)?;
-        let fingerprint = material.fingerprint();
-        snapshot.warn(&files);
+    /// Uses what was loaded.
+    #[must_use]
+    pub fn start(loaded: Loaded) -> Self {
+        let Loaded {
+            files,
+            fingerprint,
+            snapshot,
+        } = loaded;
+        snapshot.log(&files);
         telemetry::tls_loaded(snapshot.expiry());
-        Ok(Self {
+        Self {
             files,
             fingerprint,
             current: watch::Sender::new(Arc::new(snapshot)),
             failure: None,
             stuck: None,
-        })
+        }
     }
 
     /// What the files say. It is sent anew at every look, changed or not, so that
@@ -82,6 +148,9 @@ impl Reloader {
     }
 
     async fn look(&mut self, asked: bool) {
+        if asked {
+            regular_file::try_again();
+        }
         match self.load().await.and_then(|loaded| self.kept(loaded)) {
             Err(error) => self.failed(&error, asked),
             Ok(None) => {
@@ -91,7 +160,7 @@ impl Reloader {
                 }
             }
             Ok(Some((fingerprint, snapshot))) => {
-                snapshot.warn(&self.files);
+                snapshot.log(&self.files);
                 telemetry::tls_loaded(snapshot.expiry());
                 telemetry::tls_reloaded(true);
                 telemetry::tls_reload_failing(false);
@@ -110,36 +179,36 @@ impl Reloader {
     }
 
     /// `None` where the files are as they were.
-    async fn load(&mut self) -> Result<Option<Loaded>, TlsError> {
+    async fn load(&mut self) -> Result<Option<Renewed>, ReloadError> {
         let (files, known) = (self.files.clone(), self.fingerprint);
         let mut loading = self
             .stuck
             .take()
-            .unwrap_or_else(|| tokio::task::spawn_blocking(move || load(&files, known)));
+            .unwrap_or_else(|| tokio::task::spawn_blocking(move || renewed(files, known)));
         match timeout(PATIENCE, &mut loading).await {
-            Ok(loaded) => loaded.unwrap_or(Err(TlsError::Panicked)),
+            Ok(loaded) => loaded.unwrap_or(Err(ReloadError::Panicked)),
             Err(_) => {
                 self.stuck = Some(loading);
-                Err(TlsError::Stuck)
+                Err(ReloadError::Stuck)
             }
         }
     }
 
     /// A bundle that vanishes must not free those that were bound to it: half of a
     /// replacement looks the same.
-    fn kept(&self, loaded: Option<Loaded>) -> Result<Option<Loaded>, TlsError> {
+    fn kept(&self, loaded: Option<Renewed>) -> Result<Option<Renewed>, ReloadError> {
         if let Some((_, snapshot)) = &loaded
             && self.current.borrow().has_admin_bundle()
             && !snapshot.has_admin_bundle()
         {
             let path = self.files.admin_root_ca.clone();
-            return Err(TlsError::AdminBundleGone(path.unwrap_or_default()));
+            return Err(ReloadError::AdminBundleGone(path.unwrap_or_default()));
         }
         Ok(loaded)
     }
 
     /// Told once for each thing that goes wrong, not at every look.
-    fn failed(&mut self, error: &TlsError, asked: bool) {
+    fn failed(&mut self, error: &ReloadError, asked: bool) {
         let failure = error.to_string();
         if asked || self.failure.as_ref() != Some(&failure) {
             tracing::error!(
@@ -154,16 +223,19 @@ impl Reloader {
 }
 
 /// `None` where the files are as they were.
-fn load(files: &TlsFiles, known: Fingerprint) -> Result<Option<Loaded>, TlsError> {
-    let material = Material::read(files)?;
+fn renewed(files: TlsFiles, known: Fingerprint) -> Result<Option<Renewed>, ReloadError> {
+    let paths = Paths::from(files);
+    let mut material = Material::read(&paths);
+    // An unreadable file must not look like an empty one that was there before.
+    if !material.faults.is_empty() {
+        return Err(ReloadError::Files(std::mem::take(&mut material.faults)));
+    }
     let fingerprint = material.fingerprint();
     if fingerprint == known {
         return Ok(None);
     }
     // One that has expired in use must not keep a new revocation list out.
-    if fingerprint.certificate != known.certificate {
-        valid_now(&material.certificate)?;
-    }
-    let snapshot = Snapshot::new(&material, files.crl_policy)?;
-    Ok(Some((fingerprint, snapshot)))
+    let new_certificate = fingerprint.certificate != known.certificate;
+    let snapshot = snapshot(material, &paths, new_certificate).map_err(ReloadError::Files)?;
+    Ok(snapshot.map(|snapshot| (fingerprint, snapshot)))
 }

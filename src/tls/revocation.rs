@@ -17,9 +17,14 @@ use x509_parser::{
 
 use super::{
     TlsError,
-    material::{provider, refused, unusable},
+    algorithms::{SUPPORTED_SIGNATURES, is_supported_signature, key_name, signature_name},
+    item::item,
+    provider::provider,
 };
-use crate::pem::PemFile;
+use crate::{
+    distinguished_name::DistinguishedName,
+    pem::{Located, PemFile},
+};
 
 /// Verifiers to be had of one set of lists, each with its own parsed lists: enough for
 /// a handful of CAs that change their keys at once.
@@ -73,6 +78,9 @@ pub(super) struct RevocationList {
     points: Option<String>,
     /// thisUpdate, in seconds since the epoch.
     this_update: i64,
+    /// The number of the list (RFC 5280, 5.2.3), which grows with every list of one issuer:
+    /// without leading zeros, so that a longer one is larger.
+    number: Vec<u8>,
     /// nextUpdate, likewise.
     pub(super) next_update: i64,
 }
@@ -84,22 +92,21 @@ pub(super) fn lists(
     authorities: &[CertificateDer<'_>],
 ) -> Result<Vec<RevocationList>, TlsError> {
     let lists = file.revocation_lists()?.into_iter();
-    lists.map(|der| list(file, der, authorities)).collect()
+    lists
+        .map(|located| list(file, located, authorities))
+        .collect()
 }
 
 /// The lists of all files, the newest first: of several for one issuer rustls uses
 /// the first that it comes to.
-pub(super) fn all_lists(
-    files: &[PemFile],
-    authorities: &[CertificateDer<'_>],
-) -> Result<Vec<RevocationList>, TlsError> {
-    let mut all = Vec::new();
-    for file in files {
-        all.extend(lists(file, authorities)?);
-    }
-    all.sort_by_key(|list| std::cmp::Reverse(list.this_update));
-    whole(&all)?;
-    Ok(all)
+pub(super) fn in_order(mut lists: Vec<RevocationList>) -> Result<Vec<RevocationList>, TlsError> {
+    // Two lists may be issued within one second.
+    lists.sort_by(|a, b| {
+        let age = |list: &RevocationList| (list.this_update, list.number.len());
+        (age(b), &b.number).cmp(&(age(a), &a.number))
+    });
+    whole(&lists)?;
+    Ok(lists)
 }
 
 /// Lists of one key are of one scope, so that each is whole and the newest is enough.
@@ -147,23 +154,29 @@ pub(super) fn selections(lists: &[RevocationList]) -> Result<Vec<Vec<&Revocation
 
 fn list(
     file: &PemFile,
-    der: CertificateRevocationListDer<'static>,
+    located: Located<CertificateRevocationListDer<'static>>,
     authorities: &[CertificateDer<'_>],
 ) -> Result<RevocationList, TlsError> {
-    let unreadable = || {
-        unusable(
+    let Located { line, item: der } = located;
+    let (rest, parsed) = CertificateRevocationList::from_der(&der)
+        .map_err(|_| item(file, line, "this certificate revocation list can't be read"))?;
+    if !rest.is_empty() {
+        let problem = "something follows the certificate revocation list: use PEM for several";
+        return Err(item(file, line, problem));
+    }
+    let issuer = DistinguishedName::new(parsed.issuer());
+    let wrong = |problem: &str| {
+        item(
             file,
-            "holds a certificate revocation list that can't be read",
+            line,
+            &format!("the revocation list of {issuer} {problem}"),
         )
     };
-    let (rest, parsed) = CertificateRevocationList::from_der(&der).map_err(|_| unreadable())?;
-    if !rest.is_empty() {
-        return Err(unreadable());
-    }
-    let next_update = complete(file, &parsed)?.timestamp();
+    let next_update = complete(&parsed).map_err(wrong)?.timestamp();
     let this_update = parsed.last_update().timestamp();
-    signed_by_its_issuer(file, &parsed, authorities)?;
-    understood(file, &der, authorities)?;
+    let number = parsed.crl_number().map(|number| number.to_bytes_be());
+    signed_by_its_issuer(&parsed, authorities).map_err(|problem| wrong(&problem))?;
+    understood(&der, authorities).map_err(|problem| wrong(&problem))?;
     let key_id =
         parsed
             .extensions()
@@ -189,57 +202,73 @@ fn list(
         issuer,
         key_id,
         points,
-        der,
+        der: der.clone(),
         this_update,
+        number: number.unwrap_or_default(),
         next_update,
     })
 }
 
 /// nextUpdate of a list with all that RFC 5280, 5.1.2.1 and 5.1.2.5, wants of it. rustls
 /// wants the same, and does not say what is missing.
-fn complete(file: &PemFile, list: &CertificateRevocationList<'_>) -> Result<ASN1Time, TlsError> {
+fn complete(list: &CertificateRevocationList<'_>) -> Result<ASN1Time, &'static str> {
     if list.version() != Some(X509Version::V2) {
-        let what = "holds a certificate revocation list of version 1: for one of version 2, set \
-                    crlnumber and crl_extensions in openssl's configuration";
-        return Err(unusable(file, what));
+        return Err(
+            "is of version 1: for one of version 2, set crlnumber and crl_extensions in openssl's \
+             configuration",
+        );
     }
-    list.next_update().ok_or_else(|| {
-        let what = "holds a certificate revocation list without nextUpdate, which may be older \
-                    than anybody knows";
-        unusable(file, what)
-    })
+    list.next_update()
+        .ok_or("has no nextUpdate, so that nobody knows whether it is too old: issue one with it")
 }
 
 /// Of the CAs that the list says it is from, one must have signed it: there may be
 /// several of one name while a CA changes its key.
 fn signed_by_its_issuer(
-    file: &PemFile,
     list: &CertificateRevocationList<'_>,
     authorities: &[CertificateDer<'_>],
-) -> Result<(), TlsError> {
+) -> Result<(), String> {
+    let algorithm = &list.signature_algorithm;
+    let name = signature_name(algorithm);
+    if !is_supported_signature(algorithm, None) {
+        return Err(format!(
+            "is signed with {name}, which is not supported: {SUPPORTED_SIGNATURES}"
+        ));
+    }
     let parsed = authorities.iter().map(|der| X509Certificate::from_der(der));
-    let mut issuers = parsed
+    let issuers = parsed
         .flatten()
         .map(|(_, authority)| authority)
-        .filter(|authority| authority.subject().as_raw() == list.issuer().as_raw())
-        .peekable();
-    let by_nobody = issuers.peek().is_some()
-        && issuers.all(|issuer| {
-            list.verify_signature(issuer.public_key()) == Err(X509Error::SignatureVerificationError)
-        });
+        .filter(|authority| authority.subject().as_raw() == list.issuer().as_raw());
+    let issuers: Vec<_> = issuers.collect();
+    if issuers.is_empty() {
+        return Ok(());
+    }
+    let of_use: Vec<_> = issuers
+        .iter()
+        .filter(|issuer| is_supported_signature(algorithm, Some(issuer.public_key())))
+        .collect();
+    if of_use.is_empty() {
+        let key = key_name(issuers[0].public_key());
+        return Err(format!(
+            "can't be verified: a signature {name} by a key of the kind {key} is not supported. \
+             {SUPPORTED_SIGNATURES}"
+        ));
+    }
+    let by_nobody = of_use.iter().all(|issuer| {
+        list.verify_signature(issuer.public_key()) == Err(X509Error::SignatureVerificationError)
+    });
     if by_nobody {
-        let what = "holds a certificate revocation list that its issuer has not signed";
-        return Err(unusable(file, what));
+        return Err("is not signed by that issuer: publish the right one".to_owned());
     }
     Ok(())
 }
 
 /// rustls knows neither delta nor indirect lists, and says so only when it is given one.
 fn understood(
-    file: &PemFile,
     der: &CertificateRevocationListDer<'static>,
     authorities: &[CertificateDer<'_>],
-) -> Result<(), TlsError> {
+) -> Result<(), String> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(authorities.iter().cloned().map(CertificateDer::into_owned));
     if roots.is_empty() {
@@ -248,11 +277,10 @@ fn understood(
     let builder = WebPkiClientVerifier::builder_with_provider(roots.into(), provider());
     let built = builder.with_crls([der.clone()]).build();
     built.map(|_| ()).map_err(|error| match error {
-        VerifierBuilderError::InvalidCrl(source) => refused(
-            file,
-            "holds a certificate revocation list of a kind that is not supported",
-            source.into(),
+        VerifierBuilderError::InvalidCrl(source) => format!(
+            "is of a kind that is not supported ({})",
+            rustls::Error::from(source)
         ),
-        other => other.into(),
+        other => other.to_string(),
     })
 }

@@ -12,9 +12,10 @@ use rustls::{
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{
-    CrlPolicy, TlsError, TlsFiles,
-    material::{Material, authorities, certified_key, provider},
-    revocation, seconds, spelled,
+    CrlPolicy, TlsError, TlsFiles, Validity,
+    check::{Checked, Content},
+    provider::provider,
+    seconds, spelled,
     verifier::verifier,
 };
 use crate::identity::Anchor;
@@ -25,6 +26,9 @@ pub struct Snapshot {
     any: Arc<dyn ClientCertVerifier>,
     admin: Option<Arc<dyn ClientCertVerifier>>,
     expiry: Expiry,
+    /// Of the server's own certificate.
+    validity: Validity,
+    contents: Vec<Content>,
 }
 
 /// When things end, in seconds since the epoch; of several, the first to end.
@@ -41,32 +45,31 @@ pub struct Expiry {
 }
 
 impl Snapshot {
-    /// Verifies everything that was read, and makes it one; whether the server's own
+    /// Makes a server configuration of what the files hold; whether the server's own
     /// certificate is valid at this time is left to the caller.
-    pub(super) fn new(material: &Material, policy: CrlPolicy) -> Result<Self, TlsError> {
-        let root_cas = authorities(&material.root_ca)?;
-        let admin_cas = material.admin_root_ca.as_ref().map(authorities);
-        let admin_cas = admin_cas.transpose()?;
+    pub(super) fn new(checked: Checked, policy: CrlPolicy) -> Result<Self, TlsError> {
+        let Checked {
+            certified_key,
+            validity,
+            root_cas,
+            admin_cas,
+            lists,
+            contents,
+        } = checked;
         let union = [&root_cas[..], admin_cas.as_deref().unwrap_or_default()].concat();
-        let lists = revocation::all_lists(&material.crls, &union)?;
 
         let any = verifier(&union, &lists, policy)?;
         let admin = admin_cas.as_ref().map(|cas| verifier(cas, &lists, policy));
         let admin = admin.transpose()?;
-        let certified_key = certified_key(&material.certificate, &material.key)?;
         let expiry = Expiry {
-            server: first_to_end(&certified_key.cert[..1]),
+            server: validity.to,
             root_ca: first_to_end(&root_cas),
             admin_root_ca: admin_cas.as_deref().map(first_to_end),
             crl: lists.iter().map(|list| list.next_update).min(),
         };
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
-            .map_err(|source| TlsError::Refused {
-                path: material.key.path().to_owned(),
-                what: "can't be served with",
-                source,
-            })?
+            .map_err(TlsError::Configuration)?
             .with_client_cert_verifier(any.clone())
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified_key)));
         config.alpn_protocols = vec![b"h2".to_vec()];
@@ -78,6 +81,8 @@ impl Snapshot {
             any,
             admin,
             expiry,
+            validity,
+            contents,
         })
     }
 
@@ -91,6 +96,12 @@ impl Snapshot {
     #[must_use]
     pub fn expiry(&self) -> &Expiry {
         &self.expiry
+    }
+
+    /// When the server's own certificate is valid.
+    #[must_use]
+    pub fn validity(&self) -> Validity {
+        self.validity
     }
 
     /// Whether external users are bound to an admin bundle.
@@ -121,8 +132,19 @@ impl Snapshot {
         })
     }
 
-    /// Says what is odd about it, and no reason not to use it.
-    pub(super) fn warn(&self, files: &TlsFiles) {
+    /// Says how much was read of each file, and what is odd about it but no reason not to use
+    /// it.
+    pub(super) fn log(&self, files: &TlsFiles) {
+        for content in &self.contents {
+            tracing::info!(
+                setting = content.setting,
+                file = %content.path.display(),
+                certificates = content.certificates,
+                keys = content.keys,
+                revocation_lists = content.lists,
+                "TLS file read"
+            );
+        }
         let now = seconds(UnixTime::now());
         if let (Some(path), None) = (&files.admin_root_ca, &self.admin) {
             tracing::warn!(
@@ -136,16 +158,21 @@ impl Snapshot {
                 "the server's certificate of [tls].identity_pemfile_path has expired: renew it"
             );
         }
-        let bundles = [
-            ("[tls].root_cafile_path", Some(self.expiry.root_ca)),
-            ("[tls].admin_root_cafile_path", self.expiry.admin_root_ca),
-        ];
-        for (setting, end) in bundles {
-            if let Some(end) = end.filter(|end| *end < now) {
+        if now < self.validity.from {
+            tracing::warn!(
+                valid_from = spelled(self.validity.from),
+                "the server's certificate of [tls].identity_pemfile_path is not valid yet: set the clock, or renew it"
+            );
+        }
+        for content in &self.contents {
+            for warning in &content.warnings {
                 tracing::warn!(
-                    setting,
-                    expired = spelled(end),
-                    "a CA of the bundle has expired, and is trusted until it is taken out"
+                    setting = content.setting,
+                    file = %content.path.display(),
+                    line = warning.line,
+                    subject = warning.subject,
+                    "{}",
+                    warning.problem
                 );
             }
         }

@@ -13,9 +13,15 @@ use rustls::{
     },
 };
 
+use x509_parser::{
+    asn1_rs::ToDer,
+    prelude::{FromDer, X509Certificate},
+};
+
 use super::{
     CrlPolicy, TlsError,
-    material::provider,
+    algorithms::is_supported_signature,
+    provider::provider,
     revocation::{RevocationList, selections},
 };
 
@@ -35,9 +41,6 @@ pub(super) fn verifier(
     let selections = selections(lists)?;
     let verifiers = selections.iter().map(|lists| of(lists));
     let verifiers: Vec<_> = verifiers.collect::<Result<_, _>>()?;
-    if let [only] = &verifiers[..] {
-        return Ok(only.clone());
-    }
     Ok(Arc::new(AnyOf(verifiers)))
 }
 
@@ -53,8 +56,12 @@ impl AnyOf {
 }
 
 impl ClientCertVerifier for AnyOf {
+    /// None, so that a client may send whatever certificate it has (RFC 8446, section 4.2.4;
+    /// RFC 5246, section 7.4.4). A handshake can list 64 KiB of names, which the CAs of a
+    /// large bundle exceed. And a client in Go sends nothing at all if its issuer is an
+    /// intermediate, which is not on the list.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.first().root_hint_subjects()
+        &[]
     }
 
     fn verify_client_cert(
@@ -70,6 +77,12 @@ impl ClientCertVerifier for AnyOf {
         answers
             .min_by_key(rank)
             .unwrap_or(Err(CertificateError::UnknownRevocationStatus.into()))
+            .map_err(|error| {
+                let chain = std::iter::once(end_entity).chain(intermediates);
+                unsupported(chain)
+                    .filter(|_| is_of_a_signature(&error))
+                    .unwrap_or(error)
+            })
     }
 
     fn verify_tls12_signature(
@@ -93,6 +106,38 @@ impl ClientCertVerifier for AnyOf {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.first().supported_verify_schemes()
     }
+}
+
+/// Whether the cause may be a signature that is not supported. Of several CAs of one name,
+/// rustls tells of the one whose key fits worst, and only of that.
+fn is_of_a_signature(error: &Error) -> bool {
+    use CertificateError as E;
+    matches!(
+        error,
+        Error::InvalidCertificate(
+            E::BadSignature
+                | E::UnsupportedSignatureAlgorithmContext { .. }
+                | E::UnsupportedSignatureAlgorithmForPublicKeyContext { .. }
+        )
+    )
+}
+
+/// The error for the first certificate with a signature that no key could have made for us to
+/// verify.
+fn unsupported<'a>(chain: impl Iterator<Item = &'a CertificateDer<'a>>) -> Option<Error> {
+    chain
+        .filter_map(|der| X509Certificate::from_der(der).ok())
+        .map(|(_, certificate)| certificate.signature_algorithm)
+        .find(|algorithm| !is_supported_signature(algorithm, None))
+        .and_then(|algorithm| {
+            Some(
+                CertificateError::UnsupportedSignatureAlgorithmContext {
+                    signature_algorithm_id: algorithm.algorithm.to_der_vec().ok()?,
+                    supported_algorithms: Vec::new(),
+                }
+                .into(),
+            )
+        })
 }
 
 /// The answer with the lowest counts. Lists of another key than the issuer's say that a

@@ -1,0 +1,185 @@
+//! Keeps readiness true of the database: waits for it at the start, and notices when it goes.
+
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
+
+use super::{AppError, DATABASE};
+use crate::{
+    readiness::Readiness,
+    run::Runner,
+    store::{Ping, SchemaError, Store},
+};
+
+/// How often a database that does not answer is asked again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How often a database that answered is asked again. One statement over a connection of the
+/// pool is no load.
+const INTERVAL: Duration = Duration::from_secs(2);
+
+/// How often a new connection is made for it. A role that was dropped, a new password or another
+/// `pg_hba.conf` show at a new connection only.
+const RECONNECT: Duration = Duration::from_secs(30);
+
+/// Watches the database of `runner` for as long as it is polled.
+pub(super) async fn database(runner: Option<Runner>, readiness: &Readiness) -> AppError {
+    let Some(runner) = runner else {
+        return std::future::pending().await;
+    };
+    let store = runner.store();
+    if let Err(error) = reached(store, readiness).await {
+        return error;
+    }
+    stays(store, readiness).await
+}
+
+/// Waits until the database has answered for the first time.
+async fn reached(store: &Store, readiness: &Readiness) -> Result<(), AppError> {
+    loop {
+        match store.check_schema().await {
+            Ok(()) => {
+                tracing::info!("database reached");
+                readiness.release(DATABASE);
+                return Ok(());
+            }
+            Err(error @ SchemaError::Missing(_)) => return Err(AppError::Schema(error)),
+            Err(SchemaError::Store(error)) => {
+                tracing::warn!(%error, "waiting for the database");
+                readiness.hold(DATABASE, error.to_string());
+            }
+        }
+        sleep(RETRY).await;
+    }
+}
+
+/// What is known of a database that was reached.
+#[derive(Default)]
+struct Watch {
+    /// When the first of the failures without a success in between began.
+    failing_since: Option<Instant>,
+    is_held: bool,
+    /// Privileges that the role did not have at the first look. A site may use one that can only
+    /// read, for dry runs.
+    never_had: Option<Vec<String>>,
+}
+
+async fn stays(store: &Store, readiness: &Readiness) -> ! {
+    let mut watch = Watch::default();
+    let mut connected = Instant::now();
+    loop {
+        let began = Instant::now();
+        let reconnect = connected.elapsed() >= RECONNECT;
+        let ping = store.ping(reconnect).await;
+        // Until one succeeds: a connection that is there proves nothing about new ones.
+        if reconnect && ping.is_ok() {
+            connected = Instant::now();
+        }
+        let ping = ping.map_err(|error| error.to_string());
+        watch.update(ping, began, store.options().pool_wait, readiness);
+        sleep(INTERVAL).await;
+    }
+}
+
+impl Watch {
+    /// What is wrong by this answer; `None` when nothing is.
+    fn fault(&mut self, missing: Vec<String>) -> Option<String> {
+        let never_had = self.never_had.get_or_insert_with(|| missing.clone());
+        let lost: Vec<_> = missing
+            .into_iter()
+            .filter(|privilege| !never_had.contains(privilege))
+            .collect();
+        (!lost.is_empty()).then(|| {
+            format!(
+                "the role of database_url has lost a privilege since the start: {}. Grant it again",
+                lost.join(", ")
+            )
+        })
+    }
+
+    /// Holds the latch once the database has failed for longer than `limit`, and releases it when
+    /// it works again.
+    fn update(
+        &mut self,
+        ping: Result<Ping, String>,
+        began: Instant,
+        limit: Duration,
+        readiness: &Readiness,
+    ) {
+        let fault = match ping {
+            Err(error) => Some(error),
+            Ok(Ping::Answered { missing }) => self.fault(missing),
+            // All connections are in use, and runs find out by themselves whether they work.
+            Ok(Ping::Busy) => {
+                self.failing_since = None;
+                return;
+            }
+        };
+        let Some(fault) = fault else {
+            self.failing_since = None;
+            if self.is_held {
+                self.is_held = false;
+                tracing::info!("the database answers again");
+                readiness.release(DATABASE);
+            }
+            return;
+        };
+        let since = *self.failing_since.get_or_insert(began);
+        if since.elapsed() < limit {
+            return;
+        }
+        if !self.is_held {
+            tracing::warn!(error = fault, "the database cannot be used");
+        }
+        self.is_held = true;
+        readiness.degrade(DATABASE, fault);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn answered(missing: &[&str]) -> Result<Ping, String> {
+        let missing = missing.iter().map(ToString::to_string).collect();
+        Ok(Ping::Answered { missing })
+    }
+
+    #[test]
+    fn a_failure_counts_once_it_lasts_and_ends_with_the_first_answer() {
+        let readiness = Readiness::waiting_for(&[]);
+        let mut watch = Watch::default();
+        let mut update = |ping, limit| watch.update(ping, Instant::now(), limit, &readiness);
+        let gone = || Err("gone".to_owned());
+        update(gone(), HOUR);
+        assert_eq!(readiness.probe(), Ok(()));
+        update(gone(), Duration::ZERO);
+        assert_eq!(readiness.probe(), Err("database: gone".to_owned()));
+        assert_eq!(readiness.check(), Ok(()), "calls have errors of their own");
+        update(Ok(Ping::Busy), Duration::ZERO);
+        assert!(readiness.probe().is_err(), "no news");
+        update(answered(&[]), Duration::ZERO);
+        assert_eq!(readiness.probe(), Ok(()));
+        update(Ok(Ping::Busy), Duration::ZERO);
+        assert_eq!(readiness.probe(), Ok(()));
+    }
+
+    #[test]
+    fn only_a_privilege_that_was_there_can_be_lost() {
+        let readiness = Readiness::waiting_for(&[]);
+        let mut watch = Watch::default();
+        let mut update = |ping| watch.update(ping, Instant::now(), Duration::ZERO, &readiness);
+        update(answered(&["UPDATE on a.b"]));
+        assert_eq!(readiness.probe(), Ok(()));
+        update(answered(&["SELECT on a.c", "UPDATE on a.b"]));
+        let fault = readiness.probe().unwrap_err();
+        assert!(
+            fault.contains("SELECT on a.c") && !fault.contains("a.b"),
+            "{fault}"
+        );
+        update(answered(&[]));
+        assert_eq!(readiness.probe(), Ok(()));
+    }
+}

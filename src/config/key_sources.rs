@@ -1,0 +1,198 @@
+//! Where keys are looked for: by this program, and by nico-api.
+//!
+//! nico-api looks in its environment, then in one file. An explicit setting of ours wins
+//! over nico-api's for each of the two; the environment sets ours first of all. What
+//! differs from nico-api's configuration is a warning: a key with other bytes than
+//! nico-api's makes every secret unreadable for it.
+
+use std::path::{Path, PathBuf};
+
+use super::{Environment, settings::Settings};
+use crate::{regular_file, secrets::environment::Variables};
+
+pub(super) const FILE: &str = "rewrap.secrets_file";
+pub(super) const FROM_ENVIRONMENT: &str = "rewrap.secrets_from_environment";
+const PREFIX: &str = "rewrap.secrets_environment_prefix";
+
+/// nico-api's own, in the site config.
+const NICO_API_FILE: &str = "credentials.file.path";
+/// nico-api's older ones, in the environment.
+const LEGACY_FILE: &str = "CARBIDE_CREDENTIALS_FILE_PATH";
+const LEGACY_FILE_ENABLED: &str = "CARBIDE_CREDENTIALS_FILE_ENABLED";
+const LEGACY_DEFAULT_FILE: &str = "secrets.yaml";
+const NICO_API_ENVIRONMENT: &str = "CARBIDE_CREDENTIALS_ENV_ENABLED";
+const NICO_API_PREFIX: &str = "CARBIDE_CREDENTIALS_ENV_PREFIX";
+const DEFAULT_PREFIX: &str = "CARBIDE_STATIC_CREDENTIAL_";
+
+/// The sources of one program, in the order in which they are asked.
+pub(super) struct Sources {
+    /// Whether the environment is asked.
+    pub(super) from_environment: bool,
+    /// How its variables would be called.
+    pub(super) variables: Variables,
+    pub(super) file: Option<SecretsFile>,
+}
+
+/// A secrets file, and what names it.
+#[derive(Clone)]
+pub(super) struct SecretsFile {
+    pub(super) path: PathBuf,
+    /// The setting; `None` where it is a variable of nico-api's.
+    setting: Option<&'static str>,
+}
+
+impl SecretsFile {
+    fn of(settings: &mut Settings, setting: &'static str) -> Option<Self> {
+        let path = settings.filled_string(setting)?;
+        Some(Self {
+            path: PathBuf::from(path),
+            setting: Some(setting),
+        })
+    }
+
+    /// What names it, for messages.
+    pub(super) fn named_by(&self) -> &'static str {
+        match self.setting {
+            Some(FILE) => "[rewrap].secrets_file",
+            Some(_) => "[credentials.file].path",
+            None => LEGACY_FILE,
+        }
+    }
+
+    /// Notes that something is wrong with it.
+    pub(super) fn fault(&self, settings: &mut Settings, what: &str) {
+        let what = format!("{} {what}", self.path.display());
+        match self.setting {
+            Some(setting) => settings.fault(setting, what),
+            None => settings.faults(vec![format!("environment variable {LEGACY_FILE}: {what}")]),
+        }
+    }
+
+    /// Whether both are one file, under whatever names.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        let canonical = |path: &Path| {
+            let file = path.to_owned();
+            regular_file::bounded(path, regular_file::PATIENCE, move || file.canonicalize()).ok()
+        };
+        self.path == other.path
+            || canonical(&self.path).is_some_and(|path| canonical(&other.path) == Some(path))
+    }
+}
+
+/// Our sources, and those of nico-api.
+pub(super) fn read(
+    settings: &mut Settings,
+    environment: &Environment,
+    warnings: &mut Vec<String>,
+) -> (Sources, Sources) {
+    let [legacy_enabled, their_environment] =
+        [LEGACY_FILE_ENABLED, NICO_API_ENVIRONMENT].map(|name| flag(settings, environment, name));
+    let from_environment = settings.bool(FROM_ENVIRONMENT, their_environment);
+    let legacy_file = variable(settings, environment, LEGACY_FILE, legacy_enabled);
+    let their_prefix = variable(settings, environment, NICO_API_PREFIX, from_environment);
+
+    let legacy = legacy_enabled.then(|| SecretsFile {
+        path: PathBuf::from(legacy_file.as_deref().unwrap_or(LEGACY_DEFAULT_FILE)),
+        setting: None,
+    });
+    let theirs = Sources {
+        from_environment: their_environment,
+        variables: Variables::with_prefix(their_prefix.as_deref().unwrap_or(DEFAULT_PREFIX)),
+        file: SecretsFile::of(settings, NICO_API_FILE).or(legacy),
+    };
+    let our_prefix = settings.filled_string(PREFIX);
+    let ours = Sources {
+        from_environment,
+        variables: match &our_prefix {
+            Some(prefix) => Variables::with_prefix(prefix),
+            None => theirs.variables.clone(),
+        },
+        file: SecretsFile::of(settings, FILE).or_else(|| theirs.file.clone()),
+    };
+
+    if ours.from_environment != theirs.from_environment
+        && environment.contains_key(NICO_API_ENVIRONMENT)
+    {
+        warnings.push(format!(
+            "{}: [rewrap].secrets_from_environment is {}, and nico-api's {NICO_API_ENVIRONMENT} is \
+             {}: ours wins",
+            settings.source(FROM_ENVIRONMENT),
+            ours.from_environment,
+            theirs.from_environment
+        ));
+    }
+    if their_prefix.is_some() && ours.variables != theirs.variables {
+        warnings.push(format!(
+            "{}: [rewrap].secrets_environment_prefix is not the prefix of nico-api's \
+             {NICO_API_PREFIX}: ours wins",
+            settings.source(PREFIX)
+        ));
+    }
+    if let (Some(legacy), Some(file)) = (legacy_file, &ours.file)
+        && file.path != Path::new(&legacy)
+    {
+        let why = if legacy_enabled {
+            "loses to"
+        } else {
+            "is not read without CARBIDE_CREDENTIALS_FILE_ENABLED=true, neither here nor by \
+             nico-api, so the secrets file is that of"
+        };
+        warnings.push(format!(
+            "environment variable {LEGACY_FILE} {why} {}: {}",
+            file.named_by(),
+            file.path.display()
+        ));
+    }
+    (ours, theirs)
+}
+
+/// What is missing where there is no source at all.
+pub(super) fn missing_file(environment: &Environment) -> String {
+    let hint = if environment.contains_key(LEGACY_FILE) {
+        "; CARBIDE_CREDENTIALS_FILE_PATH is set, and not read without \
+         CARBIDE_CREDENTIALS_FILE_ENABLED=true, neither here nor by nico-api"
+    } else {
+        ""
+    };
+    format!(
+        "set it, or [credentials.file].path, to the secrets file that nico-api reads (JSON or YAML \
+         with machine_identity.encryption_keys){hint}"
+    )
+}
+
+/// A variable of nico-api's, if it is not blank. Where it is read, it has to be UTF-8.
+fn variable(
+    settings: &mut Settings,
+    environment: &Environment,
+    name: &str,
+    is_read: bool,
+) -> Option<String> {
+    match environment.get(name)? {
+        Some(value) => Some(value.to_string()).filter(|value| !value.trim().is_empty()),
+        None => {
+            if is_read {
+                settings.faults(vec![format!("environment variable {name}: is not UTF-8")]);
+            }
+            None
+        }
+    }
+}
+
+/// A switch of nico-api's; off where it is not set.
+fn flag(settings: &mut Settings, environment: &Environment, name: &str) -> bool {
+    let value = environment.get(name);
+    match value.map(|value| value.as_ref().map(|text| text.trim())) {
+        None | Some(Some("" | "false")) => false,
+        Some(Some("true")) => true,
+        Some(Some(_)) => {
+            settings.faults(vec![format!(
+                "environment variable {name}: must be true or false"
+            )]);
+            false
+        }
+        Some(None) => {
+            settings.faults(vec![format!("environment variable {name}: is not UTF-8")]);
+            false
+        }
+    }
+}

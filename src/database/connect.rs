@@ -1,0 +1,337 @@
+//! Connecting: one server after the other, each with a time limit of its own.
+//!
+//! The driver's limit is for the TCP connection of one address and ends there: a server
+//! that takes the connection and says nothing would be waited for, and the next one never
+//! tried. The limit here is for everything up to a session, for each address by itself.
+
+use std::{
+    convert::Infallible,
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use thiserror::Error;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::lookup_host,
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_postgres::{
+    Client, Config, Connection, NoTls, Socket,
+    config::{Host, LoadBalanceHosts, SslMode},
+    tls::MakeTlsConnect,
+};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use super::{Notices, tls_problem};
+
+/// The driver's two halves of a connection.
+type Halves = (
+    Client,
+    Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>,
+);
+
+/// Why there is no connection. Never quotes the URL.
+#[derive(Debug, Error)]
+pub enum ConnectError {
+    /// The driver's reason.
+    #[error("{}", describe_driver(.0))]
+    Driver(tokio_postgres::Error),
+    /// No TLS with the server.
+    #[error("{0}")]
+    Tls(String),
+    /// A name can't be resolved.
+    #[error("the host of database_url can't be resolved ({0})")]
+    Name(io::Error),
+    /// The server takes connections, and says nothing; or nobody answers at all.
+    #[error("no answer within {0}")]
+    Timeout(Limit),
+    /// One of the above, and what may help.
+    #[error("{0}; {1}")]
+    Advised(Box<ConnectError>, String),
+}
+
+/// How long one address may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    pub(super) duration: Duration,
+    /// The setting that it is from.
+    pub(super) setting: &'static str,
+}
+
+impl std::fmt::Display for Limit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let duration = humantime::format_duration(self.duration);
+        write!(f, "{}, {duration}", self.setting)
+    }
+}
+
+/// One server of the URL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Server {
+    /// `None` where the URL has an address only.
+    pub(super) host: Option<Host>,
+    /// `hostaddr`: the address to connect to, whatever the name resolves to.
+    pub(super) address: Option<IpAddr>,
+    pub(super) port: u16,
+}
+
+/// Connects to the first server that will do.
+#[derive(Clone)]
+pub(crate) struct Connector {
+    pub(super) servers: Vec<Server>,
+    pub(super) tls: MakeRustlsConnect,
+    pub(super) limit: Limit,
+    /// What to say besides where no server will do.
+    pub(super) advice: Option<String>,
+    /// Takes the notices of every connection. The driver would log their texts.
+    pub(super) notices: Arc<Notices>,
+}
+
+impl Connector {
+    /// A connection with the settings of `config`, which names no server itself. A task
+    /// of its own keeps it going until the client is dropped.
+    pub(super) async fn open(
+        &self,
+        config: &Config,
+    ) -> Result<(Client, JoinHandle<()>), ConnectError> {
+        let shuffled = config.get_load_balance_hosts() == LoadBalanceHosts::Random;
+        let mut servers: Vec<_> = self.servers.iter().collect();
+        if shuffled {
+            fastrand::shuffle(&mut servers);
+        }
+        let mut last = None;
+        for server in servers {
+            let addresses = match self.addresses(server).await {
+                Ok(addresses) => addresses,
+                Err(error) => {
+                    self.failed(server, &error);
+                    last = Some(error);
+                    continue;
+                }
+            };
+            let mut configs: Vec<_> = addresses
+                .into_iter()
+                .map(|address| server.config(config, address))
+                .collect();
+            if shuffled {
+                fastrand::shuffle(&mut configs);
+            }
+            for config in configs {
+                match self.within(config.connect(self.tls.clone())).await {
+                    Ok(halves) => return Ok(self.driven(halves)),
+                    Err(error) => {
+                        self.failed(server, &error);
+                        last = Some(error);
+                    }
+                }
+            }
+        }
+        let none = || ConnectError::Name(io::ErrorKind::NotFound.into());
+        Err(last.unwrap_or_else(none))
+    }
+
+    /// Keeps the connection going in a task of its own.
+    fn driven(&self, (client, connection): Halves) -> (Client, JoinHandle<()>) {
+        let notices = self.notices.clone();
+        let task = tokio::spawn(async move { notices.drive(connection).await });
+        (client, task)
+    }
+
+    /// Where a server is; `None` is a Unix socket.
+    async fn addresses(&self, server: &Server) -> Result<Vec<Option<IpAddr>>, ConnectError> {
+        let name = match (&server.host, server.address) {
+            (_, Some(address)) => return Ok(vec![Some(address)]),
+            (Some(Host::Tcp(name)), None) => name,
+            (Some(Host::Unix(_)) | None, None) => return Ok(vec![None]),
+        };
+        let found = timeout(
+            self.limit.duration,
+            lookup_host((name.as_str(), server.port)),
+        );
+        let found = found.await.map_err(|_| ConnectError::Timeout(self.limit))?;
+        let mut addresses: Vec<_> = found
+            .map_err(ConnectError::Name)?
+            .map(|address: SocketAddr| Some(address.ip()))
+            .collect();
+        addresses.dedup();
+        Ok(addresses)
+    }
+
+    async fn within(
+        &self,
+        connecting: impl Future<Output = Result<Halves, tokio_postgres::Error>>,
+    ) -> Result<Halves, ConnectError> {
+        match timeout(self.limit.duration, connecting).await {
+            Ok(connected) => Ok(connected?),
+            Err(_) => Err(ConnectError::Timeout(self.limit)),
+        }
+    }
+
+    /// Of one server alone, the caller says it.
+    fn failed(&self, server: &Server, error: &ConnectError) {
+        if self.servers.len() > 1 {
+            tracing::warn!(
+                host = ?server.host,
+                port = server.port,
+                %error,
+                "a server of database_url will not do: trying the next one"
+            );
+        }
+    }
+
+    /// `error` with the advice, if there is any.
+    pub(super) fn advised(&self, error: ConnectError) -> ConnectError {
+        match &self.advice {
+            Some(advice) => ConnectError::Advised(Box::new(error), advice.clone()),
+            None => error,
+        }
+    }
+
+    /// `error` for the pool, which knows the driver's errors only.
+    async fn driver_error(&self, error: ConnectError) -> tokio_postgres::Error {
+        let error = match error {
+            // Its SQLSTATE says what to do, and must not be lost.
+            ConnectError::Driver(driver) if driver.as_db_error().is_some() => {
+                if let Some(advice) = &self.advice {
+                    tracing::warn!("no connection to the database: {advice}");
+                }
+                return driver;
+            }
+            ConnectError::Driver(driver) if self.advice.is_none() => return driver,
+            other => self.advised(other),
+        };
+        failure(io::Error::new(error.kind(), error.to_string())).await
+    }
+}
+
+impl From<tokio_postgres::Error> for ConnectError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        tls_problem(&error).map_or(Self::Driver(error), Self::Tls)
+    }
+}
+
+impl ConnectError {
+    fn kind(&self) -> io::ErrorKind {
+        match self {
+            Self::Driver(_) | Self::Tls(_) => io::ErrorKind::Other,
+            Self::Name(error) => error.kind(),
+            Self::Timeout(_) => io::ErrorKind::TimedOut,
+            Self::Advised(error, _) => error.kind(),
+        }
+    }
+}
+
+impl deadpool_postgres::Connect for Connector {
+    fn connect(
+        &self,
+        config: &Config,
+    ) -> Pin<
+        Box<
+            dyn Future<Output = Result<(Client, JoinHandle<()>), tokio_postgres::Error>>
+                + Send
+                + '_,
+        >,
+    > {
+        let config = config.clone();
+        Box::pin(async move {
+            match self.open(&config).await {
+                Ok(connected) => Ok(connected),
+                Err(error) => Err(self.driver_error(error).await),
+            }
+        })
+    }
+}
+
+impl Server {
+    /// `config` for this server at this address.
+    fn config(&self, config: &Config, address: Option<IpAddr>) -> Config {
+        let mut config = config.clone();
+        match &self.host {
+            Some(Host::Tcp(name)) => {
+                config.host(name);
+            }
+            Some(Host::Unix(path)) => {
+                config.host_path(path);
+            }
+            None => {}
+        }
+        if let Some(address) = address {
+            config.hostaddr(address);
+        }
+        config.port(self.port);
+        config
+    }
+}
+
+/// The server's own message can quote anything; only its code is told.
+fn describe_driver(error: &tokio_postgres::Error) -> String {
+    if let Some(db) = error.as_db_error() {
+        return format!("the server answered with SQLSTATE {}", db.code().code());
+    }
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+/// An error of the driver, which makes them from I/O alone: here from a stream that fails.
+async fn failure(error: io::Error) -> tokio_postgres::Error {
+    let mut config = Config::new();
+    config.user("nobody").ssl_mode(SslMode::Disable);
+    match config.connect_raw(Failing(Some(error)), NoTls).await {
+        Err(error) => error,
+        // A stream that fails does not connect.
+        Ok(_) => match std::future::pending::<Infallible>().await {},
+    }
+}
+
+/// A stream of which every read fails.
+struct Failing(Option<io::Error>);
+
+impl AsyncRead for Failing {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        _: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let error = self.0.take();
+        Poll::Ready(Err(
+            error.unwrap_or_else(|| io::ErrorKind::BrokenPipe.into())
+        ))
+    }
+}
+
+impl AsyncWrite for Failing {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_error_of_the_driver_has_our_words() {
+        let error = failure(io::Error::new(io::ErrorKind::TimedOut, "our words")).await;
+        assert!(describe_driver(&error).ends_with("our words"), "{error:?}");
+    }
+}

@@ -1,0 +1,317 @@
+//! Files that are read whole: configuration, keys, certificates, policies.
+//!
+//! A file that is not a regular file can block its reader for ever: a FIFO waits for a
+//! writer, and a terminal for input. Such a file is refused before it is opened. A
+//! regular file on a server that is gone blocks in the kernel, where nothing can
+//! interrupt the reader. Every file is therefore read in a thread of its own, and that
+//! thread is given up after [`PATIENCE`].
+
+use std::{
+    collections::HashMap,
+    fs::{FileType, Metadata, OpenOptions},
+    io::{self, Read},
+    os::unix::fs::{FileTypeExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{LazyLock, Mutex, MutexGuard, PoisonError, mpsc},
+    time::{Duration, Instant},
+};
+
+use rustix::fs::OFlags;
+use zeroize::Zeroizing;
+
+/// How long one file may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long the first thread that is stuck keeps others from the same file. Doubles with
+/// each further one, up to [`LONGEST_PAUSE`], so that a server that is gone for days does
+/// not cost a thread at every look.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+
+/// The stack of a thread that does nothing but read.
+const STACK_BYTES: usize = 128 << 10;
+
+/// Reads the whole file at `path`, which must be a regular file of at most `max_bytes`.
+///
+/// # Errors
+///
+/// The system's, or one whose text says what the file is; [`io::ErrorKind::TimedOut`]
+/// after [`PATIENCE`]. The text does not have the path in it.
+pub(crate) fn read(path: &Path, max_bytes: u64) -> io::Result<Zeroizing<Vec<u8>>> {
+    let file = path.to_owned();
+    bounded(path, PATIENCE, move || read_here(&file, max_bytes))
+}
+
+/// The same, as text.
+///
+/// # Errors
+///
+/// Those of [`read`], and [`io::ErrorKind::InvalidData`] if the file is not UTF-8.
+pub(crate) fn read_text(path: &Path, max_bytes: u64) -> io::Result<Zeroizing<String>> {
+    let bytes = read(path, max_bytes)?;
+    match std::str::from_utf8(&bytes) {
+        // Copied once, so that the bytes keep their owner that wipes them.
+        Ok(text) => Ok(Zeroizing::new(text.to_owned())),
+        Err(_) => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it is not UTF-8",
+        )),
+    }
+}
+
+/// Runs `work` on the file at `path` in a thread of its own, and gives it up after `patience`.
+///
+/// # Errors
+///
+/// That of `work`, or [`io::ErrorKind::TimedOut`].
+pub(crate) fn bounded<T: Send + 'static>(
+    path: &Path,
+    patience: Duration,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    if stuck().get(path).is_some_and(Stuck::must_wait) {
+        return Err(timed_out(
+            "an earlier attempt still waits for its file system: check that it is available"
+                .to_owned(),
+        ));
+    }
+    let (sender, receiver) = mpsc::sync_channel(0);
+    let file = path.to_owned();
+    let thread = std::thread::Builder::new()
+        .name("file".to_owned())
+        .stack_size(STACK_BYTES)
+        .spawn(move || {
+            let result = work();
+            // Nobody takes the result of a thread that was given up.
+            if sender.send(result).is_err() {
+                Stuck::end(&file);
+            }
+        })?;
+    match receiver.recv_timeout(patience) {
+        Ok(result) => result,
+        Err(mpsc::RecvTimeoutError::Disconnected) => {
+            drop(thread);
+            Err(io::Error::other("reading it panicked: this is a bug"))
+        }
+        Err(mpsc::RecvTimeoutError::Timeout) => {
+            Stuck::begin(path);
+            // The thread may have ended in between.
+            match receiver.try_recv() {
+                Ok(result) => {
+                    Stuck::end(path);
+                    result
+                }
+                Err(_) => Err(timed_out(format!(
+                    "timed out after {}: check that its file system is available",
+                    humantime::format_duration(patience)
+                ))),
+            }
+        }
+    }
+}
+
+/// Has the next read of every file make an attempt, whoever is stuck.
+pub(crate) fn try_again() {
+    for stuck in stuck().values_mut() {
+        stuck.not_before = Instant::now();
+    }
+}
+
+fn read_here(path: &Path, max_bytes: u64) -> io::Result<Zeroizing<Vec<u8>>> {
+    // Before it is opened as well: opening a FIFO wakes the process that writes to it, and
+    // opening a device can have an effect.
+    let metadata = std::fs::metadata(path)?;
+    check(&metadata)?;
+    let not_blocking = OFlags::NONBLOCK | OFlags::NOCTTY;
+    let mut file = OpenOptions::new()
+        .read(true)
+        .custom_flags(not_blocking.bits().cast_signed())
+        .open(path)?;
+    let metadata = file.metadata()?;
+    check(&metadata)?;
+    if metadata.len() > max_bytes {
+        return Err(too_large(max_bytes));
+    }
+    // One byte more than is allowed, for a file that grows. A buffer that had to grow would
+    // leave copies of a key behind.
+    let capacity = usize::try_from(metadata.len()).unwrap_or_default() + 1;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(capacity));
+    (&mut file).take(max_bytes + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > max_bytes {
+        return Err(too_large(max_bytes));
+    }
+    Ok(bytes)
+}
+
+fn check(metadata: &Metadata) -> io::Result<()> {
+    let what = kind(metadata.file_type());
+    if metadata.is_file() {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!("it is {what}, not a regular file"),
+    ))
+}
+
+fn kind(file: FileType) -> &'static str {
+    if file.is_dir() {
+        "a directory"
+    } else if file.is_fifo() {
+        "a FIFO"
+    } else if file.is_socket() {
+        "a socket"
+    } else if file.is_char_device() || file.is_block_device() {
+        "a device"
+    } else {
+        "something else"
+    }
+}
+
+fn too_large(max_bytes: u64) -> io::Error {
+    let mib = max_bytes >> 20;
+    io::Error::new(
+        io::ErrorKind::FileTooLarge,
+        format!("it is larger than {mib} MiB"),
+    )
+}
+
+fn timed_out(text: String) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, text)
+}
+
+/// Threads that were given up and have not ended, by their file.
+static STUCK: LazyLock<Mutex<HashMap<PathBuf, Stuck>>> = LazyLock::new(Mutex::default);
+
+struct Stuck {
+    threads: usize,
+    pause: Duration,
+    not_before: Instant,
+}
+
+fn stuck() -> MutexGuard<'static, HashMap<PathBuf, Stuck>> {
+    STUCK.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Stuck {
+    fn must_wait(&self) -> bool {
+        Instant::now() < self.not_before
+    }
+
+    fn begin(path: &Path) {
+        let mut all = stuck();
+        let stuck = all.entry(path.to_owned()).or_insert(Self {
+            threads: 0,
+            pause: FIRST_PAUSE / 2,
+            not_before: Instant::now(),
+        });
+        stuck.threads += 1;
+        stuck.pause = (stuck.pause * 2).min(LONGEST_PAUSE);
+        stuck.not_before = Instant::now() + stuck.pause;
+    }
+
+    /// One of the threads ended. Its file system answers again, so nothing waits for the others.
+    fn end(path: &Path) {
+        let mut all = stuck();
+        if let Some(stuck) = all.get_mut(path) {
+            stuck.threads -= 1;
+            stuck.not_before = Instant::now();
+            if stuck.threads == 0 {
+                all.remove(path);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::net::UnixListener};
+
+    use super::*;
+
+    const MAX: u64 = 1 << 20;
+
+    fn refused(path: &Path) -> String {
+        let began = Instant::now();
+        let error = read(path, MAX).unwrap_err();
+        assert!(began.elapsed() < PATIENCE, "{error}");
+        error.to_string()
+    }
+
+    #[test]
+    fn only_regular_files_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("file"), "text").unwrap();
+        std::os::unix::fs::symlink(at("file"), at("link")).unwrap();
+        assert_eq!(**read(&at("link"), MAX).unwrap(), *b"text");
+
+        let made = std::process::Command::new("mkfifo")
+            .arg(at("fifo"))
+            .status();
+        assert!(made.unwrap().success());
+        std::os::unix::fs::symlink(at("fifo"), at("link to fifo")).unwrap();
+        let _listener = UnixListener::bind(at("socket")).unwrap();
+        for (path, what) in [
+            (at("fifo"), "it is a FIFO, not a regular file"),
+            (at("link to fifo"), "it is a FIFO, not a regular file"),
+            (at("socket"), "it is a socket, not a regular file"),
+            (at("."), "it is a directory, not a regular file"),
+            ("/dev/zero".into(), "it is a device, not a regular file"),
+        ] {
+            assert_eq!(refused(&path), what, "{}", path.display());
+        }
+        assert!(refused(&at("missing")).contains("No such file"));
+    }
+
+    #[test]
+    fn a_file_over_the_limit_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let max = usize::try_from(MAX).unwrap();
+        fs::write(&path, vec![b'x'; max]).unwrap();
+        assert_eq!(read(&path, MAX).unwrap().len(), max);
+        fs::write(&path, vec![b'x'; max + 1]).unwrap();
+        assert_eq!(refused(&path), "it is larger than 1 MiB");
+        // A file of which the system does not say the size.
+        assert!(
+            !read(Path::new("/proc/self/status"), MAX)
+                .unwrap()
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn a_read_that_hangs_is_given_up_and_tried_again() {
+        let path = Path::new("/a test's own");
+        let soon = Duration::from_millis(20);
+        let (release, gate) = mpsc::channel::<()>();
+        let hangs = move || {
+            let _ = gate.recv();
+            Ok(1)
+        };
+        let error = bounded(path, soon, hangs).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(
+            error.to_string().starts_with("timed out after 20ms"),
+            "{error}"
+        );
+
+        // No second thread for now, except when somebody asks.
+        let error = bounded(path, soon, || Ok(2)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(error.to_string().contains("earlier attempt"), "{error}");
+        assert_eq!(bounded(Path::new("/another"), soon, || Ok(3)).unwrap(), 3);
+        try_again();
+        assert_eq!(bounded(path, PATIENCE, || Ok(4)).unwrap(), 4);
+
+        // The file system answers again: nothing is left of it.
+        drop(release);
+        let deadline = Instant::now() + PATIENCE;
+        while stuck().contains_key(path) {
+            assert!(Instant::now() < deadline);
+            std::thread::sleep(soon);
+        }
+        assert_eq!(bounded(path, PATIENCE, || Ok(5)).unwrap(), 5);
+    }
+}

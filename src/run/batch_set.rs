@@ -1,0 +1,214 @@
+//! The batches of a run: tasks, bounded in number, and what they counted.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    mem,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use tokio::task::{Id, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Context, Mode, Report, RunError, Scope,
+    batch::{Batch, BatchEnd},
+    report::RowOutcome,
+    visited::Visited,
+};
+use crate::{store::Row, telemetry};
+
+/// Rows of one batch: many, since a connection falls idle at the end of each, and yet few
+/// enough that a page of the default size makes two batches for every writer.
+const BATCH_ROWS: usize = 125;
+
+/// Bytes of texts in one batch, and in all batches of a run together. A batch has one row at
+/// least.
+const BATCH_BYTES: usize = 1 << 20;
+const BYTES_AT_ONCE: usize = 3 << 20;
+
+/// The batches of one run.
+pub(super) struct BatchSet {
+    context: Arc<Context>,
+    mode: Mode,
+    is_site: bool,
+    /// No batch begins another row after this.
+    stop: CancellationToken,
+    /// Somebody waits for the end of the run.
+    hurry: CancellationToken,
+    running: JoinSet<BatchEnd>,
+    /// How many rows each task has, and how many bytes of texts.
+    sizes: HashMap<Id, (u64, usize)>,
+    /// The bytes of all of them.
+    bytes: usize,
+    /// What the run came to.
+    pub(super) visited: Visited,
+    max_tasks: usize,
+    report: Report,
+    progress: Arc<AtomicU64>,
+}
+
+impl BatchSet {
+    /// No batches yet. All of them end soon after `stop`.
+    pub(super) fn new(
+        context: Arc<Context>,
+        scope: &Scope,
+        mode: Mode,
+        stop: &CancellationToken,
+    ) -> Self {
+        let max_tasks = context.store.options().max_connections;
+        Self {
+            context,
+            mode,
+            is_site: *scope == Scope::Site,
+            stop: stop.child_token(),
+            hurry: stop.clone(),
+            running: JoinSet::new(),
+            sizes: HashMap::new(),
+            bytes: 0,
+            visited: Visited::default(),
+            max_tasks,
+            report: Report::default(),
+            progress: Arc::default(),
+        }
+    }
+
+    /// Has every batch end before its next row.
+    pub(super) fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// What [`BatchSet::stop`] cancels.
+    pub(super) fn stop_token(&self) -> CancellationToken {
+        self.stop.clone()
+    }
+
+    /// Changes whenever a batch has ended.
+    pub(super) fn progress(&self) -> Arc<AtomicU64> {
+        self.progress.clone()
+    }
+
+    /// What was counted so far.
+    pub(super) fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// What was counted; the counters start again at zero.
+    pub(super) fn take_report(&mut self) -> Report {
+        mem::take(&mut self.report)
+    }
+
+    /// Starts batches for all of `rows`.
+    pub(super) async fn start_all(&mut self, mut rows: Vec<Row>) -> Result<(), RunError> {
+        while !rows.is_empty() {
+            let rest = rows.split_off(Self::batch(&rows));
+            self.start(mem::replace(&mut rows, rest)).await?;
+        }
+        Ok(())
+    }
+
+    /// How many of `rows` one batch takes.
+    fn batch(rows: &[Row]) -> usize {
+        let mut bytes = 0;
+        let fits = |row: &&Row| {
+            bytes += row.bytes();
+            bytes <= BATCH_BYTES
+        };
+        let fitting = rows.iter().take(BATCH_ROWS).take_while(fits).count();
+        fitting.max(1).min(rows.len())
+    }
+
+    /// Whether `rows` are enough for a batch.
+    pub(super) fn is_batch(rows: &[Row]) -> bool {
+        rows.len() >= BATCH_ROWS || Self::batch(rows) < rows.len()
+    }
+
+    /// What the run does with rows.
+    pub(super) fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Starts a batch of `rows` as soon as there is room for one.
+    pub(super) async fn start(&mut self, rows: Vec<Row>) -> Result<(), RunError> {
+        let bytes = rows.iter().map(Row::bytes).sum::<usize>();
+        while self.running.len() >= self.max_tasks
+            || (self.bytes + bytes > BYTES_AT_ONCE && !self.running.is_empty())
+        {
+            self.join_one().await?;
+        }
+        let batch = Batch {
+            context: self.context.clone(),
+            mode: self.mode,
+            is_site: self.is_site,
+            stop: self.stop.clone(),
+            hurry: self.hurry.clone(),
+            scratch: Mutex::default(),
+        };
+        let size = rows.len() as u64;
+        let task = self.running.spawn(batch.run(rows));
+        self.sizes.insert(task.id(), (size, bytes));
+        self.bytes += bytes;
+        Ok(())
+    }
+
+    /// Waits for all batches, also after an error, so that their rows are counted and none
+    /// is under way any more.
+    pub(super) async fn finish(&mut self) -> Result<(), RunError> {
+        let mut result = Ok(());
+        while !self.running.is_empty() {
+            result = result.and(self.join_one().await);
+        }
+        result
+    }
+
+    async fn join_one(&mut self) -> Result<(), RunError> {
+        let Some(joined) = self.running.join_next_with_id().await else {
+            return Ok(());
+        };
+        self.progress.fetch_add(1, Ordering::Relaxed);
+        match joined {
+            Ok((task, end)) => {
+                self.forget(task);
+                self.count(end)
+            }
+            Err(panicked) => {
+                let rows = self.forget(panicked.id());
+                if self.mode == Mode::Apply {
+                    self.report.rows_in_doubt += rows;
+                }
+                Err(RunError::Panicked)
+            }
+        }
+    }
+
+    /// How many rows a task had that has ended.
+    fn forget(&mut self, task: Id) -> u64 {
+        let (rows, bytes) = self.sizes.remove(&task).unwrap_or_default();
+        self.bytes -= bytes;
+        rows
+    }
+
+    fn count(&mut self, end: BatchEnd) -> Result<(), RunError> {
+        for id in &end.gone {
+            self.visited.gone(id);
+        }
+        self.count_rows(end.outcomes);
+        self.report.rows_in_doubt += end.in_doubt;
+        end.result
+    }
+
+    /// Counts rows with their outcomes.
+    pub(super) fn count_rows(&mut self, outcomes: Vec<RowOutcome>) {
+        // Together: a counter has to be looked up each time.
+        let mut done = BTreeMap::new();
+        for outcome in outcomes {
+            *done.entry(outcome.name()).or_default() += 1;
+            self.report.add(outcome);
+        }
+        for (outcome, rows) in done {
+            telemetry::rows_done(self.mode, outcome, rows);
+        }
+    }
+}

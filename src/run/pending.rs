@@ -1,0 +1,189 @@
+//! A row that is to be written, and what is known of its writes.
+
+use std::mem;
+
+use super::report::RowOutcome;
+use crate::{
+    rewrap::Texts,
+    store::{Row, Settled, StoreError},
+};
+
+/// How far a row has got.
+#[derive(Debug)]
+pub(super) enum Progress {
+    /// Nothing is under way.
+    Open,
+    /// The write of [`Pending::texts`] was sent and has no answer.
+    Sent,
+    /// This became of it.
+    Finished(RowOutcome),
+}
+
+/// A row that is to be written.
+#[derive(Debug)]
+pub(super) struct Pending {
+    /// As it was read.
+    pub(super) row: Row,
+    /// What to write.
+    pub(super) texts: Texts,
+    /// What becomes of the row once `texts` is written.
+    outcome: RowOutcome,
+    pub(super) progress: Progress,
+    /// Writes whose connection died before their answer came. They may be committed. Every
+    /// envelope has a fresh nonce: a row that holds these texts was written by us.
+    in_doubt: Vec<(Texts, RowOutcome)>,
+}
+
+impl Pending {
+    pub(super) fn new(row: Row, texts: Texts, outcome: RowOutcome) -> Self {
+        Self {
+            row,
+            texts,
+            outcome,
+            progress: Progress::Open,
+            in_doubt: Vec::new(),
+        }
+    }
+
+    /// Whether the row has no outcome yet.
+    pub(super) fn is_open(&self) -> bool {
+        !matches!(self.progress, Progress::Finished(_))
+    }
+
+    pub(super) fn into_outcome(self) -> Option<RowOutcome> {
+        match self.progress {
+            Progress::Finished(outcome) => Some(outcome),
+            Progress::Open | Progress::Sent => None,
+        }
+    }
+
+    /// Whether a write of the past may be committed.
+    pub(super) fn has_doubts(&self) -> bool {
+        !self.in_doubt.is_empty()
+    }
+
+    pub(super) fn note_doubt(&mut self, texts: Texts, outcome: RowOutcome) {
+        self.in_doubt.push((texts, outcome));
+    }
+
+    /// A write that was sent will have no answer any more: its connection was given up.
+    pub(super) fn keep_in_doubt(&mut self) {
+        if matches!(self.progress, Progress::Sent) {
+            self.progress = Progress::Open;
+            self.note_doubt(self.texts.clone(), self.outcome.clone());
+        }
+    }
+
+    /// The row was read again and decided again.
+    pub(super) fn replan(&mut self, row: Row, texts: Texts, outcome: RowOutcome) {
+        (self.row, self.texts, self.outcome) = (row, texts, outcome);
+    }
+
+    /// Takes down how an attempt ended: with the row's outcome, with nothing yet, or with an
+    /// error. A failure of this row is its outcome.
+    ///
+    /// # Errors
+    ///
+    /// An error that concerns the connection is passed on.
+    pub(super) fn conclude(
+        &mut self,
+        attempt: Result<Option<RowOutcome>, StoreError>,
+    ) -> Result<(), StoreError> {
+        let outcome = match attempt {
+            Err(StoreError::Row(error)) => Some(RowOutcome::row_failed(
+                &self.row.organization_id,
+                error.to_string(),
+            )),
+            attempt => attempt?,
+        };
+        if let Some(outcome) = outcome {
+            self.progress = Progress::Finished(outcome);
+        }
+        Ok(())
+    }
+
+    /// What becomes of the row once [`Pending::texts`] is written.
+    pub(super) fn take_outcome(&mut self) -> RowOutcome {
+        mem::replace(&mut self.outcome, RowOutcome::Gone)
+    }
+
+    /// What became of the row, if it holds `texts` by a write whose answer was lost.
+    pub(super) fn written_as(&mut self, texts: &Texts) -> Option<RowOutcome> {
+        let written = self.in_doubt.iter().position(|(sent, _)| sent == texts)?;
+        Some(self.in_doubt.swap_remove(written).1)
+    }
+
+    /// Concludes from what was `settled` what became of the row; whether it stays in doubt.
+    pub(super) fn settle(&mut self, settled: &Settled) -> bool {
+        let id = &self.row.organization_id;
+        let Some(row) = settled.rows.iter().find(|row| row.organization_id == *id) else {
+            self.progress = Progress::Finished(RowOutcome::Gone);
+            return false;
+        };
+        if let Some(outcome) = self.written_as(&row.texts) {
+            self.progress = Progress::Finished(outcome);
+            return false;
+        }
+        // A row that is as it was read was not written. Any other text may have followed ours.
+        !(settled.is_final && row.texts == self.row.texts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(text: &str) -> Texts {
+        [Some(text.to_owned()), None, None]
+    }
+
+    fn row(text: &str) -> Row {
+        Row {
+            organization_id: "acme".to_owned(),
+            texts: texts(text),
+            version: Some("V1-T1".to_owned()),
+        }
+    }
+
+    const UPDATED: RowOutcome = RowOutcome::Updated {
+        reencrypted: 1,
+        on_target: 0,
+    };
+
+    fn sent() -> Pending {
+        let mut pending = Pending::new(row("old"), texts("new"), UPDATED);
+        pending.progress = Progress::Sent;
+        pending.keep_in_doubt();
+        pending
+    }
+
+    #[test]
+    fn a_write_without_an_answer_is_settled_by_what_the_row_holds() {
+        // What the row holds (`None`: deleted), whether that is final, and then: in doubt?
+        let cases = [
+            (Some("new"), true, false, Some(UPDATED)),
+            (Some("new"), false, false, Some(UPDATED)),
+            (Some("old"), true, false, None),
+            (Some("old"), false, true, None),
+            (Some("a tenant's"), true, true, None),
+            (None, true, false, Some(RowOutcome::Gone)),
+        ];
+        for (text, is_final, in_doubt, outcome) in cases {
+            let mut pending = sent();
+            let rows = text.map(row).into_iter().collect();
+            let stays = pending.settle(&Settled { rows, is_final });
+            assert_eq!(
+                (stays, pending.into_outcome()),
+                (in_doubt, outcome),
+                "{text:?} {is_final}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_row_that_was_not_sent_has_no_doubts() {
+        let mut pending = Pending::new(row("old"), texts("new"), UPDATED);
+        pending.keep_in_doubt();
+        assert!(!pending.has_doubts());
+    }
+}

@@ -1,0 +1,69 @@
+//! Says what a run waits for while it makes no progress: a lock, or a synchronous standby
+//! that does not answer. Costs nothing as long as rows are done.
+
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::sleep;
+
+use super::Context;
+use crate::telemetry;
+
+/// A run without progress for this long is looked at.
+const INTERVAL: Duration = Duration::from_secs(2);
+
+/// Intervals between two lines in the log about the same wait.
+const LOG_EVERY: u32 = 15;
+
+/// Clears what was said when the run ends, or goes on.
+struct Stall<'a>(&'a Context);
+
+impl Stall<'_> {
+    fn set(&self, wait: Option<String>) {
+        telemetry::run_stalled(wait.is_some());
+        self.0.stall.send_if_modified(|current| {
+            let changed = *current != wait;
+            *current = wait;
+            changed
+        });
+    }
+}
+
+impl Drop for Stall<'_> {
+    fn drop(&mut self) {
+        self.set(None);
+    }
+}
+
+/// Watches a run until it is dropped. `progress` changes whenever rows are done.
+pub(super) async fn watch(context: &Context, progress: Arc<AtomicU64>) -> Infallible {
+    let stall = Stall(context);
+    let mut last = u64::MAX;
+    let mut looks = 0;
+    loop {
+        let paced = context.pace.rows();
+        let now = progress.load(Ordering::Relaxed).wrapping_add(paced);
+        let is_stalled = now == last;
+        last = now;
+        if is_stalled {
+            let wait = context.store.wait().await.ok().flatten();
+            if let Some(wait) = &wait
+                && looks % LOG_EVERY == 0
+            {
+                tracing::warn!("the run makes no progress: {wait}");
+            }
+            looks += 1;
+            stall.set(wait.map(|wait| wait.to_string()));
+        } else {
+            looks = 0;
+            stall.set(None);
+        }
+        sleep(INTERVAL).await;
+    }
+}

@@ -1,0 +1,132 @@
+//! What became of writes that had no answer.
+//!
+//! A connection that was given up may have carried writes that Postgres committed, or
+//! that it is still about to commit. Once the session has ended, the rows show what it
+//! did.
+
+use std::time::Duration;
+
+use deadpool_postgres::Object;
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_postgres::types::Type;
+
+use super::{
+    Pooler, Row, Store, StoreError,
+    page::{select_row, text, texts, version},
+    statement::Sql,
+};
+
+/// Between two looks whether the sessions have ended.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// The process of Postgres that serves one connection (`pg_backend_pid()`).
+pub(super) type Backend = i32;
+
+/// What is known of rows whose writes had no answer.
+#[derive(Debug)]
+pub struct Settled {
+    /// The rows as they are now. A row that was deleted is absent.
+    pub rows: Vec<Row>,
+    /// Whether the sessions that wrote have ended, so that no write can follow.
+    pub is_final: bool,
+}
+
+const BACKEND_PID: Sql = Sql {
+    text: "-- backend_pid\nSELECT pg_backend_pid()",
+    types: &[],
+};
+
+// Only sessions of this program and this role: a process id may belong to another session
+// by now.
+const END_SESSIONS: Sql = Sql {
+    text: "-- end_sessions\n\
+           SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+           WHERE pid = ANY($1) AND usename = current_user \
+             AND application_name = current_setting('application_name') \
+             AND pid <> pg_backend_pid()",
+    types: &[Type::INT4_ARRAY],
+};
+
+const READ_ROWS: Sql = Sql {
+    text: concat!(
+        "-- read_rows\n",
+        select_row!(),
+        "WHERE c.organization_id = ANY($1)"
+    ),
+    types: &[Type::TEXT_ARRAY],
+};
+
+impl Store {
+    /// The process that serves a connection of the pool. Postgres is asked once for each
+    /// connection.
+    pub(super) async fn known_backend(
+        &self,
+        client: &Object,
+    ) -> Result<Option<Backend>, StoreError> {
+        let id = Object::id(client);
+        if let Some(backend) = self.backends().get(&id) {
+            return Ok(Some(*backend));
+        }
+        let Some(backend) = self.backend(client).await? else {
+            return Ok(None);
+        };
+        let mut backends = self.backends();
+        // Connections of the past are not worth memory.
+        if backends.len() > 4 * self.options.max_connections {
+            backends.clear();
+        }
+        backends.insert(id, backend);
+        Ok(Some(backend))
+    }
+
+    /// The process that serves this connection; `None` behind a pooler that may use another
+    /// one for every transaction.
+    pub(super) async fn backend(&self, client: &Object) -> Result<Option<Backend>, StoreError> {
+        if self.options.pooler == Pooler::Transaction {
+            return Ok(None);
+        }
+        let rows = self.query(client, &BACKEND_PID, &[]).await?;
+        Ok(rows.first().ok_or_else(StoreError::no_answer)?.try_get(0)?)
+    }
+
+    /// Ends the sessions `backends`, which may still be writing some of the rows `ids`, and
+    /// reads these rows; within `limit`.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the database does not answer in time.
+    pub async fn settle(
+        &self,
+        backends: &[Option<i32>],
+        ids: &[&str],
+        limit: Duration,
+    ) -> Result<Settled, StoreError> {
+        let deadline = Instant::now() + limit;
+        let settled = timeout_at(deadline, self.try_to_settle(backends, ids, deadline));
+        settled.await.unwrap_or(Err(StoreError::NoAnswer(limit)))
+    }
+
+    async fn try_to_settle(
+        &self,
+        backends: &[Option<Backend>],
+        ids: &[&str],
+        deadline: Instant,
+    ) -> Result<Settled, StoreError> {
+        let client = self.any_client().await?;
+        let known: Vec<Backend> = backends.iter().flatten().copied().collect();
+        let mut is_final = known.len() == backends.len();
+        while is_final {
+            // No row: every session has ended before this statement's snapshot.
+            let live = self.query(&client, &END_SESSIONS, &[&known]).await?;
+            if live.is_empty() {
+                break;
+            }
+            is_final = Instant::now() + 5 * PAUSE < deadline;
+            sleep(PAUSE).await;
+        }
+        let rows = self.query(&client, &READ_ROWS, &[&ids]).await?;
+        client.release();
+        let rows = rows.iter().map(Row::from_pg).collect::<Result<_, _>>()?;
+        Ok(Settled { rows, is_final })
+    }
+}

@@ -1,0 +1,122 @@
+//! Notices that Postgres does not answer on a connection.
+//!
+//! Postgres works on the statements of a connection one after the other, each for at most
+//! `statement_timeout`. So whatever is sent, some answer comes within that time. A frozen
+//! server, or a network that swallows packets, is found by this, and not only after the
+//! time that all statements on their way may take together.
+
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep_until};
+
+/// The statements that have no answer yet, and when there was news last.
+#[derive(Debug)]
+pub(super) struct Unanswered {
+    statements: AtomicUsize,
+    /// When an answer came, or a statement was sent that waits for no other.
+    news: Mutex<Instant>,
+}
+
+impl Unanswered {
+    pub(super) fn new() -> Self {
+        Self {
+            statements: AtomicUsize::new(0),
+            news: Mutex::new(Instant::now()),
+        }
+    }
+
+    /// Counts `statement` as unanswered until it ends.
+    pub(super) async fn count<T>(&self, statement: impl Future<Output = T>) -> T {
+        if self.statements.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.note_news();
+        }
+        let _answered = Answered(self);
+        statement.await
+    }
+
+    /// Ends when there are unanswered statements and no answer came for `limit`.
+    pub(super) async fn silence(&self, limit: Duration) {
+        loop {
+            let news = self.news();
+            sleep_until(news + limit).await;
+            if self.statements.load(Ordering::Relaxed) == 0 {
+                self.note_news();
+            } else if self.news() == news {
+                return;
+            }
+        }
+    }
+
+    fn news(&self) -> Instant {
+        *self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note_news(&self) {
+        *self.news.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+}
+
+struct Answered<'a>(&'a Unanswered);
+
+impl Drop for Answered<'_> {
+    fn drop(&mut self) {
+        self.0.statements.fetch_sub(1, Ordering::Relaxed);
+        self.0.note_news();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn answers_one_after_the_other_are_no_silence() {
+        let unanswered = Unanswered::new();
+        let answer_after = |seconds| unanswered.count(sleep(seconds * SECOND));
+        let statements = async { tokio::join!(answer_after(4), answer_after(8), answer_after(12)) };
+        let silence = unanswered.silence(5 * SECOND);
+        let ended = tokio::select! {
+            _ = statements => true,
+            () = silence => false,
+        };
+        assert!(ended);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_statement_without_an_answer_is_silence() {
+        let unanswered = Unanswered::new();
+        let start = Instant::now();
+        tokio::select! {
+            () = unanswered.count(sleep(3600 * SECOND)) => unreachable!(),
+            () = unanswered.silence(5 * SECOND) => {}
+        }
+        assert_eq!(start.elapsed(), 5 * SECOND);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_was_idle_has_its_full_time() {
+        let unanswered = Unanswered::new();
+        let idle_then_busy = async {
+            sleep(14 * SECOND).await;
+            unanswered.count(sleep(4 * SECOND)).await;
+        };
+        let silence = unanswered.silence(5 * SECOND);
+        let quiet = tokio::select! {
+            () = idle_then_busy => true,
+            () = silence => false,
+        };
+        assert!(quiet);
+        let idle = timeout(60 * SECOND, unanswered.silence(5 * SECOND));
+        assert!(idle.await.is_err());
+    }
+}

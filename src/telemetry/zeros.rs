@@ -1,0 +1,104 @@
+//! Every counter is there from the start with 0, for each value of its labels: the functions of
+//! Prometheus miss the first event of a series that begins with 1.
+
+use metrics::counter;
+
+use super::{CALLS, DECISIONS, DISTRUSTED, HANDSHAKES_REFUSED, RELOADS, ROWS};
+
+/// The kinds of identity.
+const IDENTITY_KINDS: [&str; 4] = ["service", "machine", "external", "none"];
+
+/// The outcomes of calls: `OK`, and every reason of an error.
+pub(crate) const CALL_OUTCOMES: [&str; 30] = [
+    "OK",
+    "APPLY_UNDER_WAY",
+    "AUDIT_UNAVAILABLE",
+    "BLANK_ORGANIZATION_ID",
+    "CANCELLED",
+    "COMPRESSION_NOT_SUPPORTED",
+    "DATABASE_LOGIN",
+    "DATABASE_PRIVILEGE",
+    "DATABASE_READ_ONLY",
+    "DATABASE_REFUSES_UPDATES",
+    "DATABASE_SCHEMA",
+    "ROWS_NOT_VISIBLE",
+    "DATABASE_UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "DENIED_BY_POLICY",
+    "INTERNAL",
+    "INVALID_ORGANIZATION_ID",
+    "MACHINE_IDENTITY_DISABLED",
+    "MALFORMED_REQUEST",
+    "METADATA_TOO_LARGE",
+    "NOT_ALLOWED",
+    "NOT_READY",
+    "NOT_REPLICATED",
+    "NO_IDENTITY",
+    "SHUTTING_DOWN",
+    "SLOW_REQUEST",
+    "TOO_MANY_RUNS",
+    "UNEXPECTED_TARGET_KEY",
+    "UNKNOWN_METHOD",
+    "UNKNOWN_ORGANIZATION",
+];
+
+/// The outcomes of decisions whether a caller may re-wrap.
+const DECISION_OUTCOMES: [&str; 5] = [
+    "allowed",
+    "allowed_by_permissive_mode",
+    "denied_by_policy",
+    "no_identity",
+    "not_allowed",
+];
+
+/// What can be wrong with a certificate.
+pub(crate) const CERTIFICATE_REASONS: [&str; 9] = [
+    "bad_certificate",
+    "bad_eku",
+    "crl_expired",
+    "crl_missing",
+    "crl_unusable",
+    "expired",
+    "not_yet_valid",
+    "revoked",
+    "unknown_ca",
+];
+
+/// What else ends a connection before HTTP/2.
+pub(crate) const HANDSHAKE_REASONS: [&str; 9] = [
+    "client_alert",
+    "closed",
+    "incompatible",
+    "internal",
+    "no_certificate",
+    "no_h2",
+    "protocol_error",
+    "timeout",
+    "too_many",
+];
+
+/// Registers the counters that have labels.
+pub(super) fn register() {
+    for kind in IDENTITY_KINDS {
+        for outcome in CALL_OUTCOMES {
+            counter!(CALLS, "outcome" => outcome, "identity_kind" => kind).absolute(0);
+        }
+        for outcome in DECISION_OUTCOMES {
+            counter!(DECISIONS, "identity_kind" => kind, "outcome" => outcome).absolute(0);
+        }
+    }
+    for mode in ["dry_run", "apply"] {
+        for outcome in ["updated", "on_target", "failed", "gone"] {
+            counter!(ROWS, "mode" => mode, "outcome" => outcome).absolute(0);
+        }
+    }
+    for reason in CERTIFICATE_REASONS.into_iter().chain(HANDSHAKE_REASONS) {
+        counter!(HANDSHAKES_REFUSED, "reason" => reason).absolute(0);
+    }
+    for reason in CERTIFICATE_REASONS.into_iter().chain(["identity_changed"]) {
+        counter!(DISTRUSTED, "reason" => reason).absolute(0);
+    }
+    for outcome in ["success", "failure"] {
+        counter!(RELOADS, "outcome" => outcome).absolute(0);
+    }
+}

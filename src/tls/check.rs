@@ -1,0 +1,142 @@
+//! What is in the files, taken apart and checked: once, for the start and for every reload.
+
+use std::path::PathBuf;
+
+use rustls::{
+    pki_types::{CertificateDer, UnixTime},
+    sign::CertifiedKey,
+};
+
+use super::{
+    Fault, TlsError, Validity,
+    bundle::{authorities, warning},
+    chain::{order_warning, own_validity, pair_up},
+    item::Warning,
+    material::{ADMIN_ROOT_CA, CERTIFICATE, CRLS, KEY, Material, ROOT_CA, fault},
+    revocation::{self, RevocationList},
+};
+use crate::pem::PemFile;
+
+/// What the files hold, all of it usable.
+pub(super) struct Checked {
+    pub(super) certified_key: CertifiedKey,
+    /// Of the server's own certificate.
+    pub(super) validity: Validity,
+    pub(super) root_cas: Vec<CertificateDer<'static>>,
+    pub(super) admin_cas: Option<Vec<CertificateDer<'static>>>,
+    pub(super) lists: Vec<RevocationList>,
+    pub(super) contents: Vec<Content>,
+}
+
+/// How much was read from a file.
+#[derive(Debug, Clone)]
+pub(super) struct Content {
+    pub(super) setting: &'static str,
+    pub(super) path: PathBuf,
+    pub(super) certificates: Option<usize>,
+    pub(super) keys: Option<usize>,
+    pub(super) lists: Option<usize>,
+    pub(super) warnings: Vec<Warning>,
+}
+
+/// Checks everything that was read. `Ok(None)` if a file is missing for which there is no
+/// setting. `new_certificate`: the server's certificate must be valid now.
+pub(super) fn check(
+    material: Material,
+    new_certificate: bool,
+) -> Result<Option<Checked>, Vec<Fault>> {
+    let mut faults = material.faults;
+    let mut contents = Vec::new();
+
+    let chain = material.certificate.as_ref().map(|file| {
+        let chain = file.certificates().map_err(TlsError::from);
+        let chain = chain.and_then(|chain| own_validity(file, &chain).map(|own| (chain, own)));
+        chain.and_then(|(chain, validity)| {
+            if new_certificate && !validity.contains(UnixTime::now()) {
+                let path = file.path().to_owned();
+                return Err(TlsError::NotNow { path, validity });
+            }
+            Ok((chain, validity))
+        })
+    });
+    let chain = chain.and_then(|chain| fault(&mut faults, CERTIFICATE, chain));
+    let key = material.key.as_ref().map(PemFile::private_key);
+    let key = key.and_then(|key| fault(&mut faults, KEY, key));
+    for (file, (chain, _)) in material.certificate.iter().zip(&chain) {
+        contents.push(Content {
+            warnings: order_warning(chain).into_iter().collect(),
+            ..content(CERTIFICATE, file, Some(chain.len()), None, None)
+        });
+    }
+    for file in material.key.iter().filter(|_| key.is_some()) {
+        contents.push(content(KEY, file, None, Some(1), None));
+    }
+    let files = material.certificate.as_ref().zip(material.key.as_ref());
+    let pair = chain.zip(key).zip(files);
+    let pair = pair.and_then(|(((chain, validity), key), files)| {
+        let pair = pair_up(files, &chain, key);
+        let pair = pair.map_err(|(setting, error)| faults.push(Fault { setting, error }));
+        Some((pair.ok()?, validity))
+    });
+
+    let mut bundle = |setting, file: Option<&PemFile>| {
+        let found = file.map(authorities)?;
+        let found = fault(&mut faults, setting, found)?;
+        contents.extend(file.map(|file| Content {
+            warnings: found.iter().filter_map(warning).collect(),
+            ..content(setting, file, Some(found.len()), None, None)
+        }));
+        Some(
+            found
+                .into_iter()
+                .map(|located| located.item)
+                .collect::<Vec<_>>(),
+        )
+    };
+    let root_cas = bundle(ROOT_CA, material.root_ca.as_ref());
+    let admin_cas = bundle(ADMIN_ROOT_CA, material.admin_root_ca.as_ref());
+    let union = [&root_cas, &admin_cas].map(|cas| cas.as_deref().unwrap_or_default());
+    let union = union.concat();
+
+    let mut lists = Vec::new();
+    for file in &material.crls {
+        if let Some(found) = fault(&mut faults, CRLS, revocation::lists(file, &union)) {
+            contents.push(content(CRLS, file, None, None, Some(found.len())));
+            lists.extend(found);
+        }
+    }
+    let lists = fault(&mut faults, CRLS, revocation::in_order(lists));
+
+    if !faults.is_empty() {
+        return Err(faults);
+    }
+    let complete = pair.zip(root_cas).zip(lists);
+    Ok(complete.map(|((pair, root_cas), lists)| {
+        let (certified_key, validity) = pair;
+        Checked {
+            certified_key,
+            validity,
+            root_cas,
+            admin_cas,
+            lists,
+            contents,
+        }
+    }))
+}
+
+fn content(
+    setting: &'static str,
+    file: &PemFile,
+    certificates: Option<usize>,
+    keys: Option<usize>,
+    lists: Option<usize>,
+) -> Content {
+    Content {
+        setting,
+        path: file.path().to_owned(),
+        certificates,
+        keys,
+        lists,
+        warnings: Vec::new(),
+    }
+}

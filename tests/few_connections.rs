@@ -1,0 +1,48 @@
+//! A role that may have fewer connections than are configured: one is enough.
+
+use crate::database::Database;
+use crate::faults::orgs;
+use crate::grpcurl::run;
+use crate::seed;
+use crate::server::Server;
+use crate::site::Site;
+
+async fn limited_to(connections: u32, database: &Database) -> Server {
+    let admin = database.admin().await;
+    let role = format!("limited_{}", database.name());
+    let sql = format!(
+        "CREATE ROLE {role} LOGIN PASSWORD 'pw' CONNECTION LIMIT {connections};
+         GRANT SELECT, UPDATE ON tenants, tenant_identity_config TO {role}"
+    );
+    admin.batch_execute(&sql).await.unwrap();
+    let url = database.url();
+    let (_, rest) = url.split_once('@').unwrap();
+    Site::with_url(&format!("postgres://{role}:pw@{rest}"))
+        .start()
+        .await
+}
+
+#[tokio::test]
+async fn a_run_goes_on_with_the_connections_that_there_are() {
+    for limit in [1, 2, 3, 5] {
+        let database = Database::migrated().await;
+        let client = database.client().await;
+        seed::insert(&client, &orgs(400)).await;
+        let server = limited_to(limit, &database).await;
+        for dry_run in [true, false, false] {
+            let report = run(&server, dry_run).await;
+            assert_eq!(
+                (report.rows_examined, report.rows_failed),
+                (400, 0),
+                "{limit}"
+            );
+        }
+        let told = server.log_text().matches("CONNECTION LIMIT").count();
+        // Four batches and a page do not always want six connections at once.
+        let expected = if limit < 5 { 1..=1 } else { 0..=1 };
+        assert!(
+            expected.contains(&told),
+            "said {told} times, with {limit} connections"
+        );
+    }
+}

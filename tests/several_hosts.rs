@@ -1,0 +1,144 @@
+//! Several servers in the database URL: one that is off, or hangs, does not keep the program from the next one.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::time::timeout;
+
+use crate::database::Database;
+use crate::grpcurl::run;
+use crate::pg::PASSWORD;
+use crate::site::{Exit, Site};
+
+/// A server that takes no connection, or takes it and says nothing.
+struct Hung {
+    listener: TcpListener,
+    _waiting: Vec<TcpStream>,
+}
+
+impl Hung {
+    fn silent() -> Self {
+        Self {
+            listener: Self::listen(64),
+            _waiting: Vec::new(),
+        }
+    }
+
+    /// Its queue is full, so that the kernel drops whoever comes.
+    async fn dropping() -> Self {
+        let listener = Self::listen(0);
+        let mut waiting = Vec::new();
+        let address = listener.local_addr().unwrap();
+        let soon = Duration::from_millis(300);
+        while let Ok(stream) = timeout(soon, TcpStream::connect(address)).await {
+            waiting.push(stream.unwrap());
+        }
+        Self {
+            listener,
+            _waiting: waiting,
+        }
+    }
+
+    fn listen(queue: u32) -> TcpListener {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        socket.listen(queue).unwrap()
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.listener.local_addr().unwrap()
+    }
+}
+
+/// The database's URL with others before its own server.
+fn after(others: &[SocketAddr], database: &Database) -> String {
+    let others: String = others.iter().map(|other| format!("{other},")).collect();
+    let url = database.url();
+    let (credentials, rest) = url.split_once('@').unwrap();
+    format!("{credentials}@{others}{rest}")
+}
+
+async fn hung_servers() -> [Hung; 2] {
+    [Hung::dropping().await, Hung::silent()]
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_is_passed_over_after_its_time() {
+    let database = Database::migrated().await;
+    for hung in hung_servers().await {
+        let url = after(&[hung.address()], &database);
+        let began = Instant::now();
+        let server = Site::with_url(&format!("{url}?connect_timeout=1"))
+            .start()
+            .await;
+        assert_eq!(run(&server, true).await.rows_examined, 0);
+        // Less than the default of `connect_timeout` would take.
+        assert!(
+            began.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            began.elapsed()
+        );
+        let said = server
+            .wait_log("a server of database_url will not do: trying the next one")
+            .await;
+        let words = "no answer within connect_timeout of database_url, 1s";
+        let error = said["error"].to_string();
+        assert!(
+            error.contains(words) || error.contains("timed out"),
+            "{said}"
+        );
+        assert!(!server.log_text().contains(PASSWORD));
+    }
+}
+
+#[tokio::test]
+async fn the_limit_is_for_each_server() {
+    let database = Database::new().await;
+    let hung = hung_servers().await;
+    let url = after(&hung.each_ref().map(Hung::address), &database);
+    // Of two that hang, both take their time, and the setting wins over the URL.
+    let site = || {
+        Site::with_url(&format!("{url}?connect_timeout=60"))
+            .set("rewrap.connect_timeout", "\"500ms\"")
+    };
+    let Exit { code, stderr, .. } = site().run("migrate").await;
+    assert_eq!(code, 0, "{stderr}");
+    site().start().await;
+}
+
+#[tokio::test]
+async fn where_no_server_will_do_the_last_one_says_why() {
+    let hung = Hung::silent();
+    let url = format!("postgres://nico@{},127.0.0.1:1/nico", hung.address());
+    let site = Site::with_url(&url).set("rewrap.connect_timeout", "\"300ms\"");
+    let Exit { code, stderr, .. } = site.run("migrate").await;
+    assert!(
+        code == 1 && stderr.contains("database_url: error connecting"),
+        "{stderr}"
+    );
+    let url = format!("postgres://nico@127.0.0.1:1,{}/nico", hung.address());
+    let site = Site::with_url(&url).set("rewrap.connect_timeout", "\"300ms\"");
+    let server = site.start_unready().await;
+    let (status, body) = server.get("/readyz").await;
+    let words = "no answer within [rewrap].connect_timeout, 300ms";
+    assert!(status == 503 && body.contains(words), "{status} {body}");
+}
+
+#[tokio::test]
+async fn of_several_servers_one_that_takes_writes_is_taken() {
+    let primary = crate::pg::Server::start();
+    let database = Database::migrated_on(&primary).await;
+    let standby = primary.standby();
+    let before = SocketAddr::from(([127, 0, 0, 1], standby.port()));
+    let url = after(&[before], &database);
+    let server = Site::with_url(&url).start().await;
+    assert_eq!(run(&server, false).await.rows_examined, 0);
+    let said = server
+        .wait_log("a server of database_url will not do: trying the next one")
+        .await;
+    assert!(
+        said["error"].to_string().contains("does not allow writes"),
+        "{said}"
+    );
+}
