@@ -303,7 +303,7 @@ impl Inner {
         let ended = ended.map_err(|error| match error {
             RunError::Stopped => stopped_for,
             RunError::NotFound(id) => ServiceError::UnknownOrganization(id),
-            RunError::Store(error) => ServiceError::Database(error),
+            RunError::Store(error) => error.into(),
             RunError::NotReplicated => ServiceError::NotReplicated,
             RunError::Panicked => {
                 tracing::error!("a task of the run panicked: this is a bug");

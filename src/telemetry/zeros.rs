@@ -10,13 +10,19 @@ const IDENTITY_KINDS: [&str; 4] = ["service", "machine", "external", "none"];
 
 /// The outcomes of calls: `OK`, and every reason of an error. The test of [`crate::error`] names
 /// one that is missing.
-pub(crate) const CALL_OUTCOMES: [&str; 24] = [
+pub(crate) const CALL_OUTCOMES: [&str; 30] = [
     "OK",
     "APPLY_UNDER_WAY",
     "AUDIT_UNAVAILABLE",
     "BLANK_ORGANIZATION_ID",
     "CANCELLED",
     "COMPRESSION_NOT_SUPPORTED",
+    "DATABASE_LOGIN",
+    "DATABASE_PRIVILEGE",
+    "DATABASE_READ_ONLY",
+    "DATABASE_REFUSES_UPDATES",
+    "DATABASE_SCHEMA",
+    "ROWS_NOT_VISIBLE",
     "DATABASE_UNAVAILABLE",
     "DEADLINE_EXCEEDED",
     "DENIED_BY_POLICY",
