@@ -8,7 +8,7 @@ mod plain;
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use nico_rewrap::{
+use nico_rewrap::domain::{
     envelope::{Buffers, Envelope, Plaintext, seal},
     keyring::{Kek, KeyId, Keyring},
     rewrap::{Decision, Workspace, decide},

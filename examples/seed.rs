@@ -11,8 +11,10 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::Parser;
 use nico_rewrap::{
     config::Config,
-    envelope::{self, Buffers, Plaintext},
-    keyring::{Kek, KeyId},
+    domain::{
+        envelope::{self, Buffers, Plaintext},
+        keyring::{Kek, KeyId},
+    },
 };
 use ring::{
     rand::SystemRandom,

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use nico_rewrap::database::Database as Target;
+use nico_rewrap::store::database::Database as Target;
 use nico_rewrap::store::{Commit, Observer, Pooler, Store, StoreOptions};
 use tokio::time::sleep;
 use tokio_postgres::Client;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use casbin::{CoreApi, DefaultModel, Enforcer, StringAdapter};
 use futures_util::FutureExt;
-use nico_rewrap::casbin_policy::{CasbinPolicy, PolicyFault};
+use nico_rewrap::auth::casbin_policy::{CasbinPolicy, PolicyFault};
 
 const ACTION: &str = "forge/ReencryptTenantIdentitySecrets";
 

@@ -6,9 +6,9 @@ use tokio::time::sleep;
 
 use super::{AppError, DATABASE};
 use crate::{
-    readiness::Readiness,
     run::Runner,
     store::{Ping, SchemaError, Store},
+    telemetry::readiness::Readiness,
 };
 
 /// How often a database that does not answer is asked again.

@@ -25,7 +25,7 @@ use tokio::{
 };
 
 use super::record::{Record, outcome};
-use crate::{error::ServiceError, regular_file, telemetry};
+use crate::{api::error::ServiceError, regular_file, telemetry};
 
 /// How long a disk may take for a line before it counts as not written. A file server
 /// that is gone, or a pipe that nobody empties, takes for ever.

@@ -12,7 +12,8 @@ use super::{EX_CONFIG, LAST_WORDS, VERSION, fail, no_threads, notify, runtime};
 use crate::{
     app::{self, AppError, Listeners},
     config::{Config, Environment},
-    cpu, telemetry,
+    domain::envelope::hardware as cpu,
+    telemetry,
 };
 
 pub(super) fn run(files: &[PathBuf], environment: Environment) -> ExitCode {

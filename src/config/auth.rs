@@ -4,9 +4,11 @@ use std::{path::Path, sync::Arc};
 
 use super::settings::Settings;
 use crate::{
-    authorize::Policy,
-    casbin_policy::CasbinPolicy,
-    identity::{Attribute, CliCerts, Component, Name, TrustRules},
+    auth::{
+        authorize::Policy,
+        casbin_policy::CasbinPolicy,
+        identity::{Attribute, CliCerts, Component, Name, TrustRules},
+    },
     regular_file,
 };
 

@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{Environment, settings::Settings};
-use crate::{regular_file, secrets::environment::Variables};
+use crate::{keys::environment::Variables, regular_file};
 
 pub(super) const FILE: &str = "rewrap.secrets_file";
 pub(super) const FROM_ENVIRONMENT: &str = "rewrap.secrets_from_environment";

@@ -9,8 +9,9 @@ use super::{
     settings::Settings,
 };
 use crate::{
-    keyring::{Kek, KeyId, Keyring},
-    regular_file, secrets,
+    domain::keyring::{Kek, KeyId, Keyring},
+    keys::file as secrets,
+    regular_file,
 };
 
 const TARGET: &str = "machine_identity.current_encryption_key_id";

@@ -6,12 +6,12 @@
 //! below this module reads the environment.
 
 mod auth;
-mod feature;
+mod environment;
 mod key_sources;
 mod keys;
+mod machine_identity;
 mod settings;
 mod tls;
-mod variables;
 
 use std::{
     fmt,
@@ -22,19 +22,17 @@ use std::{
 
 use thiserror::Error;
 
-pub use self::variables::Environment;
+pub use self::environment::Environment;
 use self::{
+    environment::{foreign_variables, misspelled_variables},
     settings::Settings,
-    variables::{foreign_variables, misspelled_variables},
 };
 use crate::{
     audit::{self, AuditOptions},
-    authorize::Policy,
-    database::Database,
-    identity::TrustRules,
-    keyring::Keyring,
+    auth::{authorize::Policy, identity::TrustRules},
+    domain::keyring::Keyring,
     run::Speed,
-    store::StoreOptions,
+    store::{StoreOptions, database::Database},
     tls::Loaded,
 };
 
@@ -198,7 +196,7 @@ impl Config {
         let mut warnings = foreign_variables(environment);
 
         let feature = if settings.bool("machine_identity.enabled", false) {
-            feature::read(&mut settings, environment, &mut warnings)
+            machine_identity::read(&mut settings, environment, &mut warnings)
         } else {
             None
         };
@@ -236,7 +234,7 @@ pub fn load_database(
     environment: &Environment,
 ) -> Result<Database, ConfigError> {
     let mut settings = Settings::read(files, environment);
-    let database = feature::database(&mut settings, environment, &mut Vec::new());
+    let database = machine_identity::database(&mut settings, environment, &mut Vec::new());
     let faults = settings.into_faults();
     match database {
         Some(database) if faults.is_empty() => Ok(database),

@@ -10,7 +10,7 @@ use std::{
 
 use config::{Map, Source, Value, ValueKind};
 
-use super::variables::{Environment, overrides};
+use super::environment::{Environment, overrides};
 use crate::regular_file;
 
 /// In bytes: far more than a site config that people wrote.

@@ -20,7 +20,7 @@ use super::{
     report::RowOutcome,
 };
 use crate::{
-    rewrap::{Decision, Texts, Workspace, decide},
+    domain::rewrap::{Decision, Texts, Workspace, decide},
     store::{Replaced, Row, RowError, StoreError, Writer, next_counter},
 };
 

@@ -12,10 +12,10 @@
 //!
 //! Knows the store and the pure core; no gRPC and no SQL.
 
-mod back_off;
+mod adaptive_rate;
 mod batch;
 mod batch_set;
-mod pace;
+mod pacer;
 mod pending;
 mod report;
 mod scope;
@@ -32,11 +32,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use self::report::{Ended, Failure, Report};
-use self::{back_off::BackOff, batch_set::BatchSet, pace::Pace};
+use self::{adaptive_rate::BackOff, batch_set::BatchSet, pacer::Pace};
 use crate::{
-    authorize::Permit,
-    keyring::Keyring,
-    organization::OrganizationId,
+    auth::authorize::Permit,
+    domain::{keyring::Keyring, organization::OrganizationId},
     store::{Store, StoreError, Writer},
 };
 

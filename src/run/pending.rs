@@ -4,7 +4,7 @@ use std::mem;
 
 use super::report::RowOutcome;
 use crate::{
-    rewrap::Texts,
+    domain::rewrap::Texts,
     store::{Row, Settled, StoreError},
 };
 

@@ -17,7 +17,7 @@ use super::{
     replace::Form,
     statement::{Ready, Sql},
 };
-use crate::{keyring::KeyId, rewrap::Texts};
+use crate::domain::{keyring::KeyId, rewrap::Texts};
 
 const LOCK_ROW: Sql = Sql {
     text: concat!(

@@ -11,9 +11,10 @@
 //! transaction mode, travel with each write.
 
 mod barrier;
+pub mod database;
 mod error;
 mod lease;
-mod load;
+mod load_probe;
 mod locked;
 mod page;
 mod parts;
@@ -50,7 +51,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 pub use self::{
     barrier::Incarnation,
     error::{RowError, StoreError},
-    load::{Load, Observer},
+    load_probe::{Load, Observer},
     page::{Page, Position, Unreadable},
     ping::Ping,
     preflight::Preflight,
@@ -66,7 +67,7 @@ use self::{
     settle::Backend,
     statement::{ANSWER_MARGIN, Sql},
 };
-use crate::database::{Database, Notices};
+use crate::store::database::{Database, Notices};
 
 /// How the store uses the database. Durations are upper bounds.
 #[derive(Debug, Clone)]

@@ -257,7 +257,7 @@ impl<'a> PageParams<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
+    use crate::domain::{
         envelope::MAX_TEXT_BYTES,
         rewrap::{COLUMNS, OVERSIZED},
     };

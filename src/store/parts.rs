@@ -9,7 +9,7 @@ use super::{
     page::{PageParams, text, version},
     statement::{Ready, Sql},
 };
-use crate::rewrap::COLUMNS;
+use crate::domain::rewrap::COLUMNS;
 
 macro_rules! id_at {
     ($name:literal, $id:literal, $where:literal) => {

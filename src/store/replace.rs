@@ -15,7 +15,7 @@ use tokio_postgres::types::{ToSql, Type};
 use super::{
     Commit, Pooler, Replaced, Row, RowError, Store, StoreError, row::next_version, statement::Sql,
 };
-use crate::{keyring::KeyId, rewrap::Texts};
+use crate::domain::{keyring::KeyId, rewrap::Texts};
 
 // A trigger, rule or policy that has its own way with either row makes the whole statement fail:
 // it then asks for a setting that does not exist, and nothing is written.

@@ -6,7 +6,7 @@ use thiserror::Error;
 use tokio_postgres::Row as PgRow;
 
 use super::StoreError;
-use crate::rewrap::{COLUMNS, OVERSIZED, Texts};
+use crate::domain::rewrap::{COLUMNS, OVERSIZED, Texts};
 
 /// What is read of an organization: its secrets, and its version.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use super::{
     Row, RowError, Store, StoreError, lease::Lease, locked::Locked, page::READ_ROW, schema,
     settle::Backend, silence::Unanswered, statement::ANSWER_MARGIN,
 };
-use crate::{keyring::KeyId, rewrap::Texts};
+use crate::domain::{keyring::KeyId, rewrap::Texts};
 
 /// What became of a compare-and-set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

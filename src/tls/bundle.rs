@@ -16,7 +16,7 @@ use super::{
     item::{Certificates, Warning, item, readable, subject, validity},
     seconds, spelled,
 };
-use crate::pem::{Located, PemFile};
+use crate::tls::pem::{Located, PemFile};
 
 /// What is odd about the certificate of a bundle, and no reason not to use the bundle.
 pub(super) fn warning(located: &Located<CertificateDer<'_>>) -> Option<Warning> {

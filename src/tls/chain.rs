@@ -13,7 +13,7 @@ use super::{
     material::{CERTIFICATE, KEY},
     provider::provider,
 };
-use crate::pem::{Located, PemFile};
+use crate::tls::pem::{Located, PemFile};
 
 /// The validity of the server's own certificate, which is the first of its chain. Every
 /// certificate of the chain can be read.

@@ -15,7 +15,7 @@ use super::{
     material::{ADMIN_ROOT_CA, CERTIFICATE, CRLS, KEY, Material, ROOT_CA, fault},
     revocation::{self, RevocationList},
 };
-use crate::pem::PemFile;
+use crate::tls::pem::PemFile;
 
 /// What the files hold, all of it usable.
 pub(super) struct Checked {

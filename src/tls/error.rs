@@ -6,7 +6,7 @@ use rustls::pki_types::UnixTime;
 use thiserror::Error;
 
 use super::spelled;
-use crate::pem::PemError;
+use crate::tls::pem::PemError;
 
 /// Why a file of TLS can't be used.
 #[derive(Debug, Error)]

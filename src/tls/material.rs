@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::{CrlPolicy, Fault, TlsError, TlsFiles};
-use crate::pem::{PemError, PemFile};
+use crate::tls::pem::{PemError, PemFile};
 
 /// The settings that name files, as far as they are set.
 #[derive(Debug, Clone)]

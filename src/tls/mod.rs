@@ -13,6 +13,7 @@ mod check;
 mod error;
 mod item;
 mod material;
+pub mod pem;
 mod provider;
 mod refusal;
 mod reload;

@@ -22,8 +22,8 @@ use super::{
     provider::provider,
 };
 use crate::{
-    distinguished_name::DistinguishedName,
-    pem::{Located, PemFile},
+    auth::distinguished_name::DistinguishedName,
+    tls::pem::{Located, PemFile},
 };
 
 /// Verifiers to be had of one set of lists, each with its own parsed lists: enough for

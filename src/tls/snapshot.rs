@@ -18,7 +18,7 @@ use super::{
     seconds, spelled,
     verifier::verifier,
 };
-use crate::identity::Anchor;
+use crate::auth::identity::Anchor;
 
 /// A server configuration, and the verifiers that go with it.
 pub struct Snapshot {
