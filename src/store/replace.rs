@@ -20,7 +20,7 @@ use crate::domain::{keyring::KeyId, rewrap::Texts};
 // A trigger, rule or policy that has its own way with either row makes the whole statement fail:
 // it then asks for a setting that does not exist, and nothing is written.
 macro_rules! replace_row {
-    ($name:literal, $limits:expr, $set_key_id:literal, $keep_key_id:literal, $condition:expr) => {
+    ($name:literal, $limits:expr, $set_key_id:literal, $condition:expr) => {
         concat!(
             "-- ",
             $name,
@@ -39,9 +39,7 @@ macro_rules! replace_row {
                RETURNING organization_id, \
                  encrypted_signing_key_1 IS NOT DISTINCT FROM $2 \
                  AND encrypted_signing_key_2 IS NOT DISTINCT FROM $3 \
-                 AND encrypted_auth_method_config IS NOT DISTINCT FROM $4",
-            $keep_key_id,
-            " AS kept\
+                 AND encrypted_auth_method_config IS NOT DISTINCT FROM $4 AS kept\
              ), bumped AS (\
              UPDATE tenants SET version = CASE \
                WHEN version = $8 THEN $9 \
@@ -64,17 +62,11 @@ macro_rules! replace_row {
 
 // In a session of our own, whose settings say how long to wait and how to commit.
 const IN_SESSION: Sql = Sql {
-    text: replace_row!("replace_row", "", "", "", " WHERE"),
+    text: replace_row!("replace_row", "", "", " WHERE"),
     types: &[Type::TEXT; 9],
 };
 const IN_SESSION_WITH_KEY_ID: Sql = Sql {
-    text: replace_row!(
-        "replace_row",
-        "",
-        ", encryption_key_id = $10",
-        " AND encryption_key_id IS NOT DISTINCT FROM $10",
-        " WHERE"
-    ),
+    text: replace_row!("replace_row", "", ", encryption_key_id = $10", " WHERE"),
     types: &[Type::TEXT; 10],
 };
 
@@ -95,7 +87,7 @@ macro_rules! after_limits {
     };
 }
 const BY_ITSELF: Sql = Sql {
-    text: replace_row!("replace_row", limits!(), "", "", after_limits!()),
+    text: replace_row!("replace_row", limits!(), "", after_limits!()),
     types: &[Type::TEXT; 11],
 };
 const BY_ITSELF_WITH_KEY_ID: Sql = Sql {
@@ -103,7 +95,6 @@ const BY_ITSELF_WITH_KEY_ID: Sql = Sql {
         "replace_row",
         limits!(),
         ", encryption_key_id = $12",
-        " AND encryption_key_id IS NOT DISTINCT FROM $12",
         after_limits!()
     ),
     types: &[Type::TEXT; 12],
