@@ -33,10 +33,10 @@ mod seed;
 mod server;
 mod site;
 
+mod adaptive_rate;
 mod allocations;
 mod anchors;
 mod audit_log;
-mod back_off;
 mod bad_files;
 mod callers;
 mod certificates;

@@ -189,13 +189,13 @@ mod tests {
 
     #[test]
     fn whoever_compresses_is_told_what_is_accepted() {
-        let answer = ServiceError::Compressed("gzip".to_owned())
+        let handle = ServiceError::Compressed("gzip".to_owned())
             .into_status("id")
             .into_http::<()>();
-        assert_eq!(answer.headers()["grpc-status"], "12");
-        assert_eq!(answer.headers()[ACCEPTED_COMPRESSION], "identity");
-        let answer = ServiceError::UnknownMethod.into_status("id");
-        assert!(!answer.metadata().contains_key(ACCEPTED_COMPRESSION));
+        assert_eq!(handle.headers()["grpc-status"], "12");
+        assert_eq!(handle.headers()[ACCEPTED_COMPRESSION], "identity");
+        let handle = ServiceError::UnknownMethod.into_status("id");
+        assert!(!handle.metadata().contains_key(ACCEPTED_COMPRESSION));
     }
 
     #[test]

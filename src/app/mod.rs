@@ -31,7 +31,7 @@ use crate::{
     server::{self, probes},
     store::{SchemaError, Store},
     telemetry::readiness::Readiness,
-    tls::{Reloader, Snapshot},
+    tls::{Reloader, TlsState},
 };
 
 const GRPC: &str = "grpc";
@@ -46,7 +46,7 @@ const BACKLOG: u32 = 1024;
 const RETRY: Duration = Duration::from_secs(1);
 
 /// How long the last answers may take to be sent, after the grace period of the calls.
-const LAST_ANSWERS: Duration = Duration::from_secs(5);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often histograms are tidied up; as the exporter's own task does, which there is only
 /// where it serves the metrics by itself.
@@ -135,7 +135,7 @@ fn bind_both(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Serves until `shutdown`, then ends what is under way within the grace period, and sends the
-/// last answers in a few seconds more. When `hangups` changes, files are looked at: those of
+/// last answers in a few seconds more. When `reload_signal` changes, files are looked at: those of
 /// TLS, and the audit log.
 ///
 /// Probes are answered first, and until the end: everything else can take time, the disk and the
@@ -149,15 +149,15 @@ pub async fn run(
     config: Config,
     listeners: Listeners,
     metrics: PrometheusHandle,
-    hangups: Receiver<u64>,
+    reload_signal: Receiver<u64>,
     shutdown: CancellationToken,
 ) -> Result<(), AppError> {
-    announce(&listeners);
+    log_listening(&listeners);
     let readiness = Readiness::waiting_for(&[GRPC]);
     readiness.hold(GRPC, "the TLS files and the audit log are being opened");
     tokio::spawn(upkeep(metrics.clone()));
     let probes_over = CancellationToken::new();
-    let probes = lasting(probes::serve(
+    let probes = spawn_tracked(probes::serve(
         listeners.http,
         readiness.clone(),
         metrics,
@@ -170,7 +170,7 @@ pub async fn run(
         Some(Err(panicked)) => Err(AppError::Bug(panicked.to_string())),
         Some(Ok(Err(error))) => Err(error),
         Some(Ok(Ok(app))) => {
-            app.serve(listeners.grpc, &probes, readiness, hangups, shutdown)
+            app.serve(listeners.grpc, &probes, readiness, reload_signal, shutdown)
                 .await
         }
     };
@@ -206,11 +206,15 @@ impl App {
         let tls = Reloader::start(config.tls);
         let audit = AuditLog::open(&config.audit).map_err(AppError::Audit)?;
         let mut runner = None;
-        if let Some(feature) = config.feature {
-            prove(&feature.keyring)?;
-            let store = Store::new(&feature.database, feature.store)
+        if let Some(machine_identity) = config.machine_identity {
+            self_test(&machine_identity.keyring)?;
+            let store = Store::new(&machine_identity.database, machine_identity.store)
                 .map_err(|error| AppError::Bug(error.to_string()))?;
-            runner = Some(Runner::new(feature.keyring, store, feature.speed));
+            runner = Some(Runner::new(
+                machine_identity.keyring,
+                store,
+                machine_identity.speed,
+            ));
         }
         Ok(Self {
             tls,
@@ -227,7 +231,7 @@ impl App {
         listener: TcpListener,
         probes: &TaskTracker,
         readiness: Readiness,
-        hangups: Receiver<u64>,
+        reload_signal: Receiver<u64>,
         shutdown: CancellationToken,
     ) -> Result<(), AppError> {
         let tasks = TaskTracker::new();
@@ -240,33 +244,30 @@ impl App {
             tasks.clone(),
             shutdown.clone(),
         );
-        let gate = service
-            .into_gate(self.options.request_timeout)
+        let guard = service
+            .into_guard(self.options.request_timeout)
             .map_err(|error| AppError::Bug(error.to_string()))?;
 
         let grace = self.options.shutdown_grace;
         let reload_interval = self.options.tls_reload_interval;
-        tokio::spawn(reopen(self.audit, hangups.clone()));
-        hold_for_certificate(&self.tls.snapshots().borrow(), &readiness);
-        tokio::spawn(wait_for_certificate(
-            self.tls.snapshots(),
-            readiness.clone(),
-        ));
+        tokio::spawn(reopen(self.audit, reload_signal.clone()));
+        hold_for_certificate(&self.tls.states().borrow(), &readiness);
+        tokio::spawn(wait_for_certificate(self.tls.states(), readiness.clone()));
         if let Some(runner) = &self.runner {
             readiness.hold(DATABASE, "connecting to it");
             tokio::spawn(note_stalls(runner.stall(), readiness.clone()));
         }
-        let vital = Vital {
+        let critical = CriticalTasks {
             probes: probes.clone(),
-            grpc: lasting(server::serve(
+            grpc: spawn_tracked(server::serve(
                 listener,
-                self.tls.snapshots(),
+                self.tls.states(),
                 Arc::new(self.trust),
-                gate,
+                guard,
                 self.options,
                 shutdown.clone(),
             )),
-            reloading: lasting(self.tls.run(reload_interval, hangups)),
+            reloading: spawn_tracked(self.tls.run(reload_interval, reload_signal)),
         };
         readiness.release(GRPC);
 
@@ -275,7 +276,7 @@ impl App {
             () = shutdown.cancelled() => Ok(()),
             error = database => Err(error),
             // At a shutdown the listener ends as it should, and maybe before that is seen here.
-            error = vital.ended() => if shutdown.is_cancelled() { Ok(()) } else { Err(error) },
+            error = critical.ended() => if shutdown.is_cancelled() { Ok(()) } else { Err(error) },
         };
         readiness.hold(PROCESS, "shutting down");
         shutdown.cancel();
@@ -284,7 +285,7 @@ impl App {
         tasks.close();
         let in_time = timeout(grace, tasks.wait()).await.is_ok();
         // Answers are on their way; streams that have no end are not waited for.
-        let _ = timeout(LAST_ANSWERS, vital.grpc.wait()).await;
+        let _ = timeout(DRAIN_TIMEOUT, critical.grpc.wait()).await;
         if in_time {
             tracing::info!("shut down");
         } else {
@@ -296,13 +297,13 @@ impl App {
 
 /// The tasks without which the process is of no use, and has to be started anew: without
 /// that which reloads, nobody would be found out any more whose certificate is revoked.
-struct Vital {
+struct CriticalTasks {
     grpc: TaskTracker,
     probes: TaskTracker,
     reloading: TaskTracker,
 }
 
-impl Vital {
+impl CriticalTasks {
     /// Waits until one of them ends, be it by a panic.
     async fn ended(&self) -> AppError {
         let task = tokio::select! {
@@ -315,7 +316,7 @@ impl Vital {
 }
 
 /// A task whose end can be waited for more than once.
-fn lasting(task: impl Future<Output = ()> + Send + 'static) -> TaskTracker {
+fn spawn_tracked(task: impl Future<Output = ()> + Send + 'static) -> TaskTracker {
     let tracker = TaskTracker::new();
     tracker.spawn(task);
     tracker.close();
@@ -331,15 +332,15 @@ async fn upkeep(metrics: PrometheusHandle) {
     }
 }
 
-async fn reopen(audit: AuditLog, mut hangups: Receiver<u64>) {
-    while hangups.changed().await.is_ok() {
+async fn reopen(audit: AuditLog, mut reload_signal: Receiver<u64>) {
+    while reload_signal.changed().await.is_ok() {
         let audit = audit.clone();
         // A disk may take its time.
         let _ = tokio::task::spawn_blocking(move || audit.reopen()).await;
     }
 }
 
-fn announce(listeners: &Listeners) {
+fn log_listening(listeners: &Listeners) {
     let address = |listener: &TcpListener| {
         listener
             .local_addr()
@@ -353,7 +354,7 @@ fn announce(listeners: &Listeners) {
 }
 
 /// A key that does not give back what it sealed would make every row unreadable.
-fn prove(keyring: &Keyring) -> Result<(), AppError> {
+fn self_test(keyring: &Keyring) -> Result<(), AppError> {
     let target = keyring.target();
     let opens = seals_and_opens(target);
     wipe_stack();
@@ -376,16 +377,16 @@ async fn note_stalls(mut stall: Receiver<Option<String>>, readiness: Readiness) 
 /// certificate may be on its way. After that, one that expires in use does not end readiness.
 /// Handshakes are served meanwhile. Clients refuse such a certificate themselves, and what is
 /// wrong with our clock is wrong with the verification of their certificates, too.
-async fn wait_for_certificate(snapshots: Receiver<Arc<Snapshot>>, readiness: Readiness) {
-    while hold_for_certificate(&snapshots.borrow(), &readiness) {
+async fn wait_for_certificate(states: Receiver<Arc<TlsState>>, readiness: Readiness) {
+    while hold_for_certificate(&states.borrow(), &readiness) {
         sleep(RETRY).await;
     }
     readiness.release(CERTIFICATE);
 }
 
 /// Whether the server's certificate has to be waited for.
-fn hold_for_certificate(snapshot: &Snapshot, readiness: &Readiness) -> bool {
-    let validity = snapshot.validity();
+fn hold_for_certificate(state: &TlsState, readiness: &Readiness) -> bool {
+    let validity = state.validity();
     if validity.contains(UnixTime::now()) {
         return false;
     }
@@ -420,30 +421,30 @@ mod tests {
 
     #[tokio::test]
     async fn any_vital_task_that_ends_is_told_of() {
-        let lasts = || lasting(pending());
-        let panics = || lasting(async { panic!("a test's own") });
+        let runs = || spawn_tracked(pending());
+        let panics = || spawn_tracked(async { panic!("a test's own") });
         let cases = [
-            (lasting(async {}), lasts(), lasts(), "gRPC"),
-            (panics(), lasts(), lasts(), "gRPC"),
-            (lasts(), panics(), lasts(), "probes"),
-            (lasts(), lasts(), panics(), "TLS files"),
+            (spawn_tracked(async {}), runs(), runs(), "gRPC"),
+            (panics(), runs(), runs(), "gRPC"),
+            (runs(), panics(), runs(), "probes"),
+            (runs(), runs(), panics(), "TLS files"),
         ];
         for (grpc, probes, reloading, name) in cases {
-            let vital = Vital {
+            let critical = CriticalTasks {
                 grpc,
                 probes,
                 reloading,
             };
-            let error = vital.ended().await;
+            let error = critical.ended().await;
             assert!(error.to_string().contains(name), "{error}");
             assert!(!error.is_configuration(), "a restart may help");
         }
-        let vital = Vital {
-            grpc: lasts(),
-            probes: lasts(),
-            reloading: lasts(),
+        let critical = CriticalTasks {
+            grpc: runs(),
+            probes: runs(),
+            reloading: runs(),
         };
-        let ended = timeout(Duration::from_millis(50), vital.ended()).await;
+        let ended = timeout(Duration::from_millis(50), critical.ended()).await;
         assert!(ended.is_err());
     }
 }

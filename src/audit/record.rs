@@ -65,7 +65,7 @@ impl Record {
 
     /// The run ended, with or without an error, and counted this; `durable` says whether a
     /// crash of Postgres can undo it.
-    pub(crate) fn counted(&mut self, report: &Report, durable: bool) {
+    pub(crate) fn set_report(&mut self, report: &Report, durable: bool) {
         self.report = report.clone();
         self.durable = durable;
     }

@@ -20,20 +20,20 @@ const DATABASE_URL: [&str; 2] = ["NICO_API_DATABASE_URL", "CARBIDE_API_DATABASE_
 /// What the environment sets: each key with its variable and value, the later ones winning.
 pub(super) fn overrides<'a>(
     environment: &'a Environment,
-    faults: &mut Vec<String>,
+    problems: &mut Vec<String>,
 ) -> Vec<(String, &'a str, &'a str)> {
     let mut overrides = Vec::new();
-    let mut fault = |variable: &str, what: &str| {
-        faults.push(format!("environment variable {variable}: {what}"));
+    let mut problem = |variable: &str, what: &str| {
+        problems.push(format!("environment variable {variable}: {what}"));
     };
     for (variable, value) in environment {
         let Some(key) = variable.strip_prefix(VARIABLE_PREFIX) else {
             continue;
         };
         match value {
-            None => fault(variable, "is not UTF-8"),
+            None => problem(variable, "is not UTF-8"),
             Some(value) if is_blank(value) => {
-                fault(variable, "is empty: unset it, or give it a value");
+                problem(variable, "is empty: unset it, or give it a value");
             }
             Some(value) => {
                 let key = format!("{SECTION}.{}", key.to_ascii_lowercase());
@@ -44,7 +44,7 @@ pub(super) fn overrides<'a>(
     let mut urls = Vec::new();
     for variable in DATABASE_URL {
         match environment.get(variable) {
-            Some(None) => fault(variable, "is not UTF-8"),
+            Some(None) => problem(variable, "is not UTF-8"),
             Some(Some(value)) if !value.trim().is_empty() => urls.push((variable, value.as_str())),
             Some(Some(_)) | None => {}
         }
@@ -53,7 +53,7 @@ pub(super) fn overrides<'a>(
         && first.trim() != second.trim()
     {
         let [newer, _] = DATABASE_URL;
-        fault(
+        problem(
             other,
             &format!("names another database than {newer}: unset one of the two"),
         );
@@ -94,7 +94,7 @@ pub(super) fn misspelled_variables(environment: &Environment, known: &[&str]) ->
 
 /// What nico-api reads from the environment for settings that are used here, and
 /// this program does not.
-pub(super) fn foreign_variables(environment: &Environment) -> Vec<String> {
+pub(super) fn ignored_nico_api_variables(environment: &Environment) -> Vec<String> {
     let is_foreign = |variable: &str| {
         let variable = variable.to_ascii_uppercase();
         let key = variable

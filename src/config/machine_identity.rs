@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::{Environment, Feature, keys, settings::Settings};
+use super::{Environment, MachineIdentity, keys, settings::Settings};
 use crate::{
-    run::Speed,
+    run::RateOptions,
     store::{
         Commit, Pooler, StoreOptions,
         database::{Database, DatabaseError, SslMode},
@@ -16,10 +16,10 @@ pub(super) fn read(
     settings: &mut Settings,
     environment: &Environment,
     warnings: &mut Vec<String>,
-) -> Option<Feature> {
+) -> Option<MachineIdentity> {
     let algorithm = settings.string("machine_identity.algorithm");
     if algorithm.is_some_and(|algorithm| algorithm != "ES256") {
-        settings.fault(
+        settings.problem(
             "machine_identity.algorithm",
             "must be \"ES256\", the only one there is",
         );
@@ -27,11 +27,11 @@ pub(super) fn read(
     let keyring = keys::read(settings, environment, warnings);
     let database = database(settings, environment, warnings);
     let store = store(settings, warnings);
-    Some(Feature {
+    Some(MachineIdentity {
         keyring: keyring?,
         database: database?,
         store,
-        speed: Speed {
+        speed: RateOptions {
             max_rows_per_second: settings.number("rewrap.max_rows_per_second", 0, 0..=1_000_000),
             back_off: settings.bool("rewrap.back_off", true),
         },
@@ -50,7 +50,7 @@ pub(super) fn database(
             .and_then(|text| match text.parse::<SslMode>() {
                 Ok(mode) => Some(mode),
                 Err(error) => {
-                    settings.fault("rewrap.database_sslmode", error);
+                    settings.problem("rewrap.database_sslmode", error);
                     None
                 }
             });
@@ -81,7 +81,7 @@ pub(super) fn database(
                 _ => None,
             };
             let hosts = hosts.map_or_else(String::new, |unread| format!("; {unread}"));
-            settings.fault("database_url", format!("{error}{hosts}"));
+            settings.problem("database_url", format!("{error}{hosts}"));
             None
         }
     }
@@ -128,7 +128,7 @@ fn store(settings: &mut Settings, warnings: &mut Vec<String>) -> StoreOptions {
             settings.source("rewrap.lock_timeout")
         ));
     }
-    let commit = settings.choice(
+    let commit = settings.one_of(
         "rewrap.commit",
         Commit::Barrier,
         &[("barrier", Commit::Barrier), ("each", Commit::Each)],
@@ -148,7 +148,7 @@ fn store(settings: &mut Settings, warnings: &mut Vec<String>) -> StoreOptions {
         max_attempts: settings.number("rewrap.max_attempts", 5, 1..=100),
         pipeline_depth: settings.number("rewrap.pipeline_depth", 32, 1..=64) as usize,
         commit,
-        pooler: settings.choice(
+        pooler: settings.one_of(
             "rewrap.pooler",
             Pooler::Session,
             &[

@@ -240,7 +240,7 @@ impl Keyring {
     /// Pairs of ids that have the same key bytes: a copy-and-paste mistake that
     /// makes a rotation change nothing.
     #[must_use]
-    pub fn same_bytes(&self) -> Vec<(&KeyId, &KeyId)> {
+    pub fn duplicate_keys(&self) -> Vec<(&KeyId, &KeyId)> {
         let keks: Vec<_> = self.keks.values().collect();
         let mut pairs = Vec::new();
         for (i, a) in keks.iter().enumerate() {
@@ -303,7 +303,7 @@ mod tests {
         )
         .unwrap();
         let pairs: Vec<_> = ring
-            .same_bytes()
+            .duplicate_keys()
             .into_iter()
             .map(|(a, b)| (a.as_str(), b.as_str()))
             .collect();

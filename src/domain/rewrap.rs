@@ -16,11 +16,11 @@ use crate::domain::{
 };
 
 /// How many secrets a row has room for.
-pub const FIELDS: usize = 3;
+pub const COLUMN_COUNT: usize = 3;
 
 /// The columns of `tenant_identity_config` that hold envelopes, in the order of
-/// [`Texts`].
-pub const COLUMNS: [&str; FIELDS] = [
+/// [`Envelopes`].
+pub const COLUMNS: [&str; COLUMN_COUNT] = [
     "encrypted_signing_key_1",
     "encrypted_signing_key_2",
     "encrypted_auth_method_config",
@@ -28,7 +28,7 @@ pub const COLUMNS: [&str; FIELDS] = [
 
 /// The three secrets of a row as they stand in the database, in the order of
 /// [`COLUMNS`]. `None` is NULL.
-pub type Texts = [Option<String>; FIELDS];
+pub type Envelopes = [Option<String>; COLUMN_COUNT];
 
 /// Stands for a text of more than 1 MiB, which is not read. No envelope looks like it.
 pub const OVERSIZED: &str = "<more than 1 MiB>";
@@ -44,7 +44,7 @@ pub enum Decision {
     /// The row's texts are to be replaced by these.
     Replace {
         /// All three texts: new ones, and the old ones where nothing changes.
-        texts: Texts,
+        texts: Envelopes,
         /// Fields with a new text.
         reencrypted: u32,
         /// Fields that were on target already.
@@ -104,7 +104,7 @@ impl From<ParseError> for FieldError {
 
 /// Memory that decisions are taken in, kept from one row to the next.
 #[derive(Default)]
-pub struct Workspace {
+pub struct Scratch {
     /// For what a field holds.
     opened: Buffers,
     /// For what it is to hold, and for reading that back.
@@ -114,8 +114,8 @@ pub struct Workspace {
 /// Decides about a row: opens every secret, and seals those that are not yet
 /// under the target key anew.
 #[must_use]
-pub fn decide(keyring: &Keyring, texts: &Texts, workspace: &mut Workspace) -> Decision {
-    let mut new_texts = Texts::default();
+pub fn decide(keyring: &Keyring, texts: &Envelopes, workspace: &mut Scratch) -> Decision {
+    let mut new_texts = Envelopes::default();
     let mut reencrypted = 0;
     let mut on_target = 0;
     let mut failures = Vec::new();
@@ -159,12 +159,12 @@ pub fn decide(keyring: &Keyring, texts: &Texts, workspace: &mut Workspace) -> De
 fn field(
     keyring: &Keyring,
     text: &str,
-    workspace: &mut Workspace,
+    workspace: &mut Scratch,
 ) -> Result<Option<String>, FieldError> {
     if text == OVERSIZED {
         return Err(FieldError::Unreadable(ParseError::TooLong));
     }
-    let Workspace { opened, rewrapped } = workspace;
+    let Scratch { opened, rewrapped } = workspace;
     let target = keyring.target();
     let under_target = target.id().as_str();
     let (is_on_target, plaintext) = open(keyring, text, opened, under_target)?;
@@ -207,8 +207,8 @@ mod tests {
     use super::*;
     use crate::domain::keyring::{KEY_BYTES, Kek, KeyId};
 
-    fn decide(keyring: &Keyring, texts: &Texts) -> Decision {
-        super::decide(keyring, texts, &mut Workspace::default())
+    fn decide(keyring: &Keyring, texts: &Envelopes) -> Decision {
+        super::decide(keyring, texts, &mut Scratch::default())
     }
 
     fn kek(id: &str, byte: u8) -> Kek {
@@ -237,7 +237,7 @@ mod tests {
         (id, plaintext.expose().to_vec())
     }
 
-    fn errors(texts: &Texts) -> Vec<(&'static str, FieldError)> {
+    fn errors(texts: &Envelopes) -> Vec<(&'static str, FieldError)> {
         match decide(&keyring(), texts) {
             Decision::Failed(failures) => failures
                 .into_iter()

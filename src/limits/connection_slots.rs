@@ -15,13 +15,13 @@ use tokio_util::sync::CancellationToken;
 
 /// The places, and who has them, the oldest first.
 #[derive(Debug)]
-pub(crate) struct Places {
+pub(crate) struct ConnectionSlots {
     max: usize,
-    taken: Mutex<Taken>,
+    occupied: Mutex<Occupied>,
 }
 
 #[derive(Debug, Default)]
-struct Taken {
+struct Occupied {
     next: u64,
     entries: Vec<Entry>,
 }
@@ -30,68 +30,68 @@ struct Taken {
 struct Entry {
     number: u64,
     from: IpAddr,
-    given_up: CancellationToken,
+    evicted: CancellationToken,
 }
 
 /// A place, for as long as it exists.
 #[derive(Debug)]
-pub(crate) struct Place {
-    places: Arc<Places>,
+pub(crate) struct Slot {
+    slots: Arc<ConnectionSlots>,
     number: u64,
-    given_up: CancellationToken,
+    evicted: CancellationToken,
 }
 
-impl Places {
+impl ConnectionSlots {
     pub(crate) fn new(max: u32) -> Arc<Self> {
         Arc::new(Self {
             max: max as usize,
-            taken: Mutex::default(),
+            occupied: Mutex::default(),
         })
     }
 
     /// A place, at the cost of somebody else's if there is none free.
-    pub(crate) fn enter(self: &Arc<Self>, address: IpAddr) -> Place {
-        let mut taken = self.lock();
-        if taken.entries.len() >= self.max {
-            give_one_up(&mut taken.entries);
+    pub(crate) fn acquire(self: &Arc<Self>, address: IpAddr) -> Slot {
+        let mut occupied = self.lock();
+        if occupied.entries.len() >= self.max {
+            evict_one(&mut occupied.entries);
         }
-        let number = taken.next;
-        taken.next += 1;
-        let given_up = CancellationToken::new();
-        taken.entries.push(Entry {
+        let number = occupied.next;
+        occupied.next += 1;
+        let evicted = CancellationToken::new();
+        occupied.entries.push(Entry {
             number,
             from: host(address),
-            given_up: given_up.clone(),
+            evicted: evicted.clone(),
         });
-        Place {
-            places: self.clone(),
+        Slot {
+            slots: self.clone(),
             number,
-            given_up,
+            evicted,
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Taken> {
+    fn lock(&self) -> MutexGuard<'_, Occupied> {
         // Nothing in here is left half done by a panic.
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        self.occupied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Place {
+impl Slot {
     /// Ends when the place is given to somebody else.
-    pub(crate) async fn given_up(&self) {
-        self.given_up.cancelled().await;
+    pub(crate) async fn evicted(&self) {
+        self.evicted.cancelled().await;
     }
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         let number = self.number;
-        let mut taken = self.places.lock();
-        taken.entries.retain(|entry| entry.number != number);
+        let mut occupied = self.slots.lock();
+        occupied.entries.retain(|entry| entry.number != number);
     }
 }
 
-fn give_one_up(entries: &mut Vec<Entry>) {
+fn evict_one(entries: &mut Vec<Entry>) {
     let mut counts: HashMap<IpAddr, usize> = HashMap::new();
     for entry in entries.iter() {
         *counts.entry(entry.from).or_default() += 1;
@@ -101,7 +101,7 @@ fn give_one_up(entries: &mut Vec<Entry>) {
         .iter()
         .position(|entry| counts.get(&entry.from).copied() == most);
     if let Some(oldest) = oldest {
-        entries.remove(oldest).given_up.cancel();
+        entries.remove(oldest).evicted.cancel();
     }
 }
 
@@ -121,39 +121,39 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn given_up(places: &[Place]) -> Vec<bool> {
-        places
+    fn evicted(slots: &[Slot]) -> Vec<bool> {
+        slots
             .iter()
-            .map(|place| place.given_up.is_cancelled())
+            .map(|place| place.evicted.is_cancelled())
             .collect()
     }
 
     #[test]
     fn the_oldest_of_the_busiest_address_gives_way() {
-        let places = Places::new(4);
-        let enter = |text| places.enter(address(text));
-        let mut places = vec![
-            enter("10.0.0.1"),
-            enter("10.0.0.2"),
-            enter("::ffff:10.0.0.2"),
-            enter("10.0.0.3"),
+        let slots = ConnectionSlots::new(4);
+        let acquire = |text| slots.acquire(address(text));
+        let mut slots = vec![
+            acquire("10.0.0.1"),
+            acquire("10.0.0.2"),
+            acquire("::ffff:10.0.0.2"),
+            acquire("10.0.0.3"),
         ];
-        assert_eq!(given_up(&places), [false; 4]);
-        places.push(enter("10.0.0.4"));
-        assert_eq!(given_up(&places), [false, true, false, false, false]);
+        assert_eq!(evicted(&slots), [false; 4]);
+        slots.push(acquire("10.0.0.4"));
+        assert_eq!(evicted(&slots), [false, true, false, false, false]);
         // All have one now: the oldest of all.
-        places.push(enter("10.0.0.5"));
-        assert_eq!(given_up(&places), [true, true, false, false, false, false]);
+        slots.push(acquire("10.0.0.5"));
+        assert_eq!(evicted(&slots), [true, true, false, false, false, false]);
     }
 
     #[test]
     fn a_place_that_is_free_costs_nobody_theirs() {
-        let places = Places::new(2);
-        let first = places.enter(address("10.0.0.1"));
-        drop(places.enter(address("10.0.0.1")));
-        let third = places.enter(address("10.0.0.1"));
-        assert_eq!(given_up(&[first, third]), [false, false]);
-        assert!(places.lock().entries.is_empty());
+        let slots = ConnectionSlots::new(2);
+        let first = slots.acquire(address("10.0.0.1"));
+        drop(slots.acquire(address("10.0.0.1")));
+        let third = slots.acquire(address("10.0.0.1"));
+        assert_eq!(evicted(&[first, third]), [false, false]);
+        assert!(slots.lock().entries.is_empty());
     }
 
     #[test]

@@ -9,17 +9,17 @@ use tokio::{
 };
 
 /// For how long turns are saved up.
-const SAVED_UP: Duration = Duration::from_secs(10);
+const BURST: Duration = Duration::from_secs(10);
 
 /// Gives turns (the generic cell rate algorithm).
 #[derive(Debug)]
-pub(crate) struct Turns {
+pub(crate) struct RateLimiter {
     interval: Duration,
     /// When there would be one if none were saved up.
     next: Mutex<Instant>,
 }
 
-impl Turns {
+impl RateLimiter {
     pub(crate) fn new(per_second: u32) -> Self {
         Self {
             interval: Duration::from_secs(1) / per_second.max(1),
@@ -28,32 +28,32 @@ impl Turns {
     }
 
     /// Takes a turn if there is one now.
-    pub(crate) fn is_due(&self) -> bool {
+    pub(crate) fn try_acquire(&self) -> bool {
         // Whoever has the lock waits for the next one.
         let Ok(mut next) = self.next.try_lock() else {
             return false;
         };
-        let is_due = turn(*next) <= Instant::now();
-        if is_due {
-            self.taken(&mut next);
+        let try_acquire = due(*next) <= Instant::now();
+        if try_acquire {
+            self.consume(&mut next);
         }
-        is_due
+        try_acquire
     }
 
     /// Waits for a turn. Nothing is owed for a wait that is given up.
-    pub(crate) async fn wait(&self) {
+    pub(crate) async fn acquire(&self) {
         let mut next = self.next.lock().await;
-        sleep_until(turn(*next)).await;
-        self.taken(&mut next);
+        sleep_until(due(*next)).await;
+        self.consume(&mut next);
     }
 
-    fn taken(&self, next: &mut Instant) {
+    fn consume(&self, next: &mut Instant) {
         *next = (*next).max(Instant::now()) + self.interval;
     }
 }
 
-fn turn(unsaved: Instant) -> Instant {
-    unsaved.checked_sub(SAVED_UP).unwrap_or(unsaved)
+fn due(unsaved: Instant) -> Instant {
+    unsaved.checked_sub(BURST).unwrap_or(unsaved)
 }
 
 #[cfg(test)]
@@ -62,17 +62,17 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn turns_are_saved_up_for_a_while_and_then_come_at_their_pace() {
-        let turns = Turns::new(10);
+        let limiter = RateLimiter::new(10);
         tokio::time::sleep(Duration::from_secs(3600)).await;
         for _ in 0..2 {
-            let due = (0..1000).filter(|_| turns.is_due()).count();
+            let due = (0..1000).filter(|_| limiter.try_acquire()).count();
             assert_eq!(due, 101);
             tokio::time::sleep(Duration::from_secs(60)).await;
         }
-        while turns.is_due() {}
+        while limiter.try_acquire() {}
         let start = Instant::now();
         for _ in 0..20 {
-            turns.wait().await;
+            limiter.acquire().await;
         }
         assert_eq!(start.elapsed().as_millis() / 100, 20);
     }

@@ -10,19 +10,19 @@ use crate::auth::identity::{Caller, Identity};
 
 /// Connections by client, and how many one may have.
 #[derive(Debug)]
-pub(super) struct Shares {
+pub(super) struct ClientQuota {
     max: usize,
     held: Mutex<HashMap<Caller, usize>>,
 }
 
 /// One connection of a client, for as long as it exists.
 #[derive(Debug)]
-pub(super) struct Share {
-    shares: Arc<Shares>,
+pub(super) struct QuotaGuard {
+    quota: Arc<ClientQuota>,
     client: Caller,
 }
 
-impl Shares {
+impl ClientQuota {
     pub(super) fn new(max: u32) -> Arc<Self> {
         Arc::new(Self {
             max: max as usize,
@@ -31,7 +31,7 @@ impl Shares {
     }
 
     /// Another connection of this caller, unless it has as many as it may.
-    pub(super) fn take(self: &Arc<Self>, caller: &Caller) -> Option<Share> {
+    pub(super) fn take(self: &Arc<Self>, caller: &Caller) -> Option<QuotaGuard> {
         let client = client(caller);
         let mut held = self.lock();
         let count = held.get(&client).copied().unwrap_or_default();
@@ -39,8 +39,8 @@ impl Shares {
             return None;
         }
         held.insert(client.clone(), count + 1);
-        Some(Share {
-            shares: self.clone(),
+        Some(QuotaGuard {
+            quota: self.clone(),
             client,
         })
     }
@@ -51,9 +51,9 @@ impl Shares {
     }
 }
 
-impl Drop for Share {
+impl Drop for QuotaGuard {
     fn drop(&mut self) {
-        let mut held = self.shares.lock();
+        let mut held = self.quota.lock();
         if let Some(count) = held.get_mut(&self.client) {
             *count -= 1;
             if *count == 0 {
@@ -99,11 +99,11 @@ mod tests {
             group: None,
             name: Some("alice".to_owned()),
         });
-        let shares = Shares::new(2);
-        let first = shares.take(&caller(service("a"), "1"));
-        let renewed = shares.take(&caller(service("a"), "2"));
+        let quota = ClientQuota::new(2);
+        let first = quota.take(&caller(service("a"), "1"));
+        let renewed = quota.take(&caller(service("a"), "2"));
         assert!(first.is_some() && renewed.is_some());
-        assert!(shares.take(&caller(service("a"), "3")).is_none());
+        assert!(quota.take(&caller(service("a"), "3")).is_none());
         let others = [
             caller(service("b"), "1"),
             caller(person.clone(), "1"),
@@ -112,13 +112,13 @@ mod tests {
             caller(None, "1"),
             caller(None, "2"),
         ];
-        let others = others.map(|other| shares.take(&other));
+        let others = others.map(|other| quota.take(&other));
         assert!(others.iter().all(Option::is_some));
-        assert!(shares.take(&caller(person, "1")).is_none());
+        assert!(quota.take(&caller(person, "1")).is_none());
         drop(first);
-        let again = shares.take(&caller(service("a"), "1"));
+        let again = quota.take(&caller(service("a"), "1"));
         assert!(again.is_some());
         drop((again, renewed, others));
-        assert!(shares.lock().is_empty());
+        assert!(quota.lock().is_empty());
     }
 }

@@ -16,18 +16,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Peer,
-    client_quota::{Share, Shares},
+    client_quota::{ClientQuota, QuotaGuard},
 };
 use crate::{
-    api::guard::Gate,
+    api::guard::Guard,
     auth::identity::{Caller, TrustRules},
     config::ServerOptions,
     limits::{
-        connection_slots::{Place, Places},
-        rate_limit::Turns,
+        connection_slots::{ConnectionSlots, Slot},
+        rate_limit::RateLimiter,
     },
     telemetry,
-    tls::{self, Snapshot},
+    tls::{self, TlsState},
 };
 
 /// Requests under way at once on one connection.
@@ -39,15 +39,15 @@ const MAX_HEADER_BYTES: u32 = 256 << 10;
 
 /// What all connections have in common.
 pub(super) struct Server {
-    pub(super) tls: watch::Receiver<Arc<Snapshot>>,
+    pub(super) tls: watch::Receiver<Arc<TlsState>>,
     pub(super) trust: Arc<TrustRules>,
-    pub(super) gate: Gate,
-    pub(super) handshakes: Arc<Places>,
-    pub(super) refusals_told: Turns,
+    pub(super) guard: Guard,
+    pub(super) handshakes: Arc<ConnectionSlots>,
+    pub(super) refusals_told: RateLimiter,
     /// Of `max_client_connections`.
     pub(super) connections: Arc<Semaphore>,
     /// Of `max_connections_per_client`.
-    pub(super) shares: Arc<Shares>,
+    pub(super) quota: Arc<ClientQuota>,
     pub(super) options: ServerOptions,
     pub(super) shutdown: CancellationToken,
 }
@@ -58,27 +58,27 @@ struct Admitted {
     chain: Vec<CertificateDer<'static>>,
     peer: Arc<Peer>,
     /// That by which the chain was last verified is the last that this one has seen.
-    tls: watch::Receiver<Arc<Snapshot>>,
+    tls: watch::Receiver<Arc<TlsState>>,
     /// One of all, and one of the client's.
-    _places: (OwnedSemaphorePermit, Share),
+    _places: (OwnedSemaphorePermit, QuotaGuard),
 }
 
 /// Why a connection came to nothing: the label of the metric, and more for the log.
 struct Refusal(&'static str, String);
 
 impl Server {
-    pub(super) async fn connection(&self, stream: TcpStream, address: SocketAddr, place: Place) {
+    pub(super) async fn connection(&self, stream: TcpStream, address: SocketAddr, slot: Slot) {
         // Answers are small and their readers wait for them.
         let _ = stream.set_nodelay(true);
         let admitted = tokio::select! {
             () = self.shutdown.cancelled() => return,
-            () = place.given_up() => Err(Refusal(
+            () = slot.evicted() => Err(Refusal(
                 "too_many",
                 "others came when [rewrap].max_handshakes were under way".to_owned(),
             )),
             admitted = self.admit(stream, address) => admitted,
         };
-        drop(place);
+        drop(slot);
         match admitted {
             Ok(admitted) => {
                 let _open = telemetry::connection_opened();
@@ -87,7 +87,7 @@ impl Server {
             Err(Refusal(reason, error)) => {
                 telemetry::handshake_refused(reason);
                 // Whoever only looks whether the port is open does so again and again.
-                if reason == "closed" || !self.refusals_told.is_due() {
+                if reason == "closed" || !self.refusals_told.try_acquire() {
                     tracing::debug!(peer = %address, reason, error, "TLS handshake refused");
                 } else {
                     tracing::info!(peer = %address, reason, error, "TLS handshake refused");
@@ -121,15 +121,15 @@ impl Server {
             .iter()
             .map(|certificate| certificate.clone().into_owned())
             .collect();
-        let place = timeout_at(deadline, self.connections.clone().acquire_owned()).await;
-        let Ok(Ok(place)) = place else {
+        let slot = timeout_at(deadline, self.connections.clone().acquire_owned()).await;
+        let Ok(Ok(slot)) = slot else {
             let error = "all of [rewrap].max_client_connections are there";
             return Err(Refusal("too_many", error.to_owned()));
         };
         // By what the files say now: they may have changed since the handshake began.
         let caller = verify(&mut tls, &chain, &self.trust)
             .map_err(|error| Refusal(tls::reason_of(&error), tls::explain(&error)))?;
-        let share = self.shares.take(&caller).ok_or_else(|| {
+        let share = self.quota.take(&caller).ok_or_else(|| {
             let error = "this client has [rewrap].max_connections_per_client of them";
             Refusal("too_many", error.to_owned())
         })?;
@@ -142,7 +142,7 @@ impl Server {
                 denial: Arc::default(),
             }),
             tls,
-            _places: (place, share),
+            _places: (slot, share),
         })
     }
 
@@ -159,9 +159,9 @@ impl Server {
         let service = service_fn(|mut request: Request<Incoming>| {
             let call = Call::start(&calls);
             request.extensions_mut().insert(peer.clone());
-            let gate = self.gate.clone();
+            let guard = self.guard.clone();
             async move {
-                let response = gate.answer(request).await;
+                let response = guard.handle(request).await;
                 // The call lasts until its answer is sent, not only begun.
                 Ok::<_, Infallible>(response.map(|body| {
                     body.map_frame(move |frame| {
@@ -206,7 +206,7 @@ impl Server {
     /// connection is then dropped, and its calls with it: they stop at the next row.
     async fn distrusted(
         &self,
-        mut tls: watch::Receiver<Arc<Snapshot>>,
+        mut tls: watch::Receiver<Arc<TlsState>>,
         chain: &[CertificateDer<'_>],
         peer: &Peer,
     ) {
@@ -233,12 +233,12 @@ impl Server {
 
 /// Who the client is, by what the files say now.
 fn verify(
-    tls: &mut watch::Receiver<Arc<Snapshot>>,
+    tls: &mut watch::Receiver<Arc<TlsState>>,
     chain: &[CertificateDer<'_>],
     trust: &TrustRules,
 ) -> Result<Caller, rustls::Error> {
-    let snapshot = tls.borrow_and_update().clone();
-    let anchor = snapshot.verify(chain)?;
+    let state = tls.borrow_and_update().clone();
+    let anchor = state.verify(chain)?;
     let leaf = chain.first().map_or(&[][..], |leaf| leaf);
     Ok(Caller::from_leaf(leaf, anchor, trust))
 }

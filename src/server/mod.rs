@@ -22,13 +22,13 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{client_quota::Shares, connection::Server};
+use self::{client_quota::ClientQuota, connection::Server};
 use crate::{
-    api::guard::Gate,
+    api::guard::Guard,
     auth::identity::{Caller, TrustRules},
     config::ServerOptions,
-    limits::{connection_slots::Places, rate_limit::Turns},
-    tls::Snapshot,
+    limits::{connection_slots::ConnectionSlots, rate_limit::RateLimiter},
+    tls::TlsState,
 };
 
 /// Handshakes that came to nothing and have a line in the log, a second: anybody can
@@ -46,23 +46,23 @@ pub struct Peer {
     pub(crate) denial: Arc<Mutex<()>>,
 }
 
-/// Serves what is behind `gate` until `shutdown`, then lets the calls under way end, and have their
+/// Serves what is behind `guard` until `shutdown`, then lets the calls under way end, and have their
 /// records.
 pub async fn serve(
     listener: TcpListener,
-    tls: watch::Receiver<Arc<Snapshot>>,
+    tls: watch::Receiver<Arc<TlsState>>,
     trust: Arc<TrustRules>,
-    gate: Gate,
+    guard: Guard,
     options: ServerOptions,
     shutdown: CancellationToken,
 ) {
     let server = Arc::new(Server {
         tls,
         trust,
-        gate,
-        handshakes: Places::new(options.max_handshakes),
-        refusals_told: Turns::new(REFUSALS_TOLD),
-        shares: Shares::new(options.max_connections_per_client),
+        guard,
+        handshakes: ConnectionSlots::new(options.max_handshakes),
+        refusals_told: RateLimiter::new(REFUSALS_TOLD),
+        quota: ClientQuota::new(options.max_connections_per_client),
         connections: Arc::new(Semaphore::new(options.max_client_connections as usize)),
         options,
         shutdown: shutdown.clone(),
@@ -71,14 +71,14 @@ pub async fn serve(
     loop {
         tokio::select! {
             () = shutdown.cancelled() => break,
-            Some(ended) = connections.join_next() => noticed(ended),
+            Some(ended) = connections.join_next() => log_panic(ended),
             accepted = accept(&listener) => {
                 if let Some((stream, address)) = accepted {
                     let server = server.clone();
                     // Here, where they are still in the order in which they came.
-                    let place = server.handshakes.enter(address.ip());
+                    let slot = server.handshakes.acquire(address.ip());
                     connections.spawn(async move {
-                        server.connection(stream, address, place).await;
+                        server.connection(stream, address, slot).await;
                     });
                 }
             }
@@ -86,12 +86,12 @@ pub async fn serve(
     }
     drop(listener);
     while let Some(ended) = connections.join_next().await {
-        noticed(ended);
+        log_panic(ended);
     }
-    server.gate.settled().await;
+    server.guard.drain().await;
 }
 
-fn noticed(ended: Result<(), tokio::task::JoinError>) {
+fn log_panic(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended
         && error.is_panic()
     {

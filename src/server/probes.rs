@@ -25,7 +25,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    limits::connection_slots::{Place, Places},
+    limits::connection_slots::{ConnectionSlots, Slot},
     server::accept,
     telemetry::readiness::Readiness,
 };
@@ -34,7 +34,7 @@ use crate::{
 const MAX_CONNECTIONS: u32 = 64;
 
 /// How long a request may take to arrive, or a connection wait for the next one.
-const PATIENCE: Duration = Duration::from_secs(10);
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves until `shutdown`.
 pub async fn serve(
@@ -55,7 +55,7 @@ pub async fn serve(
                 )
             }),
         );
-    let places = Places::new(MAX_CONNECTIONS);
+    let slots = ConnectionSlots::new(MAX_CONNECTIONS);
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -63,9 +63,9 @@ pub async fn serve(
             Some(_) = connections.join_next() => {}
             accepted = accept(&listener) => {
                 if let Some((stream, address)) = accepted {
-                    let place = places.enter(address.ip());
+                    let slot = slots.acquire(address.ip());
                     let (router, shutdown) = (router.clone(), shutdown.clone());
-                    connections.spawn(connection(stream, place, router, shutdown));
+                    connections.spawn(connection(stream, slot, router, shutdown));
                 }
             }
         }
@@ -74,20 +74,20 @@ pub async fn serve(
     while connections.join_next().await.is_some() {}
 }
 
-async fn connection(stream: TcpStream, place: Place, router: Router, shutdown: CancellationToken) {
+async fn connection(stream: TcpStream, slot: Slot, router: Router, shutdown: CancellationToken) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(PATIENCE)
+        .header_read_timeout(READ_TIMEOUT)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
         _ = connection.as_mut() => return,
-        () = place.given_up() => return,
+        () = slot.evicted() => return,
         () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
     }
     tokio::select! {
         _ = connection => {}
-        () = place.given_up() => {}
+        () = slot.evicted() => {}
     }
 }
 

@@ -5,17 +5,17 @@ use std::time::{Duration, Instant};
 use deadpool_postgres::Object;
 use tokio_postgres::types::PgLsn;
 
-use super::{Store, StoreError, barrier::flush, statement::Sql};
+use super::{Store, StoreError, barrier::flush, statement::Statement};
 
 /// One look at the database.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Load {
+pub struct LoadSample {
     /// What a durable commit of next to nothing took: a tenant's own, but for the
     /// statements in it.
     pub commit: Duration,
     /// Somebody else used this database in the last two seconds, or may have: another
     /// role's sessions are counted if we are not allowed to see what they do.
-    pub others: bool,
+    pub other_activity: bool,
     /// By how much the slowest replica is behind, as it says or by what it has not said;
     /// none where there is none, or where our role may not know (it needs
     /// `pg_read_all_stats`).
@@ -24,9 +24,9 @@ pub struct Load {
 
 /// Looks at the database, time and again.
 #[derive(Debug)]
-pub struct Observer<'a> {
+pub struct LoadProbe<'a> {
     store: &'a Store,
-    mark: Mark,
+    watermark: ReplayWatermark,
 }
 
 // Who has our name is another nico-rewrap, which is no tenant and backs off by itself. Of
@@ -34,7 +34,7 @@ pub struct Observer<'a> {
 // is autovacuum.
 // Who replays nothing is no replica, but an archive of the log, for example; Postgres says
 // that it is ever further behind.
-const LOOK: Sql = Sql {
+const SAMPLE: Statement = Statement {
     text: "-- look\n\
            SELECT EXISTS (SELECT FROM pg_stat_activity \
                WHERE datname = current_database() AND usesysid IS NOT NULL \
@@ -50,7 +50,7 @@ const LOOK: Sql = Sql {
 };
 
 // The barrier, without what is no part of a commit.
-const FLUSH: Sql = Sql {
+const FLUSH: Statement = Statement {
     text: concat!("-- flush\nSELECT ", flush!()),
     types: &[],
 };
@@ -58,39 +58,41 @@ const FLUSH: Sql = Sql {
 impl Store {
     /// An observer that has not looked yet.
     #[must_use]
-    pub fn observer(&self) -> Observer<'_> {
-        Observer {
+    pub fn load_probe(&self) -> LoadProbe<'_> {
+        LoadProbe {
             store: self,
-            mark: Mark::default(),
+            watermark: ReplayWatermark::default(),
         }
     }
 }
 
-impl Observer<'_> {
+impl LoadProbe<'_> {
     /// Looks at how busy the database is.
     ///
     /// # Errors
     ///
     /// [`StoreError::Unavailable`] when it does not say.
-    pub async fn load(&mut self) -> Result<Load, StoreError> {
-        let client = self.store.look_client().await?;
-        let load = self.look(&client).await;
-        let load = load.map_err(StoreError::into_unavailable)?;
+    pub async fn sample(&mut self) -> Result<LoadSample, StoreError> {
+        let client = self.store.probe_client().await?;
+        let sample = self.query_sample(&client).await;
+        let sample = sample.map_err(StoreError::into_unavailable)?;
         client.release();
-        Ok(load)
+        Ok(sample)
     }
 
-    async fn look(&mut self, client: &Object) -> Result<Load, StoreError> {
-        let rows = self.store.query(client, &LOOK, &[]).await?;
+    async fn query_sample(&mut self, client: &Object) -> Result<LoadSample, StoreError> {
+        let rows = self.store.query(client, &SAMPLE, &[]).await?;
         let row = rows.first().ok_or_else(StoreError::no_answer)?;
-        let others = row.try_get(0)?;
+        let other_activity = row.try_get(0)?;
         let lag: Option<f64> = row.try_get(1)?;
         let asked = Instant::now();
-        let overdue = self.mark.overdue(row.try_get(2)?, row.try_get(3)?, asked);
+        let overdue = self
+            .watermark
+            .overdue(row.try_get(2)?, row.try_get(3)?, asked);
         self.store.flush(client, &FLUSH).await?;
-        Ok(Load {
+        Ok(LoadSample {
             commit: asked.elapsed(),
-            others,
+            other_activity,
             replica_lag: lag
                 .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
                 .max(overdue),
@@ -101,9 +103,9 @@ impl Observer<'_> {
 /// A position of the log that every replica has to pass, and since when: what Postgres says
 /// of a replica's lag stays as it is when that replica falls silent.
 #[derive(Debug, Default)]
-struct Mark(Option<(PgLsn, Instant)>);
+struct ReplayWatermark(Option<(PgLsn, Instant)>);
 
-impl Mark {
+impl ReplayWatermark {
     /// How long the slowest replica, which has replayed the log up to `replayed`, has not
     /// passed the mark. If it has, the next one is set to where the log ends now.
     fn overdue(
@@ -113,7 +115,7 @@ impl Mark {
         now: Instant,
     ) -> Option<Duration> {
         match (replayed, self.0) {
-            (Some(replayed), Some((mark, since))) if replayed < mark => Some(now - since),
+            (Some(replayed), Some((watermark, since))) if replayed < watermark => Some(now - since),
             _ => {
                 self.0 = replayed.and(end).map(|end| (end, now));
                 None
@@ -130,7 +132,7 @@ mod tests {
     fn a_replica_that_falls_silent_is_ever_further_behind() {
         let (start, second) = (Instant::now(), Duration::from_secs(1));
         let lsn = |position: u64| Some(PgLsn::from(position));
-        let mut mark = Mark::default();
+        let mut watermark = ReplayWatermark::default();
         // What it has replayed, where the log ends, and for how long the mark is overdue.
         let looks = [
             (lsn(10), lsn(20), None),
@@ -144,18 +146,22 @@ mod tests {
             (lsn(59), lsn(90), None),
         ];
         let mut now = start;
-        for (look, (replayed, end, overdue)) in looks.into_iter().enumerate() {
-            assert_eq!(mark.overdue(replayed, end, now), overdue, "look {look}");
+        for (step, (replayed, end, overdue)) in looks.into_iter().enumerate() {
+            assert_eq!(
+                watermark.overdue(replayed, end, now),
+                overdue,
+                "step {step}"
+            );
             now += second;
         }
     }
 
     #[test]
     fn without_replicas_or_on_a_standby_nothing_is_overdue() {
-        let mut mark = Mark::default();
+        let mut watermark = ReplayWatermark::default();
         for (replayed, end) in [(None, Some(PgLsn::from(1))), (Some(PgLsn::from(1)), None)] {
             for _ in 0..3 {
-                assert_eq!(mark.overdue(replayed, end, Instant::now()), None);
+                assert_eq!(watermark.overdue(replayed, end, Instant::now()), None);
             }
         }
     }

@@ -20,7 +20,7 @@ pub(crate) use self::zeros::{CALL_OUTCOMES, CERTIFICATE_REASONS, HANDSHAKE_REASO
 use crate::{
     config::{LogFormat, LogOptions},
     run::Mode,
-    store::Load,
+    store::LoadSample,
     tls::Expiry,
 };
 
@@ -207,23 +207,23 @@ pub(crate) fn decided(identity_kind: &'static str, outcome: &'static str) {
 }
 
 /// A call that waits to be denied. Given up before the wait is over, it leaves no record.
-pub(crate) struct DenialWait {
+pub(crate) struct PendingDenial {
     is_over: bool,
 }
 
 /// A call waits to be denied.
-pub(crate) fn denial_waits() -> DenialWait {
-    DenialWait { is_over: false }
+pub(crate) fn denial_waits() -> PendingDenial {
+    PendingDenial { is_over: false }
 }
 
-impl DenialWait {
+impl PendingDenial {
     /// The call will have its record.
     pub(crate) fn over(mut self) {
         self.is_over = true;
     }
 }
 
-impl Drop for DenialWait {
+impl Drop for PendingDenial {
     fn drop(&mut self) {
         if !self.is_over {
             counter!(DENIALS_UNRECORDED).increment(1);
@@ -307,11 +307,11 @@ pub(crate) fn audit_failed() {
     counter!(AUDIT_FAILURES).increment(1);
 }
 
-/// The database was looked at, where a commit takes `usual` without the run, which may now
+/// The database was looked at, where a commit takes `baseline` without the run, which may now
 /// write so many rows a second.
-pub(crate) fn database_load(load: &Load, usual: Option<Duration>, limit: Option<f64>) {
+pub(crate) fn database_load(load: &LoadSample, baseline: Option<Duration>, limit: Option<f64>) {
     gauge!(COMMIT_SECONDS).set(load.commit.as_secs_f64());
-    gauge!(USUAL_COMMIT_SECONDS).set(usual.unwrap_or_default().as_secs_f64());
+    gauge!(USUAL_COMMIT_SECONDS).set(baseline.unwrap_or_default().as_secs_f64());
     gauge!(REPLICA_LAG_SECONDS).set(load.replica_lag.unwrap_or_default().as_secs_f64());
     backed_off(limit);
 }

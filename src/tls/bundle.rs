@@ -13,8 +13,9 @@ use x509_parser::{
 use super::{
     TlsError,
     algorithms::{is_supported_key, key_name},
+    format_time,
     item::{Certificates, Warning, item, readable, subject, validity},
-    seconds, spelled,
+    seconds,
 };
 use crate::tls::pem::{Located, PemFile};
 
@@ -32,7 +33,7 @@ pub(super) fn warning(located: &Located<CertificateDer<'_>>) -> Option<Warning> 
     } else if end < seconds(UnixTime::now()) {
         format!(
             "a CA of the bundle has expired at {}, and is trusted until it is taken out",
-            spelled(end)
+            format_time(end)
         )
     } else {
         return None;

@@ -9,8 +9,8 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::{
     TlsError, Validity,
     algorithms::{SUPPORTED_KEYS, is_supported_key, key_name},
+    file_contents::{CERTIFICATE, KEY},
     item::{Certificates, Warning, item, readable, subject, validity},
-    material::{CERTIFICATE, KEY},
     provider::provider,
 };
 use crate::tls::pem::{Located, PemFile};

@@ -29,7 +29,7 @@ use super::reflection::Reflection;
 use crate::{
     api::{
         error::ServiceError,
-        guard::{Gate, decide},
+        guard::{Guard, decide},
     },
     audit::{AuditLog, Record},
     auth::authorize::Policy,
@@ -114,7 +114,7 @@ impl Service {
     /// # Errors
     ///
     /// When the descriptors that were compiled in can't be decoded.
-    pub fn into_gate(self, request_timeout: Duration) -> Result<Gate, prost::DecodeError> {
+    pub fn into_guard(self, request_timeout: Duration) -> Result<Guard, prost::DecodeError> {
         let reflection = Reflection::new(&[
             proto::DESCRIPTORS,
             tonic_health::pb::FILE_DESCRIPTOR_SET,
@@ -142,7 +142,7 @@ impl Service {
                     .max_decoding_message_size(MAX_REQUEST_BYTES),
             )
             .add_service(ForgeServer::new(self).max_decoding_message_size(MAX_REQUEST_BYTES));
-        Ok(Gate::new(routes.routes(), policy, audit, request_timeout))
+        Ok(Guard::new(routes.routes(), policy, audit, request_timeout))
     }
 }
 
@@ -168,8 +168,8 @@ impl Forge for Service {
         let inner = self.inner.clone();
         let id = run_id.clone();
         let call = async move { inner.call(&id, request, gone).await };
-        let answer = self.inner.tasks.spawn(call.instrument(span)).await;
-        match answer.unwrap_or(Err(ServiceError::Internal)) {
+        let handle = self.inner.tasks.spawn(call.instrument(span)).await;
+        match handle.unwrap_or(Err(ServiceError::Internal)) {
             Ok(response) => {
                 let mut response = Response::new(response);
                 let run_id = run_id.parse().map_err(|_| ServiceError::Internal)?;
@@ -182,14 +182,14 @@ impl Forge for Service {
 }
 
 /// What a call wants, as far as it can be understood.
-struct Asked {
+struct CallRequest {
     scope: Result<Scope, InvalidOrganizationId>,
     mode: Mode,
     expected_target: Vec<String>,
     deadline: Option<Duration>,
 }
 
-impl Asked {
+impl CallRequest {
     fn new(request: &Request<ReencryptTenantIdentitySecretsRequest>) -> Self {
         let message = request.get_ref();
         Self {
@@ -217,7 +217,7 @@ impl Inner {
         gone: CancellationToken,
     ) -> Result<ReencryptTenantIdentitySecretsResponse, ServiceError> {
         let started = Instant::now();
-        let asked = Asked::new(&request);
+        let asked = CallRequest::new(&request);
         let peer = request.extensions().get::<Arc<Peer>>().cloned();
         let mut record = Record::new(run_id, peer.clone(), METHOD);
         record.asked(asked.scope.as_ref().ok(), asked.mode);
@@ -230,7 +230,7 @@ impl Inner {
             tracing::error!(%error, "a run panicked: this is a bug");
             (Err(ServiceError::Internal), Report::default(), false)
         });
-        record.counted(&report, durable);
+        record.set_report(&report, durable);
         let error = result.as_ref().err();
         self.audit.ended(record, started.elapsed(), error).await;
         result.map(|target| response(&report, target))
@@ -241,7 +241,7 @@ impl Inner {
     async fn checked_run(
         &self,
         peer: Option<Arc<Peer>>,
-        asked: Asked,
+        asked: CallRequest,
         record: &Record,
         gone: &CancellationToken,
     ) -> (Result<String, ServiceError>, Report, bool) {
@@ -254,7 +254,7 @@ impl Inner {
     async fn run(
         &self,
         peer: Option<Arc<Peer>>,
-        asked: Asked,
+        asked: CallRequest,
         record: &Record,
         gone: &CancellationToken,
     ) -> Result<(String, Ended<ServiceError>), ServiceError> {
@@ -271,7 +271,7 @@ impl Inner {
         }
         self.readiness.check().map_err(ServiceError::NotReady)?;
         let stop = self.shutdown.child_token();
-        let _permits = self.run_permits(&scope, mode, &stop).await?;
+        let _permits = self.run_slots(&scope, mode, &stop).await?;
         self.audit.started(record).await?;
 
         tracing::info!(
@@ -317,7 +317,7 @@ impl Inner {
     ///
     /// An apply that was told to stop ends soon. The next one waits for it: a client that
     /// calls again after its deadline must not be refused for its own earlier call.
-    async fn run_permits(
+    async fn run_slots(
         &self,
         scope: &Scope,
         mode: Mode,

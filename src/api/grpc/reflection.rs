@@ -135,7 +135,7 @@ impl Descriptors {
         name
     }
 
-    fn answer<'a>(&'a self, query: &Query<'a>) -> Answer<'a> {
+    fn handle<'a>(&'a self, query: &Query<'a>) -> Answer<'a> {
         let file = |kind: &str, name: &str, file: Option<&usize>| match file
             .and_then(|index| self.files.get(*index))
         {
@@ -200,7 +200,7 @@ macro_rules! serve {
                 Some(MessageRequest::ListServices(_)) => Query::Services,
                 None => Query::Nothing,
             };
-            let answer = match descriptors.answer(&query) {
+            let handle = match descriptors.handle(&query) {
                 Answer::File(file) => {
                     MessageResponse::FileDescriptorResponse(FileDescriptorResponse {
                         file_descriptor_proto: vec![file.to_vec()],
@@ -228,7 +228,7 @@ macro_rules! serve {
             pb::$version::ServerReflectionResponse {
                 valid_host: request.host.clone(),
                 original_request: Some(request),
-                message_response: Some(answer),
+                message_response: Some(handle),
             }
         }
     };
@@ -242,7 +242,7 @@ mod tests {
     use super::*;
 
     fn is_file(reflection: &Reflection, query: &Query<'_>) -> bool {
-        matches!(reflection.0.answer(query), Answer::File(_))
+        matches!(reflection.0.handle(query), Answer::File(_))
     }
 
     #[test]
@@ -270,12 +270,12 @@ mod tests {
             Query::Extension("forge.Forge"),
             Query::ExtensionNumbers("no.Such"),
         ] {
-            let answer = reflection.0.answer(&query);
-            assert!(matches!(answer, Answer::Error(Code::NotFound, _)));
+            let handle = reflection.0.handle(&query);
+            assert!(matches!(handle, Answer::Error(Code::NotFound, _)));
         }
         let known = Query::ExtensionNumbers("forge.ReencryptTenantIdentitySecretsRequest");
         assert!(matches!(
-            reflection.0.answer(&known),
+            reflection.0.handle(&known),
             Answer::NoExtensions(_)
         ));
     }

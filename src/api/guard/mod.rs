@@ -39,20 +39,20 @@ use crate::{
         authorize::{ACTION, Denial, Permit, Policy, authorize},
         identity::Caller,
     },
-    limits::rate_limit::Turns,
+    limits::rate_limit::RateLimiter,
     server::Peer,
     telemetry,
 };
 
 /// Calls that are denied, a second: with a kilobyte or so for a record, not a gigabyte
 /// a day.
-const DENIALS: u32 = 10;
+const DENIALS_PER_SECOND: u32 = 10;
 
 /// Calls that wait for their turn even if their clients go: as many as ten seconds have.
-const WAITING: usize = 100;
+const MAX_QUEUED_DENIALS: usize = 100;
 
 /// Services that any verified certificate may use.
-const OPEN: [&str; 2] = ["/grpc.health.v1.Health/", "/grpc.reflection."];
+const PUBLIC_SERVICES: [&str; 2] = ["/grpc.health.v1.Health/", "/grpc.reflection."];
 
 /// Size of a request's headers, in bytes, as HTTP/2 counts them (RFC 9113, 6.5.2). The listener
 /// takes some more, so that the answer can be one of gRPC.
@@ -60,22 +60,22 @@ const MAX_HEADER_BYTES: usize = 16 << 10;
 
 /// What stands before a message: whether it is compressed, and its length (gRPC over
 /// HTTP/2, "Length-Prefixed-Message").
-const PREFIX: usize = 5;
+const MESSAGE_HEADER_LEN: usize = 5;
 
 /// The routes of the server, guarded.
 #[derive(Clone)]
-pub struct Gate {
+pub struct Guard {
     routes: Routes,
     policy: Policy,
     audit: AuditLog,
     request_timeout: Duration,
-    denials: Arc<Turns>,
-    /// Of `WAITING`.
+    denials: Arc<RateLimiter>,
+    /// Of `MAX_QUEUED_DENIALS`.
     waiting: Arc<Semaphore>,
     tasks: TaskTracker,
 }
 
-impl Gate {
+impl Guard {
     /// Guards `routes` with `policy`; refusals go to `audit`. A request that is not
     /// complete within `request_timeout` is refused, but for the open services, which
     /// have requests that go on.
@@ -86,26 +86,27 @@ impl Gate {
             policy,
             audit,
             request_timeout,
-            denials: Arc::new(Turns::new(DENIALS)),
-            waiting: Arc::new(Semaphore::new(WAITING)),
+            denials: Arc::new(RateLimiter::new(DENIALS_PER_SECOND)),
+            waiting: Arc::new(Semaphore::new(MAX_QUEUED_DENIALS)),
             tasks: TaskTracker::new(),
         }
     }
 
     /// Waits for the records of calls whose clients are gone.
-    pub async fn settled(&self) {
+    pub async fn drain(&self) {
         self.tasks.close();
         self.tasks.wait().await;
     }
 
     /// Answers one request.
-    pub async fn answer<B>(&self, request: Request<B>) -> Response<Body>
+    pub async fn handle<B>(&self, request: Request<B>) -> Response<Body>
     where
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<StdError> + Send,
     {
         let path = request.uri().path().to_owned();
-        let is_open = is_grpc(&request) && OPEN.iter().any(|open| path.starts_with(open));
+        let is_open =
+            is_grpc(&request) && PUBLIC_SERVICES.iter().any(|open| path.starts_with(open));
         let peer = request.extensions().get::<Arc<Peer>>().cloned();
         // Headers of unreasonable size are dropped at once, and not kept until somebody's turn.
         let request = check(request);
@@ -114,9 +115,9 @@ impl Gate {
         }
         match peer {
             Some(peer) if authorize(&self.policy, &peer.caller).is_err() => {
-                self.denied(request, peer, path).await
+                self.throttle_denied(request, peer, path).await
             }
-            peer => self.called(request, peer, path).await,
+            peer => self.dispatch(request, peer, path).await,
         }
     }
 
@@ -130,17 +131,17 @@ impl Gate {
             Ok(request) if compression::is_announced(&request) => {
                 compression::check_first(request, self.request_timeout).await
             }
-            Ok(request) => return self.routed(request).await,
+            Ok(request) => return self.route(request).await,
             Err(error) => Err(error),
         };
         match request {
-            Ok(request) => self.routed(request).await,
+            Ok(request) => self.route(request).await,
             Err(error) => error.into_status(&run_id()).into_http(),
         }
     }
 
     /// Answers a call that will be denied, when it has its turn.
-    async fn denied<B>(
+    async fn throttle_denied<B>(
         &self,
         request: Result<Request<B>, ServiceError>,
         peer: Arc<Peer>,
@@ -155,17 +156,17 @@ impl Gate {
         let first = peer.denial.clone().lock_owned().await;
         let place = self.waiting.clone().acquire_owned().await;
         unrecorded.over();
-        let gate = self.clone();
-        self.to_the_end(async move {
-            gate.denials.wait().await;
+        let guard = self.clone();
+        self.spawn_detached(async move {
+            guard.denials.acquire().await;
             drop((first, place));
-            gate.called(request, Some(peer), path).await
+            guard.dispatch(request, Some(peer), path).await
         })
         .await
     }
 
     /// Answers a call, and leaves its record if no handler does.
-    async fn called<B>(
+    async fn dispatch<B>(
         &self,
         request: Result<Request<B>, ServiceError>,
         peer: Option<Arc<Peer>>,
@@ -177,12 +178,12 @@ impl Gate {
     {
         let started = Instant::now();
         let request = match request {
-            Ok(request) => self.complete(request).await,
+            Ok(request) => self.buffer_body(request).await,
             Err(error) => Err(error),
         };
         let error = match request {
             Ok(request) => {
-                let response = self.routed(request).await;
+                let response = self.route(request).await;
                 if response.headers().contains_key(RUN_ID_HEADER) {
                     return response;
                 }
@@ -206,21 +207,21 @@ impl Gate {
             audit.ended(record, duration, Some(&error)).await;
             error.into_status(&run_id).into_http()
         };
-        self.to_the_end(recorded.instrument(span)).await
+        self.spawn_detached(recorded.instrument(span)).await
     }
 
     /// In a task of its own: a client that goes takes the futures of its calls with it.
-    async fn to_the_end(
+    async fn spawn_detached(
         &self,
-        answer: impl Future<Output = Response<Body>> + Send + 'static,
+        handle: impl Future<Output = Response<Body>> + Send + 'static,
     ) -> Response<Body> {
-        self.tasks.spawn(answer).await.unwrap_or_else(|error| {
+        self.tasks.spawn(handle).await.unwrap_or_else(|error| {
             tracing::error!(%error, "a call panicked: this is a bug");
             ServiceError::Internal.into_status(&run_id()).into_http()
         })
     }
 
-    async fn routed<B>(&self, request: Request<B>) -> Response<Body>
+    async fn route<B>(&self, request: Request<B>) -> Response<Body>
     where
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<StdError> + Send,
@@ -233,13 +234,16 @@ impl Gate {
 
     /// The request with all of its body, which is small. One that never ends would hold
     /// its connection for ever, as a call that is under way.
-    async fn complete<B>(&self, request: Request<B>) -> Result<Request<Full<Bytes>>, ServiceError>
+    async fn buffer_body<B>(
+        &self,
+        request: Request<B>,
+    ) -> Result<Request<Full<Bytes>>, ServiceError>
     where
         B: HttpBody<Data = Bytes>,
         B::Error: Into<StdError>,
     {
         let (mut head, body) = request.into_parts();
-        let body = Limited::new(body, PREFIX + MAX_REQUEST_BYTES).collect();
+        let body = Limited::new(body, MESSAGE_HEADER_LEN + MAX_REQUEST_BYTES).collect();
         match timeout(self.request_timeout, body).await {
             Err(_) => Err(ServiceError::SlowRequest),
             Ok(Err(_)) => Err(ServiceError::MalformedRequest),

@@ -1,7 +1,7 @@
 //! The fields of a line: separated by commas, white space around them ignored,
 //! quotes around a field for commas within it.
 
-use super::LineFault;
+use super::LineError;
 
 /// The fields of one line, up to the first that can't be told from its neighbours.
 pub(super) struct Fields<'a>(Option<&'a str>);
@@ -11,7 +11,7 @@ impl<'a> Fields<'a> {
         Self(Some(line))
     }
 
-    fn split(rest: &'a str) -> Result<(&'a str, Option<&'a str>), LineFault> {
+    fn split(rest: &'a str) -> Result<(&'a str, Option<&'a str>), LineError> {
         let rest = rest.trim();
         let Some(quoted) = rest.strip_prefix('"') else {
             let (field, after) = match rest.split_once(',') {
@@ -19,20 +19,20 @@ impl<'a> Fields<'a> {
                 None => (rest, None),
             };
             let ok = !field.contains('"');
-            return ok.then_some((field, after)).ok_or(LineFault::Quotes);
+            return ok.then_some((field, after)).ok_or(LineError::Quotes);
         };
-        let (field, after) = quoted.split_once('"').ok_or(LineFault::Quotes)?;
+        let (field, after) = quoted.split_once('"').ok_or(LineError::Quotes)?;
         // The line ends with no white space: Casbin would take it for another field.
         match after.strip_prefix(',') {
             Some(after) => Ok((field, Some(after))),
             None if after.is_empty() => Ok((field, None)),
-            None => Err(LineFault::Quotes),
+            None => Err(LineError::Quotes),
         }
     }
 }
 
 impl<'a> Iterator for Fields<'a> {
-    type Item = Result<&'a str, LineFault>;
+    type Item = Result<&'a str, LineError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let field = Self::split(self.0.take()?);

@@ -47,14 +47,14 @@ pub struct CasbinPolicy {
 
 /// What keeps a policy from being used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum PolicyFault {
+pub enum PolicyError {
     /// A line that is no rule.
     #[error("line {line} {what}")]
     Line {
         /// Its number, from 1.
         line: usize,
         /// What is wrong with it, and what to do.
-        what: LineFault,
+        what: LineError,
     },
     /// Casbin does not take what was read here without a fault: a bug.
     #[error("was refused by Casbin ({0}): please report this")]
@@ -63,7 +63,7 @@ pub enum PolicyFault {
 
 /// What can be wrong with a line.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum LineFault {
+pub enum LineError {
     /// It begins with something else than `p` or `g`.
     #[error("is no rule: write \"p, SUBJECT, ACTION\", \"g, SUBJECT, ROLE\" or a # comment")]
     NoRule,
@@ -96,19 +96,19 @@ impl CasbinPolicy {
     /// # Errors
     ///
     /// Every line that is neither a rule, nor a comment, nor blank.
-    pub fn parse(text: &str) -> Result<Self, Vec<PolicyFault>> {
+    pub fn parse(text: &str) -> Result<Self, Vec<PolicyError>> {
         let mut rules = Vec::new();
         let mut faults = Vec::new();
         for (line, content) in (1..).zip(text.lines()) {
             match rule(content) {
                 Ok(rule) => rules.extend(rule),
-                Err(what) => faults.push(PolicyFault::Line { line, what }),
+                Err(what) => faults.push(PolicyError::Line { line, what }),
             }
         }
         if !faults.is_empty() {
             return Err(faults);
         }
-        Self::load(rules).map_err(|error| vec![PolicyFault::Casbin(error.to_string())])
+        Self::load(rules).map_err(|error| vec![PolicyError::Casbin(error.to_string())])
     }
 
     fn load(rules: Vec<Rule>) -> casbin::Result<Self> {
@@ -157,7 +157,7 @@ struct Rule {
 }
 
 /// The rule of a line; none in a comment and a blank one.
-fn rule(line: &str) -> Result<Option<Rule>, LineFault> {
+fn rule(line: &str) -> Result<Option<Rule>, LineError> {
     let line = line.trim();
     if line.is_empty() || line.starts_with('#') {
         return Ok(None);
@@ -166,19 +166,19 @@ fn rule(line: &str) -> Result<Option<Rule>, LineFault> {
     let kind = match fields.first() {
         Some(&"p") => "p",
         Some(&"g") => "g",
-        _ => return Err(LineFault::NoRule),
+        _ => return Err(LineError::NoRule),
     };
     let &[_, subject, object] = fields.as_slice() else {
-        return Err(LineFault::Fields(fields.len()));
+        return Err(LineError::Fields(fields.len()));
     };
     if subject.is_empty() || object.is_empty() {
-        return Err(LineFault::EmptyField);
+        return Err(LineError::EmptyField);
     }
     if subject.len().max(object.len()) > MAX_FIELD {
-        return Err(LineFault::TooLong);
+        return Err(LineError::TooLong);
     }
     if kind == "p" {
-        check_glob(object).map_err(|error| LineFault::Glob(error.kind().clone()))?;
+        check_glob(object).map_err(|error| LineError::Glob(error.kind().clone()))?;
     }
     let fields = vec![subject.to_owned(), object.to_owned()];
     Ok(Some(Rule { kind, fields }))

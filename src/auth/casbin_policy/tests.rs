@@ -34,9 +34,9 @@ fn policy(text: &str) -> CasbinPolicy {
     CasbinPolicy::parse(text).unwrap()
 }
 
-fn faults(text: &str) -> Vec<(usize, LineFault)> {
+fn faults(text: &str) -> Vec<(usize, LineError)> {
     let at_a_line = |fault| match fault {
-        PolicyFault::Line { line, what } => (line, what),
+        PolicyError::Line { line, what } => (line, what),
         fault => panic!("{fault:?}"),
     };
     let faults = CasbinPolicy::parse(text).unwrap_err();
@@ -220,9 +220,9 @@ fn what_is_long_or_nested_is_a_fault_or_can_be_matched() {
         let _ = policy(&format!("p, a, {glob}")).allows("a", ACTION);
     }
     let found = faults(&format!("p, a, {}x", long("x")));
-    assert_eq!(found, [(1, LineFault::TooLong)]);
+    assert_eq!(found, [(1, LineError::TooLong)]);
     let found = faults(&format!("p, a, {}", nested(101)));
-    assert!(matches!(found[..], [(1, LineFault::Glob(_))]), "{found:?}");
+    assert!(matches!(found[..], [(1, LineError::Glob(_))]), "{found:?}");
 }
 
 #[test]

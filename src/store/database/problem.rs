@@ -16,7 +16,7 @@ pub(super) enum Problem {
     )]
     Key(String),
     #[error("the server's certificate is {0}: renew it, or set the clock")]
-    NotNow(Validity),
+    OutsideValidity(Validity),
     #[error(
         "the server's certificate is marked as that of a CA, and is not in sslrootcert: put the \
          certificate itself into sslrootcert, or issue one with basicConstraints=CA:FALSE"

@@ -86,7 +86,7 @@ impl ServerCertVerifier for Verifier {
         if trusted.certificates.contains(end_entity) {
             let validity = validity(&certificate);
             if !validity.contains(now) {
-                return Err(problem(Problem::NotNow(validity)));
+                return Err(problem(Problem::OutsideValidity(validity)));
             }
             if with_name {
                 names(&certificate, end_entity, server_name)?;

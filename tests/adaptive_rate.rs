@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use nico_rewrap::store::database::Database as Target;
-use nico_rewrap::store::{Commit, Observer, Pooler, Store, StoreOptions};
+use nico_rewrap::store::{Commit, LoadProbe, Pooler, Store, StoreOptions};
 use tokio::time::sleep;
 use tokio_postgres::Client;
 
@@ -106,7 +106,7 @@ pub(crate) async fn run_alone(site: Site, database: &Database, client: Client) -
     let server = site.set("rewrap.max_rows_per_second", "2500").start().await;
     drop(client);
     let store = Store::new(&target(database), options()).unwrap();
-    until_others(&mut store.observer(), false).await;
+    until_other_activity(&mut store.load_probe(), false).await;
     let seen = watched_run(&server).await;
     assert!(seen.looks.len() >= 3, "{:?}", seen.looks);
     assert_eq!(server.metric(LIMIT, &[]).await, Some(0.0), "after the run");
@@ -118,8 +118,8 @@ fn target(database: &Database) -> Target {
 }
 
 /// Waits until others use the database, or nobody does.
-async fn until_others(observer: &mut Observer<'_>, wanted: bool) {
-    while observer.load().await.unwrap().others != wanted {
+async fn until_other_activity(load_probe: &mut LoadProbe<'_>, wanted: bool) {
+    while load_probe.sample().await.unwrap().other_activity != wanted {
         sleep(Duration::from_millis(50)).await;
     }
 }
@@ -167,18 +167,18 @@ async fn a_site_can_do_without() {
 async fn others_are_seen_for_as_long_as_they_do_something() {
     let database = Database::migrated().await;
     let store = Store::new(&target(&database), options()).unwrap();
-    let mut observer = store.observer();
+    let mut load_probe = store.load_probe();
     // What the fixture did to the database is past at some time.
-    until_others(&mut observer, false).await;
+    until_other_activity(&mut load_probe, false).await;
     let busy = Busy::with(database.client().await);
-    until_others(&mut observer, true).await;
+    until_other_activity(&mut load_probe, true).await;
     drop(busy);
-    until_others(&mut observer, false).await;
+    until_other_activity(&mut load_probe, false).await;
     // One statement that takes longer than what counts as idle.
     let client = database.client().await;
     let long = tokio::spawn(async move { client.batch_execute("SELECT pg_sleep(60)").await });
     sleep(Duration::from_secs(3)).await;
-    assert!(observer.load().await.unwrap().others);
+    assert!(load_probe.sample().await.unwrap().other_activity);
     long.abort();
 }
 

@@ -14,14 +14,15 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::{
     CrlPolicy, TlsError, TlsFiles, Validity,
     check::{Checked, Content},
+    format_time,
     provider::provider,
-    seconds, spelled,
+    seconds,
     verifier::verifier,
 };
 use crate::auth::identity::Anchor;
 
 /// A server configuration, and the verifiers that go with it.
-pub struct Snapshot {
+pub struct TlsState {
     config: Arc<ServerConfig>,
     any: Arc<dyn ClientCertVerifier>,
     admin: Option<Arc<dyn ClientCertVerifier>>,
@@ -44,7 +45,7 @@ pub struct Expiry {
     pub crl: Option<i64>,
 }
 
-impl Snapshot {
+impl TlsState {
     /// Makes a server configuration of what the files hold; whether the server's own
     /// certificate is valid at this time is left to the caller.
     pub(super) fn new(checked: Checked, policy: CrlPolicy) -> Result<Self, TlsError> {
@@ -63,8 +64,8 @@ impl Snapshot {
         let admin = admin.transpose()?;
         let expiry = Expiry {
             server: validity.to,
-            root_ca: first_to_end(&root_cas),
-            admin_root_ca: admin_cas.as_deref().map(first_to_end),
+            root_ca: earliest_expiry(&root_cas),
+            admin_root_ca: admin_cas.as_deref().map(earliest_expiry),
             crl: lists.iter().map(|list| list.next_update).min(),
         };
         let mut config = ServerConfig::builder_with_provider(provider())
@@ -154,13 +155,13 @@ impl Snapshot {
         }
         if self.expiry.server < now {
             tracing::warn!(
-                expired = spelled(self.expiry.server),
+                expired = format_time(self.expiry.server),
                 "the server's certificate of [tls].identity_pemfile_path has expired: renew it"
             );
         }
         if now < self.validity.from {
             tracing::warn!(
-                valid_from = spelled(self.validity.from),
+                valid_from = format_time(self.validity.from),
                 "the server's certificate of [tls].identity_pemfile_path is not valid yet: set the clock, or renew it"
             );
         }
@@ -178,7 +179,7 @@ impl Snapshot {
         }
         if let Some(end) = self.expiry.crl.filter(|end| *end < now) {
             tracing::warn!(
-                next_update = spelled(end),
+                next_update = format_time(end),
                 bars_its_issuer = files.crl_policy.wants_current(),
                 "a certificate revocation list of [rewrap].crl_files is out of date: publish a new one"
             );
@@ -186,7 +187,7 @@ impl Snapshot {
     }
 }
 
-impl fmt::Debug for Snapshot {
+impl fmt::Debug for TlsState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Snapshot")
             .field("expiry", &self.expiry)
@@ -194,7 +195,7 @@ impl fmt::Debug for Snapshot {
     }
 }
 
-fn first_to_end(certificates: &[CertificateDer<'_>]) -> i64 {
+fn earliest_expiry(certificates: &[CertificateDer<'_>]) -> i64 {
     let parsed = certificates
         .iter()
         .map(|der| X509Certificate::from_der(der));

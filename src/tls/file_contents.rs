@@ -52,7 +52,7 @@ pub(super) const ADMIN_ROOT_CA: &str = "tls.admin_root_cafile_path";
 pub(super) const CRLS: &str = "rewrap.crl_files";
 
 /// Every file of [`Paths`] that can be read, as it was at one time.
-pub(super) struct Material {
+pub(super) struct TlsFileContents {
     pub(super) certificate: Option<PemFile>,
     pub(super) key: Option<PemFile>,
     pub(super) root_ca: Option<PemFile>,
@@ -63,7 +63,7 @@ pub(super) struct Material {
     pub(super) faults: Vec<Fault>,
 }
 
-impl Material {
+impl TlsFileContents {
     pub(super) fn read(paths: &Paths) -> Self {
         let mut faults = Vec::new();
         let mut read = |setting, path: Option<&Path>| {
