@@ -309,7 +309,8 @@ async fn a_file_that_can_not_be_opened_stops_the_start() {
         })
         .await;
     }
-    let words = ["[rewrap].audit_required: needs a file: set [rewrap].audit_log"];
+    let words =
+        ["[rewrap].audit_required: is true, but there is no audit log: set [rewrap].audit_log"];
     refused(&database, &words, |site| {
         site.set("rewrap.audit_required", "true")
     })

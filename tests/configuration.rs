@@ -59,20 +59,20 @@ const SETTINGS: &str = r#"
 machine_identity.enabled | true | "yes" ; 1 | true or false
 machine_identity.algorithm | "ES256" | "RS256" ; "es256" ; 5 |
 machine_identity.current_encryption_key_id | "kv1" | "" ; "  " | set it to the id of the key
-machine_identity.current_encryption_key_id | "kv1" | 1 | text in quotes
+machine_identity.current_encryption_key_id | "kv1" | 1 | string in quotes
 machine_identity.current_encryption_key_id | "kv1" | "kv3" ; "KV1" | (it has "kv1", "kv2")
 auth.trust.spiffe_trust_domain | "spiffe://nico.local" | "" ; "spiffe://" ; "NICO.local" ; "a b" | like "nico.local"
-auth.trust.spiffe_service_base_paths | [] | "/nico-system/sa/" | list of texts
-auth.trust.additional_issuer_cns | [] | "A CA" ; [1] | list of texts
+auth.trust.spiffe_service_base_paths | [] | "/nico-system/sa/" | list of strings
+auth.trust.additional_issuer_cns | [] | "A CA" ; [1] | list of strings
 auth.permissive_mode | false | "no" ; 1 | true or false
 auth.casbin_policy_file | "" | "/nowhere.csv" ; "." | can't be read (
-auth.cli_certs.required_equals | { IssuerCN = "A", SubjectOU = "b" } | {} | would make an administrator of everybody
+auth.cli_certs.required_equals | { IssuerCN = "A", SubjectOU = "b" } | {} | every client certificate would be an administrator's
 auth.cli_certs.required_equals | { SubjectO = "c" } | "IssuerCN" ; ["IssuerCN"] | table in braces
-auth.cli_certs.group_from | "SubjectOU" | "IssuerOU" ; "IssuerCN" ; "subjectOU" ; "OU" | there are SubjectO, SubjectOU, SubjectCN
+auth.cli_certs.group_from | "SubjectOU" | "IssuerOU" ; "IssuerCN" ; "subjectOU" ; "OU" | use one of SubjectO, SubjectOU, SubjectCN
 auth.cli_certs.username_from | "SubjectCN" | "IssuerCN" ; "Subject" | must be a component of the subject
-auth.cli_certs.username | "operator" | 1 | text in quotes
+auth.cli_certs.username | "operator" | 1 | string in quotes
 rewrap.admin_issuers_in_root_ca | ["A CA"] | "A CA" ; [""] ; [1] |
-rewrap.allowed_services | ["a", "b"] | "a" ; [true] | list of texts
+rewrap.allowed_services | ["a", "b"] | "a" ; [true] | list of strings
 rewrap.lock_timeout | "1500ms" | 2 ; "2" ; "2 parsecs" ; "0s" ; "2h" ; "-1s" | "2s"
 rewrap.statement_timeout | "1m" | "" | "2s"
 rewrap.connect_timeout | "5s" | true | "2s"
@@ -80,7 +80,7 @@ rewrap.shutdown_grace | "1m 30s" | "soon" | "2s"
 rewrap.max_connections | 2 | 0 ; -1 ; 257 ; 1.5 ; "many" | from 1 to 256
 rewrap.page_size | 10000 | 0 ; 10001 ; 4294967297 | from 1 to 10000
 rewrap.max_attempts | 1 | 0 | from 1 to 100
-rewrap.crl_files | [] | "a.pem" ; [1] | list of texts
+rewrap.crl_files | [] | "a.pem" ; [1] | list of strings
 rewrap.crl_files | [] | [" "] | blank entry
 rewrap.crl_policy | "allow_unknown" | "none" ; "" | one of "require_valid", "allow_expired"
 rewrap.max_handshakes | 1 | 0 ; 65537 | from 1 to 65536
@@ -89,7 +89,7 @@ rewrap.tls_reload_interval | "1m" | "0s" | "2s"
 rewrap.audit_required | false | "yes" | true or false
 rewrap.listen | "127.0.0.1:0" | "localhost:1179" ; "1179" ; 1179 ; "[::]" ; "" |
 rewrap.metrics_endpoint | "127.0.0.1:0" | "127.0.0.1" | "127.0.0.1:1179"
-rewrap.log_filter | "warn,nico_rewrap=info" | "nico_rewrap=noisy" | is not a filter
+rewrap.log_filter | "warn,nico_rewrap=info" | "nico_rewrap=noisy" | is not a valid filter
 rewrap.log_format | "json" | "xml" ; "JSON" | one of "logfmt", "json"
 rewrap.pooler | "transaction" | "statement" | one of "session", "transaction"
 rewrap.database_sslmode | "disable" | "none" ; "" | verify-full
@@ -233,8 +233,7 @@ async fn settings_are_not_called_missing_if_a_file_cannot_be_read() {
 async fn a_section_of_another_shape_is_a_fault_and_not_absent() {
     let database = Database::migrated().await;
     for section in ["machine_identity", "tls", "auth", "rewrap"] {
-        let list =
-            format!("{section}: must be one section, [{section}], and not a list of sections");
+        let list = format!("{section}: must be one section, [{section}], not a list of sections");
         let said = refused(&database, &["site.toml: ", &list], |site| {
             let text = site
                 .toml()
@@ -245,7 +244,7 @@ async fn a_section_of_another_shape_is_a_fault_and_not_absent() {
         .await;
         assert!(!said.contains("is missing"), "{said}");
         for value in ["true", "\"x\"", "5"] {
-            let words = format!("{section}: must be a section, [{section}], and not a value");
+            let words = format!("{section}: must be a section, [{section}], not a value");
             let said = refused(&database, &["site.toml: ", &words], |site| {
                 let text = site.toml().replace(&format!("[{section}"), "[elsewhere");
                 site.whole_config(&format!("{section} = {value}\n{text}"))
@@ -254,7 +253,7 @@ async fn a_section_of_another_shape_is_a_fault_and_not_absent() {
             assert!(!said.contains("is missing"), "{said}");
         }
     }
-    let words = "[auth].trust: must be a section, [auth.trust], and not a value";
+    let words = "[auth].trust: must be a section, [auth.trust], not a value";
     refused(&database, &[words], |site| {
         let text = site.toml().replace("[auth.trust]", "[elsewhere.trust]");
         site.whole_config(&text.replace("[auth]", "[auth]\ntrust = \"nico.local\""))
@@ -265,8 +264,8 @@ async fn a_section_of_another_shape_is_a_fault_and_not_absent() {
 #[tokio::test]
 async fn our_section_is_apart_from_a_file_that_denies_unknown_fields() {
     let database = Database::migrated().await;
-    let words = "site.toml: [rewrap]: is in a file with deny_unknown_fields = true, on which nico-api \
-                 does not start; move it into a file of its own";
+    let words = "site.toml: [rewrap]: is in a file with deny_unknown_fields = true, with which nico-api \
+                 does not start; move the section to another file";
     let denies = |site: Site, value: &str| {
         let text = site.toml();
         site.whole_config(&format!("deny_unknown_fields = {value}\n{text}"))
@@ -305,14 +304,14 @@ async fn a_list_in_the_environment_is_names_and_commas() {
             "- a\n- b",
         ] {
             let words = format!(
-                "environment variable {name}: {setting}: must be the names alone, separated by \
-                 commas, like a,b"
+                "environment variable {name}: {setting}: must be names separated by commas, like \
+                 a,b"
             );
             let said = refused(&database, &[&words], |site| site.env(name, value)).await;
             assert_eq!(said.lines().count(), 1, "one fault, one line: {said}");
         }
     }
-    let words = "[rewrap].allowed_services: has an entry that is no name of a service";
+    let words = "[rewrap].allowed_services: has an entry that is not a service name";
     for value in ["nico-api carbide-api", "spiffe://nico.local/a", "a;b"] {
         refused(&database, &[words], |site| {
             site.env("NICO_REWRAP__ALLOWED_SERVICES", value)
@@ -338,9 +337,9 @@ async fn a_list_in_the_environment_is_names_and_commas() {
 async fn a_variable_that_is_empty_or_misspelled_is_a_fault() {
     let database = Database::migrated().await;
     let fault = |name: &str, what: &str| format!("environment variable {name}: {what}");
-    let empty = |name: &str| fault(name, "is empty: unset it, or give it a value");
+    let empty = |name: &str| fault(name, "is empty: unset it or set it to a value");
     let not_read =
-        |name: &str, right: &str| fault(name, &format!("is not read: the name is {right}"));
+        |name: &str, right: &str| fault(name, &format!("is not read: rename it to {right}"));
     let audit_log = "NICO_REWRAP__AUDIT_LOG";
     let cases = [
         (
@@ -436,12 +435,12 @@ async fn what_says_who_is_an_administrator_is_understood_whole() {
         (
             "auth.cli_certs.require_equals",
             "{ IssuerO = \"A\" }",
-            "[auth.cli_certs].require_equals: no such setting; there are group_from, required_equals",
+            "[auth.cli_certs].require_equals: no such setting; use one of group_from, required_equals",
         ),
         (
             criteria,
             "{ IssuerO = \"A\", issuerCN = \"B\" }",
-            "[auth.cli_certs.required_equals].issuerCN: no such component; there are IssuerO, IssuerOU, IssuerCN",
+            "[auth.cli_certs.required_equals].issuerCN: no such component; use one of IssuerO, IssuerOU, IssuerCN",
         ),
         (
             criteria,
@@ -451,12 +450,12 @@ async fn what_says_who_is_an_administrator_is_understood_whole() {
         (
             criteria,
             "{ IssuerO = \"\" }",
-            "[auth.cli_certs.required_equals].IssuerO: is missing; write the text",
+            "[auth.cli_certs.required_equals].IssuerO: is missing; set it to the value",
         ),
         (
             criteria,
             "{ IssuerO = [\"A\"] }",
-            "[auth.cli_certs.required_equals].IssuerO: must be a text in quotes",
+            "[auth.cli_certs.required_equals].IssuerO: must be a string in quotes",
         ),
         ("auth.cli_certs", "5", "[auth].cli_certs: must be a section"),
     ] {
@@ -652,7 +651,7 @@ async fn urls_are_taken_as_nico_api_takes_them() {
             .await;
         leaks::assert_none(&server.log_text());
         if url.contains("SSLMODE") {
-            let words = "database_url: parameter \"SSLMODE\" is not known here and ignored; names \
+            let words = "database_url: parameter \"SSLMODE\" is unknown and ignored; names \
                          are case-sensitive, did you mean \"sslmode\"?";
             assert!(warned(&server, words), "{}", server.log_text());
         }

@@ -84,7 +84,7 @@ async fn the_site_config_of_nico_api_wins_over_its_variable() {
             Some("false"),
             "is not read without CARBIDE_CREDENTIALS_FILE_ENABLED=true",
         ),
-        (Some("true"), "loses to [credentials.file].path"),
+        (Some("true"), "is overridden by [credentials.file].path"),
     ] {
         let Files {
             mut site,

@@ -103,7 +103,8 @@ async fn the_environment_wins_over_the_file_key_by_key() {
     let log = server.log_text();
     let said = warnings(&server);
     assert!(
-        said.contains(r#"key \"kv2\" is in the environment"#) && said.contains("wins over file"),
+        said.contains(r#"key \"kv2\" has different bytes in the environment"#)
+            && said.contains("takes precedence over file"),
         "{log}"
     );
     let kv2 = server.logs_with("key");
@@ -161,7 +162,7 @@ async fn every_fault_names_its_variable() {
         "must be true or false",
     ];
     refused(&database, &switch, |site| site.env(ON, "yes")).await;
-    let case = ["ids from environment variables come out in lower case"];
+    let case = ["key ids from environment variables are in lower case"];
     refused(&database, &case, |site| {
         on(site).env(KV1, &text("kv1")).target("KV1")
     })

@@ -1,4 +1,5 @@
-//! Who may call: `[auth]` of the site config, and what `[rewrap]` adds to it.
+//! Reads the authentication and authorization settings: `[auth]`, and the related
+//! settings of `[rewrap]`.
 
 use std::{path::Path, sync::Arc};
 
@@ -12,7 +13,7 @@ use crate::{
     regular_file,
 };
 
-/// In bytes: far more than a policy that people wrote.
+/// Size limit in bytes, far above any policy written by hand.
 const MAX_POLICY_BYTES: u64 = 16 << 20;
 
 /// Reads `[auth.trust]` and `[auth.cli_certs]`.
@@ -49,13 +50,13 @@ pub(super) fn trust(settings: &mut Settings) -> Option<TrustRules> {
     })
 }
 
-/// Reads who may re-wrap.
+/// Reads which identities may re-wrap.
 pub(super) fn policy(settings: &mut Settings, warnings: &mut Vec<String>) -> Policy {
     let permissive = settings.bool(PERMISSIVE, false);
     if permissive {
         warnings.push(format!(
-            "{}: [auth].permissive_mode is true: calls that the Casbin policy denies are let pass; \
-             set it to false when the policy is as it should be",
+            "{}: [auth].permissive_mode is true: calls that the Casbin policy denies are allowed; \
+             set it to false once the policy is correct",
             settings.source(PERMISSIVE)
         ));
     }
@@ -71,7 +72,7 @@ fn allowed_services(settings: &mut Settings) -> Vec<String> {
     let Some(names) = settings.list(ALLOWED) else {
         return vec!["nico-api".to_owned(), "carbide-api".to_owned()];
     };
-    // SPIFFE-ID, section 2.2. No certificate has another name.
+    // SPIFFE-ID, section 2.2: a certificate cannot contain any other character.
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-._/".contains(c);
     if names
         .iter()
@@ -79,8 +80,8 @@ fn allowed_services(settings: &mut Settings) -> Vec<String> {
     {
         settings.problem(
             ALLOWED,
-            "has an entry that is no name of a service: write what follows the base path in the \
-             SPIFFE id, like \"nico-api\"",
+            "has an entry that is not a service name: write the part of the SPIFFE id after the \
+             base path, like \"nico-api\"",
         );
     }
     names
@@ -96,7 +97,7 @@ fn casbin_policy(settings: &mut Settings, warnings: &mut Vec<String>) -> Option<
         Err(error) => {
             settings.problem(
                 POLICY_FILE,
-                format!("{path} can't be read ({error}): correct the path, or the file"),
+                format!("{path} can't be read ({error}): correct the path or the file"),
             );
             return None;
         }
@@ -105,8 +106,8 @@ fn casbin_policy(settings: &mut Settings, warnings: &mut Vec<String>) -> Option<
         Ok(policy) => {
             if policy.allows_nothing() {
                 warnings.push(format!(
-                    "{}: [auth].casbin_policy_file: {path} has no \"p\" rule, so that nobody may \
-                     call",
+                    "{}: [auth].casbin_policy_file: {path} has no \"p\" rule, so the policy denies \
+                     every call; add a rule",
                     settings.source(POLICY_FILE)
                 ));
             }
@@ -124,15 +125,15 @@ fn casbin_policy(settings: &mut Settings, warnings: &mut Vec<String>) -> Option<
 const CLI_CERTS: &str = "auth.cli_certs";
 const REQUIRED: &str = "auth.cli_certs.required_equals";
 
-/// Reads `[auth.cli_certs]`. It says who is an administrator, so that nothing in it
-/// may be passed over: an unknown key might be one that narrows it.
+/// Reads `[auth.cli_certs]`, which decides who is an administrator. An unknown key is a
+/// problem: ignoring a misspelled restriction would admit more administrators.
 fn cli_certs(settings: &mut Settings) -> Option<CliCerts> {
     const KNOWN: [&str; 4] = ["group_from", "required_equals", "username", "username_from"];
     for key in settings.keys(CLI_CERTS)? {
         if !KNOWN.contains(&key.as_str()) {
             settings.problem(
                 &format!("{CLI_CERTS}.{key}"),
-                format!("no such setting; there are {}", KNOWN.join(", ")),
+                format!("no such setting; use one of {}", KNOWN.join(", ")),
             );
         }
     }
@@ -153,8 +154,8 @@ fn required_equals(settings: &mut Settings) -> Vec<(Component, String)> {
     if keys.as_ref().is_some_and(Vec::is_empty) {
         settings.missing(
             REQUIRED,
-            "is missing or empty, which would make an administrator of everybody with a \
-             certificate; set it, like { IssuerCN = \"Site Admin CA\" }, or remove [auth.cli_certs]",
+            "is missing or empty, so every client certificate would be an administrator's; set it, \
+             like { IssuerCN = \"Site Admin CA\" }, or remove [auth.cli_certs]",
         );
     }
     let mut required = Vec::new();
@@ -164,7 +165,7 @@ fn required_equals(settings: &mut Settings) -> Vec<(Component, String)> {
             settings.problem(&setting, format!("no such component; {}", components(true)));
             continue;
         };
-        let what_to_do = "write the text that the certificate has there";
+        let what_to_do = "set it to the value that the certificate must have";
         if let Some(value) = settings.required_string(&setting, what_to_do) {
             required.push((component, value));
         }
@@ -172,7 +173,8 @@ fn required_equals(settings: &mut Settings) -> Vec<(Component, String)> {
     required
 }
 
-/// nico-api takes a component of the issuer here as well, and never finds it.
+/// Reads a component of the subject. nico-api also accepts a component of the issuer
+/// here, but never finds it in a certificate.
 fn subject_attribute(settings: &mut Settings, key: &str) -> Option<Attribute> {
     let display_key = settings.non_empty_string(key)?;
     match Component::parse(&display_key) {
@@ -196,22 +198,22 @@ fn components(with_issuer: bool) -> String {
         .filter(|(_, component)| with_issuer || component.name == Name::Subject)
         .map(|(display_key, _)| *display_key)
         .collect();
-    format!("there are {}", display_key.join(", "))
+    format!("use one of {}", display_key.join(", "))
 }
 
-/// The setting may be spelled as a SPIFFE id, as nico-api allows.
+/// Returns the trust domain alone. Like nico-api, this accepts a full SPIFFE id.
 fn bare_trust_domain(setting: &str) -> &str {
     let rest = setting.strip_prefix("spiffe://").unwrap_or(setting);
     rest.split('/').next().unwrap_or(rest)
 }
 
-/// SPIFFE-ID, section 2.1. Another one would be matched by no certificate at all.
+/// SPIFFE-ID, section 2.1. No certificate could match any other text.
 fn is_trust_domain(domain: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b);
     (1..=255).contains(&domain.len()) && domain.bytes().all(allowed)
 }
 
-/// A base path ends where a segment ends, whether or not it is spelled so.
+/// Adds the slashes that make a base path match whole segments only.
 fn with_slashes(path: &str) -> String {
     match path.trim_matches('/') {
         "" => "/".to_owned(),

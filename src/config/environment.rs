@@ -1,4 +1,5 @@
-//! The environment: what it sets, and what in it is not read though somebody may think so.
+//! Environment variables: the settings that they override, and warnings about variables
+//! that look like settings but are not read.
 
 use std::collections::BTreeMap;
 
@@ -6,18 +7,19 @@ use zeroize::Zeroizing;
 
 use super::settings::SECTION;
 
-/// The environment, as the program was started with it. It may hold keys and
-/// passwords: this copy of it is wiped on drop. A value that is not UTF-8 is `None`.
+/// The environment at the start of the process. It may hold keys and passwords, so this
+/// copy is wiped on drop. A value that is not UTF-8 is `None`.
 pub type Environment = BTreeMap<String, Option<Zeroizing<String>>>;
 
-/// Prefix of the variables that set a key of `[rewrap]`.
+/// Prefix of the variables that override a setting of `[rewrap]`.
 const VARIABLE_PREFIX: &str = "NICO_REWRAP__";
 
-/// nico-api's own variables for `database_url`: the newer name wins, but must not hide
-/// another database under the older one.
+/// nico-api's variables for `database_url`, the newer name first. If both are set, they
+/// must name the same database.
 const DATABASE_URL: [&str; 2] = ["NICO_API_DATABASE_URL", "CARBIDE_API_DATABASE_URL"];
 
-/// What the environment sets: each key with its variable and value, the later ones winning.
+/// The settings that the environment overrides, each as key, variable and value. A later
+/// entry overrides an earlier one.
 pub(super) fn overrides<'a>(
     environment: &'a Environment,
     problems: &mut Vec<String>,
@@ -33,7 +35,7 @@ pub(super) fn overrides<'a>(
         match value {
             None => problem(variable, "is not UTF-8"),
             Some(value) if is_blank(value) => {
-                problem(variable, "is empty: unset it, or give it a value");
+                problem(variable, "is empty: unset it or set it to a value");
             }
             Some(value) => {
                 let key = format!("{SECTION}.{}", key.to_ascii_lowercase());
@@ -64,15 +66,15 @@ pub(super) fn overrides<'a>(
     overrides
 }
 
-/// Also a list of nothing: what a template makes of variables that are not set must not
-/// turn off revocation or the audit log.
+/// A value of commas alone counts as blank: a template with unset variables produces one,
+/// and an empty value would turn off the revocation checks or the audit log.
 fn is_blank(value: &str) -> bool {
     value.chars().all(|c| c == ',' || c.is_whitespace())
 }
 
-/// What would set a key of `[rewrap]`, were it not for its underscores or its case.
-/// Anything else that begins like this may be another's: Kubernetes makes
-/// `NICO_REWRAP_SERVICE_HOST` and more out of a Service's name.
+/// Problems for variables that differ from the name of a setting only in underscores or
+/// case. Other variables with this prefix are allowed: Kubernetes derives
+/// `NICO_REWRAP_SERVICE_HOST` and others from the name of a Service.
 pub(super) fn misspelled_variables(environment: &Environment, known: &[&str]) -> Vec<String> {
     let right_name = |variable: &str| {
         let upper = variable.to_ascii_uppercase();
@@ -86,14 +88,14 @@ pub(super) fn misspelled_variables(environment: &Environment, known: &[&str]) ->
         .filter_map(|variable| {
             let right = right_name(variable)?;
             Some(format!(
-                "environment variable {variable}: is not read: the name is {right}"
+                "environment variable {variable}: is not read: rename it to {right}"
             ))
         })
         .collect()
 }
 
-/// What nico-api reads from the environment for settings that are used here, and
-/// this program does not.
+/// Warnings for variables that nico-api reads and this program ignores, although it uses
+/// the settings that they override.
 pub(super) fn ignored_nico_api_variables(environment: &Environment) -> Vec<String> {
     let is_foreign = |variable: &str| {
         let variable = variable.to_ascii_uppercase();
@@ -108,8 +110,8 @@ pub(super) fn ignored_nico_api_variables(environment: &Environment) -> Vec<Strin
         .filter(|variable| is_foreign(variable).is_some())
         .map(|variable| {
             format!(
-                "environment variable {variable} is not read here, though nico-api may: \
-                 put what it sets into a file given with --config"
+                "environment variable {variable} is not read here, but nico-api may read it: put \
+                 the setting into a file given with --config"
             )
         })
         .collect()

@@ -1,9 +1,11 @@
-//! Where keys are looked for: by this program, and by nico-api.
+//! The sources of keys: those of this program, and those of nico-api.
 //!
-//! nico-api looks in its environment, then in one file. An explicit setting of ours wins
-//! over nico-api's for each of the two; the environment sets ours first of all. What
-//! differs from nico-api's configuration is a warning: a key with other bytes than
-//! nico-api's makes every secret unreadable for it.
+//! nico-api looks in its environment first and then in one file. For each of the two, a
+//! setting in `[rewrap]` takes precedence over nico-api's setting. As for every setting of
+//! `[rewrap]`, an environment variable takes precedence over the file.
+//!
+//! A difference from nico-api's sources is a warning: if a key has other bytes here than
+//! in nico-api, nico-api cannot open the re-wrapped secrets.
 
 use std::path::{Path, PathBuf};
 
@@ -14,9 +16,9 @@ pub(super) const FILE: &str = "rewrap.secrets_file";
 pub(super) const FROM_ENVIRONMENT: &str = "rewrap.secrets_from_environment";
 const PREFIX: &str = "rewrap.secrets_environment_prefix";
 
-/// nico-api's own, in the site config.
+/// nico-api's setting in the site config.
 const NICO_API_FILE: &str = "credentials.file.path";
-/// nico-api's older ones, in the environment.
+/// nico-api's older settings, in the environment.
 const LEGACY_FILE: &str = "CARBIDE_CREDENTIALS_FILE_PATH";
 const LEGACY_FILE_ENABLED: &str = "CARBIDE_CREDENTIALS_FILE_ENABLED";
 const LEGACY_DEFAULT_FILE: &str = "secrets.yaml";
@@ -24,20 +26,20 @@ const NICO_API_ENVIRONMENT: &str = "CARBIDE_CREDENTIALS_ENV_ENABLED";
 const NICO_API_PREFIX: &str = "CARBIDE_CREDENTIALS_ENV_PREFIX";
 const DEFAULT_PREFIX: &str = "CARBIDE_STATIC_CREDENTIAL_";
 
-/// The sources of one program, in the order in which they are asked.
+/// The sources of one program, in the order in which it reads them.
 pub(super) struct Sources {
-    /// Whether the environment is asked.
+    /// Whether the program reads keys from the environment.
     pub(super) from_environment: bool,
-    /// How its variables would be called.
+    /// The names of the variables, even if `from_environment` is false.
     pub(super) variables: Variables,
     pub(super) file: Option<SecretsFile>,
 }
 
-/// A secrets file, and what names it.
+/// A secrets file, and the setting that names it.
 #[derive(Clone)]
 pub(super) struct SecretsFile {
     pub(super) path: PathBuf,
-    /// The setting; `None` where it is a variable of nico-api's.
+    /// The setting; `None` for nico-api's environment variable.
     setting: Option<&'static str>,
 }
 
@@ -50,7 +52,7 @@ impl SecretsFile {
         })
     }
 
-    /// What names it, for messages.
+    /// The setting or variable that names the file, for messages.
     pub(super) fn named_by(&self) -> &'static str {
         match self.setting {
             Some(FILE) => "[rewrap].secrets_file",
@@ -59,7 +61,7 @@ impl SecretsFile {
         }
     }
 
-    /// Notes that something is wrong with it.
+    /// Records a problem with the file.
     pub(super) fn problem(&self, settings: &mut Settings, what: &str) {
         let what = format!("{} {what}", self.path.display());
         match self.setting {
@@ -68,7 +70,7 @@ impl SecretsFile {
         }
     }
 
-    /// Whether both are one file, under whatever names.
+    /// Whether both are the same file, possibly under different paths.
     pub(super) fn is(&self, other: &Self) -> bool {
         let canonical = |path: &Path| {
             let file = path.to_owned();
@@ -82,7 +84,7 @@ impl SecretsFile {
     }
 }
 
-/// Our sources, and those of nico-api.
+/// Reads our sources and those of nico-api.
 pub(super) fn read(
     settings: &mut Settings,
     environment: &Environment,
@@ -118,7 +120,7 @@ pub(super) fn read(
     {
         warnings.push(format!(
             "{}: [rewrap].secrets_from_environment is {}, and nico-api's {NICO_API_ENVIRONMENT} is \
-             {}: ours wins",
+             {}: this program uses the former",
             settings.source(FROM_ENVIRONMENT),
             ours.from_environment,
             theirs.from_environment
@@ -126,8 +128,8 @@ pub(super) fn read(
     }
     if their_prefix.is_some() && ours.variables != theirs.variables {
         warnings.push(format!(
-            "{}: [rewrap].secrets_environment_prefix is not the prefix of nico-api's \
-             {NICO_API_PREFIX}: ours wins",
+            "{}: [rewrap].secrets_environment_prefix differs from nico-api's {NICO_API_PREFIX}: \
+             this program uses the former",
             settings.source(PREFIX)
         ));
     }
@@ -135,10 +137,10 @@ pub(super) fn read(
         && file.path != Path::new(&legacy)
     {
         let why = if legacy_enabled {
-            "loses to"
+            "is overridden by"
         } else {
             "is not read without CARBIDE_CREDENTIALS_FILE_ENABLED=true, neither here nor by \
-             nico-api, so the secrets file is that of"
+             nico-api; the secrets file is the one of"
         };
         warnings.push(format!(
             "environment variable {LEGACY_FILE} {why} {}: {}",
@@ -149,10 +151,10 @@ pub(super) fn read(
     (ours, theirs)
 }
 
-/// What is missing where there is no source at all.
+/// What to do if no source is configured.
 pub(super) fn missing_file(environment: &Environment) -> String {
     let hint = if environment.contains_key(LEGACY_FILE) {
-        "; CARBIDE_CREDENTIALS_FILE_PATH is set, and not read without \
+        "; CARBIDE_CREDENTIALS_FILE_PATH is set, but not read without \
          CARBIDE_CREDENTIALS_FILE_ENABLED=true, neither here nor by nico-api"
     } else {
         ""
@@ -163,7 +165,8 @@ pub(super) fn missing_file(environment: &Environment) -> String {
     )
 }
 
-/// A variable of nico-api's, if it is not blank. Where it is read, it has to be UTF-8.
+/// The value of a variable of nico-api, if it is not blank. A value that is not UTF-8 is a
+/// problem only if the variable is read.
 fn variable(
     settings: &mut Settings,
     environment: &Environment,
@@ -181,7 +184,7 @@ fn variable(
     }
 }
 
-/// A switch of nico-api's; off where it is not set.
+/// A boolean variable of nico-api; false if it is not set.
 fn flag(settings: &mut Settings, environment: &Environment, name: &str) -> bool {
     let value = environment.get(name);
     match value.map(|value| value.as_ref().map(|text| text.trim())) {

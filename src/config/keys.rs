@@ -1,5 +1,5 @@
-//! The site's keys: from environment variables if that is switched on, then from the
-//! secrets file, key by key. nico-api asks them in this order, too.
+//! Reads the site's keys: from environment variables, if that is enabled, then from the
+//! secrets file. If both have a key id, the environment takes precedence, as in nico-api.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ const TARGET: &str = "machine_identity.current_encryption_key_id";
 
 const NO_KEYS: &str = "has no keys in machine_identity.encryption_keys";
 
-/// Reads every key and the id of the target.
+/// Reads every key, and the id of the target key.
 pub(super) fn read(
     settings: &mut Settings,
     environment: &Environment,
@@ -39,7 +39,7 @@ pub(super) fn read(
             let wanted = error.0.as_str();
             let lower = wanted.to_ascii_lowercase();
             let case = if lower != wanted && known.contains(&format!("{lower:?}")) {
-                "; ids from environment variables come out in lower case"
+                "; key ids from environment variables are in lower case"
             } else {
                 ""
             };
@@ -57,17 +57,17 @@ pub(super) fn read(
 fn target(settings: &mut Settings) -> Option<KeyId> {
     let id = settings.required_string(
         TARGET,
-        "set it to the id of the key that secrets are to be wrapped to",
+        "set it to the id of the key under which to wrap the secrets",
     )?;
     KeyId::new(id)
         .map_err(|error| settings.problem(TARGET, error))
         .ok()
 }
 
-/// All keys that were found, each id once, and at least one.
+/// The keys that were found: at least one, and no id twice.
 struct Found {
     keks: Vec<Kek>,
-    /// Where they came from, for messages.
+    /// Their sources, for messages.
     name: String,
 }
 
@@ -83,8 +83,8 @@ impl Found {
             let unread = environment.keys().find(|name| variables.is_one(name));
             warnings.extend(unread.map(|name| {
                 format!(
-                    "environment variable {name} is not read: keys are taken from the environment \
-                     only where [rewrap].secrets_from_environment or \
+                    "environment variable {name} is not read: keys are read from the environment \
+                     only if [rewrap].secrets_from_environment or \
                      CARBIDE_CREDENTIALS_ENV_ENABLED is true"
                 )
             }));
@@ -107,7 +107,7 @@ impl Found {
                 settings.missing(
                     FROM_ENVIRONMENT,
                     format!(
-                        "there is no key in the environment, and no [rewrap].secrets_file: \
+                        "there is no key in the environment, and [rewrap].secrets_file is not set: \
                          set {every_key} to the base64 text of each key"
                     ),
                 );
@@ -171,7 +171,7 @@ fn keks_of_file(file: &SecretsFile, settings: &mut Settings) -> Option<Vec<Kek>>
     }
 }
 
-/// `first`, and of `second` what has another id.
+/// All keys of `first`, and the keys of `second` with other ids.
 fn merged(first: Vec<Kek>, second: Vec<Kek>, warnings: &mut Vec<String>) -> Vec<Kek> {
     let mut keks = first;
     for kek in second {
@@ -179,8 +179,8 @@ fn merged(first: Vec<Kek>, second: Vec<Kek>, warnings: &mut Vec<String>) -> Vec<
             None => keks.push(kek),
             Some(other) if other.check_value() == kek.check_value() => {}
             Some(other) => warnings.push(format!(
-                "key {:?} is in the environment (key check value {}) and in the secrets file (key \
-                 check value {}) with other bytes: {} wins over {}, as in nico-api",
+                "key {:?} has different bytes in the environment (key check value {}) and in the \
+                 secrets file (key check value {}): {} takes precedence over {}, as in nico-api",
                 kek.id().as_str(),
                 other.check_value(),
                 kek.check_value(),
@@ -192,7 +192,8 @@ fn merged(first: Vec<Kek>, second: Vec<Kek>, warnings: &mut Vec<String>) -> Vec<
     keks
 }
 
-/// Warns of what differs from nico-api's keys, as far as its sources can be read here.
+/// Warns about differences from nico-api's keys, as far as this program can read
+/// nico-api's sources.
 fn compare(
     keks: &[Kek],
     ours: &Sources,
@@ -232,12 +233,13 @@ fn compare(
         nico_api.extend(read.unwrap_or_default());
     }
     for kek in keks {
-        // The first source that has an id wins there, too.
+        // nico-api, too, uses the first source that has the id.
         let other = nico_api.iter().find(|other| other.id() == kek.id());
         if let Some(other) = other.filter(|other| other.check_value() != kek.check_value()) {
             warnings.push(format!(
                 "key {:?} has key check value {} in {}, which is used here, and {} in {}, which \
-                 nico-api reads: nico-api cannot open secrets that are sealed with the former",
+                 nico-api reads: nico-api cannot open secrets that are re-wrapped with the first; \
+                 give both programs the same key",
                 kek.id().as_str(),
                 kek.check_value(),
                 kek.source(),

@@ -1,4 +1,5 @@
-//! What is needed once `[machine_identity]` is enabled: keys, database, limits.
+//! Reads the settings that are needed only if `[machine_identity]` is enabled: keys,
+//! database and limits.
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use crate::{
     },
 };
 
-/// Reads everything that is needed only while the feature is enabled.
+/// Reads the keys, the database and the limits.
 pub(super) fn read(
     settings: &mut Settings,
     environment: &Environment,
@@ -21,7 +22,7 @@ pub(super) fn read(
     if algorithm.is_some_and(|algorithm| algorithm != "ES256") {
         settings.problem(
             "machine_identity.algorithm",
-            "must be \"ES256\", the only one there is",
+            "must be \"ES256\", the only supported algorithm",
         );
     }
     let keyring = keys::read(settings, environment, warnings);
@@ -38,7 +39,7 @@ pub(super) fn read(
     })
 }
 
-/// Reads where the database is.
+/// Reads the URL of the database and the settings of its connections.
 pub(super) fn database(
     settings: &mut Settings,
     environment: &Environment,
@@ -87,16 +88,17 @@ pub(super) fn database(
     }
 }
 
-/// The warning about a parameter of the URL that is for another program.
+/// The warning about a parameter of the URL that this program does not know.
 fn ignored(parameter: &str) -> String {
     let meant = Database::meant_parameter(parameter);
     let meant = meant.map_or_else(String::new, |meant| {
         format!("; names are case-sensitive, did you mean {meant:?}?")
     });
-    format!("parameter {parameter:?} is not known here and ignored{meant}")
+    format!("parameter {parameter:?} is unknown and ignored{meant}")
 }
 
-/// The warning about variables of libpq that are set and would matter if they were read here.
+/// The warning about variables of libpq that are set. nico-api reads them, and this
+/// program does not.
 fn unread_variables(environment: &Environment, names: &[&str]) -> Option<String> {
     let is_set = |name: &&&str| match environment.get(**name) {
         Some(Some(value)) => !value.is_empty(),
@@ -112,7 +114,7 @@ fn unread_variables(environment: &Environment, names: &[&str]) -> Option<String>
         _ => ("variables", "are", "their values"),
     };
     Some(format!(
-        "environment {noun} {} {verb} not read here, though nico-api reads such variables: write \
+        "environment {noun} {} {verb} not read here, but nico-api reads such variables: write \
          {value} into database_url",
         set.join(", ")
     ))
@@ -123,8 +125,9 @@ fn store(settings: &mut Settings, warnings: &mut Vec<String>) -> StoreOptions {
     let statement_timeout = settings.duration("rewrap.statement_timeout", Duration::from_secs(5));
     if lock_timeout >= statement_timeout {
         warnings.push(format!(
-            "{}: [rewrap].lock_timeout is not shorter than [rewrap].statement_timeout, which ends \
-             the wait for a lock first",
+            "{}: [rewrap].lock_timeout is not shorter than [rewrap].statement_timeout and has no \
+             effect: the statement timeout ends every wait for a lock first; set a shorter \
+             lock_timeout",
             settings.source("rewrap.lock_timeout")
         ));
     }
@@ -133,8 +136,8 @@ fn store(settings: &mut Settings, warnings: &mut Vec<String>) -> StoreOptions {
         Commit::Barrier,
         &[("barrier", Commit::Barrier), ("each", Commit::Each)],
     );
-    // Measured: with a barrier, more connections are hardly faster, and slow tenants
-    // down; flushes are shared only between connections.
+    // Measured. With a barrier, more connections are hardly faster and slow down tenants.
+    // Without one, every commit waits for a flush, and only connections share flushes.
     let connections = match commit {
         Commit::Barrier => 5,
         Commit::Each => 16,

@@ -1,9 +1,9 @@
-//! The configuration: nico-api's site config, our own `[rewrap]` section, the
-//! secrets file and the environment, read once into one validated [`Config`].
+//! Reads nico-api's site config with our section `[rewrap]`, the secrets file and the
+//! environment once, and validates them into one [`Config`].
 //!
-//! Every fault is found before anything is bound or connected, and all of them
-//! are reported together, each with the file, the setting, and what to do. Nothing
-//! below this module reads the environment.
+//! The program checks the whole configuration before it binds or connects anything. It
+//! reports all problems together, each with the file, the setting and what to do. No other
+//! module reads the environment.
 
 mod auth;
 mod environment;
@@ -36,90 +36,90 @@ use crate::{
     tls::Loaded,
 };
 
-/// Everything that `serve` needs to know.
+/// The complete configuration of `serve`.
 #[derive(Debug)]
 pub struct Config {
-    /// What to re-wrap; `None` while `[machine_identity]` is not enabled.
+    /// Keys and database; `None` if `[machine_identity].enabled` is not true.
     pub machine_identity: Option<MachineIdentity>,
-    /// Certificate files, loaded.
+    /// The loaded TLS files.
     pub tls: Loaded,
-    /// How a certificate becomes an identity.
+    /// The rules that derive an identity from a certificate.
     pub trust: TrustRules,
-    /// Who may call.
+    /// The rules that decide which identities may call.
     pub policy: Policy,
     /// Addresses and limits of the listeners.
     pub server: ServerOptions,
-    /// Where the records of calls go.
+    /// Where audit records are written.
     pub audit: AuditOptions,
-    /// How to log.
+    /// Format and filter of the log.
     pub log: LogOptions,
-    /// Things that are odd, and no reason not to start.
+    /// Likely mistakes that do not prevent the start.
     pub warnings: Vec<String>,
 }
 
-/// The enabled feature: keys and database.
+/// The settings that exist only if `[machine_identity].enabled` is true.
 #[derive(Debug)]
 pub struct MachineIdentity {
-    /// The site's keys, one of them the target.
+    /// The site's keys, including the target key.
     pub keyring: Keyring,
-    /// Where the rows are.
+    /// How to connect to Postgres.
     pub database: Database,
-    /// How they are worked on.
+    /// Limits and modes of the database access.
     pub store: StoreOptions,
-    /// How fast.
+    /// Limits of the speed of runs.
     pub speed: RateOptions,
 }
 
-/// Addresses and limits.
+/// Addresses, timeouts and limits of the two listeners.
 #[derive(Debug, Clone)]
 pub struct ServerOptions {
-    /// Where gRPC is served.
+    /// The address of the gRPC listener.
     pub listen: SocketAddr,
-    /// Where `/livez`, `/readyz` and `/metrics` are served.
+    /// The address of the plain HTTP listener: `/livez`, `/readyz` and `/metrics`.
     pub metrics_endpoint: SocketAddr,
-    /// Time for what is under way after SIGTERM.
+    /// How long the server waits for calls in progress after SIGTERM or SIGINT.
     pub shutdown_grace: Duration,
-    /// Time for a TLS handshake.
+    /// Time limit of a TLS handshake.
     pub handshake_timeout: Duration,
-    /// Time for a request to be complete.
+    /// Time limit for a client to send a complete request.
     pub request_timeout: Duration,
-    /// The certificate files are looked at this often.
+    /// How often the server checks the TLS files for changes.
     pub tls_reload_interval: Duration,
-    /// A connection without a call for this long is closed.
+    /// The server closes a connection that has had no call for this long.
     pub idle_timeout: Duration,
-    /// HTTP/2 pings are sent this often.
+    /// How often the server sends an HTTP/2 ping on each connection.
     pub keepalive_interval: Duration,
-    /// A ping that is not answered for this long ends the connection.
+    /// The server closes a connection that does not answer a ping within this time.
     pub keepalive_timeout: Duration,
-    /// TLS handshakes at once.
+    /// Maximum number of concurrent TLS handshakes.
     pub max_handshakes: u32,
-    /// Connections at once, after their handshake.
+    /// Maximum number of open connections, not counting handshakes.
     pub max_client_connections: u32,
-    /// Of these, those of one client.
+    /// Maximum number of open connections of one client.
     pub max_connections_per_client: u32,
-    /// Runs at once.
+    /// Maximum number of concurrent runs.
     pub max_runs: u32,
 }
 
-/// How to log.
+/// Format and filter of the log.
 #[derive(Debug, Clone)]
 pub struct LogOptions {
-    /// The form of a line.
+    /// The format of a line.
     pub format: LogFormat,
-    /// What is logged, as `tracing`'s `EnvFilter` spells it.
+    /// Which events are logged, in the syntax of `tracing_subscriber::EnvFilter`.
     pub filter: String,
 }
 
-/// The form of a log line.
+/// The format of a log line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
-    /// `key=value` pairs, as nico-api writes them.
+    /// `key=value` pairs, the format of nico-api.
     Logfmt,
     /// A JSON object.
     Json,
 }
 
-/// Every fault of the configuration, a line each.
+/// All problems of a configuration, each on a line of its own.
 #[derive(Debug, Error)]
 pub struct ConfigError(pub Vec<String>);
 
@@ -129,7 +129,7 @@ impl fmt::Display for ConfigError {
     }
 }
 
-/// What can be set in `[rewrap]`.
+/// The settings of `[rewrap]`.
 const KNOWN: [&str; 37] = [
     "admin_issuers_in_root_ca",
     "allowed_services",
@@ -170,7 +170,7 @@ const KNOWN: [&str; 37] = [
     "tls_reload_interval",
 ];
 
-/// Every section that is read; `[auth.cli_certs]` has a check of its own.
+/// The sections that this program reads. `[auth.cli_certs]` has its own check.
 const SECTIONS: [&str; 7] = [
     "auth",
     "auth.trust",
@@ -182,11 +182,12 @@ const SECTIONS: [&str; 7] = [
 ];
 
 impl Config {
-    /// Reads the files, later ones winning key by key, and the environment.
+    /// Reads the files and the environment. For each key, a later file overrides an earlier
+    /// one, and the environment overrides every file.
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] with every fault that was found.
+    /// [`ConfigError`] with all problems.
     pub fn load(files: &[PathBuf], environment: &Environment) -> Result<Self, ConfigError> {
         let mut settings = Settings::read(files, environment);
         settings.only_sections(&SECTIONS);
@@ -224,11 +225,11 @@ impl Config {
     }
 }
 
-/// The database alone, for the subcommands that need nothing else.
+/// Reads the settings of the database only, for subcommands that need nothing else.
 ///
 /// # Errors
 ///
-/// [`ConfigError`] with every fault of the settings that tell where it is.
+/// [`ConfigError`] if a file cannot be read or a setting of the database is invalid.
 pub fn load_database(
     files: &[PathBuf],
     environment: &Environment,
@@ -242,12 +243,12 @@ pub fn load_database(
     }
 }
 
-/// The address of the probes alone, for the subcommand that asks them. Whatever else
-/// is in the files is not looked at.
+/// Reads `[rewrap].metrics_endpoint` only, for `healthcheck`. Problems of other settings are
+/// ignored.
 ///
 /// # Errors
 ///
-/// [`ConfigError`] when the files can't be read, or the address is none.
+/// [`ConfigError`] if a file cannot be read or the address is invalid.
 pub fn load_metrics_endpoint(
     files: &[PathBuf],
     environment: &Environment,
@@ -260,7 +261,7 @@ pub fn load_metrics_endpoint(
     }
 }
 
-/// Every address of the machine, IPv4's too where the system has it so.
+/// Every address of the machine, IPv6 and IPv4.
 fn any_address(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))
 }
@@ -309,7 +310,7 @@ fn audit(settings: &mut Settings) -> AuditOptions {
     if required && file.is_none() {
         settings.missing(
             "rewrap.audit_required",
-            "needs a file: set [rewrap].audit_log",
+            "is true, but there is no audit log: set [rewrap].audit_log to a file",
         );
     }
     AuditOptions { file, required }
@@ -320,7 +321,10 @@ fn log(settings: &mut Settings) -> LogOptions {
         .non_empty_string("rewrap.log_filter")
         .unwrap_or_else(|| "info".to_owned());
     if let Err(error) = filter.parse::<tracing_subscriber::filter::EnvFilter>() {
-        settings.problem("rewrap.log_filter", format!("is not a filter ({error})"));
+        settings.problem(
+            "rewrap.log_filter",
+            format!("is not a valid filter ({error}); write one like \"info\""),
+        );
     }
     LogOptions {
         format: settings.one_of(

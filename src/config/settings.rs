@@ -1,5 +1,7 @@
-//! Typed access to the merged files and environment, which remembers where each
-//! value came from and gathers faults instead of stopping at the first.
+//! Typed access to the merged files and environment.
+//!
+//! [`Settings`] knows the source of each value, and collects problems instead of stopping
+//! at the first one.
 
 use std::{
     collections::BTreeMap,
@@ -13,27 +15,27 @@ use config::{Map, Source, Value, ValueKind};
 use super::environment::{Environment, overrides};
 use crate::regular_file;
 
-/// In bytes: far more than a site config that people wrote.
+/// Size limit in bytes, far above any site config written by hand.
 const MAX_FILE_BYTES: u64 = 16 << 20;
 
-/// The section that is ours alone.
+/// The section that only this program reads.
 pub(super) const SECTION: &str = "rewrap";
 
 pub(super) struct Settings {
     values: Map<String, Value>,
     files: String,
-    /// Variable by the key that it sets.
+    /// For each overridden key, the environment variable.
     variables: BTreeMap<String, String>,
     problems: Vec<String>,
-    /// Files with `[rewrap]` that tell nico-api to refuse sections that it does not know.
+    /// Files with `[rewrap]` and `deny_unknown_fields = true`, which nico-api refuses.
     refused_by_nico_api: Vec<String>,
-    /// A file could not be read. Settings that seem to be missing may be in it.
+    /// Whether a file could not be read. A setting that seems to be missing may be in it.
     incomplete: bool,
 }
 
 impl Settings {
-    /// Reads the files, the later ones winning key by key, and the environment.
-    /// Files that can't be read or parsed are faults, and count as empty.
+    /// Reads the files and the environment. For each key, a later file overrides an earlier
+    /// one. A file that can't be read or parsed is a problem, and counts as empty.
     pub(super) fn read(files: &[PathBuf], environment: &Environment) -> Self {
         let mut problems = Vec::new();
         let mut builder = config::Config::builder();
@@ -88,7 +90,7 @@ impl Settings {
         self.problems
     }
 
-    /// Notes that something is wrong with the value of `key`, or with its absence.
+    /// Records a problem with the value of `key`, or with its absence.
     pub(super) fn problem(&mut self, key: &str, what: impl std::fmt::Display) {
         let source = self.source(key);
         self.problems
@@ -96,7 +98,7 @@ impl Settings {
     }
 
     /// Records that `key` has no value. Does nothing if the value may be in a file or a
-    /// section that could not be read: that fault is recorded already.
+    /// section that could not be read: that problem is already recorded.
     pub(super) fn missing(&mut self, key: &str, what: impl std::fmt::Display) {
         let sections = key.match_indices('.').map(|(end, _)| &key[..end]);
         let misshapen = |section| {
@@ -108,27 +110,27 @@ impl Settings {
         }
     }
 
-    /// Refuses values of another shape in the place of `sections`. They must not count as
-    /// absent: an absent section can switch a feature off.
+    /// Records a problem for each of `sections` that is not a table. Such a section must not
+    /// count as absent: an absent section can turn a feature off.
     pub(super) fn only_sections(&mut self, sections: &[&str]) {
         for section in sections {
             let what = match self.value(section).map(|value| value.kind) {
                 None | Some(ValueKind::Table(_)) => continue,
                 Some(ValueKind::Array(_)) => format!(
-                    "must be one section, [{section}], and not a list of sections, [[{section}]]"
+                    "must be one section, [{section}], not a list of sections, [[{section}]]"
                 ),
-                Some(_) => format!("must be a section, [{section}], and not a value"),
+                Some(_) => format!("must be a section, [{section}], not a value"),
             };
             self.problem(section, what);
         }
     }
 
-    /// Notes what is wrong with something that has no setting.
+    /// Records problems that do not belong to one setting.
     pub(super) fn problems(&mut self, problems: Vec<String>) {
         self.problems.extend(problems);
     }
 
-    /// Where the value of `key` comes from; all files when there is none.
+    /// The source of the value of `key`; all files if there is no value.
     pub(super) fn source(&self, key: &str) -> String {
         if let Some(variable) = self.variables.get(key) {
             return format!("environment variable {variable}");
@@ -138,23 +140,23 @@ impl Settings {
             .unwrap_or_else(|| self.files.clone())
     }
 
-    /// With `deny_unknown_fields = true`, nico-api does not start on a file that has
-    /// `[rewrap]` in it.
+    /// Records a problem for each file that has both `[rewrap]` and
+    /// `deny_unknown_fields = true`: nico-api does not start with such a file.
     pub(super) fn only_accepted_by_nico_api(&mut self) {
         for file in &self.refused_by_nico_api {
             self.problems.push(format!(
-                "{file}: [rewrap]: is in a file with deny_unknown_fields = true, on which nico-api \
-                 does not start; move it into a file of its own, given with a further --config"
+                "{file}: [rewrap]: is in a file with deny_unknown_fields = true, with which nico-api \
+                 does not start; move the section to another file and add a --config for that file"
             ));
         }
     }
 
-    /// Everything in `[rewrap]` has to be known: a typo must not pass.
+    /// Records a problem for each unknown key of `[rewrap]`, so that a typo is noticed.
     pub(super) fn reject_unknown(&mut self, known: &[&str]) {
         let section = match self.value(SECTION).map(|value| value.kind) {
             None => return,
             Some(ValueKind::Table(section)) => section,
-            // A fault of its own: see `only_sections`.
+            // `only_sections` reports this.
             Some(_) => return,
         };
         let mut unknown: Vec<_> = section
@@ -166,7 +168,7 @@ impl Settings {
         for key in unknown {
             self.problem(
                 &key,
-                format!("no such setting; there are {}", known.join(", ")),
+                format!("no such setting; use one of {}", known.join(", ")),
             );
         }
     }
@@ -175,7 +177,7 @@ impl Settings {
         self.value(key).is_some()
     }
 
-    /// The keys of a section or an inline table, sorted; a fault if it is neither.
+    /// The sorted keys of a section or an inline table.
     pub(super) fn keys(&mut self, key: &str) -> Option<Vec<String>> {
         match self.value(key)?.kind {
             ValueKind::Table(table) => {
@@ -184,7 +186,7 @@ impl Settings {
                 Some(keys)
             }
             _ => {
-                self.problem(key, "must be a section, or a table in braces");
+                self.problem(key, "must be a section or an inline table in braces");
                 None
             }
         }
@@ -194,13 +196,13 @@ impl Settings {
         match self.value(key)?.kind {
             ValueKind::String(text) => Some(text),
             _ => {
-                self.problem(key, "must be a text in quotes");
+                self.problem(key, "must be a string in quotes");
                 None
             }
         }
     }
 
-    /// A text with something in it: nico-api's own files spell "not set" as `""`.
+    /// A string that is not blank: nico-api's files write `""` for "not set".
     pub(super) fn non_empty_string(&mut self, key: &str) -> Option<String> {
         self.string(key).filter(|text| !text.trim().is_empty())
     }
@@ -228,7 +230,7 @@ impl Settings {
         }
     }
 
-    /// A list of texts; from the environment, separated by commas.
+    /// A list of strings. In an environment variable, commas separate them.
     pub(super) fn list(&mut self, key: &str) -> Option<Vec<String>> {
         let value = self.value(key)?;
         if let ValueKind::String(text) = &value.kind
@@ -237,8 +239,8 @@ impl Settings {
         {
             self.problem(
                 key,
-                "must be the names alone, separated by commas, like a,b: without brackets, quotes \
-                 and line breaks",
+                "must be names separated by commas, like a,b, without brackets, quotes and line \
+                 breaks",
             );
             return None;
         }
@@ -259,12 +261,12 @@ impl Settings {
             _ => None,
         };
         if items.is_none() {
-            self.problem(key, "must be a list of texts, like [\"a\", \"b\"]");
+            self.problem(key, "must be a list of strings, like [\"a\", \"b\"]");
         }
         items
     }
 
-    /// A list without blanks: an empty name would match what nobody meant.
+    /// A list without blank entries: an empty name would match unintended names.
     pub(super) fn non_empty_list(&mut self, key: &str) -> Vec<String> {
         let mut items = self.list(key).unwrap_or_default();
         if items.iter().any(|item| item.trim().is_empty()) {
@@ -301,7 +303,7 @@ impl Settings {
         }
     }
 
-    /// A duration with its unit, longer than nothing and at most an hour.
+    /// A duration with a unit, from one millisecond to one hour.
     pub(super) fn duration(&mut self, key: &str, default: Duration) -> Duration {
         let Some(value) = self.value(key) else {
             return default;
@@ -316,7 +318,7 @@ impl Settings {
             None => {
                 self.problem(
                     key,
-                    "must be a duration with its unit, from \"1ms\" to \"1h\", like \"2s\"",
+                    "must be a duration with a unit, from \"1ms\" to \"1h\", like \"2s\"",
                 );
                 default
             }
@@ -336,7 +338,7 @@ impl Settings {
         })
     }
 
-    /// One of several words.
+    /// One of the given words.
     pub(super) fn one_of<T: Copy>(&mut self, key: &str, default: T, choices: &[(&str, T)]) -> T {
         let Some(text) = self.string(key) else {
             return default;
@@ -354,7 +356,7 @@ impl Settings {
         }
     }
 
-    /// With the file it comes from, which `config::Config::get` does not keep.
+    /// The value with its origin, which `config::Config::get` loses.
     fn value(&self, key: &str) -> Option<Value> {
         let mut path = key.split('.');
         let mut value = self.values.get(path.next()?)?;
@@ -368,8 +370,8 @@ impl Settings {
     }
 }
 
-/// Whether a list from the environment is written in another way than with commas: as
-/// TOML, JSON or YAML, or with a line for each name.
+/// Whether a list from the environment has another syntax than names and commas: TOML, JSON,
+/// YAML, or one name per line.
 fn is_not_commas(text: &str) -> bool {
     let text = text.trim();
     let quoted = |item: &str| item.starts_with(['"', '\'']) || item.ends_with(['"', '\'']);
@@ -378,7 +380,7 @@ fn is_not_commas(text: &str) -> bool {
         || text.split(',').map(str::trim).any(quoted)
 }
 
-/// `a.b.c` as people know it from the file: `[a.b].c`.
+/// The key `a.b.c` in the spelling of messages, `[a.b].c`.
 fn display_key(key: &str) -> String {
     match key.rsplit_once('.') {
         Some((section, key)) => format!("[{section}].{key}"),
@@ -386,7 +388,7 @@ fn display_key(key: &str) -> String {
     }
 }
 
-/// One file, with its path as the origin of every value in it.
+/// A parsed file. Its path is the origin of every value.
 #[derive(Debug, Clone)]
 struct TomlFile(Map<String, Value>);
 
@@ -397,8 +399,8 @@ impl TomlFile {
             && self.0.contains_key(SECTION)
     }
 
-    /// The parser's own report would quote the line, which may hold a password; this
-    /// names the place instead.
+    /// Reads a file. The error has only the line number, since the parser's message would
+    /// quote the line, which may contain a password.
     fn read(path: &Path) -> Result<Self, String> {
         let text = regular_file::read_text(path, MAX_FILE_BYTES)
             .map_err(|error| format!("can't be read ({error})"))?;

@@ -1,4 +1,4 @@
-//! `[tls]`, and what `[rewrap]` adds to it: certificate files and revocation lists.
+//! Reads the TLS settings: `[tls]`, and the revocation lists of `[rewrap]`.
 
 use std::path::PathBuf;
 
@@ -10,12 +10,15 @@ pub(super) fn read(settings: &mut Settings) -> Option<Loaded> {
         |key: &str, what_to_do: &str| settings.required_string(key, what_to_do).map(PathBuf::from);
     let certificate = path(
         "tls.identity_pemfile_path",
-        "name the server's certificate chain",
+        "set it to the file of the server's certificate chain",
     );
-    let key = path("tls.identity_keyfile_path", "name the server's private key");
+    let key = path(
+        "tls.identity_keyfile_path",
+        "set it to the file of the server's private key",
+    );
     let root_ca = path(
         "tls.root_cafile_path",
-        "name the CA certificates that client certificates are verified against",
+        "set it to the file of the CA certificates that verify client certificates",
     );
     let admin_root_ca = settings
         .string("tls.admin_root_cafile_path")
