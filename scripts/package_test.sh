@@ -61,7 +61,7 @@ wait_for "the certificate is the new one after the reload" "$(in_journal 'TLS fi
 expect "and the name in it is served" '
     grpcurl -cacert /etc/nico/root.pem -cert /etc/nico/admin.pem -key /etc/nico/admin.key -authority renewed \
         localhost:1179 list | grep >/dev/null forge.Forge'
-wait_for "the audit log is opened again by the reload" '[ -e /var/log/nico-rewrap/audit.log ]'
+wait_for "the reload reopens the audit log" '[ -e /var/log/nico-rewrap/audit.log ]'
 
 expect "it is started again when it is killed" 'systemctl kill -s KILL nico-rewrap'
 wait_for "it is ready again" "[ \"\$(systemctl show -P NRestarts nico-rewrap)\" = 1 ] && $ready"

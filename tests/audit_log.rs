@@ -192,7 +192,7 @@ async fn a_call_without_a_record_is_refused_before_anything_is_touched() {
     std::fs::remove_file(&link).unwrap();
     std::os::unix::fs::symlink(&file, &link).unwrap();
     server.signal("HUP");
-    server.wait_log("audit log opened again").await;
+    server.wait_log("audit log reopened").await;
     assert_eq!(run(&server, false).await.rows_updated, 1);
     assert_eq!(records(&file).len(), 2);
 }
@@ -258,7 +258,7 @@ async fn a_file_that_is_renamed_is_left_when_there_is_none_or_at_the_next_sighup
     run(&server, true).await;
     assert_eq!(records(&old).len(), 4, "nothing is lost in between");
     server.signal("HUP");
-    server.wait_log("audit log opened again").await;
+    server.wait_log("audit log reopened").await;
     run(&server, true).await;
     assert_eq!((records(&old).len(), records(&file).len()), (4, 2));
 
@@ -268,7 +268,7 @@ async fn a_file_that_is_renamed_is_left_when_there_is_none_or_at_the_next_sighup
     server.signal("HUP");
     server
         .wait_log(
-            "[rewrap].audit_log can't be opened again: records go on to the file that is open, if it is still at its path",
+            "[rewrap].audit_log can't be reopened: records continue in the open file while a file exists at this path; correct the path or its permissions, then send SIGHUP",
         )
         .await;
     run(&server, true).await;

@@ -49,7 +49,7 @@ async fn version_and_help_are_there_for_a_newcomer() {
             &["serve", "--help"],
             &[
                 "--config <FILE>",
-                "later files win",
+                "later files override earlier ones",
                 "NICO_REWRAP__LISTEN",
                 "NICO_API_DATABASE_URL",
                 "CARBIDE_CREDENTIALS_FILE_PATH",

@@ -197,7 +197,7 @@ async fn our_switch_and_prefix_win_over_those_of_nico_api() {
     let server = has_good(site, &variable("MINE")).await;
     for words in [
         "[rewrap].secrets_from_environment is true, and nico-api's CARBIDE_CREDENTIALS_ENV_ENABLED is false",
-        "[rewrap].secrets_environment_prefix is not the prefix of nico-api's",
+        "[rewrap].secrets_environment_prefix differs from nico-api's",
     ] {
         assert!(
             warned(&server, words),

@@ -78,7 +78,7 @@ async fn a_storm_of_sighups_disturbs_neither_a_run_nor_its_record() {
         .collect();
     assert_eq!(messages, ["call started", "call"]);
     until_closed(&server, "revoked", 0.0).await;
-    server.wait_logs("audit log opened again", 10).await;
+    server.wait_logs("audit log reopened", 10).await;
 }
 
 #[tokio::test]

@@ -1,4 +1,7 @@
-//! The composition root: bind, answer probes, check, serve, drain.
+//! The composition root: binds the listeners, checks the files, serves calls, and drains
+//! them at shutdown.
+//!
+//! The HTTP listener answers probes from the start to the end of the process.
 
 mod watch;
 
@@ -39,62 +42,63 @@ const DATABASE: &str = "database";
 const CERTIFICATE: &str = "certificate";
 const PROCESS: &str = "process";
 
-/// Connections that wait to be accepted, as many as the standard library allows.
+/// Maximum number of connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
 
-/// How often a certificate that is not valid yet is looked at again.
+/// How often to check a certificate that is outside its validity period.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How long the last answers may take to be sent, after the grace period of the calls.
+/// How long clients may take to receive the last answers, after the grace period of the
+/// calls.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often histograms are tidied up; as the exporter's own task does, which there is only
-/// where it serves the metrics by itself.
+/// How often to compact the histograms. The exporter does this in a task of its own only if
+/// it also serves the metrics over HTTP. This is the interval of that task.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// Why the server did not start, or ended by itself.
+/// Why the server did not start, or ended without a shutdown signal.
 #[derive(Debug, Error)]
 pub enum AppError {
-    /// The database is not one to work with.
+    /// The database lacks tables or columns.
     #[error("database_url: {0}")]
     Schema(SchemaError),
-    /// The target key does not do what a key must.
+    /// The target key failed its self-test.
     #[error(
         "[machine_identity].current_encryption_key_id: key {0:?} failed its seal-and-open test"
     )]
     TargetKey(String),
-    /// The audit log can't be written to.
+    /// The audit log cannot be opened.
     #[error("[rewrap].audit_log: can't be opened for appending ({0})")]
     Audit(std::io::Error),
-    /// An address can't be listened on.
+    /// A listener cannot be bound.
     #[error("[rewrap].{setting}: can't listen on {address} ({source})")]
     Bind {
         /// The setting.
         setting: &'static str,
-        /// Its value.
+        /// The value of the setting.
         address: SocketAddr,
-        /// The reason.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// Something that can only be a bug.
+    /// A bug.
     #[error("{0}")]
     Bug(String),
 }
 
 impl AppError {
-    /// Whether the configuration is at fault, and a restart alone won't help.
+    /// Whether the cause is the configuration, so that a restart alone does not help.
     #[must_use]
     pub fn is_configuration(&self) -> bool {
         matches!(self, Self::Schema(_) | Self::TargetKey(_) | Self::Audit(_))
     }
 }
 
-/// The two listeners, bound by whoever starts the server.
+/// The two bound listeners.
 #[derive(Debug)]
 pub struct Listeners {
-    /// For gRPC.
+    /// The listener for gRPC.
     pub grpc: TcpListener,
-    /// For probes and metrics.
+    /// The listener for probes and metrics.
     pub http: TcpListener,
 }
 
@@ -103,7 +107,7 @@ impl Listeners {
     ///
     /// # Errors
     ///
-    /// [`AppError::Bind`] names the setting.
+    /// [`AppError::Bind`] with the setting whose address cannot be bound.
     pub async fn bind(options: &ServerOptions) -> Result<Self, AppError> {
         Ok(Self {
             grpc: bind("listen", options.listen).await?,
@@ -125,7 +129,7 @@ async fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpListener,
     })
 }
 
-/// `[::]` is every address, of IPv4 too, whatever the system's `net.ipv6.bindv6only` says.
+/// Binds `[::]` for IPv6 and IPv4, regardless of the system's `net.ipv6.bindv6only`.
 fn bind_both(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = TcpSocket::new_v6()?;
     rustix::net::sockopt::set_ipv6_v6only(&socket, false)?;
@@ -134,17 +138,17 @@ fn bind_both(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Serves until `shutdown`, then ends what is under way within the grace period, and sends the
-/// last answers in a few seconds more. When `reload_signal` changes, files are looked at: those of
-/// TLS, and the audit log.
+/// Serves until `shutdown` is cancelled. Then waits for the calls in progress, at most for the
+/// grace period, and a few more seconds for the last answers.
 ///
-/// Probes are answered first, and until the end: everything else can take time, the disk and the
-/// database above all. `/readyz` says what is waited for.
+/// Each change of `reload_signal` makes the server check the TLS files and reopen the audit
+/// log. The server answers probes before it reads any file, since a disk or the database can be
+/// slow. `/readyz` says what the server waits for.
 ///
 /// # Errors
 ///
-/// [`AppError`] names the setting that is wrong; [`AppError::Bug`] when a task ends that has to
-/// last.
+/// [`AppError`] with the setting that is wrong, or [`AppError::Bug`] if a task ends that must
+/// run until shutdown.
 pub async fn run(
     config: Config,
     listeners: Listeners,
@@ -154,7 +158,7 @@ pub async fn run(
 ) -> Result<(), AppError> {
     log_listening(&listeners);
     let readiness = Readiness::waiting_for(&[GRPC]);
-    readiness.hold(GRPC, "the TLS files and the audit log are being opened");
+    readiness.hold(GRPC, "opening the TLS files and the audit log");
     tokio::spawn(upkeep(metrics.clone()));
     let probes_over = CancellationToken::new();
     let probes = spawn_tracked(probes::serve(
@@ -163,7 +167,7 @@ pub async fn run(
         metrics,
         probes_over.clone(),
     ));
-    // A file may be on a disk that hangs.
+    // Blocking: a file may be on a disk that hangs.
     let ready = tokio::task::spawn_blocking(move || App::prepare(config));
     let over = match shutdown.run_until_cancelled(ready).await {
         None => Ok(()),
@@ -175,21 +179,21 @@ pub async fn run(
         }
     };
     probes_over.cancel();
-    // A probe that hangs on to its connection is not waited for.
+    // Limited: a client may keep its connection open.
     let _ = timeout(Duration::from_millis(100), probes.wait()).await;
     over
 }
 
-/// Checks the files and the target key, without a server.
+/// Checks the files and the target key, without starting a server.
 ///
 /// # Errors
 ///
-/// [`AppError`] names the setting that is wrong.
+/// [`AppError`] with the setting that is wrong.
 pub fn check(config: Config) -> Result<(), AppError> {
     App::prepare(config).map(drop)
 }
 
-/// A server whose files are read and checked.
+/// A server that has read and checked its files.
 struct App {
     tls: Reloader,
     audit: AuditLog,
@@ -200,8 +204,7 @@ struct App {
 }
 
 impl App {
-    /// Checks everything that can be checked without the network: the files, and the target
-    /// key.
+    /// Checks the files and the target key. Does not use the network.
     fn prepare(config: Config) -> Result<Self, AppError> {
         let tls = Reloader::start(config.tls);
         let audit = AuditLog::open(&config.audit).map_err(AppError::Audit)?;
@@ -275,7 +278,7 @@ impl App {
         let over = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
             error = database => Err(error),
-            // At a shutdown the listener ends as it should, and maybe before that is seen here.
+            // A shutdown ends the listener, too, and this branch may be polled first.
             error = critical.ended() => if shutdown.is_cancelled() { Ok(()) } else { Err(error) },
         };
         readiness.hold(PROCESS, "shutting down");
@@ -284,19 +287,22 @@ impl App {
 
         tasks.close();
         let in_time = timeout(grace, tasks.wait()).await.is_ok();
-        // Answers are on their way; streams that have no end are not waited for.
+        // Limited: a health watch stays open until its client closes it.
         let _ = timeout(DRAIN_TIMEOUT, critical.grpc.wait()).await;
         if in_time {
             tracing::info!("shut down");
         } else {
-            tracing::warn!("shut down with calls still under way: the grace period is over");
+            tracing::warn!(
+                "shut down with calls in progress: they did not end within [rewrap].shutdown_grace"
+            );
         }
         over
     }
 }
 
-/// The tasks without which the process is of no use, and has to be started anew: without
-/// that which reloads, nobody would be found out any more whose certificate is revoked.
+/// The tasks that must run until shutdown. If one ends, the process exits, so that a restart
+/// brings the task back: without the reload task, the server would keep accepting revoked
+/// certificates.
 struct CriticalTasks {
     grpc: TaskTracker,
     probes: TaskTracker,
@@ -304,18 +310,20 @@ struct CriticalTasks {
 }
 
 impl CriticalTasks {
-    /// Waits until one of them ends, be it by a panic.
+    /// Waits until one of the tasks ends or panics.
     async fn ended(&self) -> AppError {
         let task = tokio::select! {
             () = self.grpc.wait() => "serves gRPC",
             () = self.probes.wait() => "serves probes and metrics",
             () = self.reloading.wait() => "reloads TLS files",
         };
-        AppError::Bug(format!("the task that {task} ended: this is a bug"))
+        AppError::Bug(format!(
+            "the task that {task} ended: this is a bug; restart nico-rewrap"
+        ))
     }
 }
 
-/// A task whose end can be waited for more than once.
+/// Spawns a task whose end can be awaited more than once.
 fn spawn_tracked(task: impl Future<Output = ()> + Send + 'static) -> TaskTracker {
     let tracker = TaskTracker::new();
     tracker.spawn(task);
@@ -323,8 +331,8 @@ fn spawn_tracked(task: impl Future<Output = ()> + Send + 'static) -> TaskTracker
     tracker
 }
 
-/// A histogram keeps every sample until it is tidied up or rendered, and maybe nobody asks
-/// for it.
+/// Compacts the histograms. Without this, a histogram keeps every sample until the next
+/// scrape, and there may be none.
 async fn upkeep(metrics: PrometheusHandle) {
     loop {
         metrics.run_upkeep();
@@ -335,7 +343,7 @@ async fn upkeep(metrics: PrometheusHandle) {
 async fn reopen(audit: AuditLog, mut reload_signal: Receiver<u64>) {
     while reload_signal.changed().await.is_ok() {
         let audit = audit.clone();
-        // A disk may take its time.
+        // Blocking: the disk may be slow.
         let _ = tokio::task::spawn_blocking(move || audit.reopen()).await;
     }
 }
@@ -353,7 +361,8 @@ fn log_listening(listeners: &Listeners) {
     );
 }
 
-/// A key that does not give back what it sealed would make every row unreadable.
+/// Checks that the target key opens what it seals: otherwise a run would make every row
+/// unreadable.
 fn self_test(keyring: &Keyring) -> Result<(), AppError> {
     let target = keyring.target();
     let opens = seals_and_opens(target);
@@ -365,7 +374,7 @@ fn self_test(keyring: &Keyring) -> Result<(), AppError> {
     }
 }
 
-/// Has `/readyz` say what a run waits for.
+/// Shows in `/readyz` what a run waits for.
 async fn note_stalls(mut stall: Receiver<Option<String>>, readiness: Readiness) {
     while stall.changed().await.is_ok() {
         let note = stall.borrow_and_update().clone();
@@ -373,10 +382,11 @@ async fn note_stalls(mut stall: Receiver<Option<String>>, readiness: Readiness) 
     }
 }
 
-/// Waits until the server's certificate is valid: the clock may not be set yet, and a renewed
-/// certificate may be on its way. After that, one that expires in use does not end readiness.
-/// Handshakes are served meanwhile. Clients refuse such a certificate themselves, and what is
-/// wrong with our clock is wrong with the verification of their certificates, too.
+/// Keeps the server unready until its certificate is valid: the clock may not be set yet, or a
+/// renewed certificate may arrive later. A certificate that expires after that does not end
+/// readiness.
+///
+/// The server accepts handshakes in the meantime: clients refuse the certificate themselves.
 async fn wait_for_certificate(states: Receiver<Arc<TlsState>>, readiness: Readiness) {
     while hold_for_certificate(&states.borrow(), &readiness) {
         sleep(RETRY).await;
@@ -384,7 +394,8 @@ async fn wait_for_certificate(states: Receiver<Arc<TlsState>>, readiness: Readin
     readiness.release(CERTIFICATE);
 }
 
-/// Whether the server's certificate has to be waited for.
+/// Holds readiness and returns true if the server's certificate is outside its validity
+/// period.
 fn hold_for_certificate(state: &TlsState, readiness: &Readiness) -> bool {
     let validity = state.validity();
     if validity.contains(UnixTime::now()) {
@@ -393,14 +404,14 @@ fn hold_for_certificate(state: &TlsState, readiness: &Readiness) -> bool {
     readiness.hold(
         CERTIFICATE,
         format!(
-            "the server's certificate of [tls].identity_pemfile_path is {validity}: renew it, or \
-             set the clock"
+            "the server's certificate of [tls].identity_pemfile_path is {validity}: renew the \
+             certificate or correct the clock"
         ),
     );
     true
 }
 
-/// Not inlined, so that all of its frame is wiped afterwards.
+/// Not inlined, so that the caller can wipe the whole stack frame afterwards.
 #[inline(never)]
 fn seals_and_opens(kek: &Kek) -> bool {
     let mut bytes = *b"nico-rewrap seal-and-open test";

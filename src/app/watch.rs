@@ -1,4 +1,5 @@
-//! Keeps readiness true of the database: waits for it at the start, and notices when it goes.
+//! Updates readiness from the state of the database: waits for the database at the start,
+//! then pings it.
 
 use std::time::{Duration, Instant};
 
@@ -11,18 +12,18 @@ use crate::{
     telemetry::readiness::Readiness,
 };
 
-/// How often a database that does not answer is asked again.
+/// How often to try again until the database answers for the first time.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How often a database that answered is asked again. One statement over a connection of the
-/// pool is no load.
+/// How often to ping the database after that. A ping is one statement on a connection of the
+/// pool.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// How often a new connection is made for it. A role that was dropped, a new password or another
-/// `pg_hba.conf` show at a new connection only.
+/// How often a ping opens a new connection. Only a new connection shows that the role was
+/// dropped, or that its password or `pg_hba.conf` changed.
 const RECONNECT: Duration = Duration::from_secs(30);
 
-/// Watches the database of `runner` for as long as it is polled.
+/// Watches the database of `runner`. Returns only if the database is unusable at the start.
 pub(super) async fn database(runner: Option<Runner>, readiness: &Readiness) -> AppError {
     let Some(runner) = runner else {
         return std::future::pending().await;
@@ -53,14 +54,14 @@ async fn reached(store: &Store, readiness: &Readiness) -> Result<(), AppError> {
     }
 }
 
-/// What is known of a database that was reached.
+/// The state of a database that has answered once.
 #[derive(Default)]
 struct Watch {
-    /// When the first of the failures without a success in between began.
+    /// The start of the first ping that failed since the last success.
     failing_since: Option<Instant>,
     is_held: bool,
-    /// Privileges that the role did not have at the first look. A site may use one that can only
-    /// read, for dry runs.
+    /// Privileges that the role lacked at the first ping. A site may use a read-only role for
+    /// dry runs.
     never_had: Option<Vec<String>>,
 }
 
@@ -71,7 +72,8 @@ async fn stays(store: &Store, readiness: &Readiness) -> ! {
         let began = Instant::now();
         let reconnect = connected.elapsed() >= RECONNECT;
         let ping = store.ping(reconnect).await;
-        // Until one succeeds: a connection that is there proves nothing about new ones.
+        // After a failed reconnection, the next ping reconnects again: a success on an existing
+        // connection says nothing about new ones.
         if reconnect && ping.is_ok() {
             connected = Instant::now();
         }
@@ -82,7 +84,7 @@ async fn stays(store: &Store, readiness: &Readiness) -> ! {
 }
 
 impl Watch {
-    /// What is wrong by this answer; `None` when nothing is.
+    /// The problem that the missing privileges mean, if any.
     fn problem(&mut self, missing: Vec<String>) -> Option<String> {
         let never_had = self.never_had.get_or_insert_with(|| missing.clone());
         let lost: Vec<_> = missing
@@ -91,14 +93,14 @@ impl Watch {
             .collect();
         (!lost.is_empty()).then(|| {
             format!(
-                "the role of database_url has lost a privilege since the start: {}. Grant it again",
+                "the role of database_url has lost privileges since the start: {}. Grant them again",
                 lost.join(", ")
             )
         })
     }
 
-    /// Holds the latch once the database has failed for longer than `limit`, and releases it when
-    /// it works again.
+    /// Ends readiness when the database has failed for `limit`, and restores it when the
+    /// database works again.
     fn update(
         &mut self,
         ping: Result<Ping, String>,
@@ -109,7 +111,7 @@ impl Watch {
         let problem = match ping {
             Err(error) => Some(error),
             Ok(Ping::Answered { missing }) => self.problem(missing),
-            // All connections are in use, and runs find out by themselves whether they work.
+            // All connections are in use; the runs that use them report their own errors.
             Ok(Ping::Busy) => {
                 self.failing_since = None;
                 return;

@@ -1,13 +1,12 @@
-//! Where records go: a file of their own, or standard error along with the log.
+//! Writes audit records to a file, or to standard error together with the log.
 //!
-//! A line is one write to a file that is opened for appending. The line before a
-//! call touches anything, and the last one of such a call, are flushed to the disk:
-//! what they tell of is durable too, and such calls are few. Refusals are not, or
-//! whoever is refused would set the pace of the disk.
+//! The server appends each line to the file with one write. It flushes the two lines of a
+//! call that may access the database, as the changes of such a call are durable, too. It does
+//! not flush the records of refused calls, so that refused clients cannot slow down the disk.
 //!
-//! On standard error a record is a line like those of the log: nobody waits for it, and it is
-//! dropped and counted if standard error is not read. A site that needs every record
-//! configures a file.
+//! On standard error, a record is like a line of the log: no call waits for it, and the server
+//! drops and counts it if standard error is not read. A site that needs every record must
+//! configure a file.
 
 use std::{
     fs::{File, OpenOptions},
@@ -27,20 +26,20 @@ use tokio::{
 use super::record::{Record, outcome};
 use crate::{api::error::ServiceError, regular_file, telemetry};
 
-/// How long a disk may take for a line before it counts as not written. A file server
-/// that is gone, or a pipe that nobody empties, takes for ever.
+/// Time limit for writing a line, after which the line counts as not written. A write to an
+/// unreachable file server, or to a full pipe, may never end.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// `[rewrap].audit_log` and `[rewrap].audit_required`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuditOptions {
-    /// The file; `None` for standard error.
+    /// The audit log file; `None` for standard error.
     pub file: Option<PathBuf>,
-    /// Whether calls are refused that the file can't take a record of.
+    /// Whether to refuse a call if its record cannot be written.
     pub required: bool,
 }
 
-/// The audit log. Clones write to the same one.
+/// The audit log. All clones write to the same file.
 #[derive(Debug, Clone)]
 pub struct AuditLog(Arc<Inner>);
 
@@ -48,7 +47,8 @@ pub struct AuditLog(Arc<Inner>);
 struct Inner {
     path: Option<PathBuf>,
     required: bool,
-    /// One line at a time. Replaced as a whole, as the last line may be stuck.
+    /// The mutex lets one line in at a time. `reopen` replaces the whole mutex, since a write
+    /// that hangs would hold it.
     open: RwLock<Arc<Mutex<Open>>>,
 }
 
@@ -56,21 +56,21 @@ struct Inner {
 struct Open {
     /// `None` for standard error.
     file: Option<(PathBuf, File)>,
-    /// The last line was written in part.
+    /// Whether the last line was written only in part.
     torn: bool,
 }
 
-/// Whether the file can be written to; it is created if it is not there.
+/// Checks that the file can be opened for appending. Creates it if it does not exist.
 pub(crate) fn check(path: &Path) -> io::Result<()> {
     open(path).map(|_| ())
 }
 
 impl AuditLog {
-    /// Opens the file, or creates it for its owner and group to read.
+    /// Opens the file. Creates it with mode 0640 if it does not exist.
     ///
     /// # Errors
     ///
-    /// When it can't be opened for appending.
+    /// If the file can't be opened for appending.
     pub fn open(options: &AuditOptions) -> io::Result<Self> {
         let file = options.file.as_deref().map(opened).transpose()?;
         Ok(Self(Arc::new(Inner {
@@ -80,34 +80,34 @@ impl AuditLog {
         })))
     }
 
-    /// Opens the file again, which somebody may have renamed; where that fails, goes on
-    /// with the one that is open, for as long as there is something at the path.
+    /// Reopens the file after a log rotation. If that fails, the log continues with the open
+    /// file, as long as a file exists at the path.
     pub fn reopen(&self) {
         let Some(path) = &self.0.path else { return };
         match opened(path) {
             Ok(file) => {
                 *self.0.open.write().unwrap_or_else(PoisonError::into_inner) =
                     Open::new(Some(file));
-                tracing::info!(file = %path.display(), "audit log opened again");
+                tracing::info!(file = %path.display(), "audit log reopened");
             }
             Err(error) => {
                 tracing::error!(
                     file = %path.display(),
                     %error,
-                    "[rewrap].audit_log can't be opened again: records go on to the file that is open, if it is still at its path"
+                    "[rewrap].audit_log can't be reopened: records continue in the open file while a file exists at this path; correct the path or its permissions, then send SIGHUP"
                 );
             }
         }
     }
 
-    /// A call is about to touch the database.
+    /// Writes the line `call started`, before the call accesses the database.
     ///
     /// # Errors
     ///
-    /// [`ServiceError::AuditUnavailable`] if the log is required, and takes no line.
+    /// [`ServiceError::AuditUnavailable`] if the log is required and cannot be written.
     pub(crate) async fn started(&self, record: &Record) -> Result<(), ServiceError> {
         if self.0.path.is_none() {
-            // The log has a line of its own for this.
+            // On standard error, the log line `run started` serves this purpose.
             return Ok(());
         }
         record.begin();
@@ -117,7 +117,7 @@ impl AuditLog {
         }
     }
 
-    /// A call ended: writes its record, and the failures of the run to the log.
+    /// Writes the record of a finished call, and logs the failures of its run.
     pub(crate) async fn ended(
         &self,
         record: Record,
@@ -129,20 +129,23 @@ impl AuditLog {
         let line = record.ended(duration, error);
         let written = self.append(line.clone(), record.has_begun()).await;
         if written.is_err() && self.0.path.is_some() {
-            // Better there than nowhere.
+            // The record must not be lost.
             let _ = telemetry::write_line(&line);
         }
     }
 
-    /// What goes wrong is told in the log, and counted.
+    /// Appends a line. Logs and counts an error.
     async fn append(&self, line: String, flush: bool) -> Result<(), ()> {
         let Err(error) = self.0.append(line, flush).await else {
             return Ok(());
         };
         telemetry::audit_failed();
         match &self.0.path {
-            Some(_) => tracing::error!(%error, "[rewrap].audit_log can't be written to"),
-            None => tracing::error!(%error, "a record can't be written to standard error"),
+            Some(_) => tracing::error!(
+                %error,
+                "can't write an audit record to [rewrap].audit_log: check the file and its disk"
+            ),
+            None => tracing::error!(%error, "can't write an audit record to standard error"),
         }
         Err(())
     }
@@ -161,7 +164,7 @@ impl Inner {
         let open = self.open();
         let deadline = Instant::now() + WRITE_TIMEOUT;
         let written = timeout_at(deadline, async {
-            // Waited for here, so that no more than one thread is ever stuck.
+            // Waits for the lock here and not in the thread, so that at most one thread hangs.
             let mut open = open.lock_owned().await;
             tokio::task::spawn_blocking(move || open.append(&line, flush)).await
         });
@@ -181,13 +184,13 @@ impl Open {
         let Some((path, file)) = &mut self.file else {
             return telemetry::write_line(line);
         };
-        // Deleted, and nobody would ever read the line. The path is asked as well: a
-        // deleted file keeps its link over NFS and on FUSE while it is open.
+        // Nobody can read a deleted file, so create it again. Checks the path, too: on NFS and
+        // FUSE, a deleted file keeps its link count while it is open.
         if file.metadata()?.nlink() == 0 || !path.try_exists()? {
             *file = open(path)?;
             self.torn = false;
         }
-        // A line that a full disk cut off ends here, and spoils no other.
+        // Ends a line that a full disk cut off, so that this line stays readable.
         let line = if self.torn {
             format!("\n{line}")
         } else {
@@ -200,7 +203,7 @@ impl Open {
             return Ok(());
         }
         match file.sync_data() {
-            // Nothing to flush: a pipe, or a device.
+            // A pipe or a device cannot be flushed.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
             flushed => flushed,
         }
@@ -211,27 +214,28 @@ fn opened(path: &Path) -> io::Result<(PathBuf, File)> {
     Ok((path.to_owned(), open(path)?))
 }
 
-/// Bounded in time: the file may be on a server that is gone.
+/// Opens the file, with a time limit: its file server may be unreachable.
 fn open(path: &Path) -> io::Result<File> {
     let file = path.to_owned();
     regular_file::bounded(path, WRITE_TIMEOUT, move || open_here(&file))
 }
 
 fn open_here(path: &Path) -> io::Result<File> {
-    // A pipe that nobody reads is then an error, and would be waited for otherwise.
-    let waits_not = OFlags::NONBLOCK;
+    // Without this, opening a FIFO waits for a reader. With it, a FIFO without one is an error.
+    let nonblocking = OFlags::NONBLOCK;
     let file = OpenOptions::new()
         .append(true)
         .create(true)
         .mode(0o640)
-        .custom_flags(waits_not.bits().cast_signed())
+        .custom_flags(nonblocking.bits().cast_signed())
         .open(path)
         .map_err(|error| explained(path, error))?;
-    fcntl_setfl(&file, fcntl_getfl(&file)? - waits_not)?;
+    fcntl_setfl(&file, fcntl_getfl(&file)? - nonblocking)?;
     Ok(file)
 }
 
-/// The system's words for a FIFO without a reader, or a socket, say nothing of either.
+/// Adds the cause to the error, if the path is a FIFO without a reader or a socket: the
+/// system's error text names neither.
 fn explained(path: &Path, error: io::Error) -> io::Error {
     let file = std::fs::metadata(path).map(|metadata| metadata.file_type());
     let what = match file {

@@ -1,10 +1,9 @@
-//! One record for each call, allowed or refused, written when its outcome is known:
-//! a JSON object on a line of its own, with the target `audit`.
+//! The audit log: one record for each call, allowed or refused, written at its end.
 //!
-//! A call that may touch the database leaves a line before it does, `call started`.
-//! Where the audit log is required and takes no line, such a call is refused with
-//! nothing touched; and should the machine go down in the middle of one, it is known
-//! who made it.
+//! A record is a JSON object on a line of its own, with the target `audit`. A call that may
+//! access the database also writes the line `call started` first. If the machine crashes
+//! during the call, that line tells who made it. If the audit log is required and cannot be
+//! written, the server refuses the call before it accesses the database.
 
 mod log;
 mod record;

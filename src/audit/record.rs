@@ -1,4 +1,4 @@
-//! What a record says.
+//! The content of audit records, and its encoding as a line of JSON.
 
 use std::{
     io,
@@ -19,11 +19,11 @@ use crate::{
     server::Peer,
 };
 
-/// In characters: the path of a request, and the organization that it names, are
-/// whatever the caller likes.
+/// Length limit, in characters, of texts that the client chooses: the path of the request
+/// and the organization id.
 const MAX_TEXT: usize = 256;
 
-/// What is known of a call so far.
+/// What is known about a call so far.
 #[derive(Debug, Clone)]
 pub(crate) struct Record {
     run_id: String,
@@ -32,7 +32,7 @@ pub(crate) struct Record {
     asked: Option<(String, Mode)>,
     report: Report,
     durable: bool,
-    /// The call has got as far as touching the database; clones know it of each other.
+    /// Whether the call may have accessed the database. All clones share this flag.
     begun: Arc<AtomicBool>,
 }
 
@@ -57,26 +57,27 @@ impl Record {
         self.begun.load(Ordering::Relaxed)
     }
 
-    /// What the request wants; no scope where the organization id can't be one.
+    /// Sets scope and mode of the request. The scope is `None` if the organization id is
+    /// invalid.
     pub(crate) fn asked(&mut self, scope: Option<&Scope>, mode: Mode) {
         let scope = scope.map_or_else(|| "organization (invalid)".to_owned(), Scope::to_string);
         self.asked = Some((cut(&scope), mode));
     }
 
-    /// The run ended, with or without an error, and counted this; `durable` says whether a
-    /// crash of Postgres can undo it.
+    /// Sets the counts of the run, which may have ended with an error. `durable` is false if a
+    /// crash of Postgres could undo its writes.
     pub(crate) fn set_report(&mut self, report: &Report, durable: bool) {
         self.report = report.clone();
         self.durable = durable;
     }
 
-    /// The kind of the caller's identity, for metrics.
+    /// The kind of the client's identity, also a metric label.
     pub(super) fn identity_kind(&self) -> &'static str {
         let caller = self.peer.as_ref().map(|peer| &peer.caller);
         caller.map_or("none", Caller::kind)
     }
 
-    /// The failures of the run, for the log.
+    /// Logs the failures of the run.
     pub(super) fn log_failures(&self) {
         for failure in self.report.failures() {
             tracing::warn!(
@@ -94,12 +95,12 @@ impl Record {
         }
     }
 
-    /// The line before a call touches anything.
+    /// The line before the call accesses the database.
     pub(super) fn started(&self) -> String {
         line(&self.common("call started"))
     }
 
-    /// The line after it, with what became of it.
+    /// The line at the end of the call, with its outcome.
     pub(super) fn ended(&self, duration: Duration, error: Option<&ServiceError>) -> String {
         let report = &self.report;
         line(&Ended {
@@ -204,8 +205,8 @@ fn line(record: &impl Serialize) -> String {
     String::from_utf8(bytes).unwrap_or_default()
 }
 
-/// JSON in ASCII alone: what is in a certificate can then neither end a line, under
-/// any notion of what ends one, nor turn the direction of the text around.
+/// Writes JSON in ASCII only. Text from a certificate can then contain no line separator of
+/// any kind and no character that reverses the text direction.
 struct Ascii(CompactFormatter);
 
 impl Formatter for Ascii {

@@ -1,5 +1,5 @@
-//! `healthcheck`: asks a running server's own probe, for containers that hold no
-//! other program that could.
+//! `healthcheck`: queries the probe of a running server, for containers without an HTTP
+//! client.
 
 use std::{
     fmt::Display,
@@ -15,20 +15,20 @@ use clap::Args;
 use super::{EX_CONFIG, fail};
 use crate::config::{Environment, load_metrics_endpoint};
 
-/// For the connection, and again for the answer. Well below the 30 s after which Docker gives a
-/// health check up.
+/// Time limit of the connection, and again of the answer. Together they stay below Docker's
+/// default limit of 30 s for a health check.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A probe's answer is one line; nothing else is worth reading to its end.
+/// Size limit of the answer in bytes. The body of a probe is one line.
 const LONGEST_ANSWER: usize = 4096;
 
 #[derive(Debug, Args)]
 pub(super) struct Healthcheck {
-    /// A site config (TOML), as `serve` has it. Without any, the environment and the
-    /// default tell the address.
+    /// A site config file (TOML), the same as for `serve`. Without --config, the address comes
+    /// from the environment or the default.
     #[arg(long, value_name = "FILE")]
     config: Vec<PathBuf>,
-    /// Ask /livez instead of /readyz: is it running, whatever the database does?
+    /// Query /livez instead of /readyz: check only that the server runs, not the database.
     #[arg(long)]
     live: bool,
 }
@@ -50,8 +50,8 @@ impl Healthcheck {
     }
 }
 
-/// Who listens on every address is asked on loopback. That of IPv4 will do for `[::]`
-/// too: a container may have no IPv6 and take `[::]` all the same.
+/// Connects to `endpoint`, or to loopback if the server listens on every address. For `[::]`,
+/// IPv4 loopback is the fallback: a container may have no IPv6.
 fn connect(endpoint: SocketAddr) -> io::Result<TcpStream> {
     let [v4, v6] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     let to = |ip: IpAddr| TcpStream::connect_timeout(&(ip, endpoint.port()).into(), TIMEOUT);
@@ -62,7 +62,7 @@ fn connect(endpoint: SocketAddr) -> io::Result<TcpStream> {
     }
 }
 
-/// The system has several names for a wait that is over, none of which says so.
+/// The error text. The system's own texts for a timeout do not mention the time limit.
 fn in_words(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
@@ -77,18 +77,19 @@ struct Answer {
     body: String,
 }
 
-/// HTTP/1.0, whose answer ends with the connection: no client library is needed.
+/// Sends an HTTP/1.0 request. The connection closes after the answer, so that this needs no
+/// client library.
 fn ask(mut stream: TcpStream, endpoint: SocketAddr, path: &str) -> io::Result<Answer> {
     let deadline = Instant::now() + TIMEOUT;
     stream.set_write_timeout(Some(TIMEOUT))?;
-    // In one piece: `write!` would send one packet for each of its parts.
+    // `write!` would send one packet for each part of the format string.
     let request = format!("GET {path} HTTP/1.0\r\nHost: {endpoint}\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
     let mut piece = [0; LONGEST_ANSWER];
     while answer.len() < LONGEST_ANSWER {
         let rest = deadline.saturating_duration_since(Instant::now());
-        // Nothing at all would mean no limit.
+        // A timeout of zero is an error.
         stream.set_read_timeout(Some(rest.max(Duration::from_millis(1))))?;
         match stream.read(&mut piece)? {
             0 => break,

@@ -1,4 +1,4 @@
-//! `migrate`: nico-api's tables in an empty database.
+//! `migrate`: creates nico-api's tables in an empty database.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -41,18 +41,19 @@ async fn migrate(database: &Database) -> Result<usize, String> {
     match migrated {
         Ok(report) => Ok(report.applied_migrations().len()),
         Err(error) => {
-            // Where that fails too, the connection is gone; the first error says more.
+            // Ignored: if this fails, too, the connection is gone, and the first error says more.
             let _ = client.batch_execute(DROP_EMPTY_HISTORY).await;
             Err(format!(
-                "the migrations failed and were rolled back: the database must be empty, or have \
-                 been made by this command ({error})"
+                "the migrations failed and were rolled back ({error}): use an empty database, or \
+                 one that this command created"
             ))
         }
     }
 }
 
-/// refinery commits its own table before it tries anything. In a database that is
-/// none of ours nothing must be left behind.
+/// refinery commits its history table before the first migration. Removes the table again if
+/// no migration succeeded, so that a failed attempt leaves nothing in another program's
+/// database.
 const DROP_EMPTY_HISTORY: &str = "-- drop_empty_history
     DO $$ BEGIN
         IF to_regclass('refinery_schema_history') IS NOT NULL THEN

@@ -1,4 +1,4 @@
-//! The command line.
+//! The command line: arguments, subcommands and exit codes.
 
 mod healthcheck;
 mod keygen;
@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 use crate::{config::Environment, telemetry};
 
-/// Exit code for a fault of the configuration (EX_CONFIG of sysexits.h).
+/// Exit code for a configuration error (EX_CONFIG of sysexits.h).
 const EX_CONFIG: u8 = 78;
 
 /// Version and source revision.
@@ -27,11 +27,11 @@ pub const VERSION: &str = concat!(
 
 /// Re-wraps NICo's machine-identity secrets when a site changes its master key.
 ///
-/// NICo keeps a few secrets of every organization in Postgres, encrypted under a
-/// site master key (KEK). To change that key: add the new one to the secrets file
-/// beside the old one, set [machine_identity].current_encryption_key_id to its id,
-/// start this server, and call forge.Forge/ReencryptTenantIdentitySecrets, with
-/// dry_run first. The README has the whole run-book.
+/// NICo stores up to three secrets of each organization in Postgres, encrypted with a site
+/// master key (KEK). To change the key, first add the new key to the secrets file and keep
+/// the old one. Set [machine_identity].current_encryption_key_id to the id of the new key
+/// and start this server. Then call forge.Forge/ReencryptTenantIdentitySecrets, first with
+/// dry_run. The README describes the whole procedure.
 #[derive(Debug, Parser)]
 #[command(name = "nico-rewrap", version = VERSION)]
 struct Cli {
@@ -43,42 +43,48 @@ struct Cli {
 enum Command {
     /// Run the server.
     ///
-    /// Reads nico-api's site config and secrets file. Settings of its own are in the
-    /// section [rewrap], or in environment variables: NICO_REWRAP__LISTEN sets
-    /// [rewrap].listen. NICO_API_DATABASE_URL wins over database_url. Keys are read from
-    /// the environment first with CARBIDE_CREDENTIALS_ENV_ENABLED=true, then from
-    /// [rewrap].secrets_file, or else from the file that nico-api reads:
-    /// [credentials.file].path, or with CARBIDE_CREDENTIALS_FILE_ENABLED=true
-    /// CARBIDE_CREDENTIALS_FILE_PATH.
-    /// Exits with 78 when the configuration is at fault.
+    /// The server reads nico-api's site config and secrets file. Its own settings are in the
+    /// section [rewrap]. An environment variable overrides each of them: NICO_REWRAP__LISTEN
+    /// overrides [rewrap].listen. NICO_API_DATABASE_URL overrides database_url.
+    ///
+    /// With CARBIDE_CREDENTIALS_ENV_ENABLED=true, the server reads keys from the environment
+    /// first. It then reads the secrets file: [rewrap].secrets_file if set, otherwise
+    /// [credentials.file].path, otherwise CARBIDE_CREDENTIALS_FILE_PATH, which needs
+    /// CARBIDE_CREDENTIALS_FILE_ENABLED=true.
+    ///
+    /// The exit code is 0 after SIGTERM or SIGINT, 78 for a configuration error, and 1 for any
+    /// other error.
     Serve(ConfigFiles),
-    /// Build nico-api's tables in an empty database, for development and tests.
+    /// Create nico-api's tables in an empty database, for development and tests.
     ///
-    /// In production nico-api owns the tables: the server never creates or alters any.
+    /// In production, nico-api owns the tables. The server never creates or alters tables.
     Migrate(ConfigFiles),
-    /// Print a fresh key, ready for the secrets file.
+    /// Print a new random key for the secrets file.
     Keygen(keygen::Keygen),
-    /// Ask a running server whether it is ready: exit code 0 if so, 1 if not.
+    /// Check whether a running server is ready.
     ///
-    /// For a container's health check, where there is no curl. Asks /readyz at
-    /// [rewrap].metrics_endpoint, which it finds as `serve` does; on loopback where the
-    /// server listens on every address. Exits with 78 when the configuration is at
-    /// fault.
+    /// Meant for the health check of a container without curl. Queries /readyz at
+    /// [rewrap].metrics_endpoint, which it reads as `serve` does. If the server listens on
+    /// every address, the query goes to loopback.
+    ///
+    /// The exit code is 0 if the server is ready, 1 if it is not, and 78 for a configuration
+    /// error.
     Healthcheck(healthcheck::Healthcheck),
 }
 
 #[derive(Debug, Args)]
 struct ConfigFiles {
-    /// A site config (TOML). Given several times, later files win key by key.
+    /// A site config file (TOML). If the option is repeated, later files override earlier ones,
+    /// key by key.
     #[arg(long, value_name = "FILE", required = true)]
     config: Vec<PathBuf>,
 }
 
-/// Runs the program and returns its exit code. The arguments and the environment
-/// are those of the process, read here and nowhere below.
+/// Runs the program and returns its exit code. No other function reads the arguments or the
+/// environment of the process.
 #[must_use]
 pub fn main() -> ExitCode {
-    // A SIGHUP can come as soon as the process exists, so this comes before everything else.
+    // First of all: a SIGHUP can arrive as soon as the process exists.
     if std::env::args_os()
         .nth(1)
         .is_some_and(|name| name == "serve")
@@ -98,7 +104,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// A value as text, if it is UTF-8; what it is otherwise may still be a key, but for a byte.
+/// The value as text, or `None` if it is not UTF-8. Both are wiped on drop: a value with one
+/// wrong byte may still be most of a key.
 fn text(value: OsString) -> Option<Zeroizing<String>> {
     match value.into_string() {
         Ok(text) => Some(Zeroizing::new(text)),
@@ -109,33 +116,34 @@ fn text(value: OsString) -> Option<Zeroizing<String>> {
     }
 }
 
-/// Keys must not end up in a core file, nor be read by another process of the user.
+/// Disables core dumps, which would contain keys, and memory access by other processes of the
+/// same user.
 fn forbid_core_dumps() {
     use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
     let none = Rlimit {
         current: Some(0),
         maximum: Some(0),
     };
-    // Where the system refuses, there is nothing left to do.
+    // Errors are ignored: the program works without this protection.
     let _ = setrlimit(Resource::Core, none);
     let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }
 
-/// How long the end of the process waits for somebody who reads its last words.
+/// How long the exit waits for a reader of standard error.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// For faults before logging is set up, and for subcommands without it.
+/// Reports an error without the log: before logging starts, and in subcommands without a log.
 fn fail(what: &dyn std::fmt::Display, code: u8) -> ExitCode {
     telemetry::say(format!("nico-rewrap: {what}\n"), LAST_WORDS);
     ExitCode::from(code)
 }
 
-/// With a thread for every second processor: one serves as many rows as two processors can
-/// write in Postgres, and more only wake each other.
+/// Builds the runtime, with one thread for two processors. One thread serves as many rows as
+/// Postgres writes with two processors. More threads only cost context switches.
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
     let workers = processors.div_ceil(2);
-    // The runtime panics where it gets no thread; one more is for the first file operation.
+    // The runtime panics if it cannot start a thread. One more is for the first file operation.
     reserve_threads(workers + 1)?;
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers)
@@ -145,12 +153,12 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
 
 fn no_threads(error: &std::io::Error) -> String {
     format!(
-        "the system gives no more threads ({error}): raise the limit of processes of the user, the \
+        "the system cannot start more threads ({error}): raise the process limit of the user, the \
          service or the container (ulimit -u, TasksMax, pids limit)"
     )
 }
 
-/// Whether the system gives so many threads at once.
+/// Checks that the system can run `count` threads at the same time.
 fn reserve_threads(count: usize) -> std::io::Result<()> {
     let (release, _) = tokio::sync::broadcast::channel::<()>(1);
     let threads: Vec<_> = (0..count)
@@ -162,7 +170,7 @@ fn reserve_threads(count: usize) -> std::io::Result<()> {
     drop(release);
     for thread in threads {
         let thread = thread.map_err(|error| std::io::Error::other(no_threads(&error)))?;
-        // It does nothing that could fail.
+        // The thread cannot panic.
         let _ = thread.join();
     }
     Ok(())

@@ -1,5 +1,5 @@
-//! Tells systemd that the server runs (sd_notify(3)), for units with `Type=notify`: until then
-//! `systemctl reload` waits, and sends no SIGHUP.
+//! Tells systemd that the server runs (sd_notify(3)), for units with `Type=notify`. Until then,
+//! `systemctl reload` waits and sends no SIGHUP.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -15,18 +15,21 @@ use std::{
 
 use crate::config::Environment;
 
-/// The socket that systemd listens on, if it started the process and waits for a word.
+/// The notification socket, if systemd started the process with `Type=notify`.
 pub(super) fn socket(environment: &Environment) -> Option<OsString> {
     let value = environment.get("NOTIFY_SOCKET")?.as_ref()?;
     Some(OsString::from(value.as_str()))
 }
 
-/// Says that the server runs.
+/// Notifies systemd that the server runs.
 pub(super) fn ready(socket: Option<&OsStr>) {
     if let Some(socket) = socket
         && let Err(error) = send(socket, b"READY=1")
     {
-        tracing::warn!(%error, "systemd cannot be told that the server runs: NOTIFY_SOCKET");
+        tracing::warn!(
+            %error,
+            "cannot notify systemd that the server runs: check the socket in NOTIFY_SOCKET"
+        );
     }
 }
 
@@ -36,7 +39,7 @@ fn send(socket: &OsStr, message: &[u8]) -> io::Result<()> {
         path => SocketAddr::from_pathname(OsStr::from_bytes(path))?,
     };
     let datagram = UnixDatagram::unbound()?;
-    // Nothing waits for systemd.
+    // The server does not wait for systemd.
     datagram.set_nonblocking(true)?;
     datagram.send_to_addr(message, &address).map(drop)
 }

@@ -1,4 +1,4 @@
-//! `serve`: the server, from the files to the exit code.
+//! `serve`: reads the configuration, runs the server and returns the exit code.
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
@@ -22,7 +22,7 @@ pub(super) fn run(files: &[PathBuf], environment: Environment) -> ExitCode {
         Err(error) => return fail(&error, EX_CONFIG),
     };
     let notify_socket = notify::socket(&environment);
-    // There may be keys in it.
+    // The environment may contain keys. Dropping wipes it.
     drop(environment);
     if let Err(error) = telemetry::start_logging(&config.log) {
         return fail(&no_threads(&error), 1);
@@ -32,7 +32,7 @@ pub(super) fn run(files: &[PathBuf], environment: Environment) -> ExitCode {
         .map_err(|error| AppError::Bug(error.to_string()))
         .and_then(|runtime| {
             let served = runtime.block_on(serve(config, notify_socket));
-            // A name look-up that hangs in a thread of its own must not delay the exit.
+            // A blocking thread, for example in a DNS query, must not delay the exit.
             runtime.shutdown_background();
             served
         });
@@ -57,16 +57,16 @@ async fn serve(config: Config, notify_socket: Option<OsString>) -> Result<(), Ap
     let metrics = telemetry::start_metrics().map_err(|error| AppError::Bug(error.to_string()))?;
     match Listeners::bind(&config.server).await {
         Ok(listeners) => {
-            // From here on SIGHUP is a reload, and probes are answered.
+            // From here on, SIGHUP reloads files, and the kernel accepts connections of probes.
             notify::ready(notify_socket.as_deref());
             app::run(config, listeners, metrics, reload_signal, shutdown).await
         }
-        // A fault of the configuration is the more urgent message: no restart mends it.
+        // Reports a configuration error first, if there is one: a restart cannot fix that.
         Err(error) => Err(app::check(config).err().unwrap_or(error)),
     }
 }
 
-/// A token that SIGTERM or SIGINT cancels.
+/// Returns a token that SIGTERM or SIGINT cancels.
 fn shutdown_signal() -> Result<CancellationToken, AppError> {
     let install = |kind| signal(kind).map_err(|error| AppError::Bug(error.to_string()));
     let mut terminate = install(SignalKind::terminate())?;
@@ -83,21 +83,21 @@ fn shutdown_signal() -> Result<CancellationToken, AppError> {
     Ok(token)
 }
 
-/// Counts SIGHUPs.
+/// Returns a counter of SIGHUPs.
 fn reload_signal() -> Result<watch::Receiver<u64>, AppError> {
     let mut hangup =
         signal(SignalKind::hangup()).map_err(|error| AppError::Bug(error.to_string()))?;
     let (counter, reload_signal) = watch::channel(0);
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
-            tracing::info!("SIGHUP: looking at the TLS files, opening the audit log again");
+            tracing::info!("SIGHUP: checking the TLS files and reopening the audit log");
             counter.send_modify(|count| *count += 1);
         }
     });
     Ok(reload_signal)
 }
 
-/// What two machines are compared by when they disagree.
+/// Logs what an operator needs to compare two instances.
 fn log_startup(config: &Config) {
     tracing::info!(
         version = VERSION,
@@ -110,7 +110,8 @@ fn log_startup(config: &Config) {
     }
     let Some(machine_identity) = &config.machine_identity else {
         tracing::warn!(
-            "[machine_identity].enabled is not true: calls are answered with FAILED_PRECONDITION"
+            "[machine_identity].enabled is not true: the server answers every call with \
+             FAILED_PRECONDITION"
         );
         return;
     };
@@ -136,7 +137,8 @@ fn log_startup(config: &Config) {
         tracing::warn!(
             key_id = %a,
             other_key_id = %b,
-            "TWO KEY IDS HAVE THE SAME KEY BYTES: re-wrapping from one to the other protects nothing"
+            "TWO KEY IDS HAVE THE SAME KEY BYTES: re-wrapping from one to the other does not \
+             change the key; generate a new key"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Signals that would end the process before the server is there to handle them.
+//! Handlers for signals whose default action would end the process.
 
 use rustix::process::Signal;
 use tokio::{
@@ -6,14 +6,15 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-/// Takes the default action from two signals for the rest of the process: SIGHUP, which asks for
-/// a reload and may come before there is anything to reload, and SIGXFSZ, with which the kernel
-/// answers a write beyond a limit of file size. Such a write then fails with an error.
+/// Disables the default action of two signals for the rest of the process. SIGHUP asks for a
+/// reload and may arrive before the server is ready to reload. The kernel sends SIGXFSZ for a
+/// write beyond the file size limit; with this handler, the write fails with an error instead.
 ///
-/// The handlers outlast the small runtime that installs them. It has no threads.
+/// The handlers stay installed after the runtime that installs them ends. That runtime has no
+/// threads.
 pub(super) fn survive() {
     let Ok(runtime) = Builder::new_current_thread().enable_io().build() else {
-        // The server's own runtime fails for the same reason, and says so.
+        // The server's own runtime will fail for the same reason and report it.
         return;
     };
     let _context = runtime.enter();
