@@ -239,7 +239,7 @@ async fn permissive_mode_passes_over_the_policy_alone_and_says_so() {
         .start()
         .await;
     assert!(warned(&server, "[auth].permissive_mode is true"));
-    let let_pass = "the Casbin policy denies this call, and [auth].permissive_mode lets it pass";
+    let let_pass = "the Casbin policy denies this call, but [auth].permissive_mode allows it";
 
     assert_eq!(outcome(&server, certs::admin()).await, OK);
     assert!(!warned(&server, let_pass), "the policy allows it");

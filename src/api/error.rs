@@ -1,8 +1,7 @@
-//! The error of the gRPC surface, and its one mapping to a status.
+//! The error of a call, and the only conversion from an error to a gRPC status.
 //!
-//! The text is written for the caller and says what to do; the reason is stable,
-//! for programs. Internals (the source of a panic, the words of the database) go
-//! to the log and nowhere else.
+//! The text tells the operator what to do. The reason is a stable identifier for programs.
+//! Internal details, such as a panic message or an error text of Postgres, go only to the log.
 
 use std::collections::HashMap;
 
@@ -20,7 +19,7 @@ use crate::{
 /// The domain of the reasons in `google.rpc.ErrorInfo`.
 const DOMAIN: &str = "nico-rewrap";
 
-/// The header that says which compressions of messages are accepted ("Compression" of gRPC).
+/// The header that lists the accepted message compressions (gRPC, "Compression").
 const ACCEPTED_COMPRESSION: &str = "grpc-accept-encoding";
 
 /// Why a call was not carried out.
@@ -33,86 +32,86 @@ pub enum ServiceError {
     Disabled,
     /// `x-expect-target-key-id` names another key.
     #[error(
-        "this server re-wraps to key id {target:?}, the call expects {expected:?}: check which configuration is deployed"
+        "this server re-wraps to key id {target:?}, but the call expects {expected:?}: check which configuration this server has"
     )]
     UnexpectedTarget {
-        /// The target of this server.
+        /// The target key id of this server.
         target: String,
-        /// What the caller expects.
+        /// The target key id that the call expects.
         expected: String,
     },
-    /// A site-wide apply is under way in this process.
-    #[error("a site-wide run is being applied already: wait for it to end, then call again")]
+    /// A site-wide apply is in progress in this process.
+    #[error("a site-wide apply is already in progress: wait for its end, then call again")]
     ApplyUnderWay,
-    /// The organization id can't be one.
+    /// The organization id is blank or malformed.
     #[error(transparent)]
     InvalidOrganization(#[from] InvalidOrganizationId),
-    /// The organization has no identity configuration.
+    /// The organization has no machine identity configuration.
     #[error("organization {0:.100} has no machine identity configuration on this site")]
     UnknownOrganization(OrganizationId),
-    /// The caller may not.
+    /// The client is not allowed to make this call.
     #[error(transparent)]
     Denied(#[from] Denial),
-    /// As many runs as are allowed are under way.
-    #[error("as many runs as [rewrap].max_runs allows are under way: call again later")]
+    /// The number of concurrent runs is at its limit.
+    #[error("the limit of concurrent runs, [rewrap].max_runs, is reached: call again later")]
     TooManyRuns,
-    /// The database was not reached and checked yet since the start.
-    #[error("the database was not reached yet ({0}): call again later")]
+    /// The server has not yet reached and checked the database since the start.
+    #[error("the server has not reached the database yet ({0}): call again later")]
     NotReady(String),
-    /// The database can't be worked with.
-    #[error("{0}; what was committed stays, call again later")]
+    /// The database is unavailable.
+    #[error("{0}. Committed rows stay committed; call again later")]
     Database(StoreError),
-    /// The database or the role has to be set up otherwise first.
+    /// The setup of the database or the role prevents the run.
     #[error("{0}. Committed rows stay committed")]
     DatabaseSetup(SetupError),
-    /// The rows are committed, and the synchronous standby may not have them.
+    /// The rows are committed, but the synchronous standby may not have them.
     #[error(
-        "somebody cancelled a commit's wait for its synchronous standby, so the standby may lack \
-         rows that this run found or wrote: call again"
+        "a commit's wait for the synchronous standby was cancelled, so the standby may lack rows \
+         that this run read or wrote: call again"
     )]
     NotReplicated,
-    /// The audit log takes no record of the call.
+    /// The record of the call cannot be written.
     #[error(
-        "the audit log can't be written to, and nothing is done without a record: see to the file \
-         of [rewrap].audit_log, then call again"
+        "the audit log can't be written, and the server starts no run without a record: check \
+         the file of [rewrap].audit_log and its disk, then call again"
     )]
     AuditUnavailable,
-    /// The server is told to stop.
-    #[error("the server is shutting down; what was committed stays, call again")]
+    /// The server is shutting down.
+    #[error("the server is shutting down. Committed rows stay committed; call again")]
     ShuttingDown,
-    /// The deadline of the call is over.
+    /// The deadline of the call has passed.
     #[error(
-        "the deadline of the call has passed; what was committed stays, call again with a longer one"
+        "the deadline of the call has passed. Committed rows stay committed; call again with a longer deadline"
     )]
     DeadlineExceeded,
-    /// The client is gone.
-    #[error("the call was cancelled; what was committed stays")]
+    /// The client has cancelled the call or disconnected.
+    #[error("the client cancelled the call or disconnected. Committed rows stay committed")]
     Cancelled,
-    /// The request was not there in time.
-    #[error("the request was not complete within [rewrap].request_timeout")]
+    /// The client did not send the whole request in time.
+    #[error("the request was not complete within [rewrap].request_timeout: call again")]
     SlowRequest,
-    /// There is no such method here, or the request is not one of gRPC.
-    #[error("no such method, or a request or message encoding that is not gRPC's")]
+    /// The server does not have the method, or the request is not gRPC.
+    #[error("unknown method, or not a gRPC request: check the method name and the content type")]
     UnknownMethod,
     /// The message is compressed.
     #[error(
-        "the message is compressed with {0:?}, and this server takes no compressed messages: send \
-         it without compression"
+        "the message is compressed with {0:?}, and this server accepts no compressed messages: \
+         send it without compression"
     )]
     Compressed(String),
     /// The metadata of the request is too large.
-    #[error("the metadata of the request is larger than 16 KiB: send less of it")]
+    #[error("the metadata of the request is larger than 16 KiB: send less metadata")]
     MetadataTooLarge,
-    /// The request is not of the method's type, or too large to be.
-    #[error("the request can't be decoded as one of this method, or is larger than any can be")]
+    /// The request cannot be decoded as the request type of the method, or is too large.
+    #[error("the request is malformed or larger than 16 KiB: send the method's request type")]
     MalformedRequest,
     /// A bug.
-    #[error("internal error; the server's log has more under this run id")]
+    #[error("internal error: search the server's log for this run id")]
     Internal,
 }
 
 impl ServiceError {
-    /// The gRPC code, and the stable reason.
+    /// The gRPC code and the stable reason.
     #[must_use]
     pub fn code_and_reason(&self) -> (Code, &'static str) {
         match self {
@@ -166,7 +165,7 @@ impl From<ServiceError> for Status {
 }
 
 impl ServiceError {
-    /// The status, with the run id in its metadata.
+    /// Converts the error to a status with the run id in its metadata.
     #[must_use]
     pub fn into_status(self, run_id: &str) -> Status {
         let is_compressed = matches!(self, Self::Compressed(_));
@@ -188,7 +187,7 @@ mod tests {
     use crate::store::Hidden;
 
     #[test]
-    fn whoever_compresses_is_told_what_is_accepted() {
+    fn a_refused_compression_names_the_accepted_one() {
         let handle = ServiceError::Compressed("gzip".to_owned())
             .into_status("id")
             .into_http::<()>();

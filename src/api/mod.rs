@@ -1,4 +1,4 @@
-//! Calls, whatever their transport: authorization, admission, errors.
+//! Calls: authorization, admission, execution and errors.
 
 pub mod error;
 pub mod grpc;

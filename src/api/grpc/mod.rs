@@ -1,4 +1,4 @@
-//! gRPC: converts messages, and nothing else.
+//! gRPC: conversion between messages and calls, and server reflection.
 
 pub mod forge;
 mod reflection;

@@ -1,7 +1,7 @@
-//! gRPC server reflection, in both of its versions.
+//! gRPC server reflection, versions v1 and v1alpha.
 //!
-//! What is not known is told in the stream (`error_response`), and the stream goes on: a client
-//! looks for several symbols in one stream.
+//! The answer to an unknown symbol is an `error_response` in the stream. The stream stays open,
+//! since a client looks up several symbols in one stream.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -14,15 +14,15 @@ use tonic_reflection::{
     server::{v1, v1alpha},
 };
 
-/// A `google.protobuf.FileDescriptorSet` whose files stay as they are encoded: decoding drops
-/// the options that the decoder does not know.
+/// A `google.protobuf.FileDescriptorSet` whose files stay encoded. Decoding them would drop
+/// options that the decoder does not know.
 #[derive(Clone, PartialEq, Message)]
 struct EncodedFiles {
     #[prost(bytes = "vec", repeated, tag = "1")]
     file: Vec<Vec<u8>>,
 }
 
-/// All descriptors of the server. Clones are the same one.
+/// All descriptors of the server. Clones share them.
 #[derive(Debug, Clone)]
 pub(super) struct Reflection(Arc<Descriptors>);
 
@@ -34,7 +34,7 @@ struct Descriptors {
     services: Vec<String>,
 }
 
-/// What a request asks for, in either version.
+/// The query of a request, in either version.
 enum Query<'a> {
     File(&'a str),
     Symbol(&'a str),
@@ -44,7 +44,7 @@ enum Query<'a> {
     Nothing,
 }
 
-/// What is answered to it.
+/// The answer to a query.
 enum Answer<'a> {
     File(&'a [u8]),
     NoExtensions(&'a str),
@@ -53,11 +53,11 @@ enum Answer<'a> {
 }
 
 impl Reflection {
-    /// The descriptors of these encoded sets, and those of reflection.
+    /// Serves the descriptors of these encoded sets, and those of reflection itself.
     ///
     /// # Errors
     ///
-    /// When a set cannot be decoded.
+    /// If a set cannot be decoded.
     pub(super) fn new(sets: &[&[u8]]) -> Result<Self, DecodeError> {
         let mut descriptors = Descriptors::default();
         let own = [
@@ -118,8 +118,8 @@ impl Descriptors {
     fn add_enum(&mut self, file: usize, scope: &str, enumeration: &EnumDescriptorProto) {
         let name = self.add(file, scope, enumeration.name());
         for value in &enumeration.value {
-            // Values belong to the scope of their enum (descriptor.proto); some servers and
-            // clients have them below the enum.
+            // By descriptor.proto, values are siblings of their enum. Some servers and clients
+            // treat them as its children.
             self.add(file, scope, value.name());
             self.add(file, &name, value.name());
         }
@@ -159,7 +159,7 @@ impl Descriptors {
     }
 }
 
-/// The two versions differ in the names of their types only.
+/// Implements one version. The versions differ only in the names of their types.
 macro_rules! serve {
     ($version:ident) => {
         #[tonic::async_trait]
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_symbol_is_found_and_what_is_unknown_is_an_answer_too() {
+    fn every_kind_of_symbol_is_found_and_an_unknown_one_is_answered() {
         let reflection = Reflection::new(&[
             super::super::forge::proto::DESCRIPTORS,
             tonic_health::pb::FILE_DESCRIPTOR_SET,

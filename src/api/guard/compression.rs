@@ -1,9 +1,10 @@
-//! Compressed messages, which this server does not take: its requests have two small fields, and
-//! whoever sends one should not be able to make the process that holds the keys decompress it.
+//! Refuses compressed messages. Requests have two small fields, and a client should not be able
+//! to make the process that holds the keys decompress data.
 //!
-//! gRPC compression ("Compression", test cases) wants `UNIMPLEMENTED` for them, and a header that
-//! says what would be accepted. A client that compresses all of its calls sends small messages
-//! as they are, with the name of its compression in the header: these are accepted.
+//! As the gRPC specification demands ("Compression", test cases), the answer has the code
+//! `UNIMPLEMENTED` and a header with the accepted encodings. A client that enables compression
+//! may send a small message uncompressed and still name its compression in the header. Such a
+//! message is accepted.
 
 use std::time::Duration;
 
@@ -21,17 +22,17 @@ use crate::api::error::ServiceError;
 /// The header that names the compression of a request's messages.
 const ENCODING: &str = "grpc-encoding";
 
-/// The first byte of a message that is compressed (gRPC over HTTP/2, "Compressed-Flag").
+/// The first byte of a compressed message (gRPC over HTTP/2, "Compressed-Flag").
 const COMPRESSED: u8 = 1;
 
-/// The compression that the header names, if there is one.
+/// The compression that the header names, if any.
 fn encoding(headers: &HeaderMap) -> Option<String> {
     let encoding = headers.get(ENCODING)?;
     let name = String::from_utf8_lossy(encoding.as_bytes());
     (name != "identity").then(|| name.chars().take(32).collect())
 }
 
-/// A request whose body is there: refuses it if its message is compressed.
+/// Checks a request whose body is complete. Refuses it if its message is compressed.
 pub(super) fn check<B: AsRef<[u8]>>(headers: &mut HeaderMap, body: &B) -> Result<(), ServiceError> {
     let Some(encoding) = encoding(headers) else {
         return Ok(());
@@ -48,7 +49,8 @@ pub(super) fn is_announced<B>(request: &Request<B>) -> bool {
     encoding(request.headers()).is_some()
 }
 
-/// A request whose body may go on: looks at its first message, for which it waits `limit`.
+/// Checks the first message of a request whose body is a stream. Waits at most `limit` for
+/// the message.
 pub(super) async fn check_first<B>(
     request: Request<B>,
     limit: Duration,
@@ -62,7 +64,7 @@ where
     let first = async {
         loop {
             match body.frame().await {
-                // A frame may be empty, and says nothing then.
+                // An empty frame does not contain the flag yet.
                 Some(Ok(frame)) if frame.data_ref().is_some_and(Bytes::is_empty) => {}
                 first => return first,
             }

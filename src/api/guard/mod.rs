@@ -1,15 +1,14 @@
-//! Before and behind the routes: who is let through to what, and the answers that
-//! no handler gave.
+//! Authorization in front of the routes, and the answers that no handler gives.
 //!
-//! Reflection and health checks are open to every verified certificate; every other
-//! method needs a permit, also one that does not exist. What is refused before a
-//! handler runs (an unknown method, a request that can't be decoded) gets the same
-//! treatment as everything else: an audit record, a run id, a status of ours.
+//! Every verified certificate may use reflection and health checks. Every other method needs
+//! a permit, even an unknown one. If a call fails before a handler runs (an unknown method, a
+//! malformed request), the guard writes the audit record and answers with a run id and one of
+//! our statuses.
 //!
-//! Everybody with a certificate can be denied, as often as the network bears, and each
-//! time leaves a record. So those who will be wait for their turn before their request
-//! is looked at; nobody else waits with them. One call of each connection waits in a task
-//! of its own, so that its record does not depend on the client's patience.
+//! Every certificate holder can cause denied calls, and each writes an audit record. Denied
+//! calls are therefore rate-limited before the guard reads their requests. Allowed calls are
+//! not affected. The oldest denied call of each connection waits in a task of its own, so that
+//! its record is written even if the client disconnects.
 
 mod compression;
 
@@ -44,25 +43,26 @@ use crate::{
     telemetry,
 };
 
-/// Calls that are denied, a second: with a kilobyte or so for a record, not a gigabyte
-/// a day.
+/// Rate limit of denied calls, per second. A record has about one kilobyte, so the audit log
+/// grows by less than one gigabyte a day.
 const DENIALS_PER_SECOND: u32 = 10;
 
-/// Calls that wait for their turn even if their clients go: as many as ten seconds have.
+/// Maximum number of denied calls that stay queued if their clients disconnect: as many as
+/// the rate limit passes in ten seconds.
 const MAX_QUEUED_DENIALS: usize = 100;
 
-/// Services that any verified certificate may use.
+/// Prefixes of the services that any verified certificate may use.
 const PUBLIC_SERVICES: [&str; 2] = ["/grpc.health.v1.Health/", "/grpc.reflection."];
 
-/// Size of a request's headers, in bytes, as HTTP/2 counts them (RFC 9113, 6.5.2). The listener
-/// takes some more, so that the answer can be one of gRPC.
+/// Size limit of a request's headers in bytes, counted as in HTTP/2 (RFC 9113, 6.5.2). The
+/// listener accepts larger headers, so that the guard can answer with a gRPC status.
 const MAX_HEADER_BYTES: usize = 16 << 10;
 
-/// What stands before a message: whether it is compressed, and its length (gRPC over
-/// HTTP/2, "Length-Prefixed-Message").
+/// Length of the prefix of a message: the compression flag and the length (gRPC over HTTP/2,
+/// "Length-Prefixed-Message").
 const MESSAGE_HEADER_LEN: usize = 5;
 
-/// The routes of the server, guarded.
+/// The routes of the server behind the authorization.
 #[derive(Clone)]
 pub struct Guard {
     routes: Routes,
@@ -70,15 +70,15 @@ pub struct Guard {
     audit: AuditLog,
     request_timeout: Duration,
     denials: Arc<RateLimiter>,
-    /// Of `MAX_QUEUED_DENIALS`.
+    /// Has `MAX_QUEUED_DENIALS` permits.
     waiting: Arc<Semaphore>,
     tasks: TaskTracker,
 }
 
 impl Guard {
-    /// Guards `routes` with `policy`; refusals go to `audit`. A request that is not
-    /// complete within `request_timeout` is refused, but for the open services, which
-    /// have requests that go on.
+    /// Guards `routes` with `policy`, and writes the records of refused calls to `audit`. A
+    /// request that is not complete within `request_timeout` is refused. Public services are
+    /// exempt, since their requests can be streams.
     #[must_use]
     pub fn new(routes: Routes, policy: Policy, audit: AuditLog, request_timeout: Duration) -> Self {
         Self {
@@ -92,7 +92,7 @@ impl Guard {
         }
     }
 
-    /// Waits for the records of calls whose clients are gone.
+    /// Waits until the records of calls of disconnected clients are written.
     pub async fn drain(&self) {
         self.tasks.close();
         self.tasks.wait().await;
@@ -108,7 +108,7 @@ impl Guard {
         let is_open =
             is_grpc(&request) && PUBLIC_SERVICES.iter().any(|open| path.starts_with(open));
         let peer = request.extensions().get::<Arc<Peer>>().cloned();
-        // Headers of unreasonable size are dropped at once, and not kept until somebody's turn.
+        // Drops oversized headers before the call waits for the rate limiter.
         let request = check(request);
         if is_open {
             return self.open(request).await;
@@ -121,7 +121,7 @@ impl Guard {
         }
     }
 
-    /// Answers a call of an open service, which leaves no record.
+    /// Answers a call of a public service, which writes no audit record.
     async fn open<B>(&self, request: Result<Request<B>, ServiceError>) -> Response<Body>
     where
         B: HttpBody<Data = Bytes> + Send + 'static,
@@ -140,7 +140,7 @@ impl Guard {
         }
     }
 
-    /// Answers a call that will be denied, when it has its turn.
+    /// Answers a call that will be denied, once the rate limiter admits it.
     async fn throttle_denied<B>(
         &self,
         request: Result<Request<B>, ServiceError>,
@@ -152,7 +152,7 @@ impl Guard {
         B::Error: Into<StdError> + Send,
     {
         let unrecorded = telemetry::denial_waits();
-        // One of each connection, or its others would stand before everybody else.
+        // One call of each connection: a connection with many calls must not delay the others.
         let first = peer.denial.clone().lock_owned().await;
         let place = self.waiting.clone().acquire_owned().await;
         unrecorded.over();
@@ -165,7 +165,7 @@ impl Guard {
         .await
     }
 
-    /// Answers a call, and leaves its record if no handler does.
+    /// Answers a call. Writes its audit record if no handler does.
     async fn dispatch<B>(
         &self,
         request: Result<Request<B>, ServiceError>,
@@ -210,7 +210,8 @@ impl Guard {
         self.spawn_detached(recorded.instrument(span)).await
     }
 
-    /// In a task of its own: a client that goes takes the futures of its calls with it.
+    /// Runs `handle` in a task of its own. If a client disconnects, the server drops the futures
+    /// of its calls, but not their tasks.
     async fn spawn_detached(
         &self,
         handle: impl Future<Output = Response<Body>> + Send + 'static,
@@ -232,8 +233,8 @@ impl Guard {
         }
     }
 
-    /// The request with all of its body, which is small. One that never ends would hold
-    /// its connection for ever, as a call that is under way.
+    /// Reads the whole body, within limits of size and time. A body that never ends would keep
+    /// its connection open.
     async fn buffer_body<B>(
         &self,
         request: Request<B>,
@@ -256,7 +257,7 @@ impl Guard {
     }
 }
 
-/// Refuses what no handler has to see.
+/// Refuses a request with oversized headers, or one that is not gRPC.
 fn check<B>(request: Request<B>) -> Result<Request<B>, ServiceError> {
     let size = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + 32;
     let headers: usize = request.headers().iter().map(size).sum();
@@ -269,10 +270,13 @@ fn check<B>(request: Request<B>) -> Result<Request<B>, ServiceError> {
     }
 }
 
-/// What gRPC over HTTP/2 ("Requests") wants of a request, and tonic does not look at. A
-/// web page in a browser that holds a certificate can make it send any other kind to
-/// us; this one it may not without asking first, which is never answered (Fetch
-/// standard, "CORS-safelisted request-header").
+/// Whether the request has the method and content type of gRPC (gRPC over HTTP/2, "Requests"),
+/// which tonic does not check.
+///
+/// This also protects a browser that holds an administrator's certificate. A web page can make
+/// the browser send requests with other content types to this server. For this content type,
+/// the browser sends a preflight request first (Fetch standard, "CORS-safelisted
+/// request-header"), and the server never permits it.
 fn is_grpc<B>(request: &Request<B>) -> bool {
     let kind = request.headers().get(CONTENT_TYPE);
     let kind = kind.and_then(|kind| kind.to_str().ok()).unwrap_or_default();
@@ -281,7 +285,8 @@ fn is_grpc<B>(request: &Request<B>) -> bool {
         && matches!(kind, "application/grpc" | "application/grpc+proto")
 }
 
-/// The decision about one call, counted, and logged where a site should hear of it.
+/// Authorizes one call and counts the decision. Logs a warning if only the permissive mode
+/// allows the call.
 pub(crate) fn decide(policy: &Policy, caller: &Caller) -> Result<Permit, Denial> {
     let decision = authorize(policy, caller);
     let outcome = match &decision {
@@ -296,7 +301,7 @@ pub(crate) fn decide(policy: &Policy, caller: &Caller) -> Result<Permit, Denial>
         tracing::warn!(
             action = ACTION,
             identity_kind = caller.kind(),
-            "the Casbin policy denies this call, and [auth].permissive_mode lets it pass"
+            "the Casbin policy denies this call, but [auth].permissive_mode allows it"
         );
     }
     decision
