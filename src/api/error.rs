@@ -88,7 +88,7 @@ pub enum ServiceError {
     #[error("the client cancelled the call or disconnected. Committed rows stay committed")]
     Cancelled,
     /// The client did not send the whole request in time.
-    #[error("the request was not complete within [rewrap].request_timeout: call again")]
+    #[error("the request was not complete within [rewrap].request_read_timeout: call again")]
     SlowRequest,
     /// The server does not have the method, or the request is not gRPC.
     #[error("unknown method, or not a gRPC request: check the method name and the content type")]

@@ -12,7 +12,10 @@ use std::{
 
 use config::{Map, Source, Value, ValueKind};
 
-use super::environment::{Environment, overrides};
+use super::{
+    environment::{Environment, overrides},
+    renamed::new_name,
+};
 use crate::regular_file;
 
 /// Size limit in bytes, far above any site config written by hand.
@@ -162,14 +165,15 @@ impl Settings {
         let mut unknown: Vec<_> = section
             .keys()
             .filter(|key| !known.contains(&key.as_str()))
-            .map(|key| format!("{SECTION}.{key}"))
+            .cloned()
             .collect();
         unknown.sort();
-        for key in unknown {
-            self.problem(
-                &key,
-                format!("no such setting; use one of {}", known.join(", ")),
-            );
+        for name in unknown {
+            let problem = match new_name(&name) {
+                Some(new) => format!("this setting was renamed; write {new}"),
+                None => format!("no such setting; use one of {}", known.join(", ")),
+            };
+            self.problem(&format!("{SECTION}.{name}"), problem);
         }
     }
 
