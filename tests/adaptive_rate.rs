@@ -1,4 +1,4 @@
-//! A site-wide apply makes room for whoever else uses the database, and shows it.
+//! A site-wide apply slows down when other clients use the database, and its metrics show this.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -20,10 +20,10 @@ pub(crate) const LIMIT: &str = "nico_rewrap_rate_limit_rows_per_second";
 const COMMIT: &str = "nico_rewrap_database_commit_seconds";
 const USUAL: &str = "nico_rewrap_database_commit_baseline_seconds";
 
-/// Enough for several looks at the pace that a run starts with beside others.
+/// Enough rows for several load samples at the initial rate of a run beside other clients.
 pub(crate) const ROWS: usize = 2500;
 
-/// A tenant who writes until this is dropped.
+/// A tenant that writes until this value is dropped.
 struct Busy(tokio::task::JoinHandle<()>);
 
 impl Busy {
@@ -56,20 +56,20 @@ async fn site(settings: &[(&str, &str)]) -> (Server, Busy) {
     (server, Busy::with(client))
 }
 
-/// What was to be seen of a run.
+/// What the metrics showed during a run.
 pub(crate) struct Seen {
     pub(crate) report: Report,
-    /// The highest limit that was shown meanwhile.
+    /// The highest rate limit.
     pub(crate) limit: f64,
     /// The highest lag of a replica.
     pub(crate) lag: f64,
-    /// Different durations of a commit, hence so many looks at least.
+    /// Distinct commit latencies, so at least as many load samples.
     looks: BTreeSet<String>,
-    /// Different notions of what one takes without the run.
+    /// Distinct baselines of the commit latency.
     usual: BTreeSet<String>,
 }
 
-/// Applies to the site, and looks at the gauges much more often than they change.
+/// Applies to the site, and reads the gauges much more often than they change.
 pub(crate) async fn watched_run(server: &Server) -> Seen {
     let mut seen = Seen {
         report: Report::default(),
@@ -101,7 +101,8 @@ pub(crate) async fn watched_run(server: &Server) -> Seen {
     }
 }
 
-/// A run on a database that nobody else uses, slow enough for several looks. `client`, the last one of the test, goes.
+/// A run on a database without other clients, slow enough for several load samples. Drops `client`,
+/// the last other client of the test.
 pub(crate) async fn run_alone(site: Site, database: &Database, client: Client) -> Seen {
     let server = site.set("rewrap.max_rows_per_second", "2500").start().await;
     drop(client);
@@ -117,7 +118,7 @@ fn target(database: &Database) -> Target {
     Target::parse(&database.url(), None, Duration::from_secs(30)).unwrap()
 }
 
-/// Waits until others use the database, or nobody does.
+/// Waits until other clients use the database, or until none does.
 async fn until_other_activity(load_probe: &mut LoadProbe<'_>, wanted: bool) {
     while load_probe.sample().await.unwrap().other_activity != wanted {
         sleep(Duration::from_millis(50)).await;

@@ -1,6 +1,7 @@
-//! What the program asks of the allocator, counted rather than timed: this is what keeps the codec fast.
+//! Limits the number of heap allocations, which keeps the codec fast. Counts are reproducible,
+//! times are not.
 //!
-//! Growing a buffer counts as well. The counts are of this thread, so other tests don't matter.
+//! A reallocation counts, too. The counter belongs to this thread, so other tests do not affect it.
 
 use std::time::Duration;
 
@@ -20,14 +21,14 @@ use crate::database::Database;
 use crate::seal::{key, seal};
 use crate::seed::{self, Org, signing_key_pem};
 
-/// Opening a signing key, sealing it under the target, reading that back and comparing:
-/// the new text.
+/// Opening a signing key, sealing it under the target key, opening the result and comparing. One
+/// allocation for the new text.
 const TO_REWRAP_A_FIELD: u64 = 1;
 /// Opening a signing key that is on target.
 const TO_VERIFY_A_FIELD: u64 = 0;
-/// Reading a row with one secret and verifying it, in a dry run; the driver's share included.
+/// Reading and verifying a row with one secret in a dry run, including the share of the driver.
 const TO_VERIFY_A_ROW: u64 = 7;
-/// The same with a secret to re-wrap, up to the write.
+/// The same with a secret to re-wrap, without the write.
 const TO_REWRAP_A_ROW: u64 = 8;
 
 fn keyring() -> Keyring {
@@ -60,7 +61,7 @@ fn of_a_field() {
     );
 }
 
-/// By two dry runs of different length, so that what a run costs once does not count.
+/// Compares two dry runs of different length, so that the fixed cost of a run does not count.
 #[test]
 fn of_a_row() {
     const FEW: usize = 200;

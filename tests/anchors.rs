@@ -1,5 +1,6 @@
-//! Which bundle a chain ends in: with an admin bundle, only its CAs make administrators, whatever a certificate says
-//! and whatever the client sends along.
+//! The CA bundle in which a chain ends decides what it proves. With an admin bundle, only the CAs
+//! of that bundle make administrators, whatever the certificate says and whatever else the client
+//! sends.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -16,13 +17,13 @@ use crate::pki::{Cert, Leaf, Strings};
 use crate::process::{lasting_dir, run};
 use crate::site::{Site, path, quote};
 
-/// A CA below the service CA with the administrators' name.
+/// A CA below the service CA that has the name of the administrators' CA.
 fn impostor() -> Ca {
     let subject = format!("/O=Acme/CN={ADMIN_ISSUER_CN}");
     root_ca().intermediate(&subject, Strings::Printable)
 }
 
-/// The same key with these certificates after its leaf.
+/// The same leaf, with these certificates after it in the chain file.
 pub(crate) fn with_chain(leaf: &Leaf, chain: &[&str]) -> Leaf {
     let leafs_own = std::fs::read_to_string(leaf.key.with_file_name("cert.pem")).unwrap();
     let cert_chain = lasting_dir("chain").join("chain.pem");
@@ -33,7 +34,7 @@ pub(crate) fn with_chain(leaf: &Leaf, chain: &[&str]) -> Leaf {
     }
 }
 
-/// The certificate of a CA, with its name and key, as another CA issues it.
+/// A certificate with the name and key of one CA, issued by another CA.
 pub(crate) fn cross_signed(ca: &Ca, by: &Ca) -> String {
     let dir = lasting_dir("cross");
     std::fs::write(
@@ -266,8 +267,8 @@ pub(crate) fn issuing(cert: &Cert) -> Ca {
     }
 }
 
-/// rustls trusts whatever is in a bundle, and whoever has the key of a leaf in there could make certificates for
-/// everybody else.
+/// rustls trusts every certificate in a bundle. If a bundle contained a leaf, the owner of its key
+/// could issue certificates for any name.
 #[tokio::test]
 async fn a_bundle_with_a_certificate_of_no_ca_is_refused() {
     let database = Database::migrated().await;
@@ -308,8 +309,8 @@ fn pem_lines(file: &PathBuf) -> usize {
     std::fs::read_to_string(file).unwrap().lines().count()
 }
 
-/// A root from before there were extensions. From OpenSSL 3.3 on it has to be asked for;
-/// until then it is what comes without extensions.
+/// A root certificate of version 1, without extensions. OpenSSL 3.3 and later need an option for
+/// that. Earlier versions create one if there are no extensions.
 pub(crate) fn version_1(subject: &str) -> Leaf {
     let dir = lasting_dir("version_1");
     let shell = |line: &str| run(Command::new("/bin/sh").args(["-c", line]).current_dir(&dir));

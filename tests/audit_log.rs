@@ -1,4 +1,4 @@
-//! The audit log in a file: one record a call, nothing done without one, and a file that may be rotated away.
+//! The audit log in a file: one record for each call, no run without a record, and log rotation.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -26,7 +26,7 @@ async fn site(database: &Database, file: &Path) -> Server {
     site.start().await
 }
 
-/// Every line of the file is an object with the target `audit`.
+/// The records of the file. Checks that every line is an object with the target `audit`.
 fn records(file: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(file).unwrap();
     let parse = |line: &str| {
@@ -330,7 +330,7 @@ fn fifo(dir: &Path) -> PathBuf {
     fifo
 }
 
-/// Somebody who reads a pipe, and is fast asleep when it is full; with what is in it.
+/// Fills a pipe that no process reads. Returns the open pipe and the number of bytes in it.
 fn filled(fifo: &Path) -> (File, usize) {
     let mut options = std::fs::OpenOptions::new();
     options.read(true).write(true);

@@ -1,5 +1,6 @@
-//! Files that the configuration names and that are missing, broken or of the wrong kind: no start, and the message says
-//! which file it is without quoting from it. What all such starts have in common is checked in `configuration.rs`.
+//! Configured files that are missing, broken or of the wrong kind. The server does not start, and
+//! the message names the file but quotes nothing from it. `configuration.rs` checks what all such
+//! starts have in common.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -55,7 +56,7 @@ async fn a_config_file_that_cannot_be_read_is_named() {
     }
 }
 
-/// The form of the file, the keys in it, and what is said about them.
+/// The format of the file, the keys in it, and the expected message.
 const SECRETS: &str = r#"
 json | "kv1": "ONE", "kv2": "SHORT" | "kv2" decodes to 29 bytes instead of 32
 yaml | kv1: SHORT ; kv2: TWO | "kv1" decodes to 29 bytes instead of 32
@@ -74,7 +75,7 @@ json | | has no keys in machine_identity.encryption_keys
 yaml | | has no keys in machine_identity.encryption_keys
 "#;
 
-/// Other credentials around the keys, which are all secret.
+/// Puts other secret credentials around the keys.
 fn secrets_file(form: &str, keys: &str) -> String {
     let one = BASE64_STANDARD.encode(key("kv1"));
     let keys = keys

@@ -1,20 +1,20 @@
-//! Column texts with something wrong, by what is wrong with them.
+//! Invalid column texts, grouped by what is wrong with them.
 
 use serde_json::{Value, json};
 
 use crate::seal::{encode, key, seal, seal_object, seal_with};
 use crate::seed::{DELEGATION, signing_key_pem};
 
-/// What cannot be re-wrapped to `kv2` where `kv1` and `kv2` are known.
+/// A text that cannot be re-wrapped to `kv2` although `kv1` and `kv2` are known.
 pub(crate) struct Bad {
-    /// What is wrong with it, for the reader of a failed test.
+    /// The problem, for the message of a failed test.
     pub(crate) name: &'static str,
-    /// How its failure begins.
+    /// The beginning of the expected failure text.
     pub(crate) begins: String,
     pub(crate) text: String,
 }
 
-/// At least one of every kind.
+/// Bad texts, at least one of every kind.
 pub(crate) fn bad_texts() -> Vec<Bad> {
     let kinds = [
         ("unreadable envelope: ", not_base64()),
@@ -165,7 +165,7 @@ fn not_authentic() -> Vec<(&'static str, String)> {
     ]
 }
 
-/// A good envelope but for this member, which `null` leaves out.
+/// A good envelope in which one member is replaced, or left out if the value is `null`.
 fn bent(member: &str, value: impl Into<Value>) -> String {
     let mut object = good();
     object[member] = value.into();

@@ -1,4 +1,4 @@
-//! Certification authorities, bundles of them, and a look into certificates.
+//! Certificate authorities, CA bundles, and a function that dumps certificates.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,14 +6,14 @@ use std::process::Command;
 use crate::pki::{Cert, Strings};
 use crate::process::run;
 
-/// A certification authority.
+/// A certificate authority.
 #[derive(Clone, Debug)]
 pub(crate) struct Ca {
-    /// Its own certificate alone: what goes into a trust bundle.
+    /// The certificate of the CA alone, for a trust bundle.
     pub(crate) cert: PathBuf,
-    /// Its private key.
+    /// The private key of the CA.
     pub(crate) key: PathBuf,
-    /// PEM of this and the intermediates above it; nothing for a root.
+    /// PEM of the intermediates from this CA upwards; empty for a root.
     pub(crate) chain: String,
 }
 
@@ -28,7 +28,7 @@ impl Ca {
         }
     }
 
-    /// A CA below this one; the leaves it signs carry it in their chain.
+    /// An intermediate CA below this one. Its leaves carry it in their chain.
     pub(crate) fn intermediate(&self, subject: &str, strings: Strings) -> Self {
         let (pem, key) = Self::cert(subject, strings).issue(Some(self));
         Self {
@@ -46,7 +46,7 @@ impl Ca {
     }
 }
 
-/// What `openssl asn1parse` says about a certificate file: string types, extensions.
+/// The output of `openssl asn1parse` for a certificate file: string types and extensions.
 pub(crate) fn asn1(pem: &Path) -> String {
     run(Command::new("openssl").args(["asn1parse", "-in"]).arg(pem))
 }

@@ -1,5 +1,5 @@
-//! Who may re-wrap: certificates in, statuses out. The most of it is the table of `certificates.rs`; here is what needs
-//! a configuration of its own. Every certificate verifies.
+//! Which certificates may re-wrap. Most cases are in the table of `certificates.rs`. The cases here
+//! need their own configuration. All certificates here verify.
 
 use serde_json::json;
 
@@ -18,7 +18,7 @@ pub(crate) async fn site() -> Site {
     Site::new(&Database::migrated().await)
 }
 
-/// What a site-wide dry run comes to, or one with this organization id: `OK`, or the code and its reason.
+/// The result of a dry run of the site, or of this organization: `OK`, or code and reason.
 pub(crate) async fn outcome_of(
     server: &Server,
     leaf: &Leaf,

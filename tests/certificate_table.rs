@@ -1,4 +1,5 @@
-//! What the table of `certificates.rs` is made of: rows, the configurations that they are shown to, and the showing.
+//! The machinery of the table in `certificates.rs`: its rows, the configurations, and the check of
+//! each row.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -18,15 +19,15 @@ use crate::server::{Server, field};
 use crate::site::{Site, path, quote};
 use crate::transport::assert_refused;
 
-/// What a certificate is shown to; each is one server.
+/// The configuration of the server to which the test shows a certificate. Each has one server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Config {
-    /// As sites have it: an admin bundle, and one listed issuer below it.
+    /// The usual one: an admin bundle, and one listed issuer below it.
     Usual,
-    /// No listed issuer; `[auth.cli_certs]` with all six components, those of [`CRITERIA`].
+    /// No listed issuer. `[auth.cli_certs]` requires all six components, those of [`CRITERIA`].
     Criteria,
-    /// A listed issuer, criteria that ask for less, other services that may call, an issuer below the service CA that
-    /// makes administrators.
+    /// A listed issuer, weaker criteria, other allowed services, and an issuer below the service CA
+    /// that makes administrators.
     Mixed,
     /// The usual one without an admin bundle.
     NoAdminBundle,
@@ -42,7 +43,7 @@ pub(crate) const CONFIGS: [Config; 5] = [
     Config::Revoking,
 ];
 
-/// The six components that [`Config::Criteria`] asks for, with their values.
+/// The six components that [`Config::Criteria`] requires, with their values.
 pub(crate) const CRITERIA: [(&str, &str); 6] = [
     ("IssuerO", "Acme"),
     ("IssuerOU", "PKI"),
@@ -52,28 +53,28 @@ pub(crate) const CRITERIA: [(&str, &str); 6] = [
     ("SubjectCN", "alice"),
 ];
 
-/// What has to come of it; identities by kind and name, and the group where there is one.
+/// The expected result. An identity has a kind, a name and, for an administrator, a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// It may call.
+    /// The identity may call.
     Permit(String),
-    /// It is somebody who may not: `PERMISSION_DENIED`.
+    /// The identity is known but may not call: `PERMISSION_DENIED`.
     NotAllowed(String),
-    /// It is nobody: `UNAUTHENTICATED`.
+    /// There is no identity: `UNAUTHENTICATED`.
     Nobody,
-    /// It gets no connection, for this reason.
+    /// The handshake fails for this reason.
     Refused(&'static str),
 }
 
-/// How a certificate is made.
+/// A function that creates a certificate.
 pub(crate) type Make = Box<dyn Fn() -> Leaf + Send + Sync>;
 
-/// A certificate of this issuer, both made when they are needed.
+/// Creates a certificate of this issuer. The issuer, too, is created only when needed.
 pub(crate) fn by(cert: Cert, issuer: impl Fn() -> Ca + Send + Sync + 'static) -> Make {
     Box::new(move || cert.signed_by(&issuer()))
 }
 
-/// A CA, made once for all rows that name it.
+/// The CA with this subject below `parent`. Each is created once, on first use.
 pub(crate) fn below(parent: &Ca, subject: &str, strings: Strings) -> Ca {
     static MADE: Mutex<BTreeMap<String, Ca>> = Mutex::new(BTreeMap::new());
     let key = format!("{} {subject} {strings:?}", parent.cert.display());
@@ -87,14 +88,14 @@ pub(crate) struct Row {
     pub(crate) config: Config,
     make: Make,
     pub(crate) expected: Outcome,
-    /// For who is allowed: the name of a row that differs in one thing.
+    /// For an allowed certificate: the name of the denied row that differs from it in one thing.
     pub(crate) twin: Option<String>,
 }
 
-/// The rows, in the making.
+/// The rows, and the state of their builder.
 pub(crate) struct Table {
     pub(crate) rows: Vec<Row>,
-    /// Of the rows that come next.
+    /// The configuration of the following rows.
     pub(crate) config: Config,
 }
 
@@ -126,19 +127,19 @@ impl Table {
     }
 }
 
-/// Certificates that the lists of [`Config::Revoking`] name.
+/// The certificates that the lists of [`Config::Revoking`] revoke.
 #[derive(Clone)]
 pub(crate) struct Revoked {
     pub(crate) admin: Leaf,
     pub(crate) service: Leaf,
-    /// Itself on no list.
+    /// A certificate that is not on any list.
     pub(crate) below: Leaf,
-    /// The setting `crl_files`.
+    /// The value of the setting `crl_files`.
     lists: String,
 }
 
 impl Revoked {
-    /// For a look at the table.
+    /// Placeholders, for listing the table without creating certificates.
     pub(crate) fn none() -> Self {
         let nowhere = || Leaf {
             cert_chain: "/nowhere".into(),
@@ -202,7 +203,8 @@ fn site(database: &Database, config: Config, revoked: &Revoked) -> Site {
     }
 }
 
-/// Shows every row's certificate to its server; what did not come out as it has to.
+/// Shows the certificate of every row to its server. Returns the rows whose result is not the
+/// expected one.
 pub(crate) async fn show_all(rows: &[Row], revoked: &Revoked) -> Vec<String> {
     let leaves = make(rows);
     let database = Database::migrated().await;
@@ -223,7 +225,8 @@ pub(crate) async fn show_all(rows: &[Row], revoked: &Revoked) -> Vec<String> {
     futures_util::future::join_all(shown).await.concat()
 }
 
-/// Shows a certificate to a server, which has refused so many handshakes for each reason before.
+/// Shows a certificate to a server. `refusals` counts the handshakes that the server has refused so
+/// far, by reason.
 async fn show(
     server: &Server,
     leaf: &Leaf,
@@ -262,7 +265,7 @@ async fn show(
     }
 }
 
-/// Who the audit record of this call says it was.
+/// The identity in the audit record of this call.
 async fn audited(server: &Server, run_id: &str) -> String {
     let is_of_run = |record: &Value| field(record, "run_id").is_some_and(|id| id == run_id);
     loop {
@@ -278,7 +281,7 @@ async fn audited(server: &Server, run_id: &str) -> String {
     }
 }
 
-/// The certificates of all rows, made by as many threads as there are processors.
+/// Creates the certificates of all rows, with one thread for each processor.
 fn make(rows: &[Row]) -> Vec<Leaf> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let next = AtomicUsize::new(0);

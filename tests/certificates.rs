@@ -1,8 +1,9 @@
-//! One table: certificates by `openssl`, each shown to the real server under one of a few configurations, and what has
-//! to come of it. Whoever is allowed has a twin who differs in one thing and is not.
+//! A table of certificates by `openssl`. The test shows each to a real server with one of a few
+//! configurations, and compares the result. Every allowed certificate has a twin that differs in
+//! one thing and is denied.
 //!
-//! `identities.rs` has more of the same function without a server, `callers.rs`, `anchors.rs` and `revocation.rs` what
-//! needs a configuration of its own.
+//! `identities.rs` has more cases of the same function without a server. `callers.rs`, `anchors.rs`
+//! and `revocation.rs` have the cases that need their own configuration.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +19,7 @@ use crate::certs::{
 use crate::patch::patched;
 use crate::pki::{Cert, Leaf, Strings};
 
-/// The plain good ones: who they are to the server.
+/// The identities of the usual certificates.
 const API: &str = "service nico-api";
 const ALICE: &str = "external alice in site-admins";
 
@@ -32,24 +33,24 @@ fn listed() -> Ca {
     admin_issuer().clone()
 }
 
-/// Another one there.
+/// Another issuer below the administrators' root.
 fn issuer(subject: &str) -> impl Fn() -> Ca + use<> {
     let subject = subject.to_owned();
     move || below(admin_root(), &subject, Strings::Utf8)
 }
 
-/// One below the service CA.
+/// An issuer below the service CA.
 fn site_issuer(cn: &str) -> impl Fn() -> Ca + use<> {
     let subject = format!("/O=Acme/CN={cn}");
     move || below(root_ca(), &subject, Strings::Utf8)
 }
 
-/// With this URI and nothing else.
+/// A certificate whose only name is this URI.
 fn svid(uri: &str) -> Cert {
     Cert::new("/").san(&format!("URI:{uri}"))
 }
 
-/// Who would be an administrator but for this URI.
+/// A certificate that would be an administrator's without this URI.
 fn admin_with(uri: &str) -> Cert {
     admin_cert().san(&format!("URI:{uri}"))
 }
@@ -295,7 +296,7 @@ fn of_an_issuer_with_a_nul() -> Leaf {
     patched(&admin_cert().signed_by(&marked), &issuer, from, to)
 }
 
-/// Which bundle a chain ends in, and what is on the way there.
+/// Rows about the bundle in which a chain ends, and about the certificates between.
 fn chains(t: &mut Table) {
     let cn = ADMIN_ISSUER_CN;
     t.config = Config::Usual;
@@ -365,10 +366,10 @@ fn chains(t: &mut Table) {
     t.nobody(twin, by(admin_cert(), site_issuer(cn)));
 }
 
-/// Who meets the criteria.
+/// The identity of a certificate that meets the criteria.
 const OPS: &str = "external alice in ops";
 
-/// A leaf and its issuer, by the components of both names.
+/// A leaf and its issuer, from the components of both names.
 fn by_components(components: &[(&str, &str)], strings: Strings) -> Make {
     let name = |whose: &str| {
         let of = |(component, value): &(&str, &str)| {
@@ -382,7 +383,7 @@ fn by_components(components: &[(&str, &str)], strings: Strings) -> Make {
     by(cert, move || below(admin_root(), &issuer, strings))
 }
 
-/// The criteria with one of them replaced, by nothing or by several.
+/// The criteria with one component replaced by none or by several.
 fn with(i: usize, values: &[&'static str]) -> Vec<(&'static str, &'static str)> {
     let (component, _) = CRITERIA[i];
     let mut components = CRITERIA.to_vec();
@@ -435,7 +436,7 @@ fn criteria(t: &mut Table) {
     }
 }
 
-/// Which rule counts where several would fit.
+/// Rows about the rule that counts if several match.
 fn order(t: &mut Table) {
     let another = || issuer("/O=Acme/CN=Another");
     let bob = |organization: &str| Cert::new(&format!("/O={organization}/CN=bob"));
@@ -474,7 +475,7 @@ fn order(t: &mut Table) {
     );
 }
 
-/// What the handshake itself looks at.
+/// Rows about certificates that the handshake accepts or refuses.
 fn handshakes(t: &mut Table) {
     let api = || service_cert("nico-api");
     t.config = Config::Usual;

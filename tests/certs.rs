@@ -1,5 +1,5 @@
-//! The certificates of a usual site, each made once: the service CA with its leaves, the administrators' root with an
-//! issuing intermediate, and a CA that no site trusts.
+//! The certificates of a usual site, each created once: the service CA with its leaves, the
+//! administrators' root with an issuing intermediate, and a CA that no site trusts.
 
 use std::sync::LazyLock;
 
@@ -52,7 +52,7 @@ pub(crate) fn server() -> &'static Leaf {
     &LEAF
 }
 
-/// A server certificate to vary.
+/// A server certificate that a test can modify.
 pub(crate) fn server_cert() -> Cert {
     Cert::new("/CN=nico-rewrap")
         .san("DNS:localhost")
@@ -61,7 +61,7 @@ pub(crate) fn server_cert() -> Cert {
         .eku("serverAuth")
 }
 
-/// A SPIFFE service certificate to vary; `name` is for example `nico-api`.
+/// A SPIFFE service certificate that a test can modify. `name` is for example `nico-api`.
 pub(crate) fn service_cert(name: &str) -> Cert {
     Cert::new("/").san(&format!("URI:{SERVICE_BASE}{name}"))
 }
@@ -80,12 +80,12 @@ pub(crate) fn machine() -> &'static Leaf {
     &LEAF
 }
 
-/// An administrator's certificate to vary, without a SAN.
+/// An administrator's certificate without a SAN that a test can modify.
 pub(crate) fn admin_cert() -> Cert {
     Cert::new("/O=Acme/OU=site-admins/CN=alice").eku("clientAuth")
 }
 
-/// An administrator's certificate signed by [`admin_issuer`]: who may call.
+/// An administrator's certificate signed by [`admin_issuer`]. It may call.
 pub(crate) fn admin() -> &'static Leaf {
     static LEAF: LazyLock<Leaf> = LazyLock::new(|| admin_cert().signed_by(admin_issuer()));
     &LEAF

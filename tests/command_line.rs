@@ -1,4 +1,4 @@
-//! The subcommands beside `serve`: what they print, what they do, how they fail.
+//! The subcommands other than `serve`: output, effect, errors.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -112,7 +112,7 @@ async fn unknown_arguments_are_refused() {
     }
 }
 
-/// The one line of stdout as a JSON member, and stderr.
+/// The only line of stdout, parsed as a JSON member, and stderr.
 async fn keygen(args: &[&str]) -> (String, Key, String) {
     let Exit {
         code,
@@ -193,7 +193,8 @@ async fn a_generated_key_is_served_under_the_check_value_that_keygen_told() {
     assert_eq!(run(&server, false).await.rows_updated, 1);
 }
 
-/// Column → type, whether it may be NULL, default; as section 4 of the contract has it.
+/// For each column its type, whether it may be NULL, and its default, as in section 4 of the
+/// contract.
 const TENANTS: &str = "
     organization_id text NO
     version character varying(64) NO
@@ -242,7 +243,7 @@ async fn columns(database: &Database, table: &str) -> Vec<String> {
     lines(database, &sql.replace('?', table)).await
 }
 
-/// All that anyone could have made in a database.
+/// All user-created objects of a database.
 async fn everything(database: &Database) -> Vec<String> {
     let sql = "SELECT relkind::text || relname FROM pg_class WHERE relnamespace = 'public'::regnamespace
         UNION ALL SELECT 't' || typname FROM pg_type WHERE typnamespace = 'public'::regnamespace ORDER BY 1";

@@ -1,4 +1,4 @@
-//! Where settings come from: nico-api's own files as they are, several files, the environment.
+//! The sources of settings: nico-api's own files, several files, environment variables.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -260,7 +260,7 @@ async fn variables_that_only_nico_api_reads_are_warned_about() {
     );
 }
 
-/// A warning with this in its text.
+/// Whether the server logged a warning with this text.
 pub(crate) fn warned(server: &Server, words: &str) -> bool {
     let is_it = |line: &serde_json::Value| {
         line["level"] == "WARN"

@@ -1,8 +1,8 @@
-//! A configuration with a fault in it stops the start: exit code 78, all faults at once, each with its file, its
-//! setting and what to do; nothing bound, nothing secret told.
+//! A configuration error stops the start with exit code 78. The message lists all problems, each
+//! with its file, its setting and what to do. The program binds no address and prints no secret.
 //!
-//! Every such site has both of its addresses taken by the test. A program that binds before it has checked
-//! everything fails with another exit code, and says so.
+//! The test occupies both addresses of each site. A program that binds before it has checked
+//! everything therefore fails with another exit code.
 
 use std::ffi::OsString;
 use std::net::TcpListener;
@@ -17,7 +17,7 @@ use crate::site::{Exit, Site, quote};
 
 const CANNOT_LISTEN: &str = "can't listen on";
 
-/// A site that nothing is wrong with, but for what becomes of it here.
+/// Runs a valid site with the changes of `change`, while the test occupies both addresses.
 async fn run(database: &Database, change: impl FnOnce(Site) -> Site) -> Exit {
     let taken = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
     let [listen, metrics] = taken
@@ -32,7 +32,7 @@ async fn run(database: &Database, change: impl FnOnce(Site) -> Site) -> Exit {
     exit
 }
 
-/// What is said about a site that must not start; every one of `words` is in it.
+/// Runs a site that must not start. Returns its messages, which contain each of `words`.
 pub(crate) async fn refused(
     database: &Database,
     words: &[&str],
@@ -48,13 +48,13 @@ pub(crate) async fn refused(
     stderr
 }
 
-/// The deny tests' twin: there is nothing left to complain about but the taken addresses.
+/// Runs a site that must have no problem other than the occupied addresses.
 pub(crate) async fn accepted(database: &Database, change: impl FnOnce(Site) -> Site) {
     let Exit { code, stderr, .. } = run(database, change).await;
     assert!(code == 1 && stderr.contains(CANNOT_LISTEN), "{stderr}");
 }
 
-/// Setting, good value, bad values (` ; ` between them), and what the advice about a bad one has in it.
+/// Setting, good value, bad values (separated by ` ; `), and a part of the message for a bad value.
 const SETTINGS: &str = r#"
 machine_identity.enabled | true | "yes" ; 1 | true or false
 machine_identity.algorithm | "ES256" | "RS256" ; "es256" ; 5 |
@@ -654,7 +654,7 @@ async fn variables_of_libpq_are_named_where_they_would_matter() {
     leaks::assert_none(&(said + &server.log_text()));
 }
 
-/// What nico-api's own parser takes.
+/// The server accepts every URL that nico-api's own parser accepts.
 #[tokio::test]
 async fn urls_are_taken_as_nico_api_takes_them() {
     let database = Database::migrated().await;

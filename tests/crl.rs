@@ -7,7 +7,7 @@ use std::process::Command;
 use crate::ca::Ca;
 use crate::process::{lasting_dir, run};
 
-/// A list to be issued; without further calls it names nobody and is current.
+/// A builder of a revocation list. By default, the list is current and revokes nothing.
 pub(crate) struct Crl<'a> {
     issuer: &'a Ca,
     revoked: Vec<PathBuf>,
@@ -38,19 +38,19 @@ impl<'a> Crl<'a> {
         }
     }
 
-    /// Another number than 1 (RFC 5280, 5.2.3).
+    /// Sets the CRL number (RFC 5280, 5.2.3), 1 by default.
     pub(crate) fn number(mut self, number: u8) -> Self {
         self.number = number;
         self
     }
 
-    /// Signed with SHA-512.
+    /// Signs with SHA-512.
     pub(crate) fn sha512(mut self) -> Self {
         self.digest = "sha512";
         self
     }
 
-    /// Issued a year before the others.
+    /// Sets the time of issue one year earlier.
     pub(crate) fn old(mut self) -> Self {
         self.period[1] = "20230101000000Z";
         self
@@ -62,38 +62,39 @@ impl<'a> Crl<'a> {
         self
     }
 
-    /// Issued, and out of date, long ago.
+    /// Sets times of issue and expiry in the distant past.
     pub(crate) fn expired(mut self) -> Self {
         self.period[1] = "20200101000000Z";
         self.period[3] = "20200201000000Z";
         self
     }
 
-    /// Without the identifier of the key that signs it.
+    /// Leaves out the authority key identifier.
     pub(crate) fn without_key_id(mut self) -> Self {
         self.key_id = "";
         self
     }
 
-    /// Of version 1, which knows no extensions.
+    /// Makes a list of version 1, which has no extensions.
     pub(crate) fn version_1(mut self) -> Self {
         self.version_2 = "";
         self
     }
 
-    /// Only for some certificates, as the issuing distribution point says: `onlyuser = TRUE`.
+    /// Limits the list to some certificates by the issuing distribution point, for example
+    /// `onlyuser = TRUE`.
     pub(crate) fn scope(self, line: &str) -> Self {
         let point = "issuingDistributionPoint = critical,@point\n[point]\n";
         self.extension(&format!("{point}{line}"))
     }
 
-    /// One more extension, as `openssl`'s configuration spells it.
+    /// Adds an extension in the syntax of `openssl`'s configuration.
     pub(crate) fn extension(mut self, line: &str) -> Self {
         self.extensions = format!("{line}\n");
         self
     }
 
-    /// A file with the list in PEM.
+    /// Issues the list in a PEM file.
     pub(crate) fn issue(&self) -> PathBuf {
         let dir = lasting_dir("crl");
         let extensions = ["[extensions]\n", self.key_id, &self.extensions].concat();
@@ -117,7 +118,7 @@ impl<'a> Crl<'a> {
     }
 }
 
-/// The same list in DER.
+/// Issues the list in a DER file.
 pub(crate) fn der(pem: &PathBuf) -> PathBuf {
     let der = pem.with_extension("der");
     let mut openssl = Command::new("openssl");
@@ -126,7 +127,7 @@ pub(crate) fn der(pem: &PathBuf) -> PathBuf {
     der
 }
 
-/// A list in DER without nextUpdate and with no signature to speak of: `openssl ca` issues none.
+/// A list in DER without nextUpdate and with a dummy signature: `openssl ca` cannot issue one.
 pub(crate) fn without_next_update() -> PathBuf {
     let dir = lasting_dir("crl");
     fs::write(dir.join("list.cnf"), WITHOUT_NEXT_UPDATE).unwrap();

@@ -1,4 +1,5 @@
-//! Many clients at once, and those that take their time: what they cost is theirs. What they send is in `floods.rs`.
+//! Many clients at once, and slow clients: they cannot affect other clients. What they send is in
+//! `floods.rs`.
 
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ fn site() -> Site {
         .set("rewrap.max_concurrent_handshakes", "8")
 }
 
-/// A client at this address of the loopback network that connects and says nothing.
+/// A client at this loopback address that connects and sends nothing.
 async fn silent(server: &Server, from: &str) -> TcpStream {
     knock(&server.grpc, from).await
 }
@@ -36,7 +37,7 @@ async fn knock(at: &str, from: &str) -> TcpStream {
     socket.connect(at.parse().unwrap()).await.unwrap()
 }
 
-/// Waits until the server ends this connection.
+/// Waits until the server closes this connection.
 async fn ended(stream: &mut TcpStream) {
     let mut nothing = [0];
     let end = tokio::time::timeout(Duration::from_secs(60), stream.read(&mut nothing)).await;
@@ -123,7 +124,7 @@ async fn many_connections_are_served_up_to_the_limit_and_refused_beyond() {
     assert_eq!(run(&server, true).await.rows_examined, 0);
 }
 
-/// A call that is to have a message of one byte: its headers, then the beginning of the message.
+/// A call that announces a message of one byte: its headers and the beginning of the message.
 fn half_a_request() -> Vec<u8> {
     let headers = headers(&[("content-type", "application/grpc")]);
     [
@@ -208,7 +209,7 @@ async fn silent_probes_give_way_to_those_who_ask() {
     ended(&mut slow).await;
 }
 
-/// A connection of this client, and so many calls on it.
+/// A connection of this client with this number of calls.
 async fn calling(server: &Server, leaf: &Leaf, calls: u32) -> Connection {
     let mut connection = Connection::open(server, Some(leaf), &["-tls1_3", "-alpn", "h2"]);
     assert!(connection.greet().await);
@@ -222,7 +223,7 @@ async fn calling(server: &Server, leaf: &Leaf, calls: u32) -> Connection {
     connection
 }
 
-/// Calls that are denied, on eight connections, as many on each as there may be.
+/// Denied calls on eight connections, on each as many as the server allows.
 async fn denied_crowd(server: &Server) -> Vec<Connection> {
     let mut connections = Vec::new();
     for _ in 0..8 {

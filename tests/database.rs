@@ -1,4 +1,4 @@
-//! A fresh database for every test.
+//! A new database for each test.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,7 +11,7 @@ use crate::pg::{OWNER, PASSWORD, SUPERUSER, Server};
 
 const TEMPLATE: &str = "migrated_template";
 
-/// One database. It is not dropped at the end: the whole server is thrown away.
+/// A test database. Nothing drops it: the whole server is temporary.
 #[derive(Clone)]
 pub(crate) struct Database {
     name: String,
@@ -20,12 +20,12 @@ pub(crate) struct Database {
 }
 
 impl Database {
-    /// An empty database on the shared server.
+    /// An empty database, on the shared server.
     pub(crate) async fn new() -> Self {
         Self::on(Server::shared()).await
     }
 
-    /// A database with the schema of `migrations/` on the shared server.
+    /// A database with the schema of `migrations/`, on the shared server.
     pub(crate) async fn migrated() -> Self {
         static TEMPLATE_BUILT: tokio::sync::OnceCell<()> = tokio::sync::OnceCell::const_new();
         let server = Server::shared();
@@ -44,7 +44,7 @@ impl Database {
         Self::create(server, &fresh_name(), "template1").await
     }
 
-    /// A database with the schema of `migrations/` on this server.
+    /// A database with the schema of `migrations/`, on this server.
     pub(crate) async fn migrated_on(server: &Server) -> Self {
         let database = Self::on(server).await;
         database.migrate().await;
@@ -83,7 +83,7 @@ impl Database {
         &self.name
     }
 
-    /// What the service gets as `database_url`: the owner, a password, TCP.
+    /// The service's `database_url`: the owner, a password, TCP.
     pub(crate) fn url(&self) -> String {
         format!(
             "postgres://{OWNER}:{PASSWORD}@127.0.0.1:{}/{}",
@@ -152,7 +152,7 @@ pub(crate) async fn connect(config: &Config) -> Result<Client, tokio_postgres::E
     Ok(client)
 }
 
-/// The way by the server's Unix socket.
+/// The settings of a connection over the server's Unix socket.
 fn socket(server: &Server) -> Config {
     let mut socket = Config::new();
     socket

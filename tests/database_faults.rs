@@ -1,5 +1,5 @@
-//! The database loses connections, dies, hangs and comes back. A run survives what it can; otherwise its call ends
-//! as UNAVAILABLE, soon, and the service needs no restart.
+//! The database loses connections, crashes, hangs and recovers. A run survives this if it can.
+//! Otherwise its call soon ends with `UNAVAILABLE`. The service needs no restart.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use crate::seed::{self, Org};
 use crate::server::Server;
 use crate::site::{Site, quote};
 
-/// Generous on a busy machine, and far from what a call without a bound would take.
+/// Generous for a busy machine, but far below the duration of an unlimited call.
 const SECONDS_NOT_MINUTES: Duration = Duration::from_secs(20);
 
 const SERVICE_BACKENDS: &str =
@@ -74,8 +74,8 @@ async fn a_run_outlives_the_loss_of_every_connection_and_counts_each_row_once() 
     }
 }
 
-/// One row that the first client holds, and a server whose connections a proxy can cut, patient enough to wait for it.
-/// The second client is to look on with.
+/// One row that the first client has locked, and a server that waits long for the lock. A proxy can
+/// cut the connections of the server. The second client is for observation.
 async fn behind_a_lock() -> (Client, Client, Proxy, Server) {
     let database = Database::migrated().await;
     let (rival, watch) = (database.client().await, database.client().await);
@@ -223,7 +223,8 @@ async fn a_database_that_dies_ends_the_call_and_not_the_service() {
     );
 }
 
-/// Every process of a database server, to be stopped and continued: what a hung machine looks like from outside.
+/// The processes of a database server, which a test stops and continues. From outside, this looks
+/// like a hung machine.
 async fn processes(postgres: &pg::Server, client: &Client) -> Vec<u32> {
     let pids = client
         .query("SELECT pid FROM pg_stat_activity", &[])

@@ -1,4 +1,5 @@
-//! TLS to Postgres: what each `sslmode` accepts and refuses, against servers with certificates of the real `openssl`.
+//! TLS to Postgres: what each `sslmode` accepts and refuses. The certificates of the servers are by
+//! the real `openssl`.
 
 use std::sync::LazyLock;
 
@@ -15,7 +16,7 @@ use crate::pki::{Cert, Leaf};
 use crate::seed::Org;
 use crate::site::{Site, quote};
 
-/// Offers TLS, with a certificate for localhost alone: by its address it is a host of another name.
+/// A server with TLS. Its certificate names only localhost, so it does not match the address.
 static BY_NAME: LazyLock<pg::Server> = LazyLock::new(|| {
     let leaf = Cert::new("/CN=localhost")
         .san("DNS:localhost")
@@ -26,7 +27,7 @@ static BY_NAME: LazyLock<pg::Server> = LazyLock::new(|| {
 const PLAIN: &str = "PLAIN";
 const TLS: &str = "TLS";
 
-/// A database on this server, by the name of the host and not its address if `by_name`.
+/// A database on this server. The URL has the name of the host if `by_name`, otherwise its address.
 async fn url(server: &pg::Server, by_name: bool) -> (Database, String) {
     let database = Database::migrated_on(server).await;
     Org::under("acme", "kv1")
@@ -41,7 +42,7 @@ async fn url(server: &pg::Server, by_name: bool) -> (Database, String) {
     (database, url)
 }
 
-/// With the server's own certificate as `sslrootcert`.
+/// The URL with the server's own certificate as `sslrootcert`.
 fn pinned(sslmode: &str, leaf: &Leaf) -> String {
     format!(
         "?sslmode={sslmode}&sslrootcert={}",
@@ -56,7 +57,7 @@ fn parameters(sslmode: &str, root: Option<&Ca>) -> String {
     format!("?sslmode={sslmode}{root}")
 }
 
-/// How the service is connected, or why it is not.
+/// The TLS state of the service's connection, or why there is no connection.
 async fn outcome(site: Site, admin: &Client) -> String {
     let server = site.start_unready().await;
     let outcome = match server.readiness().await {
@@ -79,7 +80,7 @@ async fn outcome(site: Site, admin: &Client) -> String {
     outcome
 }
 
-/// Runs the cases one by one: each looks at its own connections in `pg_stat_ssl`.
+/// Runs the cases one after the other. Each looks at its own connections in `pg_stat_ssl`.
 async fn check(server: &pg::Server, by_name: bool, cases: &[(String, &str)]) {
     let (database, url) = url(server, by_name).await;
     let admin = database.admin().await;
@@ -197,7 +198,8 @@ async fn a_chain_with_an_intermediate_is_verified_up_to_the_root() {
     check(&server, true, &cases).await;
 }
 
-/// What the recipe of the PostgreSQL manual made before OpenSSL 3.4: no version 3, so no subjectAltName either.
+/// A certificate as from the instructions of the PostgreSQL manual with OpenSSL before 3.4: version
+/// 1, so without subjectAltName.
 #[tokio::test]
 async fn a_certificate_of_version_1_is_taken_where_nobody_is_verified() {
     let leaf = version_1("/CN=localhost");

@@ -1,4 +1,5 @@
-//! `docs/deploy.md` says that its commands are run by the tests: every section that has some has to be in one of them.
+//! `docs/deploy.md` claims that tests run its commands. Every section with commands must appear in
+//! one of those tests.
 
 use std::fs;
 use std::path::Path;
@@ -7,7 +8,7 @@ fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
-/// The scripts and tests that print a section's commands in order to run them, one text.
+/// The text of all scripts and tests that print a section's commands in order to run them.
 fn runners() -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut text = String::new();
@@ -23,7 +24,7 @@ fn runners() -> String {
     text.replace(".sh\" \"", ".sh \"")
 }
 
-/// Whether CI calls this, or something that needs it first.
+/// Whether CI calls this target, or a target that depends on it.
 fn is_called_by_ci(command: &str) -> bool {
     let ci = read(".ci/run");
     let target = command.strip_prefix("make ").unwrap();

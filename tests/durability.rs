@@ -1,4 +1,4 @@
-//! What a report says is on disk: no crash of Postgres takes it back.
+//! Every row that a report counts is on disk: a crash of Postgres cannot undo it.
 
 use serde_json::json;
 
@@ -13,7 +13,7 @@ use crate::seed::{self, Org, snapshot};
 use crate::server::Server;
 use crate::site::Site;
 
-/// So long that nothing is flushed but by those who wait for it.
+/// A Postgres that flushes so late that nothing is flushed unless a client waits for it.
 fn lazy_postgres() -> pg::Server {
     pg::Server::options()
         .setting("wal_writer_delay", "10s")
@@ -79,7 +79,8 @@ async fn one_organization_is_as_durable_as_the_site() {
     assert_eq!(under(&database, "kv2").await, 1);
 }
 
-/// Rows that an apply wrote without a barrier: its process was killed before it came there. Gives how many.
+/// Creates rows that an apply wrote but did not flush: its process was killed before the barrier.
+/// Returns their number.
 async fn left_unflushed(database: &Database, client: &tokio_postgres::Client) -> usize {
     // Even lazy, it comes round every ten seconds. Postgres kills it when it does not end with the others.
     let writer = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'";
@@ -107,7 +108,7 @@ async fn left_unflushed(database: &Database, client: &tokio_postgres::Client) ->
     written
 }
 
-/// Looks at the load would be barriers, too.
+/// The load probe is off, since its commits would also flush.
 fn without_looks(database: &Database) -> Site {
     Site::new(database).set("rewrap.adaptive_rate", "false")
 }

@@ -1,4 +1,5 @@
-//! What a run costs the database, counted rather than timed: this is what keeps it fast.
+//! Limits the number of statements and commits of a run, which keeps a run fast. Counts are
+//! reproducible, times are not.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,7 +16,8 @@ use crate::proxy::Proxy;
 use crate::seed::{self, Org};
 use crate::site::Site;
 
-/// Calls of each statement by our role since the last time, by the name in its first line.
+/// The number of calls of each statement by our role since the last time. The key is the name in
+/// the first line of the statement.
 async fn statements(admin: &tokio_postgres::Client) -> BTreeMap<String, i64> {
     let sql = "SELECT split_part(query, E'\\n', 1), sum(calls)::bigint FROM pg_stat_statements s \
         JOIN pg_roles r ON r.oid = s.userid WHERE r.rolname = $1 GROUP BY 1";
