@@ -1,5 +1,5 @@
-//! Faults of a database, made in Postgres itself: triggers that only the service meets, and a gate that holds its
-//! writes up until the test lets them pass.
+//! Database faults, created in Postgres itself: triggers that fire only for the service, and a gate
+//! that blocks its writes until the test opens the gate.
 
 use std::time::{Duration, Instant};
 
@@ -8,10 +8,11 @@ use tokio_postgres::Client;
 use crate::database::Database;
 use crate::seed::{Org, VERSION};
 
-/// A condition for triggers and for `pg_stat_activity`: the service, by the name it gives its connections.
+/// An SQL condition for triggers and `pg_stat_activity`: true for the service, by its
+/// `application_name`.
 const SERVICE: &str = "current_setting('application_name') = 'nico-rewrap'";
 
-/// The usual organization under `kv1`, `n` times: `org000`, `org001`, …
+/// `n` usual organizations under `kv1`: `org000`, `org001`, …
 pub(crate) fn orgs(n: usize) -> Vec<Org> {
     (0..n)
         .map(|i| Org::under(&format!("org{i:03}"), "kv1"))
@@ -35,14 +36,14 @@ pub(crate) async fn until_blocked(client: &Client) {
     until(client, blocked).await;
 }
 
-/// Waits until so many organizations have another version than they were seeded with.
+/// Waits until this many organizations have another version than the seeded one.
 pub(crate) async fn until_written(client: &Client, organizations: i64) {
     let written =
         format!("(SELECT count(*) FROM tenants WHERE version <> '{VERSION}') >= {organizations}");
     until(client, &written).await;
 }
 
-/// How many organizations have another version than they were seeded with.
+/// The number of organizations that have another version than the seeded one.
 pub(crate) async fn written(client: &Client) -> i64 {
     let sql = "SELECT count(*) FROM tenants WHERE version <> $1";
     client.query_one(sql, &[&VERSION]).await.unwrap().get(0)
@@ -73,13 +74,14 @@ pub(crate) async fn until_commits_wait(database: &Database, watch: &Client) {
         .unwrap();
 }
 
-/// Lets every row that the service writes take this long.
+/// Makes every row write of the service take this long.
 pub(crate) async fn slow_writes(client: &Client, seconds: f64) {
     let body = format!("PERFORM pg_sleep({seconds});");
     before_update(client, "slow", "true", &body).await;
 }
 
-/// Lets a write of this organization by the service raise an error: the first `times` times, or always.
+/// Makes the service's writes of this organization raise an error: the first `times` writes, or all
+/// of them.
 pub(crate) async fn raise(client: &Client, organization: &str, sqlstate: &str, times: Option<u32>) {
     let name = format!("raise_{organization}");
     let sequence = format!("CREATE SEQUENCE {name}");
@@ -95,13 +97,13 @@ pub(crate) async fn raise(client: &Client, organization: &str, sqlstate: &str, t
     before_update(client, &name, &when, &body).await;
 }
 
-/// How often the trigger of [`raise`] was met.
+/// How often the trigger of [`raise`] fired.
 pub(crate) async fn raised(client: &Client, organization: &str) -> i64 {
     let sql = format!("SELECT last_value FROM raise_{organization}");
     client.query_one(&sql, &[]).await.unwrap().get(0)
 }
 
-/// A trigger before every update of a row by the service; `body` is PL/pgSQL.
+/// Adds a trigger that runs before the service updates a row. `body` is PL/pgSQL.
 pub(crate) async fn before_update(client: &Client, name: &str, when: &str, body: &str) {
     let sql = format!(
         "CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} RETURN NEW; END $$;
@@ -111,14 +113,14 @@ pub(crate) async fn before_update(client: &Client, name: &str, when: &str, body:
     client.batch_execute(&sql).await.unwrap();
 }
 
-/// Holds up every UPDATE of the service after it has taken its snapshot and before it looks at a row: what is
-/// committed meanwhile makes its compare-and-set miss.
+/// Blocks every UPDATE of the service after it has taken its snapshot and before it reads a row. A
+/// change that another client commits in the meantime makes the compare-and-set miss.
 pub(crate) struct Guard {
     holder: Client,
 }
 
 impl Guard {
-    /// A closed gate.
+    /// Creates a closed gate.
     pub(crate) async fn closed(database: &Database) -> Self {
         let holder = database.client().await;
         let sql = format!(
@@ -137,18 +139,18 @@ impl Guard {
         Self { holder }
     }
 
-    /// Waits until the service stands before the gate.
+    /// Waits until the service waits at the gate.
     pub(crate) async fn reached(&self) {
         until_blocked(&self.holder).await;
     }
 
-    /// Lets those pass who wait, and nobody else: the lock is queued for behind them.
+    /// Lets the current waiters pass. The gate queues for the lock behind them, so later ones wait.
     pub(crate) async fn pass(&self) {
         let sql = "SELECT pg_advisory_unlock(1); SELECT pg_advisory_lock(1)";
         self.holder.batch_execute(sql).await.unwrap();
     }
 
-    /// Opens the gate for good.
+    /// Opens the gate permanently.
     pub(crate) async fn open(self) {
         self.holder
             .batch_execute("SELECT pg_advisory_unlock(1)")

@@ -1,4 +1,4 @@
-//! A role that may have fewer connections than are configured: one is enough.
+//! A role with a lower connection limit than the configured pool size: one connection is enough.
 
 use crate::database::Database;
 use crate::faults::orgs;

@@ -1,5 +1,5 @@
-//! A file that is not a regular file blocks nothing: the start says what it is, and reloading goes on when a good file is
-//! back.
+//! A path that is not a regular file does not block the server. The start fails with a message that
+//! says what the file is. A reload continues once a good file is back.
 
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};

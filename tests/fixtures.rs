@@ -1,4 +1,4 @@
-//! The fixtures themselves: what the other tests take for granted.
+//! Tests of the fixtures themselves, for the properties that other tests rely on.
 
 use std::time::{Duration, UNIX_EPOCH};
 

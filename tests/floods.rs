@@ -1,5 +1,5 @@
-//! What a client with a certificate can do to HTTP/2: it loses its connection, nothing is carried out, and others are
-//! served.
+//! Misuse of HTTP/2 by a client with a certificate: the server closes its connection, carries out
+//! no call, and still serves the other clients.
 
 use crate::certs;
 use crate::database::Database;
@@ -24,7 +24,7 @@ fn call() -> Vec<u8> {
     headers(&[("content-type", "application/grpc")])
 }
 
-/// Sends this again and again until the connection is closed.
+/// Sends `first`, then `again` repeatedly until the server closes the connection.
 async fn assert_closed_by(server: &Server, first: &[u8], mut again: impl FnMut() -> Vec<u8>) {
     let mut connection = administrator(server).await;
     connection.send(first).await;

@@ -1,5 +1,6 @@
-//! The seeds of the fuzz targets, through the same properties and without a fuzzer: what one of them ever showed stays
-//! shown. The name of a seed begins with what has to come of it.
+//! Checks the seeds of the fuzz targets against the same properties, without a fuzzer, so that
+//! every fault that a seed has shown stays fixed. The name of a seed begins with its expected
+//! result.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -14,7 +15,7 @@ mod policy_file;
 #[path = "../fuzz/properties/secrets_file.rs"]
 mod secrets_file;
 
-/// Each target's property, and everything that can come of it.
+/// For each target its property, and all possible results.
 const TARGETS: [(&str, Property, &[&str]); 4] = [
     (
         "certificate_identity",
@@ -77,7 +78,7 @@ fn every_target_has_its_seeds_replayed() {
     }
 }
 
-/// `fuzz/` has a lockfile of its own: what is fuzzed has to be what is shipped.
+/// `fuzz/` has its own lockfile. Its versions must be those of the released program.
 #[test]
 fn what_is_fuzzed_is_what_is_shipped() {
     let shipped = locked(include_str!("../Cargo.lock"));

@@ -1,4 +1,5 @@
-//! What comes with every answer: run id, error details, audit record; and the services beside the one RPC.
+//! The parts of every answer: run id, error details and audit record. Also the services beside the
+//! re-wrap method.
 
 use std::fs;
 use std::process::Command;
@@ -29,12 +30,13 @@ async fn database() -> Database {
     database
 }
 
-/// A certificate that verifies and gives no identity.
+/// A certificate that verifies but gives no identity.
 fn nobody() -> Leaf {
     admin_cert().signed_by(root_ca())
 }
 
-/// The one audit record of a run. It is written before the answer, and may be read a moment after it.
+/// The only audit record of a run. The server writes it before the answer, but the test may read it
+/// a moment later.
 async fn audit(server: &Server, run_id: &str) -> Value {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
@@ -406,7 +408,8 @@ async fn what_is_not_there_is_unimplemented_and_only_for_those_who_may_call() {
     assert_eq!(server.logs_with("run started"), Vec::<Value>::new());
 }
 
-/// The part of gRPC's reflection protocol that lists services; the two versions differ in the package only.
+/// The part of the reflection protocol that lists services. The two versions differ only in the
+/// package.
 const REFLECTION: &str = r#"syntax = "proto3";
 package grpc.reflection.VERSION;
 service ServerReflection {

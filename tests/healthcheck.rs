@@ -1,11 +1,12 @@
-//! `nico-rewrap healthcheck`, which a container asks for its health: it says what the probes of the server say.
+//! `nico-rewrap healthcheck`, for the health check of a container: it reports the result of the
+//! server's probes.
 
 use crate::database::Database;
 use crate::pg;
 use crate::process::temp_dir;
 use crate::site::{Exit, Site, quote, run_binary};
 
-/// The health check with these arguments and the address in the environment.
+/// Runs the health check with these arguments and the address in the environment.
 async fn ask(address: &str, args: &[&str]) -> Exit {
     let args: Vec<_> = [&["healthcheck"], args].concat();
     let args: Vec<_> = args.iter().map(|&arg| arg.to_owned()).collect();

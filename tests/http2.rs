@@ -1,4 +1,4 @@
-//! HTTP/2 by hand (RFC 9113), for what no client would send.
+//! Hand-made HTTP/2 frames (RFC 9113), for requests that no normal client sends.
 
 pub(crate) const DATA: u8 = 0;
 pub(crate) const HEADERS: u8 = 1;
@@ -6,13 +6,13 @@ pub(crate) const RST_STREAM: u8 = 3;
 pub(crate) const END_STREAM: u8 = 1;
 pub(crate) const END_HEADERS: u8 = 4;
 
-/// The error code of a client that wants no answer any more (section 7).
+/// The error code CANCEL: the client no longer needs the answer (section 7).
 pub(crate) const CANCEL: [u8; 4] = [0, 0, 0, 8];
 
-/// The one method.
+/// The re-wrap method.
 pub(crate) const METHOD: &str = "/forge.Forge/ReencryptTenantIdentitySecrets";
 
-/// A gRPC message of nothing: a site-wide apply.
+/// An empty gRPC message: a site-wide apply.
 pub(crate) const APPLY: [u8; 5] = [0; 5];
 
 /// A frame (section 4.1).
@@ -22,7 +22,8 @@ pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8>
     [&length[1..], &[kind, flags], &stream, payload].concat()
 }
 
-/// The header block of a POST to [`METHOD`] with these fields too. A pseudo-header replaces the usual one.
+/// The header block of a POST to [`METHOD`] with these additional fields. A pseudo-header replaces
+/// the default one.
 pub(crate) fn headers(fields: &[(&str, &str)]) -> Vec<u8> {
     let usual = [
         (":method", "POST"),
@@ -37,7 +38,7 @@ pub(crate) fn headers(fields: &[(&str, &str)]) -> Vec<u8> {
     all.flat_map(|(name, value)| literal(name, value)).collect()
 }
 
-/// A literal that is not indexed (RFC 7541, section 6.2.2).
+/// A literal field without indexing (RFC 7541, section 6.2.2).
 pub(crate) fn literal(name: &str, value: &str) -> Vec<u8> {
     [vec![0], string(name), string(value)].concat()
 }

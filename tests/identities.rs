@@ -1,5 +1,6 @@
-//! Certificates by `openssl` in, identities out, without a server in between: what differs in one thing is somebody else
-//! or nobody. `certificates.rs` shows the most important of it through a server.
+//! Identities of certificates by `openssl`, without a server. A certificate that differs in one
+//! thing has another identity or none. `certificates.rs` repeats the most important cases with a
+//! server.
 
 use nico_rewrap::auth::identity::{
     Anchor, Attribute, Caller, CliCerts, Component, Identity, TrustRules,
@@ -22,7 +23,7 @@ fn rules() -> TrustRules {
     }
 }
 
-/// Rules that know no issuer, but these criteria.
+/// Rules without a listed issuer, but with these criteria.
 fn criteria(required: &[(&str, &str)]) -> TrustRules {
     let component = |name: &str| Component::parse(name).unwrap();
     let required = required.iter();
@@ -364,7 +365,7 @@ fn serial_and_issuer_are_those_that_openssl_prints() {
     assert_eq!(caller.kind(), "none");
 }
 
-/// Flipped bits, cut ends and any bytes at all.
+/// Flipped bits, truncated certificates and random bytes.
 #[test]
 fn what_is_no_certificate_is_nobody() {
     let admin = der(certs::admin());

@@ -1,5 +1,6 @@
-//! A run ends before its time: the client leaves, its deadline passes, the server is told to stop. What was
-//! committed stays, whole rows only, and the next run does the rest. And runs that must not start beside others.
+//! Runs that end early: the client disconnects, the deadline passes, or the server shuts down.
+//! Committed rows stay committed and are complete, and the next run does the rest. Also runs that
+//! the server refuses because of another run.
 
 use serde_json::json;
 use tokio_postgres::Client;
@@ -16,11 +17,11 @@ use crate::seed;
 use crate::server::Server;
 use crate::site::Site;
 
-/// Of HTTP/2 (RFC 9113, section 6), to hold an answer up.
+/// HTTP/2 values (RFC 9113, section 6) with which a client delays an answer.
 const SETTINGS: u8 = 4;
 const WINDOW_UPDATE: u8 = 8;
 
-/// Rows of a run that would take ten seconds, one at a time.
+/// The number of rows of a run that takes ten seconds, one row at a time.
 const ROWS: i64 = 200;
 
 async fn long_run() -> (Client, Server) {
@@ -31,7 +32,7 @@ async fn long_run() -> (Client, Server) {
     (client, one_at_a_time(&database).start().await)
 }
 
-/// A site that writes one row after the other and waits for locks longer than any test.
+/// A site that writes one row at a time and waits for locks longer than any test.
 fn one_at_a_time(database: &Database) -> Site {
     Site::new(database)
         .set("rewrap.database_pool_size", "1")
@@ -40,7 +41,7 @@ fn one_at_a_time(database: &Database) -> Site {
         .set("rewrap.statement_timeout", "\"60s\"")
 }
 
-/// What was committed is `updated` whole rows, and another run does the rest.
+/// Checks that exactly `updated` complete rows are committed, and that another run does the rest.
 async fn assert_the_rest_is_done(client: &Client, server: &Server, updated: i64) {
     assert_eq!(
         written(client).await,

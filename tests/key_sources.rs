@@ -1,5 +1,5 @@
-//! Where keys are taken from, and what is said if nico-api takes them from elsewhere. Every rule of precedence has a case
-//! that fails if the order is changed.
+//! The sources of keys, and the warnings if nico-api uses other sources. For every rule of
+//! precedence there is a case that fails if the order changes.
 
 use std::path::PathBuf;
 
@@ -25,7 +25,8 @@ fn text(id: &str) -> String {
     BASE64_STANDARD.encode(key(id))
 }
 
-/// A site without a secrets file of ours, and files beside its own: `good` has what nico-api has, `stale` another kv2.
+/// A site without `[rewrap].secrets_file`, and two other files: `good` has the keys of nico-api,
+/// `stale` has another kv2.
 struct Files {
     site: Site,
     good: PathBuf,
@@ -47,7 +48,8 @@ impl Files {
     }
 }
 
-/// The server has the good file's kv2: what it writes, nico-api opens. Where it has kv2 from is logged.
+/// Checks that the server uses the kv2 of the good file, so that nico-api can open what the server
+/// writes, and that the log names this source.
 async fn has_good(site: Site, source: &str) -> Server {
     let server = site.start().await;
     assert_eq!(run(&server, true).await.rows_failed, 0);

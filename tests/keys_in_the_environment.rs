@@ -1,5 +1,6 @@
-//! Keys in environment variables, as nico-api takes them: only where that is switched on, before the secrets file, every
-//! fault named with its variable, and no copy of a key kept.
+//! Keys in environment variables, in the format of nico-api. The server reads them only if this is
+//! enabled, and before the secrets file. A message names the variable of each fault. The process
+//! keeps no copy of a key.
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -33,7 +34,8 @@ fn fileless(database: &Database) -> Site {
     Site::new(database).unset("rewrap.secrets_file")
 }
 
-/// The row under kv1 is opened and sealed under kv2, both as tests have them.
+/// Checks that the server opens the row under kv1 and seals it under kv2, with the usual keys of
+/// the tests.
 async fn assert_rewraps(site: Site) -> Server {
     let server = site.start().await;
     let report = run(&server, true).await;
@@ -178,7 +180,7 @@ async fn every_fault_names_its_variable() {
     accepted(&database, |site| on(site).env(KV2, &text("kv2"))).await;
 }
 
-/// Up to the bind, which shows that it was content with the keys.
+/// The commands run up to the bind, which shows that the server accepted the keys.
 #[tokio::test]
 async fn the_documented_commands_do_it() {
     let database = Database::migrated().await;
@@ -205,8 +207,9 @@ async fn the_documented_commands_do_it() {
     leaks::assert_none(&said);
 }
 
-/// What the kernel was given for `/proc/PID/environ` is on the stack and stays there; nothing else may hold it. Who may
-/// not look because the process has forbidden it has found out that much.
+/// The process stack has a copy of the environment for `/proc/PID/environ`. No other memory may
+/// contain a variable. Without permission to read the memory, the test only shows that the process
+/// denies access.
 #[tokio::test]
 async fn no_copy_of_a_variable_is_kept() {
     let database = one_under_kv1().await;

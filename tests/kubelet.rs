@@ -1,5 +1,5 @@
-//! What a cluster does with the manifests of `deploy/kubernetes`, by hand, since there is none: kustomize renders them, and
-//! the kubelet's part is files under the mount paths, variables, arguments.
+//! Simulates a cluster for the manifests of `deploy/kubernetes`: kustomize renders them, and this
+//! module does the part of the kubelet, which is files under mount paths, variables and arguments.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -36,7 +36,7 @@ spiffe_machine_base_path = "/nico-system/machine/"
 additional_issuer_cns = []
 "#;
 
-/// The manifests of a folder, by kind.
+/// The rendered manifests of a folder, by kind.
 pub(crate) fn rendered(folder: &str) -> BTreeMap<String, Value> {
     let kubectl = std::env::var_os("KUBECTL").unwrap_or_else(|| "kubectl".into());
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -48,7 +48,7 @@ pub(crate) fn rendered(folder: &str) -> BTreeMap<String, Value> {
     manifests.into_iter().map(by_kind).collect()
 }
 
-/// A container of the Pods that a Deployment or Job makes.
+/// A container in the Pod template of a Deployment or Job.
 pub(crate) fn container<'a>(manifest: &'a Value, name: &str) -> &'a Value {
     let containers = manifest["spec"]["template"]["spec"]["containers"]
         .as_array()
@@ -56,7 +56,7 @@ pub(crate) fn container<'a>(manifest: &'a Value, name: &str) -> &'a Value {
     containers.iter().find(|one| one["name"] == name).unwrap()
 }
 
-/// The entry of this name.
+/// The entry with this name.
 pub(crate) fn named<'a>(list: &'a Value, name: &Value) -> &'a Value {
     let list = list.as_array().unwrap();
     list.iter()
@@ -64,7 +64,7 @@ pub(crate) fn named<'a>(list: &'a Value, name: &Value) -> &'a Value {
         .unwrap_or_else(|| panic!("no {name}"))
 }
 
-/// What the cluster has before: the data of ConfigMaps and Secrets, by name.
+/// The objects that exist in the cluster: the data of ConfigMaps and Secrets, by name.
 pub(crate) type Objects = BTreeMap<String, BTreeMap<String, String>>;
 
 fn data(items: &[(&str, String)]) -> BTreeMap<String, String> {
@@ -86,7 +86,8 @@ fn tls(leaf: &Leaf) -> BTreeMap<String, String> {
     ])
 }
 
-/// `certificate` is the name of the Secret with nico-rewrap's certificate, and what is in it.
+/// The objects of a cluster. `certificate` is the name and content of the Secret with nico-rewrap's
+/// certificate.
 pub(crate) fn cluster(database: &Database, certificate: (&str, &Leaf)) -> Objects {
     let keys = json!({"kv1": BASE64_STANDARD.encode(key("kv1")), "kv2": BASE64_STANDARD.encode(key("kv2"))});
     let secrets = json!({"machine_identity": {"encryption_keys": keys}});
@@ -138,7 +139,7 @@ pub(crate) fn cluster(database: &Database, certificate: (&str, &Leaf)) -> Object
         .collect()
 }
 
-/// Every mounted file under `root`, with the mount paths in its text moved there, too.
+/// Writes every mounted file under `root`, and adds `root` to the mount paths in its text.
 pub(crate) fn mount(root: &Path, pod: &Value, container: &Value, objects: &Objects) {
     let mounts = container["volumeMounts"].as_array().unwrap();
     for mount in mounts {
@@ -165,7 +166,7 @@ fn moved(root: &Path, text: &str) -> String {
         .replace("/var/run/", &to("/var/run/"))
 }
 
-/// The container's variables, `$(NAME)` of earlier ones put in.
+/// The container's variables, with `$(NAME)` of earlier ones replaced.
 pub(crate) fn environment(container: &Value, objects: &Objects) -> Vec<(String, String)> {
     let mut variables = Vec::new();
     for variable in container["env"].as_array().unwrap() {
@@ -189,7 +190,7 @@ fn expanded(text: &str, variables: &[(String, String)]) -> String {
     variables.iter().fold(text.to_owned(), put_in)
 }
 
-/// The container's arguments, `$(NAME)` put in and mount paths moved.
+/// The container's arguments, with `$(NAME)` replaced and `root` added to mount paths.
 pub(crate) fn arguments(
     root: &Path,
     container: &Value,

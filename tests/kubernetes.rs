@@ -1,6 +1,8 @@
-//! The manifests of `deploy/kubernetes` and the program: what they mount and set is what it reads, the certificate that they
-//! ask for is one that it serves with, and their Job makes the call. `manifests.rs` has what they must be among themselves;
-//! `scripts/check_deploy.sh` checks them against Kubernetes' schemas.
+//! The manifests of `deploy/kubernetes` together with the program: the program reads what they
+//! mount and set, it serves with the certificate that they request, and their Job makes the call.
+//!
+//! `manifests.rs` checks that the manifests are consistent. `scripts/check_deploy.sh` checks them
+//! against the schemas of Kubernetes.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -19,7 +21,8 @@ use crate::server::Server;
 const STANDALONE: &str = "nico-rewrap-certificate";
 const SIDECAR: &str = "nico-api-certificate";
 
-/// As cert-manager makes one: the names of the manifest and no other, P-384 in SEC1.
+/// A certificate as from cert-manager: exactly the names of the manifest, and a P-384 key in SEC1
+/// format.
 fn issued(certificate: &Value) -> Leaf {
     let spec = &certificate["spec"];
     assert_eq!(
@@ -36,7 +39,7 @@ fn issued(certificate: &Value) -> Leaf {
     cert.signed_by(certs::root_ca())
 }
 
-/// nico-api's, which its chart asks for.
+/// The certificate that nico-api's chart requests.
 fn of_nico_api() -> Leaf {
     let names = [
         "DNS:nico-api.nico-system.svc.cluster.local",
@@ -50,7 +53,7 @@ fn of_nico_api() -> Leaf {
     cert.signed_by(certs::root_ca())
 }
 
-/// The program as a container of these manifests runs it, but for what a test has to have otherwise.
+/// Starts the program as a container of these manifests does, except for changes that a test needs.
 async fn started(
     manifests: &BTreeMap<String, Value>,
     database: &Database,
@@ -84,9 +87,10 @@ async fn started(
     server
 }
 
-/// The Job's call by the real grpcurl at `server`, which is at another address than the Service and has to have the
-/// name that grpcurl looks for: that of the Service, or what one more argument says.
-/// The command's files stay as long as the test process.
+/// The call of the Job, by the real grpcurl, to `server`. The address of the server is not that of
+/// the Service, so grpcurl must verify another name: the name of the Service, or the one in `more`.
+///
+/// The files of the command exist until the test process ends.
 fn call(folder: &str, database: &Database, server: &Server, more: &[&str]) -> Command {
     let manifests = rendered(folder);
     let job = &manifests["Job"];
@@ -109,7 +113,7 @@ fn call(folder: &str, database: &Database, server: &Server, more: &[&str]) -> Co
     command
 }
 
-/// Host and port at which the cluster has the Service.
+/// Host and port of the Service in the cluster.
 fn address_of_service() -> String {
     let service = &rendered("standalone")["Service"];
     let port = &named(&service["spec"]["ports"], &json!("grpc"))["port"];

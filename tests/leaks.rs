@@ -1,4 +1,4 @@
-//! Looks for what must never be written anywhere: keys, passwords, plaintexts.
+//! Searches texts for keys, passwords and plaintexts.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -8,8 +8,8 @@ use crate::pg::PASSWORD;
 use crate::seal::key;
 use crate::seed::{DELEGATION, signing_key_pem};
 
-/// Panics if `text` has a piece of anything secret in it that the usual site, its keys `kv1` to `kv3` and seeded rows
-/// know, in any of the forms in which programs give such things away.
+/// Panics if `text` contains a part of a secret of the usual site, its keys `kv1` to `kv3` or the
+/// seeded rows, in one of the formats in which programs print such values.
 pub(crate) fn assert_none(text: &str) {
     let mut secrets = vec![
         PASSWORD.to_owned(),
@@ -24,7 +24,7 @@ pub(crate) fn assert_none(text: &str) {
     }
 }
 
-/// The beginning of a key as base64, hexadecimal and a list of numbers.
+/// The beginning of a key in base64, hexadecimal and as a list of numbers.
 pub(crate) fn forms(key: &[u8]) -> Vec<String> {
     let hex: String = key[..8].iter().map(|byte| format!("{byte:02x}")).collect();
     let list: Vec<_> = key[..6].iter().map(u8::to_string).collect();
@@ -37,7 +37,7 @@ pub(crate) fn forms(key: &[u8]) -> Vec<String> {
     ]
 }
 
-/// A line out of the middle; the first ones of all such keys are the same.
+/// A line from the middle: the first lines of all such keys are equal.
 fn pem_line(pem: &str) -> String {
     pem.lines().nth(2).unwrap().to_owned()
 }

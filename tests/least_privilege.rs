@@ -1,4 +1,4 @@
-//! The role of `deploy/postgres/role.sql`: enough to re-wrap, and enough for nothing else.
+//! The role of `deploy/postgres/role.sql` can re-wrap and can do nothing else.
 
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Config, NoTls};
@@ -14,7 +14,7 @@ use crate::site::Site;
 
 const ROLE: &str = include_str!("../deploy/postgres/role.sql");
 
-/// A database on a server of its own, since roles are the server's; and the URL of the role.
+/// A database on its own server, since roles belong to the server, and a URL with the role.
 async fn site(postgres: &pg::Server) -> (Database, String) {
     let database = Database::migrated_on(postgres).await;
     let url = database.url().replace("//nico:", "//nico_rewrap:");
@@ -25,7 +25,7 @@ async fn grant(database: &Database) {
     database.admin().await.batch_execute(ROLE).await.unwrap();
 }
 
-/// What the file has as a comment, to be run by a superuser.
+/// The optional statements of the file, which are comments there and need a superuser.
 fn optional() -> String {
     let lines = ROLE.lines().filter_map(|line| line.strip_prefix("-- "));
     let statements = lines.filter(|line| {
@@ -34,7 +34,7 @@ fn optional() -> String {
     statements.collect()
 }
 
-/// What the role is granted on tables and columns, everywhere.
+/// All privileges of the role on tables and columns.
 async fn grants(client: &tokio_postgres::Client) -> Vec<String> {
     let sql = "SELECT DISTINCT privilege_type || ' ' || table_name || '.' || column_name
         FROM information_schema.column_privileges WHERE grantee = 'nico_rewrap' ORDER BY 1";

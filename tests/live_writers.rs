@@ -1,5 +1,4 @@
-//! Live writers: `nico-api` goes on changing rows while they are re-wrapped. Nothing of what it writes is lost or
-//! makes a row fail.
+//! Live writers: `nico-api` changes rows during a run. No change of it is lost or makes a row fail.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,7 +20,8 @@ use crate::site::Site;
 /// The plaintexts of a row's three secrets.
 type Secrets = [Option<String>; 3];
 
-/// What `nico-api` does when it bumps a version. The trigger below refuses every other change of one.
+/// The statement with which `nico-api` bumps a version. The trigger below refuses any other change
+/// of a version.
 const BUMP: &str = "UPDATE tenants SET version = 'V' || split_part(substr(version, 2), '-T', 1)::bigint + 1 || '-T'
     || (extract(epoch FROM clock_timestamp()) * 1000000)::bigint WHERE organization_id = ";
 
@@ -36,7 +36,7 @@ const VERSIONS_GROW: &str = r"
     END $$;
     CREATE TRIGGER versions_grow BEFORE UPDATE ON tenants FOR EACH ROW EXECUTE FUNCTION versions_grow()";
 
-/// A task that changes organizations of its own as `nico-api` does, and knows what must be in them.
+/// A task that changes its own organizations as `nico-api` does, and knows their expected content.
 struct Rival {
     name: usize,
     client: Client,
@@ -114,7 +114,7 @@ impl Rival {
         self.expected.get_mut(id).unwrap()[slot] = secret;
     }
 
-    /// Locks the two rows the other way round: what a cascade does.
+    /// Locks the two rows in the opposite order, as a cascade does.
     async fn delete(&mut self, id: &str) {
         let sql = format!(
             "SELECT FROM tenants WHERE organization_id = '{id}' FOR UPDATE;
@@ -136,7 +136,7 @@ impl Rival {
         self.expected.insert(id, secrets);
     }
 
-    /// One transaction, all of its statements sent together; again if it was the victim of a deadlock.
+    /// Runs one transaction whose statements are sent together. Repeats it after a deadlock.
     async fn execute(&mut self, sql: &str) {
         while let Err(e) = self.client.batch_execute(sql).await {
             let retry = [

@@ -1,5 +1,5 @@
-//! A row that changed too often is decided under its lock: held for no longer than that and one round trip, and
-//! never left behind.
+//! After too many conflicts, the server decides a row under its lock. It holds the lock only for
+//! the decision and one round trip, and always releases it.
 
 use std::time::Duration;
 
@@ -17,11 +17,12 @@ use crate::seal::key_id;
 use crate::seed::{self, snapshot};
 use crate::site::{Site, quote};
 
-/// Nobody in a transaction; a lock can't be held without one.
+/// SQL condition: the service has no transaction open, and so holds no lock.
 const ENDED: &str = "NOT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
     AND application_name = 'nico-rewrap' AND xact_start IS NOT NULL)";
 
-/// Lets one organization miss three times, so that it is locked for the fourth; then this happens to its write.
+/// Makes one organization miss three times, so that the server locks it for the fourth attempt.
+/// `body` then acts on that write.
 async fn fourth_try(client: &Client, body: &str) {
     seed::insert(client, &orgs(1)).await;
     let tries = "CREATE SEQUENCE tries";
@@ -176,7 +177,7 @@ async fn a_write_under_lock_that_is_given_up_leaves_no_transaction_behind() {
     }
 }
 
-/// Limits far beyond what a test takes.
+/// Options with limits far above the duration of a test.
 pub(crate) fn options(pooler: PoolMode) -> StoreOptions {
     StoreOptions {
         database_pool_size: 1,

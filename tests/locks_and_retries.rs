@@ -1,5 +1,5 @@
-//! Locks are waited for as long as configured, deadlocks and serialization failures are retried as often as
-//! configured; whatever happens to one row does not stop the others.
+//! The configured limits of lock waits, and of retries after deadlocks and serialization failures.
+//! A problem with one row does not stop the others.
 
 use crate::database::Database;
 use crate::faults::{before_update, orgs, raise, raised, until_blocked};
@@ -7,7 +7,8 @@ use crate::grpcurl::{Failure, Report, run};
 use crate::seed;
 use crate::site::Site;
 
-/// The organizations and texts of a report's failures, all of them failures of a row as a whole.
+/// The organizations and texts of a report's failures. Checks that all of them are failures of a
+/// row as a whole.
 fn whole_rows(report: &Report) -> Vec<(&str, &str)> {
     let whole = |failure: &'_ Failure| failure.field.is_empty();
     assert!(report.failures.iter().all(whole), "{report:?}");

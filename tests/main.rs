@@ -1,7 +1,8 @@
-//! Tests of the promise, from outside: the real binary, a real Postgres, certificates of the real `openssl`, the
-//! real `grpcurl`. One binary, so that it links once and all tests share one throwaway database server.
+//! Tests from outside: the real binary, a real Postgres, certificates by the real `openssl`, and
+//! the real `grpcurl`.
 //!
-//! Fixtures first, then a file per promise.
+//! There is one test binary, so that it links once and all tests share one temporary database
+//! server. The fixtures come first, then one file for each promise.
 
 #![expect(
     clippy::unwrap_used,

@@ -1,5 +1,6 @@
-//! The manifests of `deploy/kubernetes` among themselves, and beside what the program says of itself: ports, selectors,
-//! names and modes that no schema compares, and a cluster would not complain about.
+//! Checks that the manifests of `deploy/kubernetes` agree with each other and with the program:
+//! ports, selectors, names and modes. No schema compares these, and a cluster would accept a
+//! mismatch.
 
 use std::collections::BTreeMap;
 
@@ -17,14 +18,14 @@ fn labels(manifest: &Value) -> &Value {
     &pods(manifest)["metadata"]["labels"]
 }
 
-/// Whether everything that a selector asks for is among the labels; one that asks for nothing would select all.
+/// Whether the labels match the selector. An empty selector would match everything.
 fn selects(selector: &Value, labels: &Value) -> bool {
     let selector = selector.as_object().unwrap();
     assert!(!selector.is_empty());
     selector.iter().all(|(name, value)| labels[name] == *value)
 }
 
-/// The number behind a port's name.
+/// The number of a named port.
 fn number(manifests: &Manifests, port: &str) -> u64 {
     let container = container(&manifests["Deployment"], "nico-rewrap");
     let port = named(&container["ports"], &json!(port));
@@ -173,7 +174,7 @@ fn the_certificate_is_the_one_that_is_mounted_and_has_the_services_name() {
     assert_eq!(certificate["uris"], json!([id]));
 }
 
-/// A Secret's file belongs to root and to the Pod's `fsGroup`, if there is one.
+/// A file of a Secret belongs to root, and to the Pod's `fsGroup` if there is one.
 #[test]
 fn what_is_mounted_can_be_read_by_the_user_that_is_not_root() {
     for (folder, kind, name) in [
@@ -250,7 +251,7 @@ fn a_pod_has_longer_to_end_than_the_program_takes() {
     assert!(unit.contains("\nTimeoutStopSec=30s\n"));
 }
 
-/// With a clock that is not set, no certificate is valid.
+/// No certificate is valid while the clock is not set.
 #[test]
 fn the_unit_starts_after_the_clock_is_set() {
     let unit = include_str!("../deploy/systemd/nico-rewrap.service");
@@ -261,7 +262,8 @@ fn the_unit_starts_after_the_clock_is_set() {
     assert!(after.any(|name| name == "time-sync.target"));
 }
 
-/// `kubectl logs` and `exec` take the first container otherwise, which kustomize makes the patch's.
+/// By default, `kubectl logs` and `exec` use the first container, which is the one of kustomize's
+/// patch.
 #[test]
 fn nico_api_stays_the_container_that_is_meant() {
     let sidecar = rendered("sidecar");

@@ -1,7 +1,7 @@
-//! The memory of the running server: no key outside of the keyring, and no plaintext.
+//! The memory of the running server contains no key outside of the keyring, and no plaintext.
 //!
-//! The process has forbidden others to read its memory, so that only root can look. As another user these tests pass
-//! without having looked, and say so.
+//! The process denies access to its memory, so only root can read it. Without root, these tests
+//! check nothing and say so.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -19,11 +19,11 @@ use crate::seed::{self, DELEGATION, signing_key_pem};
 use crate::server::Server;
 use crate::site::Site;
 
-/// The writable regions of a process, as they are now.
+/// The content of the writable memory regions of a process.
 pub(crate) struct Memory(Vec<(String, Vec<u8>)>);
 
 impl Memory {
-    /// Of this process; `None` for whoever may not look.
+    /// Reads the memory of this process. `None` without permission.
     #[expect(
         clippy::print_stderr,
         reason = "a test that checked nothing has to say so"
@@ -55,8 +55,8 @@ impl Memory {
         Some(memory)
     }
 
-    /// The regions with these bytes in them, once for each time; a list for each needle. In one pass, as there is much
-    /// memory.
+    /// For each needle, the regions that contain it, one entry for each match. Searches in one
+    /// pass, since there is much memory.
     fn places(&self, needles: &[&[u8]]) -> Vec<Vec<&str>> {
         let mut is_first = [false; 256];
         for needle in needles {
@@ -80,7 +80,8 @@ impl Memory {
     }
 }
 
-/// Panics if a key is there in more than its expanded form, or a piece of a plaintext of the usual rows.
+/// Panics if the memory contains a key in another form than the expanded one, or a part of a
+/// plaintext of the usual rows.
 fn assert_clean(server: &Server, when: &str) {
     let Some(memory) = Memory::of(server) else {
         return;

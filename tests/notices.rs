@@ -1,4 +1,5 @@
-//! Notices of Postgres. A trigger or a setting can put rows and SQL into them, so that their texts must not be logged.
+//! Notices of Postgres. Triggers and settings can put rows and SQL into a notice, so the server
+//! must not log its text.
 
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::seed::{self, snapshot};
 use crate::server::Server;
 use crate::site::Site;
 
-/// A trigger that raises the whole old and new row, as somebody left it there to find a fault.
+/// A trigger that raises a notice with the whole old and new row, as after debugging.
 const TALKATIVE: &str = "
     CREATE FUNCTION talkative() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         RAISE NOTICE 'update % -> %', OLD, NEW;

@@ -1,5 +1,5 @@
-//! Sites from before June 2026, whose nico-api decrypts by the column `encryption_key_id`; and schema changes while
-//! the service is at work.
+//! Sites from before June 2026, whose nico-api chooses the key by the column `encryption_key_id`.
+//! Also schema changes during a run.
 
 use serde_json::json;
 use tokio_postgres::error::SqlState;
@@ -12,7 +12,7 @@ use crate::seal::{key_id, seal};
 use crate::seed::{self, Org};
 use crate::site::Site;
 
-/// A database of the old schema with `n` usual organizations.
+/// A database with the old schema and `n` usual organizations.
 async fn old_site(n: usize) -> (Database, tokio_postgres::Client) {
     let database = Database::migrated().await;
     let client = database.client().await;
@@ -128,7 +128,8 @@ async fn an_error_that_looks_like_the_columns_end_does_not_leave_it_out_of_the_o
     }
 }
 
-/// What nico-api's migrations may do; none of it takes anything away that is needed.
+/// Schema changes that nico-api's migrations could make. None removes a column that the service
+/// needs.
 const CHANGES: [&str; 4] = [
     "ALTER TABLE tenants ALTER COLUMN version TYPE text",
     "ALTER TABLE tenant_identity_config DROP COLUMN encryption_key_id",
@@ -136,7 +137,7 @@ const CHANGES: [&str; 4] = [
     "ALTER TABLE tenant_identity_config ADD COLUMN more text; ALTER TABLE tenants ADD COLUMN more text",
 ];
 
-/// Some more organizations, `round` in their ids.
+/// More organizations, with `round` in their ids.
 fn more(round: usize) -> Vec<Org> {
     (0..30)
         .map(|i| Org::under(&format!("round{round}-{i}"), "kv1"))
@@ -237,7 +238,7 @@ async fn a_schema_change_between_a_miss_and_the_next_look_makes_no_row_fail() {
     assert_eq!((report.rows_updated, report.failures), (1, vec![]));
 }
 
-/// What a rival does.
+/// A change by another client.
 fn changed() -> String {
     format!(
         "UPDATE tenant_identity_config SET encrypted_signing_key_2 = '{}'",

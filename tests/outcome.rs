@@ -1,4 +1,4 @@
-//! What a run did: to the counters, and to a row.
+//! The effect of a run on the counters and on a row.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,7 +11,7 @@ use crate::seed::{self, Org, Row};
 use crate::server::Server;
 use crate::site::Site;
 
-/// The counters of a report; `rows_examined` is their sum, or [`counters`] panics.
+/// The counters of a report. [`counters`] checks that `rows_examined` is their sum.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Counters {
     pub(crate) updated: u32,
@@ -21,7 +21,7 @@ pub(crate) struct Counters {
     pub(crate) on_target: u32,
 }
 
-/// The counters of a report that adds up.
+/// The counters of a report. Panics if they do not add up.
 pub(crate) fn counters(report: &Report) -> Counters {
     let counters = Counters {
         updated: report.rows_updated,
@@ -35,7 +35,8 @@ pub(crate) fn counters(report: &Report) -> Counters {
     counters
 }
 
-/// A database with these organizations and the usual server on it: target `kv2`, `kv1` still there.
+/// A database with these organizations, and the usual server: target `kv2`, and `kv1` still in the
+/// secrets.
 pub(crate) async fn serve(orgs: &[Org]) -> (Database, Client, Server) {
     let (database, client) = seeded(orgs).await;
     let server = Site::new(&database).start().await;
@@ -50,7 +51,8 @@ pub(crate) async fn seeded(orgs: &[Org]) -> (Database, Client) {
     (database, client)
 }
 
-/// A database whose organization ids sort as in a dictionary, whatever the server's default is.
+/// A database whose organization ids have a linguistic sort order, regardless of the server's
+/// default.
 pub(crate) async fn linguistic(orgs: &[Org]) -> (Database, Client) {
     let (database, client) = seeded(&[]).await;
     for table in ["tenant_identity_config", "tenants"] {
@@ -63,7 +65,7 @@ pub(crate) async fn linguistic(orgs: &[Org]) -> (Database, Client) {
     (database, client)
 }
 
-/// A site-wide dry run and the run itself, which must report the same.
+/// A site-wide dry run and an apply. Both must report the same.
 pub(crate) async fn dry_run_then_apply(server: &Server) -> Report {
     let said = without_id(grpcurl::run(server, true).await);
     let done = without_id(grpcurl::run(server, false).await);
@@ -71,7 +73,7 @@ pub(crate) async fn dry_run_then_apply(server: &Server) -> Report {
     done
 }
 
-/// A report to compare with another run's.
+/// The report without its run id, for comparison with another run.
 pub(crate) fn without_id(report: Report) -> Report {
     Report {
         run_id: None,
@@ -79,9 +81,10 @@ pub(crate) fn without_id(report: Report) -> Report {
     }
 }
 
-/// The row was written once, just now, and right: every secret is under `target` in the one spelling and has the
-/// plaintext it had, what was there already is there byte for byte, the version counts one up, nothing else changed.
-/// For rows under the tests' usual keys.
+/// Checks that the row was written exactly once, just now, and correctly. Every secret is under
+/// `target` in the canonical form and has its old plaintext. A secret that was already there has
+/// the same bytes. The version is one higher, and nothing else changed. For rows under the usual
+/// keys of the tests.
 pub(crate) fn assert_rewrapped(before: &Row, after: &Row, target: &str) {
     for (old, new) in before.texts.iter().zip(&after.texts) {
         match (old.as_deref(), new.as_deref()) {
@@ -103,7 +106,7 @@ pub(crate) fn assert_rewrapped(before: &Row, after: &Row, target: &str) {
     assert_eq!(before.others, after.others);
 }
 
-/// A time that was now a moment ago.
+/// Checks that a time is recent.
 pub(crate) fn assert_current(time: SystemTime) {
     let away = SystemTime::now()
         .duration_since(time)

@@ -1,4 +1,5 @@
-//! Certificates that `openssl` does not write: one of its own with a few bytes replaced, signed anew by it.
+//! Certificates that `openssl` cannot issue: one of its certificates with a few bytes replaced and
+//! a new signature by `openssl`.
 
 use std::process::Command;
 
@@ -9,7 +10,8 @@ use crate::ca::Ca;
 use crate::pki::Leaf;
 use crate::process::{lasting_dir, run};
 
-/// The first certificate of `leaf` with `to` wherever it has `from`, of the same length, and `issuer`'s signature.
+/// The first certificate of `leaf`, with every `from` replaced by `to`, which has the same length,
+/// and a new signature of `issuer`.
 pub(crate) fn patched(leaf: &Leaf, issuer: &Ca, from: &[u8], to: &[u8]) -> Leaf {
     assert_eq!(from.len(), to.len());
     let der = first_der(&std::fs::read_to_string(&leaf.cert_chain).unwrap());
@@ -55,7 +57,7 @@ pub(crate) fn first_der(pem: &str) -> Vec<u8> {
     BASE64_STANDARD.decode(body).unwrap()
 }
 
-/// What is in the first DER element, and what is after it.
+/// The content of the first DER element, and the bytes after the element.
 fn inside(der: &[u8]) -> (&[u8], &[u8]) {
     let (length, start) = match der[1] {
         0x81 => (usize::from(der[2]), 3),

@@ -1,5 +1,5 @@
-//! PEM files with a block that cannot be read: no block is passed over, at the start or at a reload. A list that is
-//! passed over lets a revoked administrator in.
+//! PEM files with an unreadable block. The server ignores no block, at the start and at a reload.
+//! If it ignored a revocation list, a revoked administrator could connect.
 
 use std::fs;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ use crate::server::Server;
 use crate::site::{Site, path};
 use crate::transport::assert_refused;
 
-/// A damaged copy of the second block of two, and the words about it.
+/// A name, a function that damages the second of two blocks, and the expected message.
 type Damage = (&'static str, fn(&str) -> String, &'static str);
 
 const DAMAGES: [Damage; 9] = [
@@ -75,7 +75,7 @@ const DAMAGES: [Damage; 9] = [
     ),
 ];
 
-/// Of certificates alone.
+/// Labels that only certificates have.
 const LABELS: [(&str, &str); 3] = [
     ("TRUSTED CERTIFICATE", "convert it with openssl x509"),
     ("X509 CERTIFICATE", "change the label"),
@@ -92,7 +92,7 @@ fn written(content: &str) -> PathBuf {
     file
 }
 
-/// Two blocks, the second of them damaged.
+/// Writes two blocks, the second of them damaged.
 fn damaged(first: &str, second: &str, damage: fn(&str) -> String) -> PathBuf {
     written(&(first.trim_end().to_owned() + &damage(second)))
 }
@@ -192,7 +192,8 @@ async fn no_file_has_a_block_that_is_passed_over() {
     .await;
 }
 
-/// An administrator who is on today's list, and not yet on yesterday's, which comes first in the file.
+/// An administrator whose certificate is on today's list but not on yesterday's, which comes first
+/// in the file.
 struct Revoked {
     leaf: Leaf,
     yesterday: String,
@@ -257,7 +258,7 @@ async fn yesterdays_list_in_front_of_todays_hides_nobody() {
     }
 }
 
-/// Neither of two lists is the newer one, and one of them would let somebody in.
+/// Neither list is newer, and one of them would admit a revoked client.
 #[tokio::test]
 async fn two_lists_of_the_same_age_are_refused() {
     let database = Database::migrated().await;
@@ -325,7 +326,7 @@ async fn a_reload_of_a_damaged_list_is_a_failure_that_is_told_of() {
     assert_eq!(bundles, 2, "every file is told of again");
 }
 
-/// Their names are more than the 64 KiB that a handshake can list.
+/// The names of these CAs exceed the 64 KiB that a handshake can list.
 #[tokio::test]
 async fn a_bundle_of_hundreds_of_cas_shuts_nobody_out() {
     let subject = format!("/O={}/OU={}/CN=many", "o".repeat(60), "u".repeat(60));
@@ -446,7 +447,7 @@ async fn a_server_key_of_p_521_is_named() {
     .await;
 }
 
-/// The crypto library has no ECDSA with SHA-512. nico-api's has.
+/// The crypto library has no ECDSA with SHA-512. The one of nico-api has.
 #[tokio::test]
 async fn ecdsa_with_sha_512_is_named_and_counted() {
     let database = Database::migrated().await;
@@ -488,7 +489,7 @@ async fn ecdsa_with_sha_512_is_named_and_counted() {
     );
 }
 
-/// Not the file as a whole: nico-api accepts such a CA.
+/// The server accepts the file, as nico-api accepts such a CA.
 #[tokio::test]
 async fn odd_certificates_are_warned_about_by_line_and_subject() {
     let usage = || Cert::new("/O=Acme/CN=odd").key_usage(Some("critical,keyCertSign"));

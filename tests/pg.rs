@@ -1,5 +1,5 @@
-//! A real Postgres server in a scratch directory: one for the whole test process, and private ones for the tests
-//! that stop it, restart it or want it configured otherwise.
+//! Real Postgres servers in temporary directories: one for the whole test process, and private ones
+//! for tests that stop the server, restart it or need another configuration.
 
 use std::fs::{self, File, Permissions};
 use std::io::Write;
@@ -13,11 +13,12 @@ use crate::pg_host::{as_postgres, binary, free_port, give_to_postgres};
 use crate::pki::Leaf;
 use crate::process::{Supervised, lasting_dir, run};
 
-/// The superuser; fixtures use it over the Unix socket.
+/// The superuser, which fixtures use over the Unix socket.
 pub(crate) const SUPERUSER: &str = "postgres";
-/// The owner of every test database, and no superuser, as at a site.
+/// The owner of every test database. Not a superuser, as at a site.
 pub(crate) const OWNER: &str = "nico";
-/// Stands in every URL that the service gets, to be looked for where it must not be. The server trusts anyone.
+/// The password in every URL of the service, so that tests can search for leaks. The server does
+/// not check passwords.
 pub(crate) const PASSWORD: &str = "database-password-that-nobody-logs";
 
 const HBA: &str =
@@ -35,14 +36,14 @@ const SETTINGS: &[(&str, &str)] = &[
     ("log_line_prefix", "%m [%p] %d %a %e "),
 ];
 
-/// A Postgres server of our own; it ends with this value or with the test process.
+/// A running Postgres server. It ends when this value is dropped or the test process ends.
 pub(crate) struct Server {
     dir: PathBuf,
     port: u16,
     process: Mutex<Option<Supervised>>,
 }
 
-/// How a private server differs from the usual one.
+/// The differences of a private server from the shared one.
 #[derive(Default)]
 pub(crate) struct Options {
     settings: Vec<(String, String)>,
@@ -51,7 +52,7 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// One line of postgresql.conf, for example `shared_preload_libraries`.
+    /// Adds a line to postgresql.conf, for example `shared_preload_libraries`.
     pub(crate) fn setting(mut self, name: &str, value: &str) -> Self {
         self.settings.push((name.to_owned(), value.to_owned()));
         self
@@ -69,7 +70,7 @@ impl Options {
         self
     }
 
-    /// Starts the server; blocks until it answers.
+    /// Starts the server. Blocks until the server answers.
     pub(crate) fn start(self) -> Server {
         let dir = lasting_dir("pg");
         give_to_postgres(&dir);
@@ -103,7 +104,7 @@ impl Options {
 }
 
 impl Server {
-    /// The server that all tests share; nobody stops it.
+    /// The server that all tests share. No test stops it.
     pub(crate) fn shared() -> &'static Server {
         static SHARED: OnceLock<Server> = OnceLock::new();
         SHARED.get_or_init(Server::start)
@@ -119,7 +120,8 @@ impl Server {
         Options::default()
     }
 
-    /// A hot standby that gets this server's log as a stream; blocks until it answers.
+    /// Starts a hot standby with streaming replication from this server. Blocks until the standby
+    /// answers.
     pub(crate) fn standby(&self) -> Server {
         let dir = lasting_dir("standby");
         give_to_postgres(&dir);
@@ -147,28 +149,29 @@ impl Server {
         &self.dir
     }
 
-    /// The TCP port on 127.0.0.1; also the number in the socket's name.
+    /// The TCP port on 127.0.0.1, which is also the number in the socket's name.
     pub(crate) fn port(&self) -> u16 {
         self.port
     }
 
-    /// Everything that the server has logged.
+    /// The server's log.
     pub(crate) fn log(&self) -> String {
         let log = fs::read(self.dir.join("log")).unwrap_or_default();
         String::from_utf8_lossy(&log).into_owned()
     }
 
-    /// Ends the server as a crash would: no farewell to the clients, recovery at the next start.
+    /// Stops the server like a crash: clients get no message, and the next start runs recovery.
     pub(crate) fn stop_immediate(&self) {
         self.stop("QUIT");
     }
 
-    /// Ends the server in good order: transactions are rolled back, clients are told.
+    /// Stops the server cleanly: it rolls back transactions and informs clients.
     pub(crate) fn stop_fast(&self) {
         self.stop("INT");
     }
 
-    /// Starts the server again on the same port, after stopping it if need be; blocks until it answers.
+    /// Stops the server if it runs, and starts it on the same port. Blocks until the server
+    /// answers.
     pub(crate) fn restart(&self) {
         self.stop_fast();
         for _ in 0..50 {
@@ -190,7 +193,7 @@ impl Server {
             .pid()
     }
 
-    /// Starts what is in this directory.
+    /// Starts the server whose data is in this directory.
     fn start_in(dir: PathBuf) -> Self {
         let mut server = Self {
             dir,
@@ -249,13 +252,13 @@ impl Server {
     }
 }
 
-/// What the shared server has logged so far.
+/// The log of the shared server so far.
 pub(crate) fn server_log() -> String {
     Server::shared().log()
 }
 
-/// A linguistic default collation, if the build has ICU: code that relies on the order of bytes without saying
-/// `COLLATE "C"` must show.
+/// Uses a linguistic default collation, if the build has ICU. This reveals code that needs byte
+/// order but lacks `COLLATE "C"`.
 fn initdb(data: &Path) {
     let icu = ["--locale=C", "--locale-provider=icu", "--icu-locale=en-US"];
     let initdb = |locale: &[&str]| {

@@ -1,4 +1,4 @@
-//! What Postgres needs of the machine: its programs, a user that is not root, a free port.
+//! What Postgres needs on the machine: its programs, a user other than root, and a free port.
 
 use std::fs;
 use std::os::unix::fs::chown;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
 
-/// One of PostgreSQL's server programs, by name.
+/// The path of one of PostgreSQL's server programs.
 pub(crate) fn binary(name: &str) -> PathBuf {
     static DIR: LazyLock<PathBuf> = LazyLock::new(|| {
         find_binaries().expect(
@@ -38,7 +38,8 @@ fn find_binaries() -> Option<PathBuf> {
     })
 }
 
-/// Postgres refuses to run as root: then it runs as `postgres`, or else as `nobody`.
+/// The user for Postgres if the tests run as root, which Postgres refuses: `postgres`, or else
+/// `nobody`.
 fn postgres_user() -> Option<(u32, u32)> {
     static USER: LazyLock<Option<(u32, u32)>> = LazyLock::new(|| {
         let id = |args: &[&str]| {
@@ -64,7 +65,7 @@ fn postgres_user() -> Option<(u32, u32)> {
     *USER
 }
 
-/// Lets a command run as Postgres's user.
+/// Makes a command run as the user of Postgres.
 pub(crate) fn as_postgres(command: &mut Command) -> &mut Command {
     if let Some((uid, gid)) = postgres_user() {
         command.uid(uid).gid(gid);
@@ -72,14 +73,15 @@ pub(crate) fn as_postgres(command: &mut Command) -> &mut Command {
     command
 }
 
-/// Makes Postgres's user the owner.
+/// Makes the user of Postgres the owner of `path`.
 pub(crate) fn give_to_postgres(path: &Path) {
     if let Some((uid, gid)) = postgres_user() {
         chown(path, Some(uid), Some(gid)).unwrap();
     }
 }
 
-/// A TCP port that nobody listens on: below the range from which the kernel gives out ports, so that no outgoing connection takes it between restarts.
+/// An unused TCP port below the kernel's ephemeral range, so that no outgoing connection takes it
+/// while a server restarts.
 pub(crate) fn free_port() -> u16 {
     loop {
         let port = fastrand::u16(15_000..32_000);

@@ -1,4 +1,4 @@
-//! A real PgBouncer in transaction mode, on the way to the shared Postgres server.
+//! A real PgBouncer in transaction mode, between the service and the shared Postgres server.
 
 use std::fs;
 use std::path::PathBuf;
@@ -12,17 +12,17 @@ use crate::pg::{OWNER, PASSWORD, Server};
 use crate::pg_host::{as_postgres, free_port, give_to_postgres};
 use crate::process::{Supervised, lasting_dir};
 
-/// Connections to Postgres for each database.
+/// The number of connections to Postgres for each database.
 pub(crate) const POOL_SIZE: usize = 2;
 
-/// A running PgBouncer; it ends with this value or with the test process.
+/// A running PgBouncer. It ends when this value is dropped or the test process ends.
 pub(crate) struct PgBouncer {
     port: u16,
     _process: Mutex<Supervised>,
 }
 
 impl PgBouncer {
-    /// Starts one and waits until it leads to this database.
+    /// Starts a PgBouncer and waits until it forwards to this database.
     pub(crate) async fn start(database: &Database) -> Self {
         let dir = lasting_dir("pgbouncer");
         give_to_postgres(&dir);
@@ -57,7 +57,7 @@ impl PgBouncer {
         panic!("PgBouncer does not start; its log:\n{log}");
     }
 
-    /// What the service gets as `database_url`.
+    /// The service's `database_url`.
     pub(crate) fn url(&self, database: &Database) -> String {
         format!(
             "postgres://{OWNER}:{PASSWORD}@127.0.0.1:{}/{}",
@@ -66,7 +66,7 @@ impl PgBouncer {
         )
     }
 
-    /// A connection by way of the pooler; no prepared statements on it.
+    /// A connection through the pooler. It must not prepare statements.
     pub(crate) async fn client(&self, database: &Database) -> Client {
         connect(&self.url(database).parse().unwrap()).await.unwrap()
     }

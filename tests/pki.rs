@@ -1,6 +1,7 @@
-//! Certificates by the real `openssl`, one [`Cert`] builder for all of them, so that tests can have tables of them.
+//! Certificates by the real `openssl`. One builder, [`Cert`], creates them all, so that tests can
+//! have tables of certificates.
 //!
-//! Files live as long as the test process. The certificates of a usual site are in `certs.rs`.
+//! The files exist until the test process ends. The certificates of a usual site are in `certs.rs`.
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,7 +14,7 @@ use crate::process::{lasting_dir, run};
 /// A certificate with its private key.
 #[derive(Clone, Debug)]
 pub(crate) struct Leaf {
-    /// The leaf and the intermediates below the root, as a client or server sends them.
+    /// The leaf and the intermediates below the root, in the order of a TLS handshake.
     pub(crate) cert_chain: PathBuf,
     /// The private key.
     pub(crate) key: PathBuf,
@@ -22,16 +23,16 @@ pub(crate) struct Leaf {
 /// The ASN.1 string type of subject attributes.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) enum Strings {
-    /// PrintableString where the text allows it, as older tools write.
+    /// PrintableString if the text allows it, as in older tools.
     #[default]
     Printable,
-    /// UTF8String, as `openssl` writes nowadays.
+    /// UTF8String, the default of `openssl`.
     Utf8,
-    /// T61String, read as Latin-1 by everyone.
+    /// T61String, which all programs read as Latin-1.
     T61,
     /// BMPString: UTF-16.
     Bmp,
-    /// IA5String in O, OU and CN, which X.520 does not foresee.
+    /// IA5String in O, OU and CN, which X.520 does not allow.
     Ia5,
 }
 
@@ -55,7 +56,7 @@ enum Key {
     RsaPss,
 }
 
-/// A certificate to be issued; without further calls a P-256 leaf with digitalSignature, no EKU and no SAN.
+/// A builder of certificates. The default is a P-256 leaf with digitalSignature, no EKU and no SAN.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Cert {
     subject: String,
@@ -73,7 +74,8 @@ pub(crate) struct Cert {
 }
 
 impl Cert {
-    /// The subject is written as for `openssl -subj`: `/O=Acme/OU=admins/CN=alice`, or `/` for none.
+    /// Starts a certificate with this subject, in the syntax of `openssl -subj`:
+    /// `/O=Acme/OU=admins/CN=alice`, or `/` for an empty one.
     pub(crate) fn new(subject: &str) -> Self {
         Self {
             subject: subject.into(),
@@ -82,31 +84,32 @@ impl Cert {
         }
     }
 
-    /// The string type of the subject.
+    /// Sets the string type of the subject.
     pub(crate) fn strings(mut self, strings: Strings) -> Self {
         self.strings = strings;
         self
     }
 
-    /// One more subject alternative name: `URI:spiffe://…`, `DNS:localhost`, `IP:::1`, `otherName:1.2.3;UTF8:x`.
+    /// Adds a subject alternative name: `URI:spiffe://…`, `DNS:localhost`, `IP:::1`,
+    /// `otherName:1.2.3;UTF8:x`.
     pub(crate) fn san(mut self, san: &str) -> Self {
         self.sans.push(san.into());
         self
     }
 
-    /// The key usage extension, `None` for none at all.
+    /// Sets the key usage extension. `None` leaves it out.
     pub(crate) fn key_usage(mut self, usage: Option<&str>) -> Self {
         self.key_usage = usage.map(Into::into);
         self
     }
 
-    /// The extended key usage extension, for example `clientAuth,serverAuth`.
+    /// Sets the extended key usage extension, for example `clientAuth,serverAuth`.
     pub(crate) fn eku(mut self, usage: &str) -> Self {
         self.eku = Some(usage.into());
         self
     }
 
-    /// One more extension, as `openssl`'s configuration spells it: `1.2.3.4 = DER:0500`.
+    /// Adds an extension in the syntax of `openssl`'s configuration: `1.2.3.4 = DER:0500`.
     pub(crate) fn extension(mut self, line: &str) -> Self {
         self.extensions.push(line.into());
         self
@@ -118,73 +121,73 @@ impl Cert {
         self
     }
 
-    /// A CA with so many CAs below it.
+    /// Makes a CA that allows this number of CAs below it.
     pub(crate) fn path_length(mut self, cas: u32) -> Self {
         self.path_length = Some(cas);
         self.ca()
     }
 
-    /// Valid only in 2020.
+    /// Makes the certificate valid only in 2020.
     pub(crate) fn expired(mut self) -> Self {
         self.validity = Validity::Past;
         self
     }
 
-    /// Valid only from 2090 on.
+    /// Makes the certificate valid from 2090.
     pub(crate) fn not_yet_valid(mut self) -> Self {
         self.validity = Validity::Future;
         self
     }
 
-    /// Valid for so long from now.
+    /// Makes the certificate valid from now for this period.
     pub(crate) fn valid_for(mut self, period: Duration) -> Self {
         self.validity = Validity::Until(SystemTime::now() + period);
         self
     }
 
-    /// Valid from this time on.
+    /// Makes the certificate valid from this time.
     pub(crate) fn valid_from(mut self, time: SystemTime) -> Self {
         self.validity = Validity::From(time);
         self
     }
 
-    /// An RSA key of 2048 bits.
+    /// Uses an RSA key of 2048 bits.
     pub(crate) fn rsa(mut self) -> Self {
         self.key = Key::Rsa;
         self
     }
 
-    /// A key for RSA-PSS alone.
+    /// Uses a key that only allows RSA-PSS.
     pub(crate) fn rsa_pss(mut self) -> Self {
         self.key = Key::RsaPss;
         self
     }
 
-    /// A P-384 key.
+    /// Uses a P-384 key.
     pub(crate) fn p384(mut self) -> Self {
         self.key = Key::P384;
         self
     }
 
-    /// A P-521 key.
+    /// Uses a P-521 key.
     pub(crate) fn p521(mut self) -> Self {
         self.key = Key::P521;
         self
     }
 
-    /// The key file in the algorithm's own format (SEC1, PKCS#1) and not in PKCS#8.
+    /// Writes the key file in the format of its algorithm (SEC1, PKCS#1) instead of PKCS#8.
     pub(crate) fn traditional_key(mut self) -> Self {
         self.traditional = true;
         self
     }
 
-    /// Signed with SHA-512.
+    /// Signs with SHA-512.
     pub(crate) fn sha512(mut self) -> Self {
         self.sha512 = true;
         self
     }
 
-    /// A leaf, or whatever the builder says, signed by `issuer`.
+    /// Issues the certificate with a signature of `issuer`.
     pub(crate) fn signed_by(&self, issuer: &Ca) -> Leaf {
         let (pem, key) = self.issue(Some(issuer));
         let cert_chain = key.with_file_name("chain.pem");
@@ -192,7 +195,7 @@ impl Cert {
         Leaf { cert_chain, key }
     }
 
-    /// A certificate that nobody vouches for.
+    /// Issues a self-signed certificate.
     pub(crate) fn self_signed(&self) -> Leaf {
         let (_, key) = self.issue(None);
         Leaf {
@@ -201,7 +204,8 @@ impl Cert {
         }
     }
 
-    /// Makes the key, the request and the certificate; gives the certificate's PEM and the path of the key.
+    /// Creates the key, the request and the certificate. Returns the PEM of the certificate and the
+    /// path of the key.
     pub(crate) fn issue(&self, issuer: Option<&Ca>) -> (String, PathBuf) {
         let dir = lasting_dir("pki");
         fs::write(dir.join("openssl.cnf"), self.config()).unwrap();
@@ -382,7 +386,7 @@ commonName = optional
 [names]
 {names}";
 
-/// Keeps `openssl`'s configuration parser from reading anything into a value.
+/// Escapes the characters with a meaning in `openssl`'s configuration.
 fn escape(value: &str) -> String {
     let special = |c: char| {
         if r#"\$#"'`"#.contains(c) {

@@ -1,4 +1,5 @@
-//! Rules of nico-api's that a site may add, through a server: `[auth.cli_certs]`, the Casbin policy, the permissive mode.
+//! nico-api's optional rules, with a server: `[auth.cli_certs]`, the Casbin policy and the
+//! permissive mode.
 
 use serde_json::{Value, json};
 

@@ -1,5 +1,6 @@
-//! A transaction-mode pooler between the service and Postgres: every transaction may come to another connection,
-//! which others use too. So nothing is prepared by name there and no setting is left behind.
+//! A transaction-mode pooler between the service and Postgres. Each transaction may use another
+//! connection, which other clients also use. The service must therefore prepare no named statement
+//! and leave no session setting there.
 
 use tokio_postgres::SimpleQueryMessage::Row;
 
@@ -13,7 +14,7 @@ use crate::site::{Site, quote};
 const SETTINGS: &str = "SELECT pg_backend_pid(), current_setting('lock_timeout') || ' ' ||
     current_setting('statement_timeout') || ' ' || current_setting('idle_in_transaction_session_timeout')";
 
-/// The session settings of every connection that the pooler has to Postgres.
+/// The session settings of all connections from the pooler to Postgres.
 async fn settings(bouncer: &PgBouncer, database: &Database) -> Vec<String> {
     let mut clients = Vec::new();
     let mut pids = Vec::new();

@@ -1,8 +1,8 @@
-//! Child processes and directories that do not outlive the test process, however it ends.
+//! Child processes and directories that end with the test process, even if it is killed.
 //!
-//! Statics are never dropped and a killed process drops nothing, so the cleaning up is left to a small `sh` that
-//! holds the reading end of a pipe: when the test process is gone, for whatever reason, the pipe closes. The shells
-//! run in process groups of their own, out of reach of a Ctrl-C that is meant for the tests.
+//! Rust drops no statics, and a killed process drops nothing. A small `sh` therefore does the
+//! cleanup: it reads from a pipe, which closes when the test process ends for any reason. The
+//! shells have their own process groups, so that a Ctrl-C for the tests does not reach them.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-/// Waits for the end of its input, then removes `$1`, again and again while a dying server still writes there.
+/// Waits for the end of its input, then removes `$1`. Repeats this, since a server that is shutting
+/// down may still write there.
 const REMOVE: &str = r#"
 cat >/dev/null
 for _ in $(seq 100); do
@@ -24,7 +25,8 @@ for _ in $(seq 100); do
 done
 "#;
 
-/// Runs a command and tells its process id. Each line of input is a signal to send; the end of the input means `$1`.
+/// Runs a command and prints its process id. Each line of input is a signal to send. At the end of
+/// the input, it sends the signal `$1`.
 const SUPERVISE: &str = r#"
 last=$1
 shift
@@ -75,12 +77,12 @@ static SCRATCH: LazyLock<Scratch> = LazyLock::new(|| {
     }
 });
 
-/// A fresh directory that lives as long as the test process.
+/// A new directory that exists until the test process ends.
 pub(crate) fn lasting_dir(prefix: &str) -> PathBuf {
     temp_dir(prefix).keep()
 }
 
-/// A fresh directory that is removed with the returned value, and with the test process at the latest.
+/// A new directory that exists until the returned value is dropped or the test process ends.
 pub(crate) fn temp_dir(prefix: &str) -> TempDir {
     tempfile::Builder::new()
         .prefix(&format!("{prefix}-"))
@@ -88,7 +90,7 @@ pub(crate) fn temp_dir(prefix: &str) -> TempDir {
         .unwrap()
 }
 
-/// A running program that gets a last signal when this value is dropped or the test process ends.
+/// A running program. It gets a last signal when this value is dropped or the test process ends.
 pub(crate) struct Supervised {
     shell: Child,
     signals: Option<ChildStdin>,
@@ -96,8 +98,8 @@ pub(crate) struct Supervised {
 }
 
 impl Supervised {
-    /// Starts `program`; its stdin is empty and its stdout goes the way of its stderr. `configure` sets environment,
-    /// directory, user and stderr.
+    /// Starts `program` with an empty stdin. Its stdout goes to its stderr. `configure` sets the
+    /// environment, directory, user and stderr.
     pub(crate) fn spawn<A: AsRef<OsStr>>(
         program: &Path,
         args: impl IntoIterator<Item = A>,
@@ -136,7 +138,7 @@ impl Supervised {
         self.pid
     }
 
-    /// The program's stderr, if `configure` asked for a pipe; once.
+    /// The program's stderr, if `configure` asked for a pipe. Can be called once.
     pub(crate) fn take_stderr(&mut self) -> std::process::ChildStderr {
         self.shell
             .stderr
@@ -144,7 +146,7 @@ impl Supervised {
             .expect("stderr is piped and not taken yet")
     }
 
-    /// Sends a signal by name (`TERM`, `HUP`, `STOP`, …); nothing happens if the program has ended.
+    /// Sends a signal by name (`TERM`, `HUP`, `STOP`, …). Does nothing if the program has ended.
     pub(crate) fn signal(&mut self, name: &str) {
         if let Some(signals) = &mut self.signals {
             let _ = writeln!(signals, "{name}");
@@ -157,7 +159,7 @@ impl Supervised {
         Some(status.code().unwrap_or(-1))
     }
 
-    /// Blocks until the program ends, or panics.
+    /// Blocks until the program ends. Panics after `at_most`.
     pub(crate) fn wait(&mut self, at_most: Duration) -> i32 {
         let deadline = Instant::now() + at_most;
         loop {
@@ -181,14 +183,14 @@ impl Drop for Supervised {
     }
 }
 
-/// Sends a signal by name to processes that a test knows.
+/// Sends a signal by name to these processes.
 pub(crate) fn signal(pids: &[u32], name: &str) {
     let pids: Vec<_> = pids.iter().map(u32::to_string).collect();
     let kill = format!("kill -s {name} {}", pids.join(" "));
     run(Command::new("/bin/sh").args(["-c", &kill]));
 }
 
-/// Runs a short command to its end; panics with its stderr if it fails.
+/// Runs a short command to its end. Panics with its stderr if it fails.
 pub(crate) fn run(command: &mut Command) -> String {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command

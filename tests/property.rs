@@ -1,4 +1,5 @@
-//! Random sites against a model of the contract that knows how each text was made and never reads one.
+//! Compares runs of random sites with a model of the contract. The model knows how each text was
+//! made and never parses one.
 
 use std::collections::BTreeMap;
 
@@ -18,27 +19,27 @@ use crate::server::Server;
 use crate::site::Site;
 
 const CASES: u32 = 24;
-/// The keys that every server has; each is the target of one.
+/// The keys of every server. There is one server for each target.
 const KEYS: [&str; 3] = ["kv0", "kv1", "kv2"];
 
 #[derive(Clone, Debug)]
 enum Secret {
     Absent,
     Empty,
-    /// Under one of [`KEYS`]; `loose` is another spelling than the canonical one.
+    /// A secret under one of [`KEYS`]. If `loose`, its text is not in the canonical form.
     Sealed {
         under: usize,
         plaintext: Vec<u8>,
         loose: bool,
     },
-    /// Says another key than it is under.
+    /// A secret whose `key_id` is not that of its key.
     Mislabelled {
         says: usize,
     },
     UnknownKey,
-    /// The beginning of a good text.
+    /// A good text, truncated.
     Cut(Index),
-    /// A good text but for one character.
+    /// A good text with one character changed.
     Changed(Index),
     Garbage(String),
 }
@@ -86,7 +87,7 @@ struct Organization {
     version: &'static str,
 }
 
-/// What the contract says of an organization.
+/// The result of an organization according to the contract.
 #[derive(Debug, PartialEq)]
 enum Verdict {
     Update {
@@ -96,7 +97,7 @@ enum Verdict {
     Skip {
         on_target: u32,
     },
-    /// The failing columns; the empty one for the row as a whole.
+    /// The failing columns. An empty name is the row as a whole.
     Fail(Vec<&'static str>),
 }
 
@@ -172,7 +173,8 @@ fn random_sites_become_what_the_contract_says() {
         .unwrap();
 }
 
-/// A server for each target, all on one database, with other ways of cutting the work into pieces.
+/// One server for each target, all with the same database. They differ in page size and other
+/// limits.
 async fn start() -> (Client, Vec<Server>) {
     let (database, client) = seeded(&[]).await;
     let mut servers = Vec::new();
@@ -279,7 +281,7 @@ fn failures(report: &Report) -> Failures {
         .collect()
 }
 
-/// Plaintexts are compared with what the organization was made of.
+/// Checks an updated row. Compares the plaintexts with those from which the organization was made.
 fn assert_updated(org: &Organization, before: &Row, after: &Row, target: usize) {
     for (secret, (old, new)) in org
         .secrets

@@ -1,4 +1,4 @@
-//! A TCP relay on the way to Postgres, for what the network may do to a connection.
+//! A TCP relay between the service and Postgres, which simulates network faults.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,17 +10,18 @@ use tokio::sync::watch;
 use crate::database::Database;
 use crate::pg::OWNER;
 
-/// What happens to the connections that exist.
+/// What the relay does with its connections.
 #[derive(Clone, Copy, PartialEq)]
 enum Relay {
     BothWays,
-    /// Answers of the server are kept back.
+    /// Holds back the server's answers.
     RequestsOnly,
-    /// A new connection gets the server's first word, with which it comes about, and nothing after it for good.
+    /// Relays the first message of the server on a new connection, so that it can be established,
+    /// and nothing after that.
     Greeting,
 }
 
-/// A relay; it ends with its test.
+/// A relay. It ends with its test.
 pub(crate) struct Proxy {
     /// The TCP port on 127.0.0.1.
     pub(crate) port: u16,
@@ -29,11 +30,11 @@ pub(crate) struct Proxy {
     loses_cancel_requests: Arc<AtomicBool>,
 }
 
-/// What a cancel request begins with: its length and its code (PostgreSQL, "Message Formats").
+/// The beginning of a cancel request: its length and code (PostgreSQL, "Message Formats").
 const CANCEL_REQUEST: [u8; 8] = [0, 0, 0, 16, 0x04, 0xd2, 0x16, 0x2e];
 
 impl Proxy {
-    /// Relays to this port.
+    /// Starts a relay to this port.
     pub(crate) async fn to(port: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let proxy = Self {
@@ -60,7 +61,8 @@ impl Proxy {
         proxy
     }
 
-    /// What the service gets as `database_url`: without TLS, so that the server's first word is the greeting.
+    /// The service's `database_url`. Without TLS, so that the first message of the server is the
+    /// greeting.
     pub(crate) fn url(&self, database: &Database) -> String {
         format!(
             "postgres://{OWNER}@127.0.0.1:{}/{}?sslmode=disable",
@@ -69,27 +71,28 @@ impl Proxy {
         )
     }
 
-    /// From now on, what the server answers does not arrive.
+    /// From now on, the server's answers do not arrive.
     pub(crate) fn hold_answers(&self) {
         self.relay.send_replace(Relay::RequestsOnly);
     }
 
-    /// From now on, a connection that comes about never hears anything again.
+    /// From now on, a new connection is established but then gets no data.
     pub(crate) fn silence_new_connections(&self) {
         self.relay.send_replace(Relay::Greeting);
     }
 
-    /// From now on, requests to cancel a statement do not arrive.
+    /// From now on, cancel requests do not arrive.
     pub(crate) fn lose_cancel_requests(&self) {
         self.loses_cancel_requests.store(true, Ordering::Relaxed);
     }
 
-    /// What was held arrives, and new connections are relayed again; the silenced ones stay silent.
+    /// Delivers the held data and relays new connections again. The silenced connections stay
+    /// silent.
     pub(crate) fn relay(&self) {
         self.relay.send_replace(Relay::BothWays);
     }
 
-    /// Ends all connections, what was held included; new ones are relayed again.
+    /// Closes all connections and drops held data. Relays new connections again.
     pub(crate) fn cut(&self) {
         self.connections.send_modify(|cuts| *cuts += 1);
         self.relay.send_replace(Relay::BothWays);

@@ -1,4 +1,4 @@
-//! Files of TLS that change at a bad moment, or into something odd.
+//! TLS files that change at a bad moment, or to unusual content.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -145,7 +145,7 @@ async fn an_admin_bundle_that_appears_binds_those_who_are_there() {
     assert_eq!(reason().await, "NO_IDENTITY");
 }
 
-/// What a file becomes, and how.
+/// A name, and a function that changes a file.
 type Odd<'a> = (&'a str, &'a dyn Fn(&Path));
 
 #[tokio::test]

@@ -1,5 +1,5 @@
-//! New certificates, bundles and revocation lists in a running server: the good come into use, the bad do not, and
-//! connections whose certificate does not hold any more are closed.
+//! New certificates, bundles and revocation lists in a running server. The server loads good files
+//! and ignores bad ones. It closes the connections whose certificate is no longer accepted.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -23,7 +23,7 @@ use crate::site::{Site, path};
 
 pub(crate) const H2: [&str; 3] = ["-tls1_3", "-alpn", "h2"];
 
-/// Files of TLS under names of their own, to be replaced.
+/// TLS files in a directory of their own, which a test replaces.
 pub(crate) struct Files(pub(crate) PathBuf);
 
 impl Files {
@@ -41,7 +41,7 @@ impl Files {
         self.install("server.key", &leaf.key);
     }
 
-    /// Puts a copy of `from` in the place of a file, in one step.
+    /// Replaces a file with a copy of `from`, atomically.
     pub(crate) fn install(&self, name: &str, from: &Path) {
         self.write(name, &fs::read(from).unwrap());
     }
@@ -68,7 +68,7 @@ pub(crate) fn disabled() -> Site {
     Site::with_url("postgres://nobody@127.0.0.1:1/none").set("machine_identity.enabled", "false")
 }
 
-/// Waits for the value of a metric.
+/// Waits until a metric has this value.
 pub(crate) async fn until(server: &Server, name: &str, labels: &[(&str, &str)], expected: f64) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while server.metric(name, labels).await.unwrap_or_default() != expected {
@@ -91,7 +91,7 @@ pub(crate) async fn until_closed(server: &Server, reason: &str, connections: f64
     until(server, name, &[("reason", reason)], connections).await;
 }
 
-/// Whether the server shows this certificate.
+/// Whether the server presents this certificate.
 async fn shows(server: &Server, leaf: &Leaf) -> bool {
     let session = handshake(server, Some(&service("nico-api")), &[])
         .await
@@ -177,7 +177,7 @@ async fn sighup_makes_the_next_look_immediate_and_touches_nothing_else() {
     assert_eq!(server.terminate().await, 0);
 }
 
-/// The error that was told for this failure; it may be read a moment after it is counted.
+/// The log line of this failure. A test may read it a moment after the server counts the failure.
 async fn failure(server: &Server, number: usize) -> String {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
@@ -375,7 +375,8 @@ async fn a_certificate_that_expires_ends_its_connection() {
     assert!(stays.is_open());
 }
 
-/// A machine whose clock is not set yet, or whose certificate was not renewed while it was off: a restart would not help.
+/// The clock may not be set yet, or the certificate expired while the machine was off. A restart
+/// would not help.
 #[tokio::test]
 async fn a_server_certificate_that_is_not_valid_at_the_start_is_waited_for() {
     for (cert, from) in [
@@ -406,7 +407,7 @@ async fn a_server_certificate_that_is_not_valid_at_the_start_is_waited_for() {
     }
 }
 
-/// The clock alone ends the wait, too.
+/// A certificate can also become valid without a reload.
 #[tokio::test]
 async fn a_server_certificate_becomes_valid_without_a_reload() {
     let from = SystemTime::now() + Duration::from_secs(8);

@@ -1,5 +1,5 @@
-//! Replicas of the database, real ones: a run gives way to one that falls behind, and reports nothing that a
-//! synchronous one does not have.
+//! Real replicas of the database. A run slows down when a replica falls behind, and reports no row
+//! that a synchronous replica lacks.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,8 @@ use crate::site::Site;
 
 pub(crate) const LAG: &str = "nico_rewrap_database_replica_lag_seconds";
 
-/// Limits of a run that gives way, in rows a second and seconds.
+/// The limits of an adaptive run: the lowest rate in rows per second, and the replica lag in
+/// seconds.
 const LEAST: f64 = 200.0;
 const BEHIND: f64 = 5.0;
 
@@ -26,7 +27,7 @@ const BEHIND: f64 = 5.0;
 struct Replicated {
     database: Database,
     client: Client,
-    /// Connected to the standby.
+    /// A connection to the standby.
     standby_admin: Client,
     _standby: pg::Server,
     primary: pg::Server,
@@ -56,7 +57,7 @@ impl Replicated {
         }
     }
 
-    /// The process of the standby that receives the log.
+    /// The process of the standby that receives WAL.
     async fn receiver(&self) -> u32 {
         let sql = "SELECT pid FROM pg_stat_wal_receiver";
         let pid: i32 = self.standby_admin.query_one(sql, &[]).await.unwrap().get(0);
@@ -64,19 +65,19 @@ impl Replicated {
     }
 }
 
-/// Does not give up a replica that is silent.
+/// A primary that never disconnects a silent replica.
 fn primary() -> pg::Server {
     pg::Server::options()
         .setting("wal_sender_timeout", "0")
         .start()
 }
 
-/// How a standby comes to a standstill.
+/// The ways in which a standby stops.
 #[derive(Clone, Copy)]
 enum Standstill {
-    /// It says so: it gets the log and does not replay it.
+    /// It receives WAL but does not replay it, and reports that.
     Paused,
-    /// It says nothing any more.
+    /// It sends nothing.
     Silent,
 }
 
@@ -108,7 +109,7 @@ impl Standstill {
     }
 }
 
-/// Waits until a gauge of the server has such a value.
+/// Waits until a gauge of the server has a fitting value.
 async fn until_shown(server: &Server, gauge: &str, fits: impl Fn(f64) -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
@@ -191,7 +192,7 @@ async fn who_archives_the_log_is_no_replica() {
     assert_eq!((seen.limit, seen.lag), (0.0, 0.0));
 }
 
-/// `pg_receivewal`, as backup software runs it.
+/// Runs `pg_receivewal`, as backup software does.
 fn receive_log(primary: &pg::Server) -> Supervised {
     let dir = lasting_dir("archive");
     crate::pg_host::give_to_postgres(&dir);
@@ -211,7 +212,7 @@ fn receive_log(primary: &pg::Server) -> Supervised {
     })
 }
 
-/// How many rows have all their secrets under this key.
+/// The number of rows whose secrets are all under this key.
 async fn under(client: &Client, key: &str) -> usize {
     let rows = snapshot(client).await;
     let whole = rows.values().filter(|row| {

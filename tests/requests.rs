@@ -1,4 +1,5 @@
-//! Requests that no gRPC client makes: what is not exactly one is not carried out, and is recorded all the same.
+//! Malformed requests that no gRPC client sends. The server carries out none of them and records
+//! each.
 
 use serde_json::Value;
 
@@ -13,12 +14,12 @@ use crate::site::Site;
 
 const GRPC: (&str, &str) = ("content-type", "application/grpc");
 
-/// Sends a site-wide apply with these header fields and gives its audit record, the only one of the server.
+/// Sends a site-wide apply with these header fields. Returns its audit record.
 async fn record(server: &Server, leaf: &Leaf, fields: &[(&str, &str)]) -> Value {
     record_of(server, leaf, fields, &APPLY).await
 }
 
-/// The same with these bytes as the request's body.
+/// The same, with these bytes as the body of the request.
 async fn record_of(server: &Server, leaf: &Leaf, fields: &[(&str, &str)], body: &[u8]) -> Value {
     let before = server.logs_with("call").len();
     let options = ["-tls1_3", "-alpn", "h2"];

@@ -1,4 +1,4 @@
-//! Revoked certificates, and lists that are old, missing or somebody else's.
+//! Revoked certificates, and revocation lists that are old, missing or from another issuer.
 
 use std::path::PathBuf;
 
@@ -31,7 +31,7 @@ async fn gets_in(server: &Server, leaf: &Leaf) -> bool {
     handshake(server, Some(leaf), &[]).await.is_ok()
 }
 
-/// An intermediate of the administrators' root with two leaves.
+/// An intermediate below the administrators' root, with two leaves.
 struct Branch {
     issuer: Ca,
     good: Leaf,
@@ -107,7 +107,8 @@ async fn a_ca_that_changes_its_key_has_a_list_of_each() {
     }
 }
 
-/// All of them are in the bundle, so that a certificate's signature fails with the others' keys, and not only a list's.
+/// All three roots have the same name and are in the bundle. The server must therefore try several
+/// keys, both for the signature of a certificate and for the signature of a list.
 #[tokio::test]
 async fn a_root_that_changes_its_key_and_its_kind_has_a_list_of_each() {
     let root = || {
@@ -155,7 +156,8 @@ async fn a_root_that_changes_its_key_and_its_kind_has_a_list_of_each() {
     }
 }
 
-/// Lists of one key, as long as nobody knows it: that of an intermediate, which only its clients send.
+/// Lists of a key that the server does not know at the start: it belongs to an intermediate that
+/// only clients send.
 #[tokio::test]
 async fn a_list_without_a_key_identifier_hides_nobody_whom_another_names() {
     let Branch { issuer, good, bad } = branch();
@@ -178,7 +180,7 @@ async fn a_list_without_a_key_identifier_hides_nobody_whom_another_names() {
     }
 }
 
-/// rustls tells the worst of all ways, which need not be that one of them is revoked.
+/// rustls reports the worst error of all paths, which is not necessarily a revocation.
 #[tokio::test]
 async fn a_revoked_leaf_gains_nothing_by_what_it_sends_along() {
     let Branch { issuer, good, bad } = branch();
@@ -198,7 +200,8 @@ async fn a_revoked_leaf_gains_nothing_by_what_it_sends_along() {
     }
 }
 
-/// For each policy: who gets in with a current, an old and no list of the issuer; who is on a list never does.
+/// For each policy, whether it admits a client with a current, an old and no list of the issuer. No
+/// policy admits a revoked certificate.
 const POLICIES: [(&str, bool, bool, bool); 4] = [
     ("require_valid", true, false, false),
     ("allow_expired", true, true, false),
@@ -255,8 +258,8 @@ async fn the_newest_list_of_an_issuer_counts() {
     }
 }
 
-/// A list may say that it is for the certificates that name a distribution point. One that is on a part of several
-/// would be let in by the others, if it names none.
+/// A list can be limited to the certificates that name a distribution point. If one of several such
+/// lists revoked a certificate that names no distribution point, the others would still admit it.
 #[tokio::test]
 async fn a_list_in_parts_is_refused_and_one_with_a_scope_counts() {
     let root = Ca::root("/O=NICo/CN=parts", Strings::Utf8);
@@ -303,7 +306,8 @@ async fn a_list_in_parts_is_refused_and_one_with_a_scope_counts() {
     }
 }
 
-/// The administrators' issuing CA has a certificate of their root, which is revoked, and one of the service CA.
+/// The administrators' issuing CA has two certificates: one of the administrators' root, which is
+/// revoked, and one of the service CA.
 #[tokio::test]
 async fn a_way_to_the_admin_bundle_that_is_revoked_is_none_whatever_other_way_there_is() {
     let Branch { issuer, good, .. } = branch();

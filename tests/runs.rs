@@ -1,4 +1,5 @@
-//! Runs over a whole site: the dry run, the run, the run after it, and the way back.
+//! Runs for a whole site: the dry run, the apply, the second dry run, and the way back to the old
+//! key.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +15,7 @@ use crate::seal::{key_id, keys, open, seal};
 use crate::seed::{DELEGATION, Org, signing_key_pem, snapshot};
 use crate::site::Site;
 
-/// One organization of every kind, and what a run to `kv2` makes of them all.
+/// One organization of every kind, and the counters of a run to `kv2`.
 fn one_of_each() -> (Vec<Org>, Counters) {
     let mixed = Org::under("mixed", "kv1").text(1, seal(signing_key_pem(), "kv2"));
     let orgs = vec![
@@ -110,7 +111,8 @@ async fn every_row_is_written_in_a_transaction_of_its_own_together_with_its_vers
     }
 }
 
-/// Ends every transaction of the service that writes a row, even if Postgres undoes the write.
+/// A trap that ends every transaction in which the service writes a row, even if Postgres undoes
+/// the write.
 const TRAP: &str = "
     CREATE FUNCTION no_write() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN RAISE 'a transaction that writes'; END $$;

@@ -1,4 +1,4 @@
-//! What a call covers: one organization or the site, and never more than was asked for.
+//! The scope of a call: one organization or the site, and never more than the request names.
 
 use serde_json::json;
 
@@ -9,7 +9,7 @@ use crate::seed::{Org, VERSION, snapshot};
 use crate::server::Server;
 use crate::site::Site;
 
-/// Three organizations, two of which are easily mistaken for the third, and one that fails.
+/// Three organizations, two of them with ids similar to the third, and one organization that fails.
 fn orgs() -> Vec<Org> {
     vec![
         Org::under("acme", "kv1"),

@@ -1,5 +1,5 @@
-//! The envelope of scheme version 1 by other means than the project's own: `ring` and `serde_json`.
-//! Tests seal and open with this, so that the codec is not checked against itself.
+//! A second implementation of the envelope of scheme version 1, with `ring` and `serde_json`. Tests
+//! seal and open with it, so that they do not check the codec against itself.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ pub(crate) type Key = [u8; 32];
 /// KEKs by id.
 pub(crate) type Keys = BTreeMap<String, Key>;
 
-/// The KEK that tests have under this id: the same in every test, another for every id.
+/// The KEK of this id, the same in all tests.
 pub(crate) fn key(id: &str) -> Key {
     digest(&SHA256, format!("a key for tests: {id}").as_bytes())
         .as_ref()
@@ -33,12 +33,12 @@ pub(crate) fn seal(plaintext: impl AsRef<[u8]>, key_id: &str) -> String {
     seal_with(plaintext, key_id, &key(key_id))
 }
 
-/// The column text of `plaintext` under any key, whatever the label says.
+/// The column text of `plaintext` under any key, with any `key_id`.
 pub(crate) fn seal_with(plaintext: impl AsRef<[u8]>, key_id: &str, key: &Key) -> String {
     encode(&compact(&seal_object(plaintext, key_id, key)))
 }
 
-/// The envelope as a JSON object, for tests that bend it before they [`encode`] it.
+/// The envelope as a JSON object, for tests that modify it before they [`encode`] it.
 pub(crate) fn seal_object(plaintext: impl AsRef<[u8]>, key_id: &str, key: &Key) -> Value {
     let mut nonce = [0; 12];
     SystemRandom::new().fill(&mut nonce).unwrap();
@@ -55,7 +55,8 @@ pub(crate) fn encode(text: &str) -> String {
     BASE64_STANDARD.encode(text)
 }
 
-/// Key id and plaintext of a column text; an error if it is malformed, under an absent key or not authentic.
+/// Key id and plaintext of a column text. An error if the text is malformed, its key is absent, or
+/// authentication fails.
 pub(crate) fn open(text: &str, keys: &Keys) -> Result<(String, Vec<u8>), String> {
     let object = decode(text)?;
     let bytes = |member: &str| -> Result<Vec<u8>, String> {
@@ -76,17 +77,18 @@ pub(crate) fn open(text: &str, keys: &Keys) -> Result<(String, Vec<u8>), String>
     Ok((key_id.to_owned(), plaintext.to_vec()))
 }
 
-/// Whether a column text is written as the contract says: compact, members in order, nothing around it.
+/// Whether a column text is in the canonical form: compact, members in order, no surrounding white
+/// space.
 pub(crate) fn is_canonical(text: &str) -> bool {
     decode(text).is_ok_and(|object| encode(&compact(&object)) == text)
 }
 
-/// The `key_id` that a column text names.
+/// The `key_id` of a column text.
 pub(crate) fn key_id(text: &str) -> String {
     decode(text).unwrap()["key_id"].as_str().unwrap().to_owned()
 }
 
-/// `serde_json` would sort the members.
+/// Writes compact JSON in the order of the contract. `serde_json` would sort the members.
 fn compact(object: &Value) -> String {
     let [key_id, nonce, ciphertext] =
         ["key_id", "nonce", "ciphertext"].map(|member| &object[member]);

@@ -1,4 +1,4 @@
-//! `SECURITY.md` names a test for what it claims: there has to be such a test.
+//! Every test that `SECURITY.md` names must exist.
 
 use std::fs;
 use std::path::Path;

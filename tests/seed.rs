@@ -1,4 +1,4 @@
-//! Rows as `nico-api` would have written them, with whatever texts a test wants, and what became of them.
+//! Rows as `nico-api` writes them, with the secret texts that a test needs, and snapshots of rows.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -13,7 +13,7 @@ use tokio_postgres::Client;
 use crate::database::Database;
 use crate::seal::seal;
 
-/// The three secret columns, in the order in which [`Org`] and [`Row`] have their texts.
+/// The three secret columns, in the order of the texts in [`Org`] and [`Row`].
 pub(crate) const COLUMNS: [&str; 3] = [
     "encrypted_signing_key_1",
     "encrypted_signing_key_2",
@@ -27,7 +27,7 @@ pub(crate) const VERSION: &str = "V7-T1700000000000000";
 pub(crate) const DELEGATION: &str =
     r#"{"client_id": "client", "client_secret": "the secret of a test"}"#;
 
-/// An organization to be inserted, with its row of secrets.
+/// An organization with its row of secrets, to insert.
 #[derive(Clone, Debug)]
 pub(crate) struct Org {
     id: String,
@@ -47,32 +47,33 @@ impl Org {
         }
     }
 
-    /// The usual organization: a signing key and a delegation secret under this key id, no second signing key.
+    /// The usual organization: a signing key and a delegation secret under this key id, no second
+    /// signing key.
     pub(crate) fn under(id: &str, key_id: &str) -> Self {
         Self::new(id)
             .text(0, seal(signing_key_pem(), key_id))
             .text(2, seal(DELEGATION, key_id))
     }
 
-    /// The text of a secret column, by its place in [`COLUMNS`].
+    /// Sets the text of a secret column, by its index in [`COLUMNS`].
     pub(crate) fn text(mut self, column: usize, text: impl Into<String>) -> Self {
         self.texts[column] = Some(text.into());
         self
     }
 
-    /// All three texts at once.
+    /// Sets all three texts.
     pub(crate) fn texts(mut self, texts: [Option<String>; 3]) -> Self {
         self.texts = texts;
         self
     }
 
-    /// The tenant's version, [`VERSION`] otherwise.
+    /// Sets the tenant's version, by default [`VERSION`].
     pub(crate) fn version(mut self, version: &str) -> Self {
         self.version = version.into();
         self
     }
 
-    /// The old schema's column, `kv1` otherwise; ignored in the new schema.
+    /// Sets the column of the old schema, by default `kv1`. Ignored in the new schema.
     pub(crate) fn encryption_key_id(mut self, key_id: &str) -> Self {
         self.encryption_key_id = key_id.into();
         self
@@ -93,7 +94,7 @@ pub(crate) async fn one_under_kv1() -> Database {
     database
 }
 
-/// Inserts any number of organizations in one statement each for the two tables.
+/// Inserts any number of organizations with one statement for each of the two tables.
 pub(crate) async fn insert(client: &Client, orgs: &[Org]) {
     let column = |text: fn(&Org) -> Option<&str>| orgs.iter().map(text).collect::<Vec<_>>();
     let ids = column(|org| Some(&org.id));
@@ -160,14 +161,14 @@ pub(crate) fn signing_key_pem() -> &'static str {
     &PEM
 }
 
-/// Makes the schema that of a site before June 2026.
+/// Changes the schema to that of a site before June 2026.
 pub(crate) async fn add_encryption_key_id(client: &Client) {
     let ddl = "ALTER TABLE tenant_identity_config ADD COLUMN encryption_key_id varchar(255) NOT NULL DEFAULT 'kv1';
         ALTER TABLE tenant_identity_config ALTER COLUMN encryption_key_id DROP DEFAULT";
     client.batch_execute(ddl).await.unwrap();
 }
 
-/// What `nico-api`'s migration of June 2026 does.
+/// Changes the schema as `nico-api`'s migration of June 2026 does.
 pub(crate) async fn drop_encryption_key_id(client: &Client) {
     client
         .batch_execute("ALTER TABLE tenant_identity_config DROP COLUMN encryption_key_id")
@@ -181,7 +182,8 @@ async fn has_encryption_key_id(client: &Client) -> bool {
     client.query_opt(sql, &[]).await.unwrap().is_some()
 }
 
-/// All that there is of an organization; two of them are equal if nothing at all was written.
+/// The complete content of an organization. Two snapshots are equal only if there was no write
+/// between them.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Row {
     /// The three secrets.
@@ -190,16 +192,17 @@ pub(crate) struct Row {
     pub(crate) updated_at: SystemTime,
     /// `tenants.version`.
     pub(crate) version: String,
-    /// The old schema's column.
+    /// The column of the old schema.
     pub(crate) encryption_key_id: Option<String>,
-    /// Every other column of both tables, as JSON: what no re-wrap ever touches.
+    /// Every other column of both tables, as JSON. A re-wrap never changes these.
     pub(crate) others: String,
-    /// The transaction that wrote the two rows last: shows even a write that changes nothing.
+    /// The transactions that last wrote the two rows. They show even a write without a change.
     pub(crate) written_by: (String, String),
 }
 
 impl Row {
-    /// The number and the time of the version; panics if it is not in the contract's format.
+    /// The number and the time of the version. Panics if the version does not have the format of
+    /// the contract.
     pub(crate) fn version_parts(&self) -> (u64, SystemTime) {
         let parts = self
             .version
@@ -213,7 +216,7 @@ impl Row {
     }
 }
 
-/// Every organization that has a row of secrets.
+/// All organizations with a row of secrets.
 pub(crate) async fn snapshot(client: &Client) -> BTreeMap<String, Row> {
     let sql = "-- snapshot
         SELECT c.organization_id, c.encrypted_signing_key_1, c.encrypted_signing_key_2, c.encrypted_auth_method_config,

@@ -1,4 +1,4 @@
-//! The real binary, running.
+//! A running server: the real binary.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
@@ -16,10 +16,10 @@ use tokio::net::TcpStream;
 use crate::process::Supervised;
 use crate::site::BINARY;
 
-/// How long a start, an exit or a log line may take on a busy machine.
+/// Time limit for a start, an exit or a log line on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A running server; it is killed with this value or with the test process.
+/// A running server. It is killed when this value is dropped or the test process ends.
 pub(crate) struct Server {
     /// `127.0.0.1:port` of the gRPC listener.
     pub(crate) grpc: String,
@@ -28,12 +28,12 @@ pub(crate) struct Server {
     lines: Arc<Mutex<Vec<String>>>,
     reader: JoinHandle<()>,
     process: Mutex<Supervised>,
-    /// Of the configuration; removed with the server.
+    /// The directory of the configuration, which is removed with the server.
     _dir: TempDir,
 }
 
 impl Server {
-    /// Starts the binary and waits for the log line that tells its addresses.
+    /// Starts the binary and waits for the log line with its addresses.
     pub(crate) async fn spawn(
         dir: TempDir,
         args: &[String],
@@ -73,7 +73,7 @@ impl Server {
         server
     }
 
-    /// Waits until `/readyz` says 200.
+    /// Waits until `/readyz` answers 200.
     pub(crate) async fn wait_ready(&self) {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -91,7 +91,8 @@ impl Server {
         }
     }
 
-    /// Status and body of a GET from the plain HTTP listener; status 0 if there is no connection or no answer.
+    /// Status and body of a GET from the HTTP listener. Status 0 if there is no connection or no
+    /// answer.
     pub(crate) async fn get(&self, path: &str) -> (u16, String) {
         let ask = async {
             let mut stream = TcpStream::connect(&self.http).await?;
@@ -117,7 +118,7 @@ impl Server {
         (status.unwrap_or(0), body.to_owned())
     }
 
-    /// What `/readyz` answers once the database was tried.
+    /// The answer of `/readyz` after the first attempt to reach the database.
     pub(crate) async fn readiness(&self) -> (u16, String) {
         loop {
             let answer = self.get("/readyz").await;
@@ -136,7 +137,7 @@ impl Server {
         body
     }
 
-    /// The sum of all samples of this name that have all these labels; `None` if there is no such sample.
+    /// The sum of all samples with this name and these labels. `None` if there is no such sample.
     pub(crate) async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
         let metrics = self.metrics().await;
         let labels: Vec<_> = labels
@@ -156,12 +157,12 @@ impl Server {
         metrics.lines().filter_map(sample).reduce(|a, b| a + b)
     }
 
-    /// Every line of stderr so far, as it was written.
+    /// The complete stderr so far.
     pub(crate) fn log_text(&self) -> String {
         self.lines.lock().unwrap().join("\n")
     }
 
-    /// Every log line so far, in JSON or logfmt; what is neither comes as a string.
+    /// Every log line so far, parsed as JSON or logfmt. A line in neither format is a string.
     pub(crate) fn logs(&self) -> Vec<Value> {
         let parse = |line: &String| {
             let json = serde_json::from_str(line).ok();
@@ -178,7 +179,7 @@ impl Server {
         logs
     }
 
-    /// Waits for a log line with this message and gives the first one.
+    /// Waits for a log line with this message. Returns the first one.
     pub(crate) async fn wait_log(&self, message: &str) -> Value {
         self.wait_logs(message, 1).await.swap_remove(0)
     }
@@ -201,14 +202,15 @@ impl Server {
         }
     }
 
-    /// Waits for the audit record of the first call and gives its `rows_updated`; its outcome must be this one.
+    /// Waits for the audit record of the first call and checks its outcome. Returns its
+    /// `rows_updated`.
     pub(crate) async fn audited_rows(&self, outcome: &str) -> i64 {
         let record = self.wait_log("call").await;
         assert_eq!(field(&record, "outcome").unwrap(), outcome, "{record}");
         field(&record, "rows_updated").unwrap().as_i64().unwrap()
     }
 
-    /// The process id, for a look at `/proc`.
+    /// The process id, for access to `/proc`.
     pub(crate) fn pid(&self) -> u32 {
         self.process.lock().unwrap().pid()
     }
@@ -218,7 +220,7 @@ impl Server {
         self.process.lock().unwrap().signal(name);
     }
 
-    /// Waits for the exit and the last log line, and gives the exit code; 128 + n after signal n.
+    /// Waits for the exit and the last log line. Returns the exit code; 128 + n after signal n.
     pub(crate) async fn wait_exit(&self) -> i32 {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -235,7 +237,7 @@ impl Server {
         }
     }
 
-    /// SIGTERM, and the exit code.
+    /// Sends SIGTERM and returns the exit code.
     pub(crate) async fn terminate(&self) -> i32 {
         self.signal("TERM");
         self.wait_exit().await
@@ -251,14 +253,16 @@ impl Server {
     }
 }
 
-/// A field of a JSON log line, flattened or below `fields` as tracing-subscriber writes it, or of its innermost span.
+/// A field of a log line, flattened, below `fields` as in tracing-subscriber, or of the innermost
+/// span.
 pub(crate) fn field<'a>(line: &'a Value, name: &str) -> Option<&'a Value> {
     line.get(name)
         .or_else(|| line.get("fields")?.get(name))
         .or_else(|| line.get("span")?.get(name))
 }
 
-/// A line of `key=value` pairs, every value as a string; nothing if it is not one, or has a key twice.
+/// Parses a line of `key=value` pairs, with every value as a string. `None` if the line has another
+/// format or a key twice.
 fn logfmt(line: &str) -> Option<Value> {
     let mut fields = serde_json::Map::new();
     let mut rest = line;

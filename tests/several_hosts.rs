@@ -1,4 +1,5 @@
-//! Several servers in the database URL: one that is off, or hangs, does not keep the program from the next one.
+//! Several hosts in the database URL. If a host is down or hangs, the program connects to the next
+//! one.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use crate::grpcurl::run;
 use crate::pg::PASSWORD;
 use crate::site::{Exit, Site};
 
-/// A server that takes no connection, or takes it and says nothing.
+/// A server that accepts no connection, or accepts one and sends nothing.
 struct Hung {
     listener: TcpListener,
     _waiting: Vec<TcpStream>,
@@ -25,7 +26,7 @@ impl Hung {
         }
     }
 
-    /// Its queue is full, so that the kernel drops whoever comes.
+    /// A server whose accept queue is full, so that the kernel drops new connections.
     async fn dropping() -> Self {
         let listener = Self::listen(0);
         let mut waiting = Vec::new();
@@ -51,7 +52,7 @@ impl Hung {
     }
 }
 
-/// The database's URL with others before its own server.
+/// The database's URL with other hosts before its own host.
 fn after(others: &[SocketAddr], database: &Database) -> String {
     let others: String = others.iter().map(|other| format!("{other},")).collect();
     let url = database.url();

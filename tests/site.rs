@@ -1,4 +1,4 @@
-//! A site: its configuration file, secrets file and certificates, in a directory of its own.
+//! A site: its configuration file, secrets file and certificates, in its own directory.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -19,7 +19,7 @@ use crate::server::Server;
 /// The binary under test.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_nico-rewrap");
 
-/// What else stands in `nico-api`'s own file.
+/// Other content of `nico-api`'s own file.
 const UNRELATED: &str = r#"
 [pools.lo-ip]
 type = "ipv4"
@@ -31,7 +31,7 @@ components = [{ type = "bmc", preingest_upgrade_when_below = "9" }]
 [rack_types]
 "#;
 
-/// How the program ended that was not expected to stay.
+/// The result of a program that has ended.
 #[derive(Debug)]
 pub(crate) struct Exit {
     /// The exit code, -1 after a signal.
@@ -42,7 +42,8 @@ pub(crate) struct Exit {
     pub(crate) stderr: String,
 }
 
-/// A site to be varied and started. As it comes: keys `kv1` and `kv2`, target `kv2`, issuer CN and bundles of `certs.rs`.
+/// A builder of a site. The defaults are the keys `kv1` and `kv2`, the target `kv2`, and the issuer
+/// CN and bundles of `certs.rs`.
 pub(crate) struct Site {
     dir: TempDir,
     settings: BTreeMap<(String, String), String>,
@@ -106,13 +107,13 @@ impl Site {
             .keys(&keys(&["kv1", "kv2"]))
     }
 
-    /// Sets `section.key` (or a key without section) to a value written in TOML, its quotes included.
+    /// Sets `section.key` (or a key without section) to a value in TOML syntax, including quotes.
     pub(crate) fn set(mut self, key: &str, toml: impl Into<String>) -> Self {
         self.settings.insert(split(key), toml.into());
         self
     }
 
-    /// Leaves a key out.
+    /// Removes a key.
     pub(crate) fn unset(mut self, key: &str) -> Self {
         self.settings
             .remove(&split(key))
@@ -120,7 +121,7 @@ impl Site {
         self
     }
 
-    /// Leaves out a section and those below it.
+    /// Removes a section and its subsections.
     pub(crate) fn without_section(mut self, name: &str) -> Self {
         let below = format!("{name}.");
         self.settings
@@ -128,24 +129,24 @@ impl Site {
         self
     }
 
-    /// Exactly this text as the first file, whatever was set.
+    /// Replaces the whole first file with this text.
     pub(crate) fn whole_config(mut self, toml: &str) -> Self {
         self.whole = Some(toml.into());
         self
     }
 
-    /// A second `--config` file with this text.
+    /// Adds a second `--config` file with this text.
     pub(crate) fn second_config(mut self, toml: &str) -> Self {
         self.second_config = Some(toml.into());
         self
     }
 
-    /// The key id to re-wrap to.
+    /// Sets the target key id.
     pub(crate) fn target(self, key_id: &str) -> Self {
         self.set("machine_identity.current_encryption_key_id", quote(key_id))
     }
 
-    /// The keys of the secrets file, with other credentials around them.
+    /// Sets the keys of the secrets file, with other credentials around them.
     pub(crate) fn keys(self, keys: &Keys) -> Self {
         let keys: BTreeMap<_, _> = keys
             .iter()
@@ -158,31 +159,32 @@ impl Site {
         self.secrets("secrets.json", &secrets.to_string())
     }
 
-    /// A secrets file of this name with exactly this text.
+    /// Writes a secrets file with this name and exactly this text.
     pub(crate) fn secrets(mut self, name: &str, text: &str) -> Self {
         self.secrets = (name.into(), Some(text.into()));
         let file = path(self.dir.path().join(name));
         self.set("rewrap.secrets_file", file)
     }
 
-    /// No secrets file, though the setting stays.
+    /// Writes no secrets file, but keeps the setting.
     pub(crate) fn missing_secrets(mut self) -> Self {
         self.secrets.1 = None;
         self
     }
 
-    /// An environment variable of the process; besides these it has `PATH` and nothing else.
+    /// Sets an environment variable of the process. The only other variable is `PATH`.
     pub(crate) fn env(mut self, name: &str, value: &(impl AsRef<OsStr> + ?Sized)) -> Self {
         self.env.push((name.into(), value.as_ref().into()));
         self
     }
 
-    /// Where the files are: `site.toml`, `secrets.json`.
+    /// The directory of the files `site.toml` and `secrets.json`.
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// Writes the files anew, for tests that change them under a running server; gives the command line.
+    /// Writes the files, also for a test that changes them under a running server. Returns the
+    /// command line.
     pub(crate) fn write(&self, subcommand: &str) -> Vec<String> {
         let mut files = vec![("site.toml", self.toml())];
         files.extend(self.second_config.clone().map(|text| ("second.toml", text)));
@@ -205,18 +207,18 @@ impl Site {
         server
     }
 
-    /// Starts the server and waits only until it has told its addresses.
+    /// Starts the server and waits only until it has logged its addresses.
     pub(crate) async fn start_unready(self) -> Server {
         let args = self.write("serve");
         Server::spawn(self.dir, &args, &self.env).await
     }
 
-    /// Runs `serve` where it is expected to end by itself.
+    /// Runs `serve` until it exits.
     pub(crate) async fn run_to_exit(self) -> Exit {
         self.run("serve").await
     }
 
-    /// Runs any subcommand that takes `--config`, to its end.
+    /// Runs a subcommand with `--config` until it exits.
     pub(crate) async fn run(self, subcommand: &str) -> Exit {
         let args = self.write(subcommand);
         run_binary(&args, &self.env).await
@@ -240,7 +242,7 @@ impl Site {
     }
 }
 
-/// Runs the binary with any arguments to its end.
+/// Runs the binary with these arguments until it exits.
 pub(crate) async fn run_binary(args: &[String], env: &[(String, OsString)]) -> Exit {
     let mut command = tokio::process::Command::new(BINARY);
     command

@@ -1,4 +1,4 @@
-//! Standard error that nobody reads: a log collector that hangs must not stop the service.
+//! Standard error without a reader: a log collector that hangs must not stop the service.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -14,10 +14,10 @@ use crate::seal::seal;
 use crate::seed::{self, Org};
 use crate::site::{BINARY, Site, path, quote};
 
-/// How long anything may take on a busy machine that is not stuck.
+/// Time limit on a busy machine, for a server that does not hang.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A server whose standard error is a pipe that nobody reads, and its files.
+/// A server, its files, and the pipe of its standard error, which nobody reads.
 struct Stalled {
     process: Child,
     grpc: String,
@@ -55,7 +55,7 @@ impl Stalled {
         server
     }
 
-    /// The answer to a GET; empty without one.
+    /// The answer to a GET. Empty if there is none.
     fn get(&self, path: &str) -> String {
         let ask = || {
             let mut stream = TcpStream::connect(&self.http)?;
@@ -68,7 +68,7 @@ impl Stalled {
         ask().unwrap_or_default()
     }
 
-    /// Calls by grpcurl, which prints to a pipe that is read.
+    /// Makes a call with grpcurl, which prints to a pipe with a reader.
     fn reencrypt(&self) -> String {
         let grpcurl = std::env::var_os("GRPCURL").unwrap_or_else(|| "grpcurl".into());
         let leaf = certs::admin();
@@ -107,7 +107,7 @@ impl Drop for Stalled {
     }
 }
 
-/// Every row fails and has a line in the log: more than a pipe takes, 64 KiB.
+/// A site in which every row fails. The log lines exceed the capacity of a pipe, 64 KiB.
 async fn site_with_failures(rows: usize) -> Site {
     let database = Database::migrated().await;
     let client = database.client().await;

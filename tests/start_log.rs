@@ -1,5 +1,5 @@
-//! What a running server tells of itself, in logs, metrics and core files: enough to compare two machines, and nothing
-//! secret.
+//! What a server reveals about itself in logs, metrics and core files: enough to compare two
+//! instances, and nothing secret.
 
 use std::collections::BTreeSet;
 use std::net::TcpListener;
@@ -15,7 +15,7 @@ use crate::seal::{Key, key, keys};
 use crate::seed::{self, Org};
 use crate::site::{Exit, Site, quote, run_binary};
 
-/// The first eight hex digits of SHA-256 over the label and the key, as the README has it.
+/// The first eight hex digits of SHA-256 over the label and the key, as in the README.
 fn key_check_value(key: &Key) -> String {
     let mut hash = Context::new(&SHA256);
     hash.update(b"nico-rewrap key check value v1\0");
@@ -35,7 +35,7 @@ async fn version() -> String {
         .to_owned()
 }
 
-/// By the kernel's list: `flags` on x86-64, `Features` on aarch64.
+/// Whether the kernel lists the instructions: `flags` on x86-64, `Features` on aarch64.
 fn kernel_sees_aes_instructions() -> bool {
     let cpu_info = std::fs::read_to_string("/proc/cpuinfo").unwrap();
     let words: BTreeSet<_> = cpu_info.split_whitespace().collect();

@@ -1,4 +1,4 @@
-//! From the start to the end of the process: what the log says first, what is ready when, how it ends.
+//! The life of the process: the first log lines, the order of readiness, and the exit.
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
@@ -15,10 +15,11 @@ use crate::seed::Org;
 use crate::server::Server;
 use crate::site::{Exit, Site};
 
-/// How long a condition may take to come about on a busy machine.
+/// Time limit for a condition on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Waits until the gRPC health of the whole server and of the service is this: it follows what `/readyz` says.
+/// Waits until the gRPC health of the whole server and of the service has this value. It follows
+/// `/readyz`.
 async fn assert_health(server: &Server, expected: &str) {
     let call = Call::new(server, certs::machine());
     for service in ["", "forge.Forge"] {
@@ -37,7 +38,8 @@ async fn assert_health(server: &Server, expected: &str) {
     }
 }
 
-/// Nothing to be had but an answer to that effect; `why` is part of it.
+/// Checks that the probe and calls answer that the server is not ready. `why` is part of the
+/// answer.
 async fn assert_not_ready(server: &Server, why: &str) {
     assert_eq!(server.get("/livez").await, (200, "ok\n".to_owned()));
     until_probes_say(server, 503, why).await;
@@ -114,7 +116,7 @@ async fn a_database_that_is_not_there_yet_is_waited_for() {
     assert_ready(&server).await;
 }
 
-/// Calls succeed or fail by themselves; only the probes tell.
+/// Waits until the probe has this answer. Calls have their own errors.
 async fn until_probes_say(server: &Server, status: u16, words: &str) {
     let deadline = Instant::now() + PATIENCE;
     loop {

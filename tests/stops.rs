@@ -1,4 +1,4 @@
-//! A run that is told to stop ends soon, whatever holds its rows, and tells what it did.
+//! A stopped run ends soon, even if its rows are locked, and reports what it did.
 
 use std::time::Duration;
 
@@ -16,14 +16,14 @@ use crate::seed::{self, Org};
 use crate::server::{Server, field};
 use crate::site::Site;
 
-/// Sessions of the service.
+/// The sessions of the service, as a table with a condition.
 const SESSIONS: &str =
     "pg_stat_activity WHERE datname = current_database() AND application_name = 'nico-rewrap'";
 
-/// Far more than a stop takes, and less than a single lock timeout of the pipeline.
+/// Far longer than a stop takes, but shorter than one lock timeout of the pipeline.
 const SOON: Duration = Duration::from_secs(20);
 
-/// A site whose first rows are locked: as many as all pipelines hold, and each waits for minutes.
+/// A site whose first rows are locked for minutes, as many as all pipelines can hold.
 async fn behind_locked_rows(rows: usize, locked: usize) -> (Database, Client, Client, Server) {
     let database = Database::migrated().await;
     let (rival, watch) = (database.client().await, database.client().await);
@@ -161,7 +161,7 @@ async fn a_frozen_database_does_not_hold_a_stop_up_and_leaves_rows_in_doubt() {
     );
 }
 
-/// The processes of a Postgres, stopped until this is dropped.
+/// The processes of a Postgres server, stopped until this value is dropped.
 struct Frozen(Vec<u32>);
 
 impl Frozen {

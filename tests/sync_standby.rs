@@ -1,4 +1,4 @@
-//! A synchronous standby that does not answer, and a wait for it that somebody cancels.
+//! A synchronous standby that does not answer, and a cancelled wait for it.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::seed;
 use crate::server::Server;
 use crate::site::Site;
 
-/// Sessions of the service that wait for a standby.
+/// The number of sessions of the service that wait for a standby.
 const WAITING: &str = "(SELECT count(*) FROM pg_stat_activity
     WHERE application_name = 'nico-rewrap' AND wait_event = 'SyncRep')";
 

@@ -1,6 +1,8 @@
-//! The connection before any call: whose TLS handshake succeeds, and that nobody can hold connections for nothing.
+//! Connections before any call: which TLS handshakes succeed, and how long a client can hold a
+//! connection without a call.
 //!
-//! Authorization is not the subject, so most sites here have the feature disabled and need no database.
+//! Authorization is not the subject here. Most sites have the feature disabled and need no
+//! database.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -17,14 +19,14 @@ use crate::pki::Leaf;
 use crate::server::Server;
 use crate::site::Site;
 
-/// One protocol version each, with ALPN.
+/// The options for each protocol version, with ALPN.
 const VERSIONS: [&[&str]; 2] = [&["-tls1_2", "-alpn", "h2"], &["-tls1_3", "-alpn", "h2"]];
 
 fn site() -> Site {
     Site::with_url("postgres://nobody@127.0.0.1:1/none").set("machine_identity.enabled", "false")
 }
 
-/// The reasons that handshakes were refused for so far.
+/// The reasons for which the server has refused handshakes so far.
 async fn refused(server: &Server) -> Vec<String> {
     let name = "nico_rewrap_tls_handshake_failures_total{";
     let metrics = server.metrics().await;
@@ -33,7 +35,8 @@ async fn refused(server: &Server) -> Vec<String> {
     samples.map(str::to_owned).collect()
 }
 
-/// Waits until this many handshakes were refused for this reason: a client may know a moment before it is counted.
+/// Waits until the server has refused this number of handshakes for this reason. A client may know
+/// of a refusal a moment before the server counts it.
 pub(crate) async fn assert_refused(server: &Server, reason: &str, expected: u32) {
     let name = "nico_rewrap_tls_handshake_failures_total";
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -51,7 +54,7 @@ pub(crate) async fn assert_refused(server: &Server, reason: &str, expected: u32)
     }
 }
 
-/// A call gets the answer of a service whose feature is disabled.
+/// Checks that the server answers a call with the error of a disabled feature.
 async fn assert_served(server: &Server) {
     let call = Call::new(server, certs::admin()).without_reflection();
     let error = call.reencrypt(&json!({})).await.unwrap_err();

@@ -1,5 +1,5 @@
-//! One row that cannot be read, or is too large, or that somebody keeps from being written: it
-//! fails alone, and memory does not grow with what is stored.
+//! A row that cannot be read, is too large, or cannot be written: only this row fails, and memory
+//! use does not grow with the stored size.
 
 use std::time::Duration;
 

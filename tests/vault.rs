@@ -1,5 +1,6 @@
-//! The secrets file that Vault Agent makes out of `deploy/vault`: its configuration, its template, and the policy of its
-//! role, with a real server and a real agent. Those are OpenBao's, which is Vault's free fork and takes the same files.
+//! The secrets file that Vault Agent creates with `deploy/vault`: its configuration, its template
+//! and the policy of its role, with a real server and agent. These are from OpenBao, Vault's free
+//! fork, which reads the same files.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -33,7 +34,7 @@ fn deployed(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// A server with a KV v2 engine, and the agent's role as `policy.hcl` has it.
+/// A server with a KV v2 engine and the role of the agent, with the policy of `policy.hcl`.
 struct Vault {
     dir: TempDir,
     address: String,
@@ -117,7 +118,7 @@ impl Vault {
         process::run(&mut self.command(ROOT_TOKEN, args))
     }
 
-    /// A key as nico-api stores it.
+    /// Adds a key in the format of nico-api.
     fn with_key(self, id: &str) -> Self {
         let pair = json!({"username": id, "password": BASE64_STANDARD.encode(key(id))});
         self.put(
@@ -134,7 +135,7 @@ impl Vault {
         self.root(&["write", &path, &format!("@{}", file.display())]);
     }
 
-    /// Runs the agent as a site does, with `secrets` for `/etc/nico-rewrap`.
+    /// Runs the agent as at a site, with the directory `secrets` in place of `/etc/nico-rewrap`.
     fn agent(&self, secrets: &Path) -> (bool, String) {
         let text = std::fs::read_to_string(deployed("agent.hcl")).unwrap();
         let below = |directory: &Path| format!("{}/", directory.display());
@@ -195,7 +196,7 @@ fn the_mount_is_the_one_that_nico_api_is_told() {
     );
 }
 
-/// Vault lists a deleted key until its metadata is deleted, too.
+/// Vault also lists a deleted key, until its metadata is deleted.
 #[test]
 fn a_key_that_is_listed_and_cannot_be_read_makes_no_file() {
     let vault = Vault::start("secrets").with_key("kv1").with_key("kv2");

@@ -1,4 +1,4 @@
-//! A run sees every row, or says that it does not.
+//! A run reads every row, or reports that it did not.
 
 use serde_json::json;
 use tokio_postgres::Client;
@@ -30,7 +30,7 @@ fn assert_refused(answer: Result<Report, GrpcError>, reason: &str, words: &str, 
     assert!(error.message.contains(words), "{case}: {}", error.message);
 }
 
-/// A database on a server of its own, with the role of `role.sql`; and the URL of that role.
+/// A database on its own server, with the role of `role.sql`, and a URL with that role.
 async fn with_role(postgres: &pg::Server) -> (Database, Client, String) {
     let database = Database::migrated_on(postgres).await;
     let admin = database.admin().await;
@@ -128,7 +128,7 @@ async fn a_policy_that_appears_in_mid_run_leaves_no_clean_report() {
     assert_eq!(audited, written(&admin).await);
 }
 
-/// Makes a plan of an index for tables that are too small for one.
+/// Makes Postgres use an index for tables that are too small for one.
 async fn follow_the_index(database: &Database) {
     // A plan that has to scan a table all the same counts as so costly that it would be compiled.
     for setting in ["enable_seqscan", "jit"] {
@@ -137,7 +137,7 @@ async fn follow_the_index(database: &Database) {
     }
 }
 
-/// Inserts an organization that the index of the primary key does not get to know.
+/// Inserts an organization that is missing in the index of the primary key.
 async fn insert_past_the_index(database: &Database, id: &str) {
     let admin = database.admin().await;
     let ready = |ready: bool| {
