@@ -11,7 +11,7 @@ use tonic::{Code, Status, metadata::MetadataValue};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
-    api::grpc::forge::RUN_ID_HEADER,
+    api::run_id::RUN_ID_HEADER,
     audit::{NotRecorded, Outcome},
     auth::authorize::Denial,
     domain::organization::{InvalidOrganizationId, OrganizationId},

@@ -57,7 +57,7 @@ impl Record {
     }
 
     /// What the request wants; no scope where the organization id can't be one.
-    pub(crate) fn asked(&mut self, scope: Option<&Scope>, mode: Mode) {
+    pub(crate) fn set_request(&mut self, scope: Option<&Scope>, mode: Mode) {
         let scope = scope.map_or_else(|| "organization (invalid)".to_owned(), Scope::to_string);
         self.asked = Some((cut(&scope), mode));
     }
@@ -152,6 +152,14 @@ pub(crate) struct Outcome {
     pub(crate) name: &'static str,
     /// The message of the error.
     pub(crate) error: Option<String>,
+}
+
+impl Outcome {
+    /// The call did what it was to do.
+    pub(crate) const OK: Self = Self {
+        name: "OK",
+        error: None,
+    };
 }
 
 #[derive(Serialize)]

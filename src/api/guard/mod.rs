@@ -32,16 +32,16 @@ use tonic::{Code, Status, body::Body, codegen::StdError, service::Routes};
 use tower::ServiceExt;
 use tracing::Instrument;
 
+use super::{
+    admission::decide,
+    error::ServiceError,
+    run_id::{RUN_ID_HEADER, run_id},
+};
 use crate::{
-    api::{
-        error::ServiceError,
-        grpc::forge::{MAX_REQUEST_BYTES, RUN_ID_HEADER, run_id},
-    },
     audit::{AuditLog, Record},
-    auth::peer::Peer,
     auth::{
-        authorize::{ACTION, Denial, Permit, Policy, authorize},
-        identity::Caller,
+        authorize::{Policy, authorize},
+        peer::Peer,
     },
     limits::rate_limit::RateLimiter,
     telemetry,
@@ -60,6 +60,9 @@ const PUBLIC_SERVICES: [&str; 2] = ["/grpc.health.v1.Health/", "/grpc.reflection
 /// Size of a request's headers, in bytes, as HTTP/2 counts them (RFC 9113, 6.5.2). The listener
 /// takes some more, so that the answer can be one of gRPC.
 const MAX_HEADER_BYTES: usize = 16 << 10;
+
+/// The largest request. A request has two small fields.
+pub(super) const MAX_REQUEST_BYTES: usize = 16 << 10;
 
 /// What stands before a message: whether it is compressed, and its length (gRPC over
 /// HTTP/2, "Length-Prefixed-Message").
@@ -299,25 +302,4 @@ fn is_grpc<B>(request: &Request<B>) -> bool {
     let kind = kind.split(';').next().unwrap_or_default().trim_end();
     request.method() == Method::POST
         && matches!(kind, "application/grpc" | "application/grpc+proto")
-}
-
-/// The decision about one call, counted, and logged where a site should hear of it.
-pub(crate) fn decide(policy: &Policy, caller: &Caller) -> Result<Permit, Denial> {
-    let decision = authorize(policy, caller);
-    let outcome = match &decision {
-        Ok(permit) if permit.overrides_casbin() => "allowed_by_permissive_mode",
-        Ok(_) => "allowed",
-        Err(Denial::NoIdentity) => "no_identity",
-        Err(Denial::NotAllowed) => "not_allowed",
-        Err(Denial::CasbinPolicy) => "denied_by_policy",
-    };
-    telemetry::decided(caller.kind(), outcome);
-    if decision.as_ref().is_ok_and(Permit::overrides_casbin) {
-        tracing::warn!(
-            action = ACTION,
-            identity_kind = caller.kind(),
-            "the Casbin policy denies this call, and [auth].permissive_mode lets it pass"
-        );
-    }
-    decision
 }
