@@ -10,7 +10,8 @@ use tonic::{Code, Status, metadata::MetadataValue};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
-    api::grpc::forge::RUN_ID_HEADER,
+    api::run_id::RUN_ID_HEADER,
+    audit::{NotRecorded, Outcome},
     auth::authorize::Denial,
     domain::organization::{InvalidOrganizationId, OrganizationId},
     store::{SetupError, StoreError},
@@ -153,6 +154,22 @@ impl From<StoreError> for ServiceError {
             StoreError::Setup(fault) => Self::DatabaseSetup(fault),
             error => Self::Database(error),
         }
+    }
+}
+
+impl ServiceError {
+    /// For the audit record.
+    pub(crate) fn outcome(&self) -> Outcome {
+        Outcome {
+            name: self.code_and_reason().1,
+            error: Some(self.to_string()),
+        }
+    }
+}
+
+impl From<NotRecorded> for ServiceError {
+    fn from(_: NotRecorded) -> Self {
+        Self::AuditUnavailable
     }
 }
 

@@ -23,8 +23,8 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::record::{Record, outcome};
-use crate::{api::error::ServiceError, regular_file, telemetry};
+use super::record::{Outcome, Record};
+use crate::{regular_file, telemetry};
 
 /// Time limit for writing a line, after which the line counts as not written. A write to an
 /// unreachable file server, or to a full pipe, may never end.
@@ -38,6 +38,10 @@ pub struct AuditOptions {
     /// Whether to refuse a call if its record cannot be written.
     pub required: bool,
 }
+
+/// The audit log is required and could not be written.
+#[derive(Debug)]
+pub(crate) struct NotRecorded;
 
 /// The audit log. All clones write to the same file.
 #[derive(Debug, Clone)]
@@ -104,29 +108,24 @@ impl AuditLog {
     ///
     /// # Errors
     ///
-    /// [`ServiceError::AuditUnavailable`] if the log is required and cannot be written.
-    pub(crate) async fn started(&self, record: &Record) -> Result<(), ServiceError> {
+    /// [`NotRecorded`] if the log is required and cannot be written.
+    pub(crate) async fn started(&self, record: &Record) -> Result<(), NotRecorded> {
         if self.0.path.is_none() {
             // On standard error, the log line `run started` serves this purpose.
             return Ok(());
         }
         record.begin();
         match self.append(record.started(), true).await {
-            Err(()) if self.0.required => Err(ServiceError::AuditUnavailable),
+            Err(()) if self.0.required => Err(NotRecorded),
             Ok(()) | Err(()) => Ok(()),
         }
     }
 
     /// Writes the record of a finished call, and logs the failures of its run.
-    pub(crate) async fn ended(
-        &self,
-        record: Record,
-        duration: Duration,
-        error: Option<&ServiceError>,
-    ) {
+    pub(crate) async fn ended(&self, record: Record, duration: Duration, outcome: &Outcome) {
         record.log_failures();
-        telemetry::call_ended(outcome(error), record.identity_kind(), duration);
-        let line = record.ended(duration, error);
+        telemetry::call_ended(outcome.name, record.identity_kind(), duration);
+        let line = record.ended(duration, outcome);
         let written = self.append(line.clone(), record.has_begun()).await;
         if written.is_err() && self.0.path.is_some() {
             // The record must not be lost.

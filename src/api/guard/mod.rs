@@ -22,24 +22,27 @@ use axum::{
     http::{HeaderName, HeaderValue, Method, Request, Response, header::CONTENT_TYPE},
 };
 use http_body_util::{BodyExt, Full, Limited};
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::{Mutex, Semaphore},
+    time::timeout,
+};
 use tokio_util::task::TaskTracker;
 use tonic::{Code, Status, body::Body, codegen::StdError, service::Routes};
 use tower::ServiceExt;
 use tracing::Instrument;
 
+use super::{
+    admission::decide,
+    error::ServiceError,
+    run_id::{RUN_ID_HEADER, run_id},
+};
 use crate::{
-    api::{
-        error::ServiceError,
-        grpc::forge::{MAX_REQUEST_BYTES, RUN_ID_HEADER, run_id},
-    },
     audit::{AuditLog, Record},
     auth::{
-        authorize::{ACTION, Denial, Permit, Policy, authorize},
-        identity::Caller,
+        authorize::{Policy, authorize},
+        peer::Peer,
     },
     limits::rate_limit::RateLimiter,
-    server::Peer,
     telemetry,
 };
 
@@ -58,6 +61,9 @@ const PUBLIC_SERVICES: [&str; 2] = ["/grpc.health.v1.Health/", "/grpc.reflection
 /// listener accepts larger headers, so that the guard can answer with a gRPC status.
 const MAX_HEADER_BYTES: usize = 16 << 10;
 
+/// Size limit of a request in bytes. A request has two small fields.
+pub(super) const MAX_REQUEST_BYTES: usize = 16 << 10;
+
 /// Length of the prefix of a message: the compression flag and the length (gRPC over HTTP/2,
 /// "Length-Prefixed-Message").
 const MESSAGE_HEADER_LEN: usize = 5;
@@ -72,6 +78,8 @@ pub struct Guard {
     denials: Arc<RateLimiter>,
     /// Has `MAX_QUEUED_DENIALS` permits.
     waiting: Arc<Semaphore>,
+    /// Held by the one call of a connection that waits to be denied.
+    denial: Arc<Mutex<()>>,
     tasks: TaskTracker,
 }
 
@@ -93,7 +101,17 @@ impl Guard {
             request_read_timeout,
             denials: Arc::new(RateLimiter::new(DENIALS_PER_SECOND)),
             waiting: Arc::new(Semaphore::new(MAX_QUEUED_DENIALS)),
+            denial: Arc::default(),
             tasks: TaskTracker::new(),
+        }
+    }
+
+    /// Returns the guard for the calls of one connection.
+    #[must_use]
+    pub fn for_connection(&self) -> Self {
+        Self {
+            denial: Arc::default(),
+            ..self.clone()
         }
     }
 
@@ -158,7 +176,7 @@ impl Guard {
     {
         let unrecorded = telemetry::denial_waits();
         // One call of each connection: a connection with many calls must not delay the others.
-        let first = peer.denial.clone().lock_owned().await;
+        let first = self.denial.clone().lock_owned().await;
         let place = self.waiting.clone().acquire_owned().await;
         unrecorded.over();
         let guard = self.clone();
@@ -209,7 +227,7 @@ impl Guard {
         let record = Record::new(&run_id, peer, &path);
         let (audit, duration) = (self.audit.clone(), started.elapsed());
         let recorded = async move {
-            audit.ended(record, duration, Some(&error)).await;
+            audit.ended(record, duration, &error.outcome()).await;
             error.into_status(&run_id).into_http()
         };
         self.spawn_detached(recorded.instrument(span)).await
@@ -288,26 +306,4 @@ fn is_grpc<B>(request: &Request<B>) -> bool {
     let kind = kind.split(';').next().unwrap_or_default().trim_end();
     request.method() == Method::POST
         && matches!(kind, "application/grpc" | "application/grpc+proto")
-}
-
-/// Authorizes one call and counts the decision. Logs a warning if only the permissive mode
-/// allows the call.
-pub(crate) fn decide(policy: &Policy, caller: &Caller) -> Result<Permit, Denial> {
-    let decision = authorize(policy, caller);
-    let outcome = match &decision {
-        Ok(permit) if permit.overrides_casbin() => "allowed_by_permissive_mode",
-        Ok(_) => "allowed",
-        Err(Denial::NoIdentity) => "no_identity",
-        Err(Denial::NotAllowed) => "not_allowed",
-        Err(Denial::CasbinPolicy) => "denied_by_policy",
-    };
-    telemetry::decided(caller.kind(), outcome);
-    if decision.as_ref().is_ok_and(Permit::overrides_casbin) {
-        tracing::warn!(
-            action = ACTION,
-            identity_kind = caller.kind(),
-            "the Casbin policy denies this call, but [auth].permissive_mode allows it"
-        );
-    }
-    decision
 }
