@@ -1,4 +1,4 @@
-//! The decision whether a caller may re-wrap, counted and logged.
+//! Authorization of one call, with its metric and its warning.
 
 use crate::{
     auth::{
@@ -8,7 +8,8 @@ use crate::{
     telemetry,
 };
 
-/// The decision about one call, counted, and logged where a site should hear of it.
+/// Authorizes one call and counts the decision. Logs a warning if only the permissive mode
+/// allows the call.
 pub(crate) fn decide(policy: &Policy, caller: &Caller) -> Result<Permit, Denial> {
     let decision = authorize(policy, caller);
     let outcome = match &decision {
@@ -23,7 +24,7 @@ pub(crate) fn decide(policy: &Policy, caller: &Caller) -> Result<Permit, Denial>
         tracing::warn!(
             action = ACTION,
             identity_kind = caller.kind(),
-            "the Casbin policy denies this call, and [auth].permissive_mode lets it pass"
+            "the Casbin policy denies this call, but [auth].permissive_mode allows it"
         );
     }
     decision

@@ -1,7 +1,7 @@
-//! One call, whatever its transport: authorize, admit, run, record.
+//! The execution of one call: authorize, admit, run, record.
 //!
-//! A transport converts its messages into a [`CallRequest`], calls [`Calls::carry_out`],
-//! and converts the [`Answer`] back. It does nothing else.
+//! This module does not depend on the transport. A transport converts its message to a
+//! [`CallRequest`], calls [`Calls::carry_out`], and converts the [`Answer`] back.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -27,26 +27,26 @@ use crate::{
     telemetry::readiness::Readiness,
 };
 
-/// How long a site-wide apply waits for one that was told to stop, which takes two seconds.
+/// How long a site-wide apply waits for the end of a stopped one. A stop takes two seconds.
 const STOPPING_APPLY_LIMIT: Duration = Duration::from_secs(4);
 
-/// What a call asks for.
+/// The request of a call.
 pub(super) struct CallRequest {
     /// The method, for the audit record.
     pub(super) method: &'static str,
-    /// Who calls; `None` is a bug of the server.
+    /// The client; `None` is a bug of the server.
     pub(super) peer: Option<Arc<Peer>>,
-    /// What to work on, if the organization id is valid.
+    /// The organization or the site; an error if the organization id is invalid.
     pub(super) scope: Result<Scope, InvalidOrganizationId>,
-    /// Whether to write.
+    /// Dry run or apply.
     pub(super) mode: Mode,
-    /// The target keys that the caller expects. Every one must be the target of this server.
+    /// The target key ids that the client expects. Each must be the target of this server.
     pub(super) expected_target: Vec<String>,
-    /// The time that the client gives the call.
+    /// The time limit that the client set for the call.
     pub(super) deadline: Option<Duration>,
 }
 
-/// How a call ended.
+/// The result of a call.
 pub(super) struct Answer {
     /// The id of the run.
     pub(super) run_id: String,
@@ -54,7 +54,7 @@ pub(super) struct Answer {
     pub(super) result: Result<(Report, String), ServiceError>,
 }
 
-/// Carries calls out. Clones share the same limits.
+/// Carries out calls. All clones share the same limits.
 #[derive(Clone)]
 pub struct Calls(Arc<Inner>);
 
@@ -65,15 +65,15 @@ struct Inner {
     audit: AuditLog,
     runs: Arc<Semaphore>,
     site_apply: Arc<Semaphore>,
-    /// What stops the last site-wide apply that was begun.
+    /// Stops the last site-wide apply that was started.
     applying: Mutex<CancellationToken>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
 }
 
 impl Calls {
-    /// Starts at most `max_runs` runs at a time, as tasks of `tasks`, and stops them at
-    /// `shutdown`. Without a `runner`, machine identity is disabled on this site.
+    /// Carries out at most `max_runs` runs at the same time, as tasks of `tasks`, and stops
+    /// them at `shutdown`. Without a `runner`, machine identity is disabled on this site.
     #[must_use]
     pub fn new(
         runner: Option<Runner>,
@@ -97,19 +97,19 @@ impl Calls {
         }))
     }
 
-    /// What calls wait for.
+    /// The readiness that calls check.
     pub(super) fn readiness(&self) -> &Readiness {
         &self.0.readiness
     }
 
-    /// Carries the call out and leaves its audit record. The run stops when the future is
-    /// dropped: then the client is gone.
+    /// Carries out the call and writes its audit record. Dropping the future means that the
+    /// client has disconnected, and stops the run.
     pub(super) async fn carry_out(&self, request: CallRequest) -> Answer {
         let run_id = run_id();
-        // On error level, so that no log filter takes the id off a line.
+        // At level error, so that no log filter removes the run id from a line.
         let span = tracing::error_span!("rewrap", run_id);
-        // The call is a task of its own, so that it leaves its record although the client
-        // goes. The guard tells the task that the client is gone.
+        // The call is a task of its own, so that its record is written even if the client
+        // disconnects. The drop guard tells the task that the client has disconnected.
         let client_gone = CancellationToken::new();
         let _guard: DropGuard = client_gone.clone().drop_guard();
         let inner = self.0.clone();
@@ -124,7 +124,7 @@ impl Calls {
 }
 
 impl Inner {
-    /// Carries the call out and leaves its audit record, also if it panics.
+    /// Carries out the call and writes its audit record, even if the call panics.
     async fn call(
         self: Arc<Self>,
         run_id: &str,
@@ -154,8 +154,8 @@ impl Inner {
         result.map(|target| (report, target))
     }
 
-    /// The target of the run or why it has none, what it counted until then, and whether
-    /// that is durable.
+    /// Runs the call. Returns the target key id or an error, the report so far, and whether the
+    /// reported rows are durable.
     async fn checked_run(
         &self,
         peer: Option<Arc<Peer>>,
@@ -230,11 +230,11 @@ impl Inner {
         Ok((target, ended))
     }
 
-    /// A slot among the runs, and the one slot for a site-wide apply. `stop` stops the run
-    /// that the slots are for.
+    /// Acquires one of the slots for runs and, for a site-wide apply, the only slot for those.
+    /// `stop` stops the run that gets the slots.
     ///
-    /// An apply that was told to stop ends soon. The next one waits for it: a client that
-    /// calls again after its deadline must not be refused for its own earlier call.
+    /// If a site-wide apply is stopping, the next one waits for its end. Otherwise a client that
+    /// calls again after its deadline would be refused because of its own earlier call.
     async fn run_slots(
         &self,
         scope: &Scope,
@@ -261,7 +261,7 @@ impl Inner {
         Ok(permits)
     }
 
-    /// What stops the last site-wide apply that was begun.
+    /// The token that stops the last site-wide apply that was started.
     fn applying(&self) -> MutexGuard<'_, CancellationToken> {
         self.applying.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,6 +1,6 @@
-//! The id of a run, which every answer and every log line of the run carries.
+//! The run id, which is in every answer and in every log line of a run.
 
-/// The header that names the run in every answer.
+/// The header with the run id, in every answer.
 pub(crate) const RUN_ID_HEADER: &str = "x-rewrap-run-id";
 
 /// A new id for a run, or for a call that is refused before it becomes a run.

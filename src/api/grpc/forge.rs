@@ -1,4 +1,4 @@
-//! The service `forge.Forge` of the reference product.
+//! The service `forge.Forge`, compatible with nico-api.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,13 +19,13 @@ use crate::{
     run::{Mode, Report, Scope},
 };
 
-/// The one method, for the audit record.
+/// The path of the method, for the audit record.
 const METHOD: &str = "/forge.Forge/ReencryptTenantIdentitySecrets";
 
-/// The header by which a caller says which target key it means.
+/// The header with the target key id that the client expects.
 const EXPECT_TARGET_HEADER: &str = "x-expect-target-key-id";
 
-/// The service.
+/// The implementation of the service.
 pub(super) struct ForgeService(pub(super) Calls);
 
 #[tonic::async_trait]
@@ -62,9 +62,11 @@ fn call_request(request: &Request<ReencryptTenantIdentitySecretsRequest>) -> Cal
     }
 }
 
-/// A caller that says which target it means is not served by another one: a
-/// replacement of the server with a new target may be half-way through. No key id is
-/// longer than 255 bytes; what is cut off would not have fitted anyway.
+/// The target key ids that the client expects. During a rollout with a new target key, the
+/// server of the old target refuses such a call.
+///
+/// A value is cut after 256 characters. A key id has at most 255 bytes, so a longer value
+/// cannot match.
 fn expected_target(metadata: &MetadataMap) -> Vec<String> {
     metadata
         .get_all(EXPECT_TARGET_HEADER)
@@ -78,8 +80,8 @@ fn expected_target(metadata: &MetadataMap) -> Vec<String> {
         .collect()
 }
 
-/// The `grpc-timeout` header: at most eight digits and a unit (gRPC over HTTP/2,
-/// "Requests"). One that is malformed says nothing, as in other servers.
+/// The deadline in the `grpc-timeout` header: at most eight digits and a unit (gRPC over
+/// HTTP/2, "Requests"). A malformed header is ignored, as in other servers.
 fn deadline(metadata: &MetadataMap) -> Option<Duration> {
     let value = metadata.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;

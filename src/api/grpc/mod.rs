@@ -16,21 +16,21 @@ mod proto {
     pub(super) const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/forge.bin"));
 }
 
-/// The services of this server: `forge.Forge`, health checking, and reflection.
+/// The services of this server: `forge.Forge`, health checking and reflection.
 ///
 /// # Errors
 ///
-/// When the descriptors that were compiled in can't be decoded.
+/// If the compiled-in descriptors can't be decoded.
 pub fn routes(calls: Calls) -> Result<Routes, prost::DecodeError> {
     let reflection = Reflection::new(&[
         proto::DESCRIPTORS,
         tonic_health::pb::FILE_DESCRIPTOR_SET,
-        // So that clients can show the details of an error.
+        // Lets clients decode the details of an error.
         tonic_types::pb::FILE_DESCRIPTOR_SET,
     ])?;
     let (reporter, health) = tonic_health::server::health_reporter();
     let readiness = calls.readiness().clone();
-    // Goes on while the process drains: that is when clients need it.
+    // Continues during shutdown, when clients need to see the change.
     tokio::spawn(async move {
         let services = ["", ForgeServer::<ForgeService>::NAME];
         readiness.report_to(&reporter, &services).await;

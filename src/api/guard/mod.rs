@@ -78,7 +78,7 @@ pub struct Guard {
     denials: Arc<RateLimiter>,
     /// Has `MAX_QUEUED_DENIALS` permits.
     waiting: Arc<Semaphore>,
-    /// Held by the one call of a connection that waits to be denied.
+    /// Held by the oldest denied call of the connection while it waits.
     denial: Arc<Mutex<()>>,
     tasks: TaskTracker,
 }
