@@ -322,7 +322,7 @@ async fn migrate_leaves_a_database_alone_that_it_did_not_make() {
             exit.stderr
         );
         assert!(
-            exit.stderr.contains("the database must be empty"),
+            exit.stderr.contains("use an empty database"),
             "{}",
             exit.stderr
         );

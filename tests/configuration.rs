@@ -616,7 +616,7 @@ async fn a_bad_database_url_is_named_and_not_quoted() {
 #[tokio::test]
 async fn variables_of_libpq_are_named_where_they_would_matter() {
     let database = Database::migrated().await;
-    let not_read = "environment variables PGHOST, PGHOSTADDR are not read here, though nico-api \
+    let not_read = "environment variables PGHOST, PGHOSTADDR are not read here, but nico-api \
                     reads such variables: write their values into database_url";
     refused(
         &database,

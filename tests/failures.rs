@@ -1,4 +1,5 @@
-//! What cannot be re-wrapped: told field by field, left alone to the byte, and in nobody else's way.
+//! Failures: the report names each failing field, the row keeps every byte, and other rows are not
+//! affected.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,7 +21,7 @@ use crate::seed::{COLUMNS, DELEGATION, Org, signing_key_pem, snapshot};
 use crate::server::Server;
 use crate::site::Site;
 
-/// Stands in every plaintext here, to be looked for where it must not be.
+/// A marker in every plaintext, so that tests can search for leaks.
 const SECRET: &str = "the secret of a test";
 
 #[tokio::test]
@@ -75,7 +76,8 @@ async fn a_bad_field_fails_its_row_and_no_other_and_the_row_stays_as_it_is() {
     }
 }
 
-/// No stretch of the text stands in the message. Ids of keys do, but a text has them in base64.
+/// Checks that the message contains no part of the text. It may contain a key id, which is in the
+/// text only in base64.
 fn assert_quotes_nothing(message: &str, text: &str) {
     let letters: Vec<char> = message.chars().collect();
     for stretch in letters.windows(12) {
@@ -85,7 +87,7 @@ fn assert_quotes_nothing(message: &str, text: &str) {
     assert!(!message.contains(SECRET), "{message}");
 }
 
-/// For a server that was called twice.
+/// Checks the log of a server that has had two calls.
 async fn assert_logs_nothing_secret(server: &Server) {
     // The record of a call is its last line: with it, all others have been read.
     let audited = async {
@@ -282,7 +284,7 @@ async fn failures_come_in_the_byte_order_of_the_organizations_whatever_the_colla
     assert_eq!(report.rows_failed, 16);
 }
 
-/// What a report can say of a row: one of each kind. A kind more does not compile.
+/// All kinds of failures of a row. With a new kind, this function no longer compiles.
 fn every_error() -> Vec<String> {
     let fields = [
         FieldError::Unreadable(ParseError::TooLong),

@@ -1,10 +1,12 @@
-//! Every folder of `src/` imports only folders below it, and no two files import each other in a circle.
+//! The import structure of `src/`: every folder imports only folders below it, and the imports of
+//! files have no cycle.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What each folder, or file at the root, may import: the levels of `src/lib.rs`, from the top.
+/// The folders, and files at the root, that each of them may import. The order is that of the
+/// levels in `src/lib.rs`, from the top.
 const ALLOWED: [(&str, &[&str]); 16] = [
     ("cli", &["app", "config", "domain", "store", "telemetry"]),
     (
@@ -78,7 +80,7 @@ fn files(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The code of a file without its comments and its unit tests.
+/// The code of a file without its comments and unit tests.
 fn code(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap();
     let text = text.split("#[cfg(test)]\nmod ").next().unwrap();
@@ -88,7 +90,7 @@ fn code(path: &Path) -> String {
         .join("\n")
 }
 
-/// The paths below `crate::` that a text names, groups in braces taken apart.
+/// The paths below `crate::` in a text, with groups in braces expanded.
 fn imports(code: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for (at, _) in code.match_indices("crate::") {
@@ -134,7 +136,7 @@ fn expand(text: &str, prefix: &str, found: &mut BTreeSet<String>) {
     }
 }
 
-/// The folder of a file, or the file itself at the root.
+/// The folder of a file, or the name of a file at the root.
 fn folder(path: &Path) -> String {
     let inside = path.strip_prefix(source()).unwrap();
     let first = inside.components().next().unwrap().as_os_str();

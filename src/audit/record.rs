@@ -146,7 +146,7 @@ fn cut(text: &str) -> String {
     text.chars().take(MAX_TEXT).collect()
 }
 
-/// How a call ended.
+/// The outcome of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Outcome {
     /// `OK`, or the reason of the error.
@@ -156,7 +156,7 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    /// The call did what it was to do.
+    /// A successful call.
     pub(crate) const OK: Self = Self {
         name: "OK",
         error: None,

@@ -2,8 +2,8 @@
 //! environment once, and validates them into one [`Config`].
 //!
 //! The program checks the whole configuration before it binds or connects anything. It
-//! reports all problems together, each with the file, the setting and what to do. No other
-//! module reads the environment.
+//! reports all problems together, each with the file, the setting and what to do. No module
+//! below this one reads the environment.
 
 mod auth;
 mod environment;
@@ -162,7 +162,7 @@ impl Config {
         let audit = audit(&mut settings);
         let log = log(&mut settings);
 
-        let problems = settings.into_faults();
+        let problems = settings.into_problems();
         match (tls, trust) {
             (Some(tls), Some(trust)) if problems.is_empty() => Ok(Self {
                 machine_identity,
@@ -190,7 +190,7 @@ pub fn load_database(
 ) -> Result<Database, ConfigError> {
     let mut settings = Settings::read(files, environment);
     let database = machine_identity::database(&mut settings, environment, &mut Vec::new());
-    let problems = settings.into_faults();
+    let problems = settings.into_problems();
     match database {
         Some(database) if problems.is_empty() => Ok(database),
         _ => Err(ConfigError(problems)),
@@ -209,7 +209,7 @@ pub fn load_metrics_endpoint(
 ) -> Result<SocketAddr, ConfigError> {
     let mut settings = Settings::read(files, environment);
     let endpoint = metrics_endpoint(&mut settings);
-    match settings.into_faults() {
+    match settings.into_problems() {
         problems if problems.is_empty() => Ok(endpoint),
         problems => Err(ConfigError(problems)),
     }

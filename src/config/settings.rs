@@ -89,7 +89,7 @@ impl Settings {
         }
     }
 
-    pub(super) fn into_faults(self) -> Vec<String> {
+    pub(super) fn into_problems(self) -> Vec<String> {
         self.problems
     }
 
