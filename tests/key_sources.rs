@@ -233,7 +233,7 @@ async fn a_variable_that_is_not_enabled_is_named_where_no_file_is() {
     let database = Database::migrated().await;
     let words = [
         "site.toml: [rewrap].secrets_file: is missing; set it, or [credentials.file].path",
-        "CARBIDE_CREDENTIALS_FILE_PATH is set, and not read without CARBIDE_CREDENTIALS_FILE_ENABLED=true",
+        "CARBIDE_CREDENTIALS_FILE_PATH is set, but not read without CARBIDE_CREDENTIALS_FILE_ENABLED=true",
     ];
     refused(&database, &words, |site| {
         site.unset("rewrap.secrets_file").env(LEGACY, "/nowhere")

@@ -1,7 +1,7 @@
 //! The execution of one call: authorize, admit, run, record.
 //!
 //! This module does not depend on the transport. A transport converts its message to a
-//! [`CallRequest`], calls [`Calls::carry_out`], and converts the [`Answer`] back.
+//! `CallRequest`, calls `Calls::carry_out`, and converts the `Answer` back.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
