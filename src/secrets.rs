@@ -6,6 +6,7 @@
 //! skipped without being kept. Every key is checked, and every fault is
 //! reported, with the key id and never with the key.
 
+mod add_key;
 pub mod environment;
 mod key_text;
 mod yaml;
@@ -18,6 +19,7 @@ use serde::{
 };
 use zeroize::{Zeroize, Zeroizing};
 
+pub use self::add_key::{AddError, Format, add_key};
 use crate::keyring::{Kek, KeyId, KeySource};
 
 /// The largest file, in bytes. A site of 100,000 machines has some 10 MiB of credentials.
