@@ -68,6 +68,7 @@ mod locked_rows;
 mod locks_and_retries;
 mod manifests;
 mod memory;
+mod new_keys;
 mod notices;
 mod old_schema;
 mod pem_files;

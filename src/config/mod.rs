@@ -15,9 +15,10 @@ mod settings;
 mod tls;
 
 use std::{
+    collections::BTreeSet,
     fmt,
     net::{Ipv6Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -193,6 +194,27 @@ pub fn load_database(
     match database {
         Some(database) if problems.is_empty() => Ok(database),
         _ => Err(ConfigError(problems)),
+    }
+}
+
+/// The ids of all keys that this program and nico-api find, and the id of the target; and
+/// warnings. For the subcommand that makes a new key. `absent` is a secrets file that need not
+/// exist yet.
+///
+/// # Errors
+///
+/// [`ConfigError`] with everything that keeps ids from being known.
+pub fn load_key_ids(
+    files: &[PathBuf],
+    environment: &Environment,
+    absent: Option<&Path>,
+) -> Result<(BTreeSet<String>, Vec<String>), ConfigError> {
+    let mut settings = Settings::read(files, environment);
+    let mut warnings = Vec::new();
+    let ids = keys::ids(&mut settings, environment, absent, &mut warnings);
+    match settings.into_faults() {
+        faults if faults.is_empty() => Ok((ids, warnings)),
+        faults => Err(ConfigError(faults)),
     }
 }
 
