@@ -29,7 +29,7 @@ demo: ## the whole procedure on a throwaway site, with 1,000 organizations
 
 test: ## every test, on a real Postgres, with a real PgBouncer and a real grpcurl
 	@$(TOOL) rust cc openssl postgres pgbouncer grpcurl kubectl bao >/dev/null
-	$(call at_first,debug/nico-rewrap,building the tests: about 5 minutes on two cores the first time)
+	$(call at_first,debug/nico-rewrap,building the tests: about 4 minutes on two cores the first time)
 	@PG_BIN=$$($(TOOL) postgres) && PGBOUNCER=$$($(TOOL) pgbouncer) && GRPCURL=$$($(TOOL) grpcurl) && \
 		KUBECTL=$$($(TOOL) kubectl) && BAO=$$($(TOOL) bao) && \
 		export PG_BIN PGBOUNCER GRPCURL KUBECTL BAO && \
