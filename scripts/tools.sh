@@ -24,7 +24,7 @@ die() {
 have() { command -v "$1" >/dev/null 2>&1; }
 
 no_install() { [ "${NO_INSTALL:-0}" != 0 ]; }
-can_be_root() { [ "$(id -u)" -eq 0 ] || have sudo; }
+can_be_root() { [ "$(id -u)" -eq 0 ] || { have sudo && [ ! -e "$state/sudo_refused" ]; }; }
 
 # What the printed commands begin with.
 sudo=''
@@ -42,13 +42,18 @@ as_root() {
 # announce root|user WHAT WHY COMMAND HOW : says what is about to be installed and why. Prints COMMAND and fails instead if nothing
 # may be installed, or if COMMAND needs a root that the user cannot become.
 announce() {
-    local missing="missing: $2 (needed $3)"
+    local missing="missing: $2 (needed $3)" no_root="You are not root and cannot use sudo. Run as root: ${4//sudo /}"
     if no_install; then
         die "$missing. NO_INSTALL is set, so nothing was installed. Install it with: $4"
     elif [ "$1" = root ] && ! can_be_root; then
-        die "$missing. You are not root, and this machine has no sudo. Run as root: $4"
+        die "$missing. $no_root"
     fi
     say "installing $2 $5 (needed $3)"
+    # sudo may ask for a password here.
+    if [ "$1" = root ] && ! as_root true >&2; then
+        touch "$state/sudo_refused"
+        die "$missing. $no_root"
+    fi
 }
 
 need_apt() { have apt-get || die "$1. Install it with the package manager of this system, then try again"; }
@@ -56,7 +61,7 @@ need_apt() { have apt-get || die "$1. Install it with the package manager of thi
 apt_command() { echo "${sudo}apt-get update && ${sudo}apt-get install --no-install-recommends $*"; }
 
 apt_update() {
-    [ -s "$apt_is_updated" ] || { as_root apt-get -qq update >&2 && echo yes >"$apt_is_updated"; }
+    [ -e "$state/apt_updated" ] || { as_root apt-get -qq update >&2 && touch "$state/apt_updated"; }
 }
 
 # apt_install COMMAND PACKAGE... : COMMAND is what to tell the user if it fails. stdout belongs to the paths.
@@ -408,8 +413,9 @@ tool_old-compose() { on_path docker-compose 'to test the compose file'; }
 
 tool_debootstrap() { PATH=$PATH:/usr/sbin on_path debootstrap 'to make base images'; }
 
-apt_is_updated=$(mktemp)
-trap 'rm -f "$apt_is_updated"' EXIT
+# Facts that the subshells below share, as empty files.
+state=$(mktemp -d)
+trap 'rm -rf "$state"' EXIT
 failed=0
 for tool in "$@"; do
     # In a subshell, because a tool may end it or set a trap. Not in a condition, because a condition turns off `set -e`.

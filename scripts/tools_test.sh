@@ -34,7 +34,7 @@ machine() {
     # The copy looks below $work for servers and settings.
     sed "s#/etc/postgresql#$work&#g; s#/usr/lib/postgresql#$work&#g; s#/usr/sbin#$work&#g" \
         "$root/scripts/tools.sh" >"$work/scripts/tools.sh"
-    for command in bash cat dirname env mkdir mktemp rm rmdir sed sort tee chmod uname; do
+    for command in bash cat dirname env mkdir mktemp rm rmdir sed sort tee touch true chmod uname; do
         ln -s "$(type -P "$command")" "$work/bin/$command"
     done
     stand_in id "echo $2"
@@ -132,6 +132,14 @@ ends_badly
 installs_nothing
 says 'Run as root: apt-get update && apt-get install --no-install-recommends openssl'
 says "Run as root: echo 'create_main_cluster = false' | install"
+
+machine 'a user whom sudo refuses is told the commands' 1000
+stand_in sudo "echo \"sudo \$*\" >>$work/calls; exit 1"
+tools openssl postgres
+ends_badly
+says 'Run as root: apt-get update && apt-get install --no-install-recommends openssl'
+says "Run as root: echo 'create_main_cluster = false' | install"
+[ "$(cat "$work/calls")" = 'sudo true' ] || fail 'sudo must be tried once'
 
 machine 'a system without apt-get is told the packages' 1000
 rm "$work/bin/apt-get"
