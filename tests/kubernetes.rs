@@ -193,7 +193,7 @@ async fn the_job_calls_a_sidecar_by_nico_apis_name() {
     let database = one_under_kv1().await;
     let server = started(&rendered("sidecar"), &database, (SIDECAR, &of_nico_api())).await;
     let argument = "-servername=nico-api.nico-system.svc.cluster.local";
-    assert!(include_str!("../docs/deploy.md").contains(&format!("`{argument}`")));
+    assert!(include_str!("../docs/install/kubernetes.md").contains(&format!("`{argument}`")));
     let dry = called("call", &database, &server, &[argument]);
     assert_eq!(dry["rowsUpdated"], 1);
     let refused = call("call", &database, &server, &[]).output().unwrap();
