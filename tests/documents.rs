@@ -277,12 +277,10 @@ fn every_failure_of_a_row_has_a_section_in_troubleshooting() {
         let text = row.split('`').nth(1).unwrap().split('…').next().unwrap();
         let link = links(row).pop().unwrap();
         let anchor = link.split_once("troubleshooting.md#").unwrap().1;
-        let headings = troubleshooting
+        let mut headings = troubleshooting
             .lines()
             .filter_map(|line| line.strip_prefix("### "));
-        let heading = headings
-            .filter(|heading| anchors(&format!("### {heading}")).contains(anchor))
-            .next();
+        let heading = headings.find(|text| anchors(&format!("### {text}")).contains(anchor));
         let heading = heading.unwrap_or_else(|| panic!("{text}: no section {anchor}"));
         let section = section(&troubleshooting, heading);
         assert_says_what_to_do(section, heading);
