@@ -92,7 +92,7 @@ pub enum DatabaseError {
     Verifier(String),
 }
 
-/// What connecting may take where nobody says.
+/// The default time limit of one attempt to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A database that can be connected to: parsed, certificates loaded.
@@ -139,7 +139,7 @@ impl Database {
             SslMode::Prefer => DriverSslMode::Prefer,
             SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => DriverSslMode::Require,
         });
-        // Of several, one that can be written to is meant.
+        // With several servers, the primary is wanted.
         if servers.len() > 1 && !parameters.has("target_session_attrs") {
             driver.target_session_attrs(TargetSessionAttrs::ReadWrite);
         }
@@ -155,6 +155,9 @@ impl Database {
         if !parameters.options.is_empty() {
             driver.options(parameters.options.join(" "));
         }
+        // For cancel requests, which the driver connects by itself. Longer than the limit of
+        // the connector, whose error names the setting.
+        driver.connect_timeout(limit.duration * 2);
         // Whatever the URL says: it is nico-api's, and the load that others make is told
         // from ours by the name.
         driver.application_name(env!("CARGO_PKG_NAME"));

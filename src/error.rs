@@ -14,7 +14,7 @@ use crate::{
     authorize::Denial,
     organization::{InvalidOrganizationId, OrganizationId},
     service::RUN_ID_HEADER,
-    store::StoreError,
+    store::{SetupError, StoreError},
 };
 
 /// The domain of the reasons in `google.rpc.ErrorInfo`.
@@ -62,6 +62,9 @@ pub enum ServiceError {
     /// The database can't be worked with.
     #[error("{0}; what was committed stays, call again later")]
     Database(StoreError),
+    /// The database or the role has to be set up otherwise first.
+    #[error("{0}. Committed rows stay committed")]
+    DatabaseSetup(SetupError),
     /// The rows are committed, and the synchronous standby may not have them.
     #[error(
         "somebody cancelled a commit's wait for its synchronous standby, so the standby may lack \
@@ -129,6 +132,7 @@ impl ServiceError {
             Self::TooManyRuns => (Code::ResourceExhausted, "TOO_MANY_RUNS"),
             Self::NotReady(_) => (Code::Unavailable, "NOT_READY"),
             Self::Database(_) => (Code::Unavailable, "DATABASE_UNAVAILABLE"),
+            Self::DatabaseSetup(fault) => (Code::FailedPrecondition, fault.reason()),
             Self::NotReplicated => (Code::Unavailable, "NOT_REPLICATED"),
             Self::AuditUnavailable => (Code::Unavailable, "AUDIT_UNAVAILABLE"),
             Self::ShuttingDown => (Code::Unavailable, "SHUTTING_DOWN"),
@@ -140,6 +144,15 @@ impl ServiceError {
             Self::MetadataTooLarge => (Code::ResourceExhausted, "METADATA_TOO_LARGE"),
             Self::MalformedRequest => (Code::InvalidArgument, "MALFORMED_REQUEST"),
             Self::Internal => (Code::Internal, "INTERNAL"),
+        }
+    }
+}
+
+impl From<StoreError> for ServiceError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Setup(fault) => Self::DatabaseSetup(fault),
+            error => Self::Database(error),
         }
     }
 }
@@ -172,6 +185,7 @@ impl ServiceError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Hidden;
 
     #[test]
     fn whoever_compresses_is_told_what_is_accepted() {
@@ -245,6 +259,36 @@ mod tests {
                 "DATABASE_UNAVAILABLE",
             ),
             (ServiceError::NotReplicated, Unavailable, "NOT_REPLICATED"),
+            (
+                StoreError::from(SetupError::from(Hidden::BySomePolicy)).into(),
+                FailedPrecondition,
+                "ROWS_NOT_VISIBLE",
+            ),
+            (
+                ServiceError::DatabaseSetup(SetupError::Privilege("a privilege".to_owned())),
+                FailedPrecondition,
+                "DATABASE_PRIVILEGE",
+            ),
+            (
+                ServiceError::DatabaseSetup(SetupError::Schema("a table is missing".to_owned())),
+                FailedPrecondition,
+                "DATABASE_SCHEMA",
+            ),
+            (
+                ServiceError::DatabaseSetup(SetupError::Login("no such role".to_owned())),
+                FailedPrecondition,
+                "DATABASE_LOGIN",
+            ),
+            (
+                ServiceError::DatabaseSetup(SetupError::ReadOnly),
+                FailedPrecondition,
+                "DATABASE_READ_ONLY",
+            ),
+            (
+                ServiceError::DatabaseSetup(SetupError::Update("generated".to_owned())),
+                FailedPrecondition,
+                "DATABASE_REFUSES_UPDATES",
+            ),
             (
                 ServiceError::AuditUnavailable,
                 Unavailable,

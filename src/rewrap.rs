@@ -30,6 +30,9 @@ pub const COLUMNS: [&str; FIELDS] = [
 /// [`COLUMNS`]. `None` is NULL.
 pub type Texts = [Option<String>; FIELDS];
 
+/// Stands for a text of more than 1 MiB, which is not read. No envelope looks like it.
+pub const OVERSIZED: &str = "<more than 1 MiB>";
+
 /// What is to be done with a row.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Decision {
@@ -158,6 +161,9 @@ fn field(
     text: &str,
     workspace: &mut Workspace,
 ) -> Result<Option<String>, FieldError> {
+    if text == OVERSIZED {
+        return Err(FieldError::Unreadable(ParseError::TooLong));
+    }
     let Workspace { opened, rewrapped } = workspace;
     let target = keyring.target();
     let under_target = target.id().as_str();
@@ -299,6 +305,13 @@ mod tests {
         assert_eq!(found[1].0, COLUMNS[2]);
         assert!(matches!(found[1].1, FieldError::Unreadable(_)));
         assert_eq!(found.len(), 2);
+    }
+
+    #[test]
+    fn what_stands_for_an_oversized_text_is_a_failure_of_that_kind() {
+        let texts = [Some(OVERSIZED.to_owned()), None, None];
+        let too_long = FieldError::Unreadable(ParseError::TooLong);
+        assert_eq!(errors(&texts), [(COLUMNS[0], too_long)]);
     }
 
     #[derive(Debug, Clone)]

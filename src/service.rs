@@ -4,11 +4,14 @@
 mod reflection;
 
 use std::{
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -53,6 +56,9 @@ const METHOD: &str = "/forge.Forge/ReencryptTenantIdentitySecrets";
 /// The header that names a run, in every answer and in every log line.
 pub(crate) const RUN_ID_HEADER: &str = "x-rewrap-run-id";
 
+/// How long a site-wide apply waits for one that was told to stop, which takes two seconds.
+const STOPPING_APPLY_LIMIT: Duration = Duration::from_secs(4);
+
 /// The header by which a caller says which target it means.
 const EXPECT_TARGET_HEADER: &str = "x-expect-target-key-id";
 
@@ -69,6 +75,8 @@ struct Inner {
     audit: AuditLog,
     runs: Arc<Semaphore>,
     site_apply: Arc<Semaphore>,
+    /// What stops the last site-wide apply that was begun.
+    applying: Mutex<CancellationToken>,
     tasks: TaskTracker,
     shutdown: CancellationToken,
 }
@@ -94,6 +102,7 @@ impl Service {
                 audit,
                 runs: Arc::new(Semaphore::new(max_runs as usize)),
                 site_apply: Arc::new(Semaphore::new(1)),
+                applying: Mutex::default(),
                 tasks,
                 shutdown,
             }),
@@ -262,7 +271,8 @@ impl Inner {
             return Err(ServiceError::ShuttingDown);
         }
         self.readiness.check().map_err(ServiceError::NotReady)?;
-        let _permits = self.run_permits(&scope, mode)?;
+        let stop = self.shutdown.child_token();
+        let _permits = self.run_permits(&scope, mode, &stop).await?;
         self.audit.started(record).await?;
 
         tracing::info!(
@@ -272,7 +282,6 @@ impl Inner {
             caller = permit.identity().name(),
             "run started"
         );
-        let stop = self.shutdown.child_token();
         let deadline = async {
             match asked.deadline {
                 Some(deadline) => tokio::time::sleep(deadline).await,
@@ -294,7 +303,7 @@ impl Inner {
         let ended = ended.map_err(|error| match error {
             RunError::Stopped => stopped_for,
             RunError::NotFound(id) => ServiceError::UnknownOrganization(id),
-            RunError::Store(error) => ServiceError::Database(error),
+            RunError::Store(error) => error.into(),
             RunError::NotReplicated => ServiceError::NotReplicated,
             RunError::Panicked => {
                 tracing::error!("a task of the run panicked: this is a bug");
@@ -304,19 +313,40 @@ impl Inner {
         Ok((target, ended))
     }
 
-    /// A place among the runs, and the one place for a site-wide apply.
-    fn run_permits(
+    /// A slot among the runs, and the one slot for a site-wide apply. `stop` stops the run
+    /// that the slots are for.
+    ///
+    /// An apply that was told to stop ends soon. The next one waits for it: a client that
+    /// calls again after its deadline must not be refused for its own earlier call.
+    async fn run_permits(
         &self,
         scope: &Scope,
         mode: Mode,
+        stop: &CancellationToken,
     ) -> Result<Vec<OwnedSemaphorePermit>, ServiceError> {
         let one_of_many = self.runs.clone().try_acquire_owned();
         let mut permits = vec![one_of_many.map_err(|_| ServiceError::TooManyRuns)?];
         if *scope == Scope::Site && mode == Mode::Apply {
-            let only_one = self.site_apply.clone().try_acquire_owned();
-            permits.push(only_one.map_err(|_| ServiceError::ApplyUnderWay)?);
+            let limit = if self.applying().is_cancelled() {
+                STOPPING_APPLY_LIMIT
+            } else {
+                Duration::ZERO
+            };
+            let only_one = timeout(limit, self.site_apply.clone().acquire_owned()).await;
+            permits.push(
+                only_one
+                    .ok()
+                    .and_then(Result::ok)
+                    .ok_or(ServiceError::ApplyUnderWay)?,
+            );
+            *self.applying() = stop.clone();
         }
         Ok(permits)
+    }
+
+    /// What stops the last site-wide apply that was begun.
+    fn applying(&self) -> MutexGuard<'_, CancellationToken> {
+        self.applying.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -83,9 +83,9 @@ pub fn start_logging(options: &LogOptions) -> io::Result<()> {
     std::panic::set_hook(Box::new(|panic| {
         let location = panic.location().map(ToString::to_string);
         let payload = panic.payload();
-        let message = payload.downcast_ref::<&str>().copied();
-        let message = message.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-        tracing::error!(location, message, "panic: this is a bug");
+        let what = payload.downcast_ref::<&str>().copied();
+        let what = what.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        tracing::error!(location, what, "panic: this is a bug");
     }));
     Ok(())
 }

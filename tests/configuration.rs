@@ -201,7 +201,7 @@ async fn a_typo_in_our_own_section_is_no_setting() {
 }
 
 #[tokio::test]
-async fn what_may_be_in_a_file_that_cannot_be_read_is_not_missing() {
+async fn settings_are_not_called_missing_if_a_file_cannot_be_read() {
     let database = Database::migrated().await;
     for (broken, what) in [
         ("= 1", "second.toml: is not TOML at line 1"),
@@ -258,6 +258,28 @@ async fn a_section_of_another_shape_is_a_fault_and_not_absent() {
     refused(&database, &[words], |site| {
         let text = site.toml().replace("[auth.trust]", "[elsewhere.trust]");
         site.whole_config(&text.replace("[auth]", "[auth]\ntrust = \"nico.local\""))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn our_section_is_apart_from_a_file_that_denies_unknown_fields() {
+    let database = Database::migrated().await;
+    let words = "site.toml: [rewrap]: is in a file with deny_unknown_fields = true, on which nico-api \
+                 does not start; move it into a file of its own";
+    let denies = |site: Site, value: &str| {
+        let text = site.toml();
+        site.whole_config(&format!("deny_unknown_fields = {value}\n{text}"))
+    };
+    let said = refused(&database, &[words], |site| denies(site, "true")).await;
+    assert_eq!(said.lines().count(), 1, "{said}");
+    accepted(&database, |site| denies(site, "false")).await;
+    accepted(&database, |site| {
+        let text = format!("deny_unknown_fields = true\n{}", site.toml());
+        let (theirs, ours) = text.split_once("[rewrap]").unwrap();
+        let (ours, more) = ours.split_once("\n[").unwrap();
+        site.whole_config(&format!("{theirs}\n[{more}"))
+            .second_config(&format!("[rewrap]{ours}"))
     })
     .await;
 }

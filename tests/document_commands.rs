@@ -281,6 +281,7 @@ fn table_commands() -> Vec<String> {
         "systemctl ",
         "journalctl ",
         "docker ",
+        "nico-rewrap ",
         "rewrap ",
     ];
     quoted
@@ -294,7 +295,13 @@ fn table_commands() -> Vec<String> {
 #[test]
 fn the_commands_of_the_tables_name_what_is_installed() {
     let dir = process::lasting_dir("stand-ins");
-    for program in ["kubectl", "systemctl", "journalctl", "docker"] {
+    for program in [
+        "kubectl",
+        "systemctl",
+        "journalctl",
+        "docker",
+        "nico-rewrap",
+    ] {
         let text = "#!/bin/sh\nprintf '%s\\n' \"$(basename \"$0\")\" \"$@\"\n";
         fs::write(dir.join(program), text).unwrap();
         process::run(Command::new("chmod").arg("+x").arg(dir.join(program)));
@@ -302,8 +309,7 @@ fn the_commands_of_the_tables_name_what_is_installed() {
     let path = format!("{}:{}", dir.display(), std::env::var("PATH").unwrap());
     let standalone = rendered("standalone");
     let compose = read("deploy/compose/docker-compose.yml");
-    let unit = "deploy/systemd/nico-rewrap.service";
-    assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(unit).exists());
+    let unit = read("deploy/systemd/nico-rewrap.service");
     let (mut kubectl, mut systemd, mut docker) = (0, 0, 0);
     for command in table_commands() {
         // The function of the page, which the other test runs.
@@ -327,6 +333,13 @@ fn the_commands_of_the_tables_name_what_is_installed() {
                 systemd += 1;
                 let known = ["nico-rewrap", "nico-rewrap-vault", "nico-api"];
                 assert!(known.contains(&name), "{command}");
+            }
+            ["nico-rewrap", "healthcheck", ref files @ ..] => {
+                let start = format!(
+                    "\nExecStart=/usr/bin/nico-rewrap serve {}\n",
+                    files.join(" ")
+                );
+                assert!(unit.contains(&start), "{command}");
             }
             ["docker", "compose", ref rest @ ..] => {
                 docker += 1;
@@ -373,7 +386,16 @@ fn names_objects(words: &[&str], standalone: &std::collections::BTreeMap<String,
                 &rendered("sidecar")["Deployment"]["spec"]["template"]["metadata"]["labels"];
             assert_eq!(labels[key], value);
         }
-        ["rollout", "restart" | "status" | "undo", _] | ["logs", ..] | ["get", "job", _] => {}
+        ["logs", "--prefix", "--tail=-1", "-l", label] => {
+            let (key, value) = label.split_once('=').unwrap();
+            assert_eq!(
+                deployment["spec"]["template"]["metadata"]["labels"][key],
+                value
+            );
+        }
+        ["rollout", "restart" | "status" | "undo", _]
+        | ["logs", "--follow", _]
+        | ["get", "job", _] => {}
         other => panic!("{other:?}"),
     }
 }

@@ -294,14 +294,22 @@ fn every_error() -> Vec<String> {
         FieldError::ReadBack,
     ];
     let rows = [
-        RowError::LockTimeout,
+        RowError::RowLocked,
+        RowError::TableLocked,
         RowError::StatementTimeout,
         RowError::Conflicts("40P01".to_owned()),
         RowError::Version(VersionError::Malformed),
         RowError::Version(VersionError::Exhausted),
         RowError::Version(VersionError::Missing),
         RowError::Privilege,
+        RowError::Policy,
+        RowError::TextNotKept,
         RowError::NotBumped,
+        RowError::Ignored,
+        RowError::Unreadable {
+            columns: Vec::new(),
+            sqlstate: "XX001".to_owned(),
+        },
         RowError::Refused("23514".to_owned()),
     ];
     let known = |error: &FieldError| match error {
@@ -317,14 +325,19 @@ fn every_error() -> Vec<String> {
         .iter()
         .map(known)
         .chain(rows.iter().map(|error| match error {
-            RowError::LockTimeout
+            RowError::RowLocked
+            | RowError::TableLocked
             | RowError::StatementTimeout
             | RowError::Conflicts(_)
             | RowError::Version(
                 VersionError::Malformed | VersionError::Exhausted | VersionError::Missing,
             )
             | RowError::Privilege
+            | RowError::Policy
+            | RowError::TextNotKept
             | RowError::NotBumped
+            | RowError::Ignored
+            | RowError::Unreadable { .. }
             | RowError::Refused(_) => error.to_string(),
         }))
         .collect()

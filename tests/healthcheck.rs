@@ -133,3 +133,20 @@ async fn what_is_not_a_server_of_ours_is_not_healthy() {
         server.join().unwrap();
     }
 }
+
+#[tokio::test]
+async fn a_server_that_says_nothing_or_never_ends_is_not_healthy() {
+    use std::io::Write;
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endless = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addresses = [&silent, &endless].map(|one| one.local_addr().unwrap().to_string());
+    std::thread::spawn(move || {
+        let (mut stream, _) = endless.accept().unwrap();
+        while stream.write_all(b"x").is_ok() {
+            std::thread::sleep(std::time::Duration::from_millis(200));
+        }
+    });
+    for address in addresses {
+        assert_unhealthy(&address, &["--live"], "no answer within 5 seconds").await;
+    }
+}

@@ -90,4 +90,6 @@ mod start_up;
 mod stops;
 mod sync_standby;
 mod transport;
+mod unreadable;
 mod vault;
+mod visibility;

@@ -257,6 +257,25 @@ async fn yesterdays_list_in_front_of_todays_hides_nobody() {
     }
 }
 
+/// Neither of two lists is the newer one, and one of them would let somebody in.
+#[tokio::test]
+async fn two_lists_of_the_same_age_are_refused() {
+    let database = Database::migrated().await;
+    let leaf = certs::admin_cert().signed_by(admin_root());
+    let one = text(&Crl::of(admin_root()).issue());
+    let other = text(&Crl::of(admin_root()).revokes(&leaf.key).issue());
+    let both = written(&(one.clone() + &other));
+    let words =
+        "has two different lists of O=Acme, CN=Acme Corporate Root with the same thisUpdate";
+    refused(&database, &["[rewrap].crl_files: ", words], |site| {
+        site.set("rewrap.crl_files", format!("[{}]", path(&both)))
+    })
+    .await;
+    let twice = written(&(other.clone() + &other));
+    let server = with_list(&twice, "allow_unknown").start().await;
+    assert!(is_revoked(&server, &leaf).await);
+}
+
 #[tokio::test]
 async fn a_reload_of_a_damaged_list_is_a_failure_that_is_told_of() {
     let files = Files::new();
@@ -278,14 +297,13 @@ async fn a_reload_of_a_damaged_list_is_a_failure_that_is_told_of() {
     assert_eq!(counted(read, "rewrap.crl_files", "revocation_lists"), [1]);
     assert_eq!(counted(read, "tls.root_cafile_path", "certificates"), [1]);
     assert_eq!(counted(read, "tls.identity_keyfile_path", "keys"), [1]);
-    let mut failures = 0.0;
-    for (name, damage, words) in DAMAGES {
+    for (failures, (name, damage, words)) in (1_u8..).zip(DAMAGES) {
         let both = damaged(&yesterday, &today, damage);
         files.install("crl.pem", &both);
-        failures += 1.0;
-        until_reloaded(&server, "failure", failures).await;
+        until_reloaded(&server, "failure", failures.into()).await;
         until(&server, "nico_rewrap_tls_reload_failing", &[], 1.0).await;
-        let told = server.logs_with("TLS files not reloaded: what was loaded before stays in use");
+        let message = "TLS files not reloaded: what was loaded before stays in use";
+        let told = server.wait_logs(message, failures.into()).await;
         let error = told.last().unwrap()["error"].as_str().unwrap();
         assert!(
             error.contains("crl.pem line ") && error.contains(words),

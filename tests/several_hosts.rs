@@ -80,7 +80,7 @@ async fn a_server_that_hangs_is_passed_over_after_its_time() {
             began.elapsed()
         );
         let said = server
-            .wait_log("a server of database_url will not do: trying the next one")
+            .wait_log("cannot use a server of database_url; trying the next one")
             .await;
         let words = "no answer within connect_timeout of database_url, 1s";
         let error = said["error"].to_string();
@@ -108,7 +108,7 @@ async fn the_limit_is_for_each_server() {
 }
 
 #[tokio::test]
-async fn where_no_server_will_do_the_last_one_says_why() {
+async fn the_last_error_is_reported_if_no_server_accepts() {
     let hung = Hung::silent();
     let url = format!("postgres://nico@{},127.0.0.1:1/nico", hung.address());
     let site = Site::with_url(&url).set("rewrap.connect_timeout", "\"300ms\"");
@@ -120,13 +120,14 @@ async fn where_no_server_will_do_the_last_one_says_why() {
     let url = format!("postgres://nico@127.0.0.1:1,{}/nico", hung.address());
     let site = Site::with_url(&url).set("rewrap.connect_timeout", "\"300ms\"");
     let server = site.start_unready().await;
+    server.wait_log("waiting for the database").await;
     let (status, body) = server.get("/readyz").await;
     let words = "no answer within [rewrap].connect_timeout, 300ms";
     assert!(status == 503 && body.contains(words), "{status} {body}");
 }
 
 #[tokio::test]
-async fn of_several_servers_one_that_takes_writes_is_taken() {
+async fn the_server_that_takes_writes_is_used() {
     let primary = crate::pg::Server::start();
     let database = Database::migrated_on(&primary).await;
     let standby = primary.standby();
@@ -135,7 +136,7 @@ async fn of_several_servers_one_that_takes_writes_is_taken() {
     let server = Site::with_url(&url).start().await;
     assert_eq!(run(&server, false).await.rows_examined, 0);
     let said = server
-        .wait_log("a server of database_url will not do: trying the next one")
+        .wait_log("cannot use a server of database_url; trying the next one")
         .await;
     assert!(
         said["error"].to_string().contains("does not allow writes"),

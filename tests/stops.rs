@@ -60,7 +60,7 @@ async fn a_deadline_ends_a_run_behind_locked_rows_with_every_row_accounted_for()
     let record = soon("the record", server.wait_log("call")).await;
     assert_eq!(number(&record, "rows_updated"), written(&watch).await);
     assert_eq!(number(&record, "rows_in_doubt"), 0, "{record}");
-    // The place of the site-wide apply is free, and nobody waits for the locks any more.
+    // Nobody waits for the locks.
     let nobody = format!("NOT EXISTS (SELECT FROM {SESSIONS} AND wait_event_type = 'Lock')");
     soon("the end of the sessions", until(&watch, &nobody)).await;
     let before = seed::snapshot(&watch).await;
@@ -289,4 +289,34 @@ async fn a_rate_limit_lets_a_row_go_before_the_one_ahead_is_answered() {
     };
     let (report, ()) = tokio::join!(run(&server, false), without_answers);
     assert_eq!(report.rows_updated, 100);
+}
+
+#[tokio::test]
+async fn an_apply_waits_for_one_that_is_being_stopped() {
+    let postgres = pg::Server::start();
+    let database = Database::migrated_on(&postgres).await;
+    let client = database.client().await;
+    seed::insert(&client, &orgs(300)).await;
+    let server = Site::new(&database)
+        .set("rewrap.max_rows_per_second", "100")
+        .set("rewrap.back_off", "false")
+        .start()
+        .await;
+    let first = Call::new(&server, certs::admin())
+        .max_time(2.0)
+        .start(&json!({}));
+    server.wait_log("run started").await;
+    let frozen = Frozen::all_of(&postgres);
+    // Its deadline has passed, and it still looks after the rows that it sent.
+    tokio::time::sleep(Duration::from_millis(2300)).await;
+    let again = async {
+        let report = run(&server, false).await;
+        assert_eq!((report.rows_examined, report.rows_failed), (300, 0));
+    };
+    let thaw = async {
+        server.wait_log("call").await;
+        drop(frozen);
+    };
+    tokio::join!(again, thaw);
+    drop(first);
 }

@@ -7,7 +7,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     path::PathBuf,
     process::ExitCode,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use clap::Args;
@@ -15,12 +15,12 @@ use clap::Args;
 use super::{EX_CONFIG, fail};
 use crate::config::{Environment, load_metrics_endpoint};
 
-/// For the connection, for sending, and for each piece of the answer. Well below the
-/// 30 s after which Docker gives a health check up.
+/// For the connection, and again for the answer. Well below the 30 s after which Docker gives a
+/// health check up.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A probe's answer is one line; nothing else is worth reading to its end.
-const LONGEST_ANSWER: u64 = 4096;
+const LONGEST_ANSWER: usize = 4096;
 
 #[derive(Debug, Args)]
 pub(super) struct Healthcheck {
@@ -79,13 +79,25 @@ struct Answer {
 
 /// HTTP/1.0, whose answer ends with the connection: no client library is needed.
 fn ask(mut stream: TcpStream, endpoint: SocketAddr, path: &str) -> io::Result<Answer> {
-    stream.set_read_timeout(Some(TIMEOUT))?;
+    let deadline = Instant::now() + TIMEOUT;
     stream.set_write_timeout(Some(TIMEOUT))?;
     // In one piece: `write!` would send one packet for each of its parts.
     let request = format!("GET {path} HTTP/1.0\r\nHost: {endpoint}\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let mut answer = Vec::new();
-    stream.take(LONGEST_ANSWER).read_to_end(&mut answer)?;
+    let mut piece = [0; LONGEST_ANSWER];
+    while answer.len() < LONGEST_ANSWER {
+        let rest = deadline.saturating_duration_since(Instant::now());
+        // Nothing at all would mean no limit.
+        stream.set_read_timeout(Some(rest.max(Duration::from_millis(1))))?;
+        match stream.read(&mut piece)? {
+            0 => break,
+            read => answer.extend_from_slice(&piece[..read]),
+        }
+        if rest.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+    }
     parse(&String::from_utf8_lossy(&answer))
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the answer is not HTTP"))
 }

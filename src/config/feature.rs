@@ -85,7 +85,7 @@ pub(super) fn database(
     }
 }
 
-/// What is said of a parameter of the URL that is for another program.
+/// The warning about a parameter of the URL that is for another program.
 fn ignored(parameter: &str) -> String {
     let meant = Database::meant_parameter(parameter);
     let meant = meant.map_or_else(String::new, |meant| {
@@ -94,7 +94,7 @@ fn ignored(parameter: &str) -> String {
     format!("parameter {parameter:?} is not known here and ignored{meant}")
 }
 
-/// Those of libpq's variables that are set and would matter, were they read here.
+/// The warning about variables of libpq that are set and would matter if they were read here.
 fn unread_variables(environment: &Environment, names: &[&str]) -> Option<String> {
     let is_set = |name: &&&str| match environment.get(**name) {
         Some(Some(value)) => !value.is_empty(),

@@ -47,7 +47,7 @@ pub(super) fn read(
                 found.name,
                 known.join(", ")
             );
-            settings.fault(TARGET, fault);
+            settings.missing(TARGET, fault);
             None
         }
     }
@@ -236,7 +236,7 @@ fn compare(
         if let Some(other) = other.filter(|other| other.check_value() != kek.check_value()) {
             warnings.push(format!(
                 "key {:?} has key check value {} in {}, which is used here, and {} in {}, which \
-                 nico-api reads: nico-api will not open what this program writes under the former",
+                 nico-api reads: nico-api cannot open secrets that are sealed with the former",
                 kek.id().as_str(),
                 kek.check_value(),
                 kek.source(),

@@ -193,6 +193,7 @@ impl Config {
         let mut settings = Settings::read(files, environment);
         settings.only_sections(&SECTIONS);
         settings.only_known(&KNOWN);
+        settings.only_accepted_by_nico_api();
         settings.faults(misspelled_variables(environment, &KNOWN));
         let mut warnings = foreign_variables(environment);
 

@@ -25,7 +25,9 @@ pub(super) struct Settings {
     /// Variable by the key that it sets.
     variables: BTreeMap<String, String>,
     faults: Vec<String>,
-    /// A file could not be read: what seems to be missing may be in it.
+    /// Files with `[rewrap]` that tell nico-api to refuse sections that it does not know.
+    refused_by_nico_api: Vec<String>,
+    /// A file could not be read. Settings that seem to be missing may be in it.
     incomplete: bool,
 }
 
@@ -35,9 +37,15 @@ impl Settings {
     pub(super) fn read(files: &[PathBuf], environment: &Environment) -> Self {
         let mut faults = Vec::new();
         let mut builder = config::Config::builder();
+        let mut refused_by_nico_api = Vec::new();
         for path in files {
             match TomlFile::read(path) {
-                Ok(file) => builder = builder.add_source(file),
+                Ok(file) => {
+                    if file.is_refused_by_nico_api() {
+                        refused_by_nico_api.push(path.display().to_string());
+                    }
+                    builder = builder.add_source(file);
+                }
                 Err(fault) => faults.push(format!("{}: {fault}", path.display())),
             }
         }
@@ -71,6 +79,7 @@ impl Settings {
             files: names.join(", "),
             variables,
             faults,
+            refused_by_nico_api,
             incomplete,
         }
     }
@@ -86,8 +95,8 @@ impl Settings {
             .push(format!("{source}: {}: {what}", spelled(key)));
     }
 
-    /// Notes that `key` has no value, unless it may be in something that could not be
-    /// read: the fault is then there.
+    /// Records that `key` has no value. Does nothing if the value may be in a file or a
+    /// section that could not be read: that fault is recorded already.
     pub(super) fn missing(&mut self, key: &str, what: impl std::fmt::Display) {
         let sections = key.match_indices('.').map(|(end, _)| &key[..end]);
         let misshapen = |section| {
@@ -99,8 +108,8 @@ impl Settings {
         }
     }
 
-    /// Every one of `sections` has to be a section if it is there. Another value must not
-    /// pass for a section that is absent, which can mean that a feature is off.
+    /// Refuses values of another shape in the place of `sections`. They must not count as
+    /// absent: an absent section can switch a feature off.
     pub(super) fn only_sections(&mut self, sections: &[&str]) {
         for section in sections {
             let what = match self.value(section).map(|value| value.kind) {
@@ -127,6 +136,17 @@ impl Settings {
         self.value(key)
             .and_then(|value| value.origin().map(str::to_owned))
             .unwrap_or_else(|| self.files.clone())
+    }
+
+    /// With `deny_unknown_fields = true`, nico-api does not start on a file that has
+    /// `[rewrap]` in it.
+    pub(super) fn only_accepted_by_nico_api(&mut self) {
+        for file in &self.refused_by_nico_api {
+            self.faults.push(format!(
+                "{file}: [rewrap]: is in a file with deny_unknown_fields = true, on which nico-api \
+                 does not start; move it into a file of its own, given with a further --config"
+            ));
+        }
     }
 
     /// Everything in `[rewrap]` has to be known: a typo must not pass.
@@ -371,6 +391,12 @@ fn spelled(key: &str) -> String {
 struct TomlFile(Map<String, Value>);
 
 impl TomlFile {
+    fn is_refused_by_nico_api(&self) -> bool {
+        let denies = self.0.get("deny_unknown_fields");
+        denies.is_some_and(|value| value.kind == ValueKind::Boolean(true))
+            && self.0.contains_key(SECTION)
+    }
+
     /// The parser's own report would quote the line, which may hold a password; this
     /// names the place instead.
     fn read(path: &Path) -> Result<Self, String> {

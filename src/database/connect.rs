@@ -81,13 +81,13 @@ pub(super) struct Server {
     pub(super) port: u16,
 }
 
-/// Connects to the first server that will do.
+/// Connects to the first server that accepts.
 #[derive(Clone)]
 pub(crate) struct Connector {
     pub(super) servers: Vec<Server>,
     pub(super) tls: MakeRustlsConnect,
     pub(super) limit: Limit,
-    /// What to say besides where no server will do.
+    /// Added to the error if no server accepts the connection.
     pub(super) advice: Option<String>,
     /// Takes the notices of every connection. The driver would log their texts.
     pub(super) notices: Arc<Notices>,
@@ -143,7 +143,7 @@ impl Connector {
         (client, task)
     }
 
-    /// Where a server is; `None` is a Unix socket.
+    /// The addresses of a server; `None` stands for a Unix socket.
     async fn addresses(&self, server: &Server) -> Result<Vec<Option<IpAddr>>, ConnectError> {
         let name = match (&server.host, server.address) {
             (_, Some(address)) => return Ok(vec![Some(address)]),
@@ -173,14 +173,14 @@ impl Connector {
         }
     }
 
-    /// Of one server alone, the caller says it.
+    /// With a single server, the caller reports the error.
     fn failed(&self, server: &Server, error: &ConnectError) {
         if self.servers.len() > 1 {
             tracing::warn!(
                 host = ?server.host,
                 port = server.port,
                 %error,
-                "a server of database_url will not do: trying the next one"
+                "cannot use a server of database_url; trying the next one"
             );
         }
     }

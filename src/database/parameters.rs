@@ -79,7 +79,7 @@ impl Parameters {
         self.for_driver.iter().any(|(other, _)| other == name)
     }
 
-    /// The driver checks what is its own.
+    /// The driver validates its own parameters.
     pub(super) fn driver(&self) -> Result<tokio_postgres::Config, DatabaseError> {
         let parameters = self.for_driver.iter().map(|(name, value)| {
             let value = utf8_percent_encode(value, NON_ALPHANUMERIC);

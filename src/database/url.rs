@@ -106,7 +106,7 @@ impl Url {
     }
 
     fn take_credentials(&mut self, text: &str) {
-        // What does not decode was not encoded.
+        // A text that does not decode was not percent-encoded.
         let decoded = |text: &str| decoded(text).unwrap_or_else(|| text.to_owned());
         let (user, password) = match text.split_once(':') {
             Some((user, password)) => (user, Some(password)),

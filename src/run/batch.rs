@@ -51,6 +51,8 @@ pub(super) struct Batch {
 pub(super) struct BatchEnd {
     /// One for each row whose outcome is known.
     pub(super) outcomes: Vec<RowOutcome>,
+    /// Organizations that were deleted meanwhile.
+    pub(super) gone: Vec<String>,
     /// Rows whose last write has an unknown outcome.
     pub(super) in_doubt: u64,
     /// Why not all rows were worked on.
@@ -62,6 +64,7 @@ impl Batch {
     pub(super) async fn run(self, rows: Vec<Row>) -> BatchEnd {
         let mut end = BatchEnd {
             outcomes: Vec::with_capacity(rows.len()),
+            gone: Vec::new(),
             in_doubt: 0,
             result: Ok(()),
         };
@@ -83,8 +86,14 @@ impl Batch {
         if end.result.is_err() {
             end.in_doubt = self.settle(&mut pending, &sessions).await;
         }
-        end.outcomes
-            .extend(pending.into_iter().filter_map(Pending::into_outcome));
+        for mut row in pending {
+            let id = std::mem::take(&mut row.row.organization_id);
+            let outcome = row.into_outcome();
+            if outcome == Some(RowOutcome::Gone) {
+                end.gone.push(id);
+            }
+            end.outcomes.extend(outcome);
+        }
         end
     }
 

@@ -15,12 +15,19 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Context, Mode, Report, RunError, Scope,
     batch::{Batch, BatchEnd},
+    report::RowOutcome,
+    visited::Visited,
 };
 use crate::{store::Row, telemetry};
 
 /// Rows of one batch: many, since a connection falls idle at the end of each, and yet few
 /// enough that a page of the default size makes two batches for every writer.
 const BATCH_ROWS: usize = 125;
+
+/// Bytes of texts in one batch, and in all batches of a run together. A batch has one row at
+/// least.
+const BATCH_BYTES: usize = 1 << 20;
+const BYTES_AT_ONCE: usize = 3 << 20;
 
 /// The batches of one run.
 pub(super) struct BatchSet {
@@ -32,8 +39,12 @@ pub(super) struct BatchSet {
     /// Somebody waits for the end of the run.
     hurry: CancellationToken,
     running: JoinSet<BatchEnd>,
-    /// How many rows each task has.
-    sizes: HashMap<Id, u64>,
+    /// How many rows each task has, and how many bytes of texts.
+    sizes: HashMap<Id, (u64, usize)>,
+    /// The bytes of all of them.
+    bytes: usize,
+    /// What the run came to.
+    pub(super) visited: Visited,
     max_tasks: usize,
     report: Report,
     progress: Arc<AtomicU64>,
@@ -56,6 +67,8 @@ impl BatchSet {
             hurry: stop.clone(),
             running: JoinSet::new(),
             sizes: HashMap::new(),
+            bytes: 0,
+            visited: Visited::default(),
             max_tasks,
             report: Report::default(),
             progress: Arc::default(),
@@ -90,15 +103,39 @@ impl BatchSet {
     /// Starts batches for all of `rows`.
     pub(super) async fn start_all(&mut self, mut rows: Vec<Row>) -> Result<(), RunError> {
         while !rows.is_empty() {
-            let rest = rows.split_off(rows.len().min(BATCH_ROWS));
+            let rest = rows.split_off(Self::batch(&rows));
             self.start(mem::replace(&mut rows, rest)).await?;
         }
         Ok(())
     }
 
+    /// How many of `rows` one batch takes.
+    fn batch(rows: &[Row]) -> usize {
+        let mut bytes = 0;
+        let fits = |row: &&Row| {
+            bytes += row.bytes();
+            bytes <= BATCH_BYTES
+        };
+        let fitting = rows.iter().take(BATCH_ROWS).take_while(fits).count();
+        fitting.max(1).min(rows.len())
+    }
+
+    /// Whether `rows` are enough for a batch.
+    pub(super) fn is_batch(rows: &[Row]) -> bool {
+        rows.len() >= BATCH_ROWS || Self::batch(rows) < rows.len()
+    }
+
+    /// What the run does with rows.
+    pub(super) fn mode(&self) -> Mode {
+        self.mode
+    }
+
     /// Starts a batch of `rows` as soon as there is room for one.
     pub(super) async fn start(&mut self, rows: Vec<Row>) -> Result<(), RunError> {
-        while self.running.len() >= self.max_tasks {
+        let bytes = rows.iter().map(Row::bytes).sum::<usize>();
+        while self.running.len() >= self.max_tasks
+            || (self.bytes + bytes > BYTES_AT_ONCE && !self.running.is_empty())
+        {
             self.join_one().await?;
         }
         let batch = Batch {
@@ -111,7 +148,8 @@ impl BatchSet {
         };
         let size = rows.len() as u64;
         let task = self.running.spawn(batch.run(rows));
-        self.sizes.insert(task.id(), size);
+        self.sizes.insert(task.id(), (size, bytes));
+        self.bytes += bytes;
         Ok(())
     }
 
@@ -132,11 +170,11 @@ impl BatchSet {
         self.progress.fetch_add(1, Ordering::Relaxed);
         match joined {
             Ok((task, end)) => {
-                self.sizes.remove(&task);
+                self.forget(task);
                 self.count(end)
             }
             Err(panicked) => {
-                let rows = self.sizes.remove(&panicked.id()).unwrap_or_default();
+                let rows = self.forget(panicked.id());
                 if self.mode == Mode::Apply {
                     self.report.rows_in_doubt += rows;
                 }
@@ -145,17 +183,32 @@ impl BatchSet {
         }
     }
 
+    /// How many rows a task had that has ended.
+    fn forget(&mut self, task: Id) -> u64 {
+        let (rows, bytes) = self.sizes.remove(&task).unwrap_or_default();
+        self.bytes -= bytes;
+        rows
+    }
+
     fn count(&mut self, end: BatchEnd) -> Result<(), RunError> {
+        for id in &end.gone {
+            self.visited.gone(id);
+        }
+        self.count_rows(end.outcomes);
+        self.report.rows_in_doubt += end.in_doubt;
+        end.result
+    }
+
+    /// Counts rows with their outcomes.
+    pub(super) fn count_rows(&mut self, outcomes: Vec<RowOutcome>) {
         // Together: a counter has to be looked up each time.
         let mut done = BTreeMap::new();
-        for outcome in end.outcomes {
+        for outcome in outcomes {
             *done.entry(outcome.name()).or_default() += 1;
             self.report.add(outcome);
         }
         for (outcome, rows) in done {
             telemetry::rows_done(self.mode, outcome, rows);
         }
-        self.report.rows_in_doubt += end.in_doubt;
-        end.result
     }
 }

@@ -18,11 +18,12 @@ mod batch_set;
 mod pace;
 mod pending;
 mod report;
+mod scope;
 mod stall;
+mod visited;
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use futures_util::future;
 use thiserror::Error;
 use tokio::{
     sync::{Semaphore, SemaphorePermit, watch},
@@ -270,60 +271,6 @@ impl Runner {
             Scope::Site => self.site(stop, batches).await,
             Scope::Organization(id) => self.organization(id, stop, batches).await,
         }
-    }
-
-    async fn organization(
-        &self,
-        id: &OrganizationId,
-        stop: &CancellationToken,
-        batches: &mut BatchSet,
-    ) -> Result<(), RunError> {
-        let not_found = || RunError::NotFound(id.clone());
-        let row = until_stopped(stop, self.context.store.row(id.as_str())).await?;
-        let row = row.ok_or_else(not_found)?;
-        batches.start(vec![row]).await?;
-        batches.finish().await?;
-        // Deleted between the two: the same as never there.
-        if batches.report().rows_examined() == 0 {
-            return Err(not_found());
-        }
-        Ok(())
-    }
-
-    async fn site(&self, stop: &CancellationToken, batches: &mut BatchSet) -> Result<(), RunError> {
-        let store = &self.context.store;
-        let no_more_rows = batches.stop_token();
-        let mut page = until_stopped(stop, store.page(None)).await?;
-        while let Some(last) = page.last() {
-            let is_last_page = page.len() < store.options().page_size as usize;
-            let after = last.organization_id.clone();
-            let next = async {
-                if is_last_page {
-                    return Ok(Vec::new());
-                }
-                let next = until_stopped(stop, store.page(Some(&after))).await;
-                if next.is_err() {
-                    // No row has to find out for itself.
-                    no_more_rows.cancel();
-                }
-                next
-            };
-            page = if store.options().max_connections == 1 {
-                // Its own tasks have the connection, for as long as they need it.
-                batches.start_all(page).await?;
-                batches.finish().await?;
-                next.await?
-            } else {
-                // The next page is on its way while this one is worked on; asked for first,
-                // so that Postgres has something to do from the start.
-                let (next, started) = future::join(next, batches.start_all(page)).await;
-                let next = next?;
-                started?;
-                next
-            };
-        }
-        // Whoever watches the database does so until the last row is done.
-        batches.finish().await
     }
 }
 

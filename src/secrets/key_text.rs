@@ -59,7 +59,7 @@ fn key(bytes: &[u8]) -> Option<Zeroizing<[u8; KEY_BYTES]>> {
     bytes.try_into().map(Zeroizing::new).ok()
 }
 
-/// What another program has left in the place of the key.
+/// Recognizes a text that another program left in the place of the key.
 fn foreign(text: &str) -> Option<&'static str> {
     let placeholder = ["${", "{{", "$(", "%{"]
         .iter()
@@ -89,7 +89,7 @@ fn foreign(text: &str) -> Option<&'static str> {
     }
 }
 
-/// Why `text`, which is no base64, is none.
+/// Explains why `text` is not standard base64.
 fn misspelled(text: &str) -> &'static str {
     let is_key = |engine: &GeneralPurpose, text: &str| {
         let decoded = engine.decode(text).map(Zeroizing::new);
@@ -114,7 +114,7 @@ fn misspelled(text: &str) -> &'static str {
     }
 }
 
-/// What `bytes` are, which are no key.
+/// Explains what `bytes` of another length are.
 fn wrong_length(bytes: &[u8]) -> &'static str {
     let text = bytes.trim_ascii();
     if text.is_empty() {
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_instead_is_recognized_and_not_quoted() {
+    fn other_spellings_are_recognized_and_not_quoted() {
         let text = STANDARD.encode(KEY);
         let (first, second) = text.split_at(20);
         let with = |end: &[u8]| STANDARD.encode([&KEY[..], end].concat());

@@ -3,6 +3,10 @@
 /// Nested levels of a YAML file. The reader needs some kB of stack for each.
 const MAX_DEPTH: usize = 64;
 
+/// Nested brackets that the scanner may see before the reader does. It looks 1,024
+/// characters ahead, and its own limit has an error without a name.
+const SCANNED_AHEAD: usize = 2048;
+
 /// What aliases and merge keys of a YAML file may repeat, in parser events: 100,000 hosts
 /// that share five defaults need 1.2 million.
 const MAX_REPEATED: usize = 3_000_000;
@@ -25,6 +29,7 @@ pub(super) fn options(text: &str) -> serde_saphyr::Options {
             max_recorded_anchor_events: MAX_REPEATED,
             max_total_scalar_bytes: MAX_SCALAR_BYTES,
             max_depth: MAX_DEPTH,
+            flow_nesting_limit: SCANNED_AHEAD,
             enforce_alias_anchor_ratio: false,
         },
         alias_limits: serde_saphyr::alias_limits! {
@@ -111,12 +116,14 @@ mod tests {
             bomb += &format!("l{level}: &l{level} [{ten}]\n");
         }
         let deep = format!("a: {}s3cr3t{}\n", "[".repeat(200), "]".repeat(200));
+        let deepest = format!("a: {}s3cr3t", "[".repeat(100_000));
         let levels: String = (0..200)
             .map(|n| format!("{}l{n}:\n", " ".repeat(n)))
             .collect();
         for (text, limit) in [
             (bomb, "3000000 values that aliases and merge keys repeat"),
             (deep, "64 nested levels"),
+            (deepest, "64 nested levels"),
             (levels, "64 nested levels"),
         ] {
             let faults = faults(&text);

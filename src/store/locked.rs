@@ -13,8 +13,8 @@ use tokio_postgres::types::Type;
 
 use super::{
     Replaced, Row, Store, StoreError,
+    page::{select_row, text, texts, version},
     replace::Form,
-    select_row,
     statement::{Ready, Sql},
 };
 use crate::{keyring::KeyId, rewrap::Texts};

@@ -15,13 +15,18 @@ mod error;
 mod lease;
 mod load;
 mod locked;
+mod page;
+mod parts;
 mod ping;
+mod preflight;
 mod replace;
 mod row;
 mod schema;
 mod settle;
+mod setup;
 mod silence;
 mod statement;
+mod sweep;
 mod wait;
 mod writer;
 
@@ -39,20 +44,21 @@ use deadpool::managed::ObjectId;
 use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod};
 use futures_util::future;
 use tokio::{sync::Semaphore, time::timeout};
-use tokio_postgres::{
-    Row as PgRow,
-    types::{ToSql, Type},
-};
+use tokio_postgres::{Row as PgRow, types::ToSql};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 pub use self::{
     barrier::Incarnation,
     error::{RowError, StoreError},
     load::{Load, Observer},
+    page::{Page, Position, Unreadable},
     ping::Ping,
+    preflight::Preflight,
     row::{Row, VersionError, next_counter},
     schema::SchemaError,
     settle::Settled,
+    setup::{Hidden, SetupError},
+    sweep::{Moment, Sweep},
     wait::Wait,
     writer::{Replaced, Writer},
 };
@@ -128,6 +134,8 @@ pub struct Store {
     options: StoreOptions,
     /// Sites from before June 2026 label the row's key in a column of its own.
     has_key_id_column: AtomicBool,
+    /// There are policies on the tables, and they let everything pass.
+    policies_apply: AtomicBool,
 }
 
 impl fmt::Debug for Store {
@@ -137,48 +145,6 @@ impl fmt::Debug for Store {
             .finish_non_exhaustive()
     }
 }
-
-// The version is looked up for each row that is returned. A join would be planned over
-// the whole of `tenants`, and each page read it from the start.
-macro_rules! select_row {
-    () => {
-        "SELECT c.organization_id, c.encrypted_signing_key_1, c.encrypted_signing_key_2, \
-         c.encrypted_auth_method_config, \
-         (SELECT t.version FROM tenants t WHERE t.organization_id = c.organization_id) \
-         FROM tenant_identity_config c "
-    };
-}
-use select_row;
-
-// Pages follow the primary key's own index and so its collation. `COLLATE "C"`
-// could not use that index: every page would scan and sort the whole table, and
-// a site of a million rows would be read thousands of times over.
-const FIRST_PAGE: Sql = Sql {
-    text: concat!(
-        "-- first_page\n",
-        select_row!(),
-        "ORDER BY c.organization_id LIMIT $1"
-    ),
-    types: &[Type::INT8],
-};
-
-const NEXT_PAGE: Sql = Sql {
-    text: concat!(
-        "-- next_page\n",
-        select_row!(),
-        "WHERE c.organization_id > $1 ORDER BY c.organization_id LIMIT $2"
-    ),
-    types: &[Type::TEXT, Type::INT8],
-};
-
-const READ_ROW: Sql = Sql {
-    text: concat!(
-        "-- read_row\n",
-        select_row!(),
-        "WHERE c.organization_id = $1"
-    ),
-    types: &[Type::TEXT],
-};
 
 impl Store {
     /// A store on `database`. Connects when it is first used.
@@ -200,6 +166,7 @@ impl Store {
             notices,
             options,
             has_key_id_column: AtomicBool::new(false),
+            policies_apply: AtomicBool::new(false),
         })
     }
 
@@ -210,7 +177,7 @@ impl Store {
     }
 
     /// Finds out whether the tables and columns are there that this program reads
-    /// and writes.
+    /// and writes, and warns of what else would keep a run from its work.
     ///
     /// # Errors
     ///
@@ -223,35 +190,10 @@ impl Store {
                 self.has_key_id_column
                     .store(found.has_key_id_column, Ordering::Relaxed);
                 client.release();
-                Ok(())
             }
-            Err(error) => Err(error),
+            Err(error) => return Err(error),
         }
-    }
-
-    /// The page of rows behind `after`, or the first one, read in a READ ONLY
-    /// transaction. An empty page is the end.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Unavailable`] when the page can't be had.
-    pub async fn page(&self, after: Option<&str>) -> Result<Vec<Row>, StoreError> {
-        let limit = i64::from(self.options.page_size);
-        let rows = match after {
-            None => self.read(&FIRST_PAGE, &[&limit]).await,
-            Some(after) => self.read(&NEXT_PAGE, &[&after, &limit]).await,
-        };
-        rows?.iter().map(Row::from_pg).collect()
-    }
-
-    /// The row of one organization, read in a READ ONLY transaction.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Unavailable`] when it can't be had.
-    pub async fn row(&self, organization_id: &str) -> Result<Option<Row>, StoreError> {
-        let rows = self.read(&READ_ROW, &[&organization_id]).await?;
-        rows.first().map(Row::from_pg).transpose()
+        Ok(preflight::warn(self).await?)
     }
 
     /// A connection to write rows with.
@@ -282,7 +224,18 @@ impl Store {
         self.backends.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Reads rows; an error is one of the database, not of a row.
     async fn read(
+        &self,
+        sql: &'static Sql,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<PgRow>, StoreError> {
+        let rows = self.read_raw(sql, params).await;
+        rows.map_err(StoreError::into_unavailable)
+    }
+
+    /// Reads rows, and says exactly what is wrong.
+    async fn read_raw(
         &self,
         sql: &'static Sql,
         params: &[&(dyn ToSql + Sync)],
@@ -291,7 +244,7 @@ impl Store {
         loop {
             attempt += 1;
             let client = self.client().await?;
-            let error = match self.read_once(&client, sql, params).await {
+            match self.read_once(&client, sql, params).await {
                 Ok(rows) => {
                     client.release();
                     return Ok(rows);
@@ -299,26 +252,33 @@ impl Store {
                 Err(error) => {
                     // Closed: in whatever state it is.
                     drop(client);
-                    error
+                    self.retry(error, attempt).await?;
                 }
-            };
-            match error {
-                // Once is always allowed: it is no conflict with anybody.
-                StoreError::StalePlan(_) if attempt == 1 => self.forget_plans(),
-                // A server that hangs does so on every connection.
-                StoreError::NoAnswer(_) => return Err(error.into_unavailable()),
-                // A connection of the pool can have died unnoticed; the others with it.
-                StoreError::ConnectionLost(_) => {
-                    self.pool.retain(|client, _| !client.is_closed());
-                }
-                StoreError::Conflict(_) => {}
-                error => return Err(error.into_unavailable()),
             }
-            if attempt >= self.options.max_attempts {
-                return Err(error.into_unavailable());
-            }
-            self.pause().await;
         }
+    }
+
+    /// Waits for another attempt to read, or returns the error if there is to be none.
+    async fn retry(&self, error: StoreError, attempt: u32) -> Result<(), StoreError> {
+        match error {
+            // Once is always allowed: it is no conflict with anybody.
+            StoreError::StalePlan(_) if attempt == 1 => {
+                self.forget_plans();
+                return Ok(());
+            }
+            // A connection of the pool can have died unnoticed; the others with it.
+            StoreError::ConnectionLost(_) => {
+                self.pool.retain(|client, _| !client.is_closed());
+            }
+            StoreError::Conflict(_) | StoreError::Row(RowError::TableLocked) => {}
+            // A server that hangs does so on every connection.
+            error => return Err(error),
+        }
+        if attempt >= self.options.max_attempts {
+            return Err(error);
+        }
+        self.pause().await;
+        Ok(())
     }
 
     /// Has every connection prepare its statements anew.
@@ -335,7 +295,8 @@ impl Store {
         // One that had to be prepared first would be overtaken by the COMMIT, which sees
         // to it that no transaction is left open, whatever comes of the rest.
         let statement = self.within(self.ready(client, sql)).await?;
-        let begin = client.batch_execute("START TRANSACTION READ ONLY");
+        let begin = self.begin_reading(false);
+        let begin = client.batch_execute(&begin);
         let rows = statement.query(client, params);
         let commit = client.batch_execute("COMMIT");
         let (begun, (rows, committed)) = self.together(begin, future::join(rows, commit)).await?;
@@ -393,7 +354,7 @@ fn configure_session(options: &StoreOptions) -> Hook {
     let settings = format!(
         "{commit}SET statement_timeout = {statement}; SET lock_timeout = {lock}; \
          SET idle_in_transaction_session_timeout = {statement}; \
-         SET default_transaction_isolation = 'read committed'",
+         SET default_transaction_isolation = 'read committed'; SET row_security = on",
         statement = options.statement_timeout.as_millis(),
         lock = options.lock_timeout.as_millis(),
     );

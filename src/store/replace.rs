@@ -17,8 +17,10 @@ use super::{
 };
 use crate::{keyring::KeyId, rewrap::Texts};
 
+// A trigger, rule or policy that has its own way with either row makes the whole statement fail:
+// it then asks for a setting that does not exist, and nothing is written.
 macro_rules! replace_row {
-    ($name:literal, $limits:expr, $set_key_id:literal, $condition:expr) => {
+    ($name:literal, $limits:expr, $set_key_id:literal, $keep_key_id:literal, $condition:expr) => {
         concat!(
             "-- ",
             $name,
@@ -34,8 +36,13 @@ macro_rules! replace_row {
                  AND encrypted_signing_key_1 IS NOT DISTINCT FROM $5 \
                  AND encrypted_signing_key_2 IS NOT DISTINCT FROM $6 \
                  AND encrypted_auth_method_config IS NOT DISTINCT FROM $7 \
-               RETURNING organization_id\
-             ) \
+               RETURNING organization_id, \
+                 encrypted_signing_key_1 IS NOT DISTINCT FROM $2 \
+                 AND encrypted_signing_key_2 IS NOT DISTINCT FROM $3 \
+                 AND encrypted_auth_method_config IS NOT DISTINCT FROM $4",
+            $keep_key_id,
+            " AS kept\
+             ), bumped AS (\
              UPDATE tenants SET version = CASE \
                WHEN version = $8 THEN $9 \
                WHEN version ~ '^V[0-9]{1,20}-T[0-9]{1,19}$' \
@@ -43,18 +50,31 @@ macro_rules! replace_row {
                THEN 'V' || substring(version from '^V([0-9]+)')::numeric + 1 || '-T' \
                  || (extract(epoch FROM clock_timestamp()) * 1000000)::bigint \
                END \
-             FROM written WHERE tenants.organization_id = written.organization_id"
+             FROM written WHERE tenants.organization_id = written.organization_id \
+             RETURNING version IS DISTINCT FROM $8 AS counted\
+             ) \
+             SELECT CASE \
+               WHEN NOT written.kept THEN current_setting('nico_rewrap.text_not_kept') \
+               WHEN bumped.counted IS NOT TRUE \
+               THEN current_setting('nico_rewrap.version_not_bumped') END \
+             FROM written LEFT JOIN bumped ON true"
         )
     };
 }
 
 // In a session of our own, whose settings say how long to wait and how to commit.
 const IN_SESSION: Sql = Sql {
-    text: replace_row!("replace_row", "", "", " WHERE"),
+    text: replace_row!("replace_row", "", "", "", " WHERE"),
     types: &[Type::TEXT; 9],
 };
 const IN_SESSION_WITH_KEY_ID: Sql = Sql {
-    text: replace_row!("replace_row", "", ", encryption_key_id = $10", " WHERE"),
+    text: replace_row!(
+        "replace_row",
+        "",
+        ", encryption_key_id = $10",
+        " AND encryption_key_id IS NOT DISTINCT FROM $10",
+        " WHERE"
+    ),
     types: &[Type::TEXT; 10],
 };
 
@@ -75,7 +95,7 @@ macro_rules! after_limits {
     };
 }
 const BY_ITSELF: Sql = Sql {
-    text: replace_row!("replace_row", limits!(), "", after_limits!()),
+    text: replace_row!("replace_row", limits!(), "", "", after_limits!()),
     types: &[Type::TEXT; 11],
 };
 const BY_ITSELF_WITH_KEY_ID: Sql = Sql {
@@ -83,6 +103,7 @@ const BY_ITSELF_WITH_KEY_ID: Sql = Sql {
         "replace_row",
         limits!(),
         ", encryption_key_id = $12",
+        " AND encryption_key_id IS NOT DISTINCT FROM $12",
         after_limits!()
     ),
     types: &[Type::TEXT; 12],
@@ -146,9 +167,9 @@ impl Replacement<'_> {
 }
 
 impl Replaced {
-    /// From how many versions the statement bumped.
-    pub(super) fn from_count(bumped: u64) -> Self {
-        match bumped {
+    /// From how many rows the statement returned: one for the row that it wrote.
+    pub(super) fn from_count(written: u64) -> Self {
+        match written {
             0 => Self::Missed,
             _ => Self::Done,
         }
@@ -167,8 +188,8 @@ impl Store {
         let form = self.form();
         let replacement = self.replacement(form, row, texts, target)?;
         let params = replacement.params();
-        let bumped = self.execute(client, form.sql(), &params).await?;
-        Ok(Replaced::from_count(bumped))
+        let written = self.execute(client, form.sql(), &params).await?;
+        Ok(Replaced::from_count(written))
     }
 
     pub(super) fn form(&self) -> Form {

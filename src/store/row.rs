@@ -6,7 +6,7 @@ use thiserror::Error;
 use tokio_postgres::Row as PgRow;
 
 use super::StoreError;
-use crate::rewrap::Texts;
+use crate::rewrap::{COLUMNS, OVERSIZED, Texts};
 
 /// What is read of an organization: its secrets, and its version.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,11 +21,28 @@ pub struct Row {
 
 impl Row {
     pub(super) fn from_pg(row: &PgRow) -> Result<Self, StoreError> {
+        let not_a_text = |column: &str| StoreError::not_a_text(column);
+        let text = |index: usize, column: &str| {
+            let text: Result<Option<String>, _> = row.try_get(index);
+            text.map_err(|_| not_a_text(column))
+        };
+        let [first, second, third] = COLUMNS;
         Ok(Self {
-            organization_id: row.try_get(0)?,
-            texts: [row.try_get(1)?, row.try_get(2)?, row.try_get(3)?],
-            version: row.try_get(4)?,
+            organization_id: text(0, "organization_id")?.unwrap_or_default(),
+            texts: [text(1, first)?, text(2, second)?, text(3, third)?],
+            version: text(4, "tenants.version")?,
         })
+    }
+
+    /// How much memory the texts take.
+    pub(crate) fn bytes(&self) -> usize {
+        self.texts.iter().flatten().map(String::len).sum()
+    }
+
+    /// Whether a text was too long to be read.
+    pub(super) fn is_cut(&self) -> bool {
+        let mut texts = self.texts.iter().flatten();
+        texts.any(|text| text == OVERSIZED)
     }
 }
 

@@ -48,19 +48,42 @@ const KEY_ID_COLUMN: &str = "encryption_key_id";
 /// does: along the search path.
 const COLUMNS_OF_TABLE: Sql = Sql {
     text: "-- columns_of_table\n\
-           SELECT attname::text FROM pg_attribute \
-           WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped",
+           SELECT a.attname::text, y.typcategory = 'S', format_type(a.atttypid, a.atttypmod) \
+           FROM pg_attribute a JOIN pg_type y ON y.oid = a.atttypid \
+           WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped",
     types: &[Type::TEXT],
 };
+
+// A schema that the role may not use is passed over along the search path, without a word.
+const WHERE_ELSE: Sql = Sql {
+    text: "-- where_else\n\
+           SELECT n.nspname::text, has_schema_privilege(n.oid, 'USAGE') FROM pg_class c \
+           JOIN pg_namespace n ON n.oid = c.relnamespace \
+           WHERE c.relname = $1 AND c.relkind IN ('r', 'p') ORDER BY 2, 1 LIMIT 1",
+    types: &[Type::TEXT],
+};
+
+const UPDATED_AT: &str = "updated_at";
 
 pub(super) async fn check(store: &Store, client: &Object) -> Result<Found, SchemaError> {
     let mut missing = Vec::new();
     let mut has_key_id_column = false;
     for (table, needed) in NEEDED {
-        let columns = names(&store.query(client, &COLUMNS_OF_TABLE, &[&table]).await?)?;
+        let rows = store.query(client, &COLUMNS_OF_TABLE, &[&table]).await?;
+        let columns = names(&rows)?;
         if columns.is_empty() {
-            missing.push(format!("table {table}"));
+            missing.push(missing_table(store, client, table).await?);
             continue;
+        }
+        for row in &rows {
+            let name: String = row.try_get(0).map_err(StoreError::from)?;
+            let is_text: bool = row.try_get(1).map_err(StoreError::from)?;
+            if !is_text && name != UPDATED_AT && needed.contains(&name.as_str()) {
+                let type_: String = row.try_get(2).map_err(StoreError::from)?;
+                missing.push(format!(
+                    "column {table}.{name} of type text (its type is {type_})"
+                ));
+            }
         }
         has_key_id_column |= table == CONFIG_TABLE && columns.iter().any(|c| c == KEY_ID_COLUMN);
         missing.extend(
@@ -75,6 +98,20 @@ pub(super) async fn check(store: &Store, client: &Object) -> Result<Found, Schem
     } else {
         Err(SchemaError::Missing(missing))
     }
+}
+
+/// The table that is not there, and where it is instead.
+async fn missing_table(store: &Store, client: &Object, table: &str) -> Result<String, StoreError> {
+    let rows = store.query(client, &WHERE_ELSE, &[&table]).await?;
+    let Some(row) = rows.first() else {
+        return Ok(format!("table {table}"));
+    };
+    let (schema, usable): (String, bool) = (row.try_get(0)?, row.try_get(1)?);
+    Ok(if usable {
+        format!("table {table} (there is one in schema {schema}, which is not in the search_path)")
+    } else {
+        format!("table {table} (there is one in schema {schema}, on which the role lacks USAGE)")
+    })
 }
 
 /// Whether the column is there now; nico-api's migration drops it.

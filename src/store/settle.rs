@@ -10,7 +10,11 @@ use deadpool_postgres::Object;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_postgres::types::Type;
 
-use super::{Pooler, Row, Store, StoreError, select_row, statement::Sql};
+use super::{
+    Pooler, Row, Store, StoreError,
+    page::{select_row, text, texts, version},
+    statement::Sql,
+};
 
 /// Between two looks whether the sessions have ended.
 const PAUSE: Duration = Duration::from_millis(20);

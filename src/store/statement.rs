@@ -7,7 +7,7 @@ use std::time::Duration;
 use deadpool_postgres::Object;
 use futures_util::future;
 use tokio_postgres::{
-    Row as PgRow, Statement,
+    Row as PgRow, RowStream, Statement,
     types::{ToSql, Type},
 };
 
@@ -45,7 +45,22 @@ impl Ready {
         }
     }
 
-    /// The same for a statement that returns nothing but how many rows it wrote.
+    /// Runs a statement without parameters and hands its rows over one by one. Postgres waits
+    /// when they are not taken.
+    pub(super) async fn stream(&self, client: &Object) -> Result<RowStream, tokio_postgres::Error> {
+        match self {
+            Self::Prepared(statement) => {
+                let none: [&(dyn ToSql + Sync); 0] = [];
+                client.query_raw(statement, none).await
+            }
+            Self::Unprepared(sql) => {
+                let none: [(&(dyn ToSql + Sync), Type); 0] = [];
+                client.query_typed_raw(sql.text, none).await
+            }
+        }
+    }
+
+    /// The same for a statement of which only the number of rows counts.
     pub(super) async fn execute(
         &self,
         client: &Object,

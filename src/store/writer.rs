@@ -6,7 +6,7 @@ use deadpool_postgres::Object;
 use tokio_postgres::{error::SqlState, types::ToSql};
 
 use super::{
-    READ_ROW, Row, RowError, Store, StoreError, lease::Lease, locked::Locked, schema,
+    Row, RowError, Store, StoreError, lease::Lease, locked::Locked, page::READ_ROW, schema,
     settle::Backend, silence::Unanswered, statement::ANSWER_MARGIN,
 };
 use crate::{keyring::KeyId, rewrap::Texts};
@@ -89,6 +89,10 @@ impl<'a> Writer<'a> {
             let read = self.store.query_behind_rows(client, &READ_ROW, &params);
             match self.unanswered.count(read).await {
                 Ok(rows) => return rows.first().map(Row::from_pg).transpose(),
+                Err(StoreError::Row(RowError::Refused(sqlstate))) => {
+                    let columns = Vec::new();
+                    return Err(RowError::Unreadable { columns, sqlstate }.into());
+                }
                 Err(error) => self.recover(error, attempt).await?,
             }
         }
@@ -158,7 +162,11 @@ impl<'a> Writer<'a> {
             (locked, Some(row)) => (locked, row),
             (locked, None) => {
                 locked.release().await?;
-                return Ok(None);
+                // It is gone only if a plain read agrees: a policy can hide it from a lock alone.
+                return match self.row(organization_id).await? {
+                    None => Ok(None),
+                    Some(_) => Err(RowError::Ignored.into()),
+                };
             }
         };
         let (verdict, texts) = decide(&row);
@@ -168,14 +176,8 @@ impl<'a> Writer<'a> {
         };
         match locked.replace(&row, &texts, target).await? {
             Replaced::Done => Ok(Some(verdict)),
-            // Not possible under the lock, unless a trigger meddles.
-            Replaced::Missed => {
-                let now = self.row(organization_id).await?;
-                Err(match now {
-                    Some(row) if row.texts == texts => RowError::NotBumped.into(),
-                    _ => RowError::Refused("compare-and-set".to_owned()).into(),
-                })
-            }
+            // Not possible under the lock, unless a trigger or a policy meddles.
+            Replaced::Missed => Err(RowError::Ignored.into()),
         }
     }
 

@@ -8,14 +8,21 @@ use super::{CALLS, DECISIONS, DISTRUSTED, HANDSHAKES_REFUSED, RELOADS, ROWS};
 /// The kinds of identity.
 const IDENTITY_KINDS: [&str; 4] = ["service", "machine", "external", "none"];
 
-/// The outcomes of calls: `OK`, and every reason of an error.
-pub(crate) const CALL_OUTCOMES: [&str; 23] = [
+/// The outcomes of calls: `OK`, and every reason of an error. The test of [`crate::error`] names
+/// one that is missing.
+pub(crate) const CALL_OUTCOMES: [&str; 30] = [
     "OK",
     "APPLY_UNDER_WAY",
     "AUDIT_UNAVAILABLE",
     "BLANK_ORGANIZATION_ID",
     "CANCELLED",
     "COMPRESSION_NOT_SUPPORTED",
+    "DATABASE_LOGIN",
+    "DATABASE_PRIVILEGE",
+    "DATABASE_READ_ONLY",
+    "DATABASE_REFUSES_UPDATES",
+    "DATABASE_SCHEMA",
+    "ROWS_NOT_VISIBLE",
     "DATABASE_UNAVAILABLE",
     "DEADLINE_EXCEEDED",
     "DENIED_BY_POLICY",
@@ -26,6 +33,7 @@ pub(crate) const CALL_OUTCOMES: [&str; 23] = [
     "METADATA_TOO_LARGE",
     "NOT_ALLOWED",
     "NOT_READY",
+    "NOT_REPLICATED",
     "NO_IDENTITY",
     "SHUTTING_DOWN",
     "SLOW_REQUEST",
@@ -45,7 +53,7 @@ const DECISION_OUTCOMES: [&str; 5] = [
 ];
 
 /// What can be wrong with a certificate.
-pub(crate) const CERTIFICATE_REASONS: [&str; 9] = [
+pub(crate) const CERTIFICATE_REASONS: [&str; 10] = [
     "bad_certificate",
     "bad_eku",
     "crl_expired",
@@ -55,6 +63,7 @@ pub(crate) const CERTIFICATE_REASONS: [&str; 9] = [
     "not_yet_valid",
     "revoked",
     "unknown_ca",
+    "unsupported_signature",
 ];
 
 /// What else ends a connection before HTTP/2.

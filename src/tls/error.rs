@@ -54,6 +54,12 @@ pub enum TlsError {
          keys that are not in use any more"
     )]
     TooManyKeys,
+    /// Two lists of one key, neither of which is the newer one.
+    #[error(
+        "[rewrap].crl_files has two different lists of {0} with the same thisUpdate and cRLNumber, \
+         so that nobody knows which one counts: take out the older one"
+    )]
+    SameAge(String),
     /// Several lists of one key that are not for the same certificates.
     #[error(
         "[rewrap].crl_files has lists of one issuer for different distribution points: name its one \

@@ -71,6 +71,8 @@ impl CrlPolicy {
 /// A list that can be used.
 pub(super) struct RevocationList {
     der: CertificateRevocationListDer<'static>,
+    /// The issuer's name, for messages.
+    issuer_name: String,
     /// The issuer's name in DER, and the identifier of its key (RFC 5280, 5.2.1).
     issuer: Vec<u8>,
     key_id: Option<Vec<u8>>,
@@ -106,7 +108,22 @@ pub(super) fn in_order(mut lists: Vec<RevocationList>) -> Result<Vec<RevocationL
         (age(b), &b.number).cmp(&(age(a), &a.number))
     });
     whole(&lists)?;
+    newest(&lists)?;
     Ok(lists)
+}
+
+/// Of several lists of one key, the first is the newest. `lists` are in order.
+fn newest(lists: &[RevocationList]) -> Result<(), TlsError> {
+    let mut newest = BTreeMap::new();
+    for list in lists {
+        let first: &mut &RevocationList =
+            newest.entry((&list.issuer, &list.key_id)).or_insert(list);
+        let age = |list: &RevocationList| (list.this_update, list.number.clone());
+        if age(first) == age(list) && first.der != list.der {
+            return Err(TlsError::SameAge(list.issuer_name.clone()));
+        }
+    }
+    Ok(())
 }
 
 /// Lists of one key are of one scope, so that each is whole and the newest is enough.
@@ -197,9 +214,9 @@ fn list(
                 _ => None,
             });
     let points = points.map(|points| format!("{points:?}"));
-    let issuer = parsed.issuer().as_raw().to_vec();
     Ok(RevocationList {
-        issuer,
+        issuer_name: issuer.to_string(),
+        issuer: parsed.issuer().as_raw().to_vec(),
         key_id,
         points,
         der: der.clone(),

@@ -1,0 +1,274 @@
+//! Reading rows: a page of them, or the row of one organization.
+//!
+//! A page is bounded by bytes as well as by rows, and a text over the limit of an
+//! envelope does not leave the database, so that memory does not grow with what is stored.
+//! `octet_length` looks at a stored text's header and does not unpack it.
+
+use tokio_postgres::types::Type;
+
+use super::{Row, RowError, Store, StoreError, statement::Sql};
+
+/// Bytes of texts in a page. The last row may exceed it, by its own texts.
+const PAGE_BYTES: u32 = 3 << 20;
+
+// The version is looked up for each row that is returned. A join would be planned over
+// the whole of `tenants`, and each page read it from the start.
+macro_rules! version {
+    ($row:literal) => {
+        concat!(
+            "(SELECT t.version FROM tenants t WHERE t.organization_id = ",
+            $row,
+            ".organization_id)"
+        )
+    };
+}
+
+// 1048576 is `envelope::MAX_TEXT_BYTES`, the other text `rewrap::OVERSIZED`: a test compares
+// them. `$if` is a cheaper condition that is true for every longer text.
+macro_rules! text {
+    ($row:literal, $if:literal, $column:literal) => {
+        concat!(
+            "CASE WHEN ",
+            $if,
+            "octet_length(",
+            $row,
+            ".",
+            $column,
+            ") > 1048576 \
+             THEN '<more than 1 MiB>' ELSE ",
+            $row,
+            ".",
+            $column,
+            " END"
+        )
+    };
+}
+
+macro_rules! texts {
+    ($row:literal, $if:literal) => {
+        concat!(
+            text!($row, $if, "encrypted_signing_key_1"),
+            ", ",
+            text!($row, $if, "encrypted_signing_key_2"),
+            ", ",
+            text!($row, $if, "encrypted_auth_method_config")
+        )
+    };
+}
+
+macro_rules! select_row {
+    () => {
+        concat!(
+            "SELECT c.organization_id, ",
+            texts!("c", ""),
+            ", ",
+            version!("c"),
+            " FROM tenant_identity_config c "
+        )
+    };
+}
+pub(super) use {select_row, text, texts, version};
+
+// Pages follow the primary key's own index and so its collation. `COLLATE "C"`
+// could not use that index: every page would scan and sort the whole table, and
+// a site of a million rows would be read thousands of times over.
+// The sum runs in the order in which the rows come out of the index. Floating point counts
+// bytes exactly up to 2^53, and its sum costs less than that of bigint, which is numeric.
+macro_rules! select_page {
+    ($name:literal, $where:literal) => {
+        concat!(
+            "-- ",
+            $name,
+            "\n",
+            "SELECT r.organization_id, ",
+            texts!("r", "r.bytes > 1048576 AND "),
+            ", ",
+            version!("r"),
+            " FROM (SELECT p.*, sum(p.bytes) OVER (ROWS UNBOUNDED PRECEDING) AS total \
+               FROM (SELECT c.organization_id, c.encrypted_signing_key_1, \
+                   c.encrypted_signing_key_2, c.encrypted_auth_method_config, \
+                   coalesce(octet_length(c.encrypted_signing_key_1)::float8, 0) \
+                     + coalesce(octet_length(c.encrypted_signing_key_2)::float8, 0) \
+                     + coalesce(octet_length(c.encrypted_auth_method_config)::float8, 0) \
+                     AS bytes \
+                 FROM tenant_identity_config c ",
+            $where,
+            " ORDER BY c.organization_id LIMIT $1 OFFSET $2) AS p) AS r \
+             WHERE r.total - r.bytes < $3 ORDER BY r.organization_id"
+        )
+    };
+}
+
+pub(super) const FIRST_PAGE: Sql = Sql {
+    text: select_page!("first_page", ""),
+    types: &[Type::INT8, Type::INT8, Type::FLOAT8],
+};
+
+pub(super) const NEXT_PAGE: Sql = Sql {
+    text: select_page!("next_page", "WHERE c.organization_id > $4"),
+    types: &[Type::INT8, Type::INT8, Type::FLOAT8, Type::TEXT],
+};
+
+pub(super) const READ_ROW: Sql = Sql {
+    text: concat!(
+        "-- read_row\n",
+        select_row!(),
+        "WHERE c.organization_id = $1"
+    ),
+    types: &[Type::TEXT],
+};
+
+/// Where a page begins.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Position {
+    /// Behind this organization; from the start if there is none.
+    pub(super) after: Option<String>,
+    /// So many rows further on: rows whose id cannot be read, and so cannot be named.
+    pub(super) skip: u32,
+}
+
+/// Some rows, in the order of the primary key's index.
+#[derive(Debug, Default)]
+pub struct Page {
+    /// Rows that could be read.
+    pub rows: Vec<Row>,
+    /// Rows that Postgres could not read.
+    pub unreadable: Vec<Unreadable>,
+    /// Where the next page begins; `None` if there are no more rows.
+    pub next: Option<Position>,
+}
+
+/// A row that Postgres could not read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    /// The organization's id as it is stored, which may not be UTF-8.
+    pub id: Vec<u8>,
+    /// Why not.
+    pub error: RowError,
+}
+
+impl Unreadable {
+    /// The id, as far as it can be printed.
+    #[must_use]
+    pub fn organization_id(&self) -> String {
+        String::from_utf8_lossy(&self.id).into_owned()
+    }
+}
+
+impl Page {
+    /// Whether texts of so many bytes are enough for one page.
+    pub(super) fn is_full(bytes: usize) -> bool {
+        bytes >= PAGE_BYTES as usize / 2
+    }
+
+    /// Whether a page of `rows`, of which up to `limit` were asked for, need not be the last.
+    /// The server counted bytes in its own encoding, in which a text may be somewhat longer.
+    pub(super) fn may_go_on(rows: &[Row], limit: u32) -> bool {
+        let bytes: usize = rows.iter().map(Row::bytes).sum();
+        rows.len() >= limit as usize || rows.iter().any(Row::is_cut) || Self::is_full(bytes)
+    }
+}
+
+impl Store {
+    /// The page of rows from `from` on, read in READ ONLY transactions.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`] or [`StoreError::Setup`] when the page can't be had.
+    pub async fn page(&self, from: &Position) -> Result<Page, StoreError> {
+        let limit = self.options.page_size;
+        let (sql, params) = PageParams::new(from, 0, limit).statement();
+        let rows = match self.read_raw(sql, &params.params(sql)).await {
+            Ok(rows) => rows,
+            Err(error) if error.is_of_some_row() => return self.page_in_parts(from).await,
+            Err(error) => return Err(error.into_unavailable()),
+        };
+        // One by one, so that the memory of the answer is given back as rows are made of it.
+        let rows = rows.into_iter().map(|row| Row::from_pg(&row));
+        let rows = rows.collect::<Result<Vec<_>, _>>()?;
+        let next = match rows.last() {
+            Some(last) if Page::may_go_on(&rows, limit) => Some(Position {
+                after: Some(last.organization_id.clone()),
+                skip: 0,
+            }),
+            _ => None,
+        };
+        Ok(Page {
+            rows,
+            unreadable: Vec::new(),
+            next,
+        })
+    }
+
+    /// The row of one organization, read in a READ ONLY transaction.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Row`] when this row can't be read; [`StoreError::Unavailable`] or
+    /// [`StoreError::Setup`] when none can.
+    pub async fn row(&self, organization_id: &str) -> Result<Option<Row>, StoreError> {
+        match self.read_raw(&READ_ROW, &[&organization_id]).await {
+            Ok(rows) => rows.first().map(Row::from_pg).transpose(),
+            Err(error) if error.is_of_some_row() => {
+                Err(self.why_unreadable(organization_id, &error).await?.into())
+            }
+            Err(error) => Err(error.into_unavailable()),
+        }
+    }
+}
+
+/// What a page's statement is told.
+pub(super) struct PageParams<'a> {
+    limit: i64,
+    skip: i64,
+    bytes: f64,
+    after: Option<&'a str>,
+}
+
+impl<'a> PageParams<'a> {
+    /// `limit` rows, `further` than `from`.
+    pub(super) fn new(from: &'a Position, further: u32, limit: u32) -> Self {
+        Self {
+            limit: limit.into(),
+            skip: i64::from(from.skip) + i64::from(further),
+            bytes: PAGE_BYTES.into(),
+            after: from.after.as_deref(),
+        }
+    }
+
+    pub(super) fn statement(self) -> (&'static Sql, Self) {
+        (
+            match self.after {
+                None => &FIRST_PAGE,
+                Some(_) => &NEXT_PAGE,
+            },
+            self,
+        )
+    }
+
+    pub(super) fn params(&self, sql: &Sql) -> Vec<&(dyn tokio_postgres::types::ToSql + Sync)> {
+        let mut params: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
+            vec![&self.limit, &self.skip, &self.bytes, &self.after];
+        params.truncate(sql.types.len());
+        params
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        envelope::MAX_TEXT_BYTES,
+        rewrap::{COLUMNS, OVERSIZED},
+    };
+
+    #[test]
+    fn the_statements_cut_off_at_the_limit_of_an_envelope() {
+        for sql in [&FIRST_PAGE, &NEXT_PAGE, &READ_ROW] {
+            for column in COLUMNS {
+                let cut = format!(".{column}) > {MAX_TEXT_BYTES} THEN '{OVERSIZED}' ELSE ");
+                assert!(sql.text.contains(&cut), "{}", sql.text);
+            }
+        }
+    }
+}

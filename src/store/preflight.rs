@@ -1,0 +1,263 @@
+//! What has to be true of the database for a run, looked at before each and after it.
+
+use std::sync::atomic::Ordering;
+
+use tokio_postgres::Row as PgRow;
+
+use super::{Hidden, Moment, Pooler, SetupError, Store, StoreError, statement::Sql};
+
+// One row, of which every list is NULL if all is well. A column that is not there has no
+// privilege either way: the schema check speaks of those.
+// Row-level security is no matter where policies let the role see and write every row: an
+// unconditional one for it, and no restrictive one with a condition.
+const PREFLIGHT: Sql = Sql {
+    text: "-- preflight\n\
+WITH tables (name, oid) AS (VALUES \
+  ('tenants', to_regclass('tenants')), \
+  ('tenant_identity_config', to_regclass('tenant_identity_config'))), \
+needed (name, col, reads, writes) AS (VALUES \
+  ('tenants', 'organization_id', true, false), \
+  ('tenants', 'version', true, true), \
+  ('tenant_identity_config', 'organization_id', true, false), \
+  ('tenant_identity_config', 'encrypted_signing_key_1', true, true), \
+  ('tenant_identity_config', 'encrypted_signing_key_2', true, true), \
+  ('tenant_identity_config', 'encrypted_auth_method_config', true, true), \
+  ('tenant_identity_config', 'updated_at', false, true), \
+  ('tenant_identity_config', 'encryption_key_id', false, true)), \
+columns AS ( \
+  SELECT n.name || '.' || n.col AS name, n.reads, n.writes, t.oid, a.attnum, \
+    a.attgenerated <> '' AS generated, y.typcategory = 'S' AS is_text \
+  FROM needed n JOIN tables t ON t.name = n.name \
+  JOIN pg_attribute a ON a.attrelid = t.oid AND a.attname = n.col AND NOT a.attisdropped \
+  JOIN pg_type y ON y.oid = a.atttypid) \
+SELECT \
+  (SELECT string_agg(name, ' and ') FROM tables WHERE oid IS NULL), \
+  (SELECT string_agg(t.name, ' and ') FROM tables t JOIN pg_class c ON c.oid = t.oid \
+   WHERE c.relkind NOT IN ('r', 'p')), \
+  (SELECT string_agg(t.name, ' and ') FROM tables t WHERE row_security_active(t.oid) AND ( \
+    EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = t.oid AND NOT p.polpermissive \
+      AND EXISTS (SELECT FROM unnest(p.polroles) r WHERE r = 0 OR pg_has_role(r, 'USAGE')) \
+      AND p.polcmd IN ('r', 'w', '*') \
+      AND (coalesce(pg_get_expr(p.polqual, p.polrelid), 'true') <> 'true' \
+        OR coalesce(pg_get_expr(p.polwithcheck, p.polrelid), 'true') <> 'true')) \
+    OR 2 > (SELECT count(DISTINCT c.cmd) FROM pg_policy p \
+      JOIN (VALUES ('r'), ('w')) c (cmd) ON p.polcmd::text IN (c.cmd, '*') \
+      WHERE p.polrelid = t.oid AND p.polpermissive \
+      AND EXISTS (SELECT FROM unnest(p.polroles) r WHERE r = 0 OR pg_has_role(r, 'USAGE')) \
+      AND pg_get_expr(p.polqual, p.polrelid) = 'true' \
+      AND coalesce(pg_get_expr(p.polwithcheck, p.polrelid), 'true') = 'true'))), \
+  EXISTS (SELECT FROM tables WHERE row_security_active(oid)), \
+  (SELECT string_agg(name, ', ') FROM columns \
+   WHERE reads AND NOT has_column_privilege(oid, attnum, 'SELECT')), \
+  (SELECT string_agg(name, ', ') FROM columns \
+   WHERE writes AND NOT has_column_privilege(oid, attnum, 'UPDATE')), \
+  has_function_privilege('pg_logical_emit_message(boolean, text, text)', 'EXECUTE'), \
+  (SELECT string_agg(name, ', ') FROM columns WHERE writes AND generated), \
+  (SELECT string_agg(t.name, ' and ') FROM tables t JOIN pg_class c ON c.oid = t.oid \
+   WHERE c.relkind = 'r' AND CASE c.relreplident WHEN 'f' THEN false WHEN 'n' THEN true \
+     ELSE NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisvalid \
+       AND CASE c.relreplident WHEN 'd' THEN i.indisprimary ELSE i.indisreplident END) END \
+   AND EXISTS (SELECT FROM pg_publication p JOIN pg_publication_tables pt USING (pubname) \
+     WHERE p.pubupdate AND pt.tablename = c.relname \
+       AND pt.schemaname = (SELECT nspname FROM pg_namespace WHERE oid = c.relnamespace))), \
+  current_setting('default_transaction_read_only')::boolean, \
+  pg_is_in_recovery(), \
+  current_user::text, \
+  pg_snapshot_xmin(pg_current_snapshot())::text::bigint, \
+  current_setting('server_version_num')::int, \
+  (SELECT string_agg(n.name || '.' || n.col, ', ') FROM needed n \
+   WHERE n.col <> 'encryption_key_id' AND NOT EXISTS ( \
+     SELECT FROM columns c WHERE c.name = n.name || '.' || n.col)), \
+  (SELECT string_agg(name, ', ') FROM columns WHERE reads AND NOT is_text)",
+    types: &[],
+};
+
+// The collation that the ids are in order by, as it was when the index was built and as it is.
+macro_rules! collation {
+    ($recorded:literal, $actual:literal) => {
+        concat!(
+            "-- collation\n\
+             SELECT c.collname::text, ",
+            $recorded,
+            ", ",
+            $actual,
+            " FROM pg_attribute a JOIN pg_collation c ON c.oid = a.attcollation \
+             CROSS JOIN pg_database d \
+             WHERE a.attrelid = to_regclass('tenant_identity_config') \
+               AND a.attname = 'organization_id' AND d.datname = current_database()"
+        )
+    };
+}
+
+/// Before version 15 nobody knows what the default collation of a database was.
+const COLLATION: Sql = Sql {
+    text: collation!(
+        "c.collversion",
+        "CASE WHEN c.collversion IS NOT NULL THEN pg_collation_actual_version(c.oid) END"
+    ),
+    types: &[],
+};
+
+const COLLATION_15: Sql = Sql {
+    text: collation!(
+        "CASE c.collprovider WHEN 'd' THEN d.datcollversion ELSE c.collversion END",
+        "CASE WHEN c.collprovider <> 'd' THEN pg_collation_actual_version(c.oid) \
+         WHEN d.datcollversion IS NOT NULL THEN pg_database_collation_actual_version(d.oid) END"
+    ),
+    types: &[],
+};
+
+/// What a look before a run finds.
+#[derive(Debug)]
+pub struct Preflight {
+    /// When it looked.
+    pub moment: Moment,
+    /// Why the run cannot see every row, or cannot be made durable. No run may begin.
+    pub unfit: Option<SetupError>,
+    /// Why no row can be written. An apply may not begin.
+    pub unwritable: Option<SetupError>,
+    /// A standby writes nothing, for as long as it is one.
+    pub is_standby: bool,
+    server_version: i32,
+}
+
+impl Preflight {
+    fn from_pg(row: &PgRow) -> Result<(Self, bool), StoreError> {
+        let list = |column: usize| row.try_get::<_, Option<String>>(column);
+        let role: String = row.try_get(11)?;
+        let mut unfit = None;
+        if let Some(tables) = list(0)? {
+            let what = format!(
+                "the table {tables} is missing, not in the search_path, or in a schema on which the role lacks USAGE"
+            );
+            unfit = Some(SetupError::Schema(what));
+        } else if let Some(tables) = list(1)? {
+            unfit = Some(Hidden::NotATable(tables).into());
+        } else if let Some(columns) = list(14)? {
+            unfit = Some(SetupError::Schema(format!(
+                "the column {columns} is missing"
+            )));
+        } else if let Some(columns) = list(15)? {
+            let what = format!("the column {columns} is not of type text");
+            unfit = Some(SetupError::Schema(what));
+        } else if let Some(columns) = list(4)? {
+            unfit = Some(SetupError::Privilege(format!("SELECT on {columns}")));
+        } else if let Some(tables) = list(2)? {
+            unfit = Some(Hidden::ByPolicy { tables, role }.into());
+        } else if !row.try_get::<_, bool>(6)? {
+            let what = "EXECUTE on the function pg_logical_emit_message(boolean, text, text)";
+            unfit = Some(SetupError::Privilege(what.to_owned()));
+        }
+        let mut unwritable = None;
+        if let Some(columns) = list(5)? {
+            unwritable = Some(SetupError::Privilege(format!("UPDATE on {columns}")));
+        } else if let Some(columns) = list(7)? {
+            let what = format!(
+                "the columns {columns} are generated, so that nobody can write them: \
+                 drop the expressions"
+            );
+            unwritable = Some(SetupError::Update(what));
+        } else if let Some(tables) = list(8)? {
+            let what = format!(
+                "updates of {tables} are published, and the table has no replica identity: \
+                 set one (ALTER TABLE ... REPLICA IDENTITY)"
+            );
+            unwritable = Some(SetupError::Update(what));
+        } else if row.try_get(9)? {
+            unwritable = Some(SetupError::ReadOnly);
+        }
+        let preflight = Self {
+            moment: Moment(row.try_get(12)?),
+            unfit,
+            unwritable,
+            is_standby: row.try_get(10)?,
+            server_version: row.try_get(13)?,
+        };
+        Ok((preflight, row.try_get(3)?))
+    }
+}
+
+impl Store {
+    /// Looks at what a run needs.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`] or [`StoreError::Setup`] when the database can't be asked.
+    pub async fn preflight(&self) -> Result<Preflight, StoreError> {
+        let rows = self.read(&PREFLIGHT, &[]).await?;
+        let row = rows.first().ok_or_else(StoreError::no_answer)?;
+        let (preflight, policies_apply) = Preflight::from_pg(row)?;
+        // Policies that let everything pass do so only while they are applied.
+        self.policies_apply.store(policies_apply, Ordering::Relaxed);
+        Ok(preflight)
+    }
+
+    /// Warns if the key's collation is of another version than the index.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::preflight`].
+    pub async fn check_collation(&self, preflight: &Preflight) -> Result<(), StoreError> {
+        let sql = match preflight.server_version {
+            150_000.. => &COLLATION_15,
+            _ => &COLLATION,
+        };
+        let rows = self.read(sql, &[]).await?;
+        let Some(row) = rows.first() else {
+            return Ok(());
+        };
+        let recorded: Option<String> = row.try_get(1)?;
+        let actual: Option<String> = row.try_get(2)?;
+        if recorded != actual {
+            tracing::warn!(
+                collation = row.try_get::<_, String>(0)?,
+                recorded_version = recorded.unwrap_or_default(),
+                actual_version = actual.unwrap_or_default(),
+                remedy = "REINDEX TABLE tenants and tenant_identity_config, then ALTER DATABASE or \
+                          ALTER COLLATION ... REFRESH COLLATION VERSION",
+                "the collation of the organization ids has changed since their index was built"
+            );
+        }
+        Ok(())
+    }
+
+    /// What begins a transaction that reads and cannot be misled by a policy.
+    pub(super) fn begin_reading(&self, one_snapshot: bool) -> String {
+        let isolation = if one_snapshot {
+            "ISOLATION LEVEL REPEATABLE READ "
+        } else {
+            ""
+        };
+        // Switched off, it makes an error of every row that a policy could hide.
+        let row_security = if self.policies_apply.load(Ordering::Relaxed) {
+            "on"
+        } else {
+            "off"
+        };
+        let limits = match self.options.pooler {
+            // Settings of the session.
+            Pooler::Session => String::new(),
+            Pooler::Transaction => format!(
+                "; SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {}",
+                self.options.lock_timeout.as_millis(),
+                self.options.statement_timeout.as_millis()
+            ),
+        };
+        format!(
+            "START TRANSACTION {isolation}READ ONLY; SET LOCAL row_security = {row_security}{limits}"
+        )
+    }
+}
+
+/// Looks at the database as a run would, and says what is wrong.
+pub(super) async fn warn(store: &Store) -> Result<(), StoreError> {
+    let preflight = store.preflight().await?;
+    for fault in preflight.unfit.iter().chain(&preflight.unwritable) {
+        tracing::error!(
+            reason = fault.reason(),
+            %fault,
+            "no run can do its work before the database or the role is changed"
+        );
+    }
+    store.check_collation(&preflight).await
+}

@@ -1,0 +1,260 @@
+//! What is in the table, by way of no index.
+//!
+//! A run follows the primary key's index from page to page. An index that has lost entries, or
+//! is in another order than the collation in force, passes rows over without a word. So at the
+//! end of a run the table itself is read from its first block to its last, ids alone, and rows
+//! that were not visited are looked into, all in one snapshot.
+
+use std::{collections::HashMap, pin::pin};
+
+use deadpool_postgres::Object;
+use futures_util::StreamExt;
+use tokio_postgres::types::Type;
+
+use super::{Hidden, SetupError, Store, StoreError, statement::Sql};
+
+/// Organizations of a sweep that are looked into, at most. There is another sweep for the rest.
+const MOST_MISSED: usize = 10_000;
+
+const ALL_IDS: Sql = Sql {
+    text: "-- all_ids\nSELECT c.organization_id FROM tenant_identity_config c",
+    types: &[],
+};
+
+// For a database without an encoding, in which an id need not be UTF-8.
+const ALL_ID_BYTES: Sql = Sql {
+    text: "-- all_id_bytes\n\
+           SELECT convert_to(c.organization_id, 'SQL_ASCII') FROM tenant_identity_config c",
+    types: &[],
+};
+
+// Of these organizations, those that the index shows, and which transaction wrote each; with
+// the next transaction, to tell how long ago that was.
+const BY_INDEX: Sql = Sql {
+    text: "-- by_index\n\
+           SELECT c.organization_id, c.xmin::text::bigint, \
+             pg_snapshot_xmax(pg_current_snapshot())::text::bigint \
+           FROM tenant_identity_config c WHERE c.organization_id = ANY($1)",
+    types: &[Type::TEXT_ARRAY],
+};
+
+const KEY_INDEX: Sql = Sql {
+    text: "-- key_index\n\
+           SELECT i.indexrelid::regclass::text FROM pg_index i \
+           JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] \
+           WHERE i.indrelid = to_regclass('tenant_identity_config') \
+             AND a.attname = 'organization_id' \
+           ORDER BY i.indisprimary DESC, i.indisunique DESC LIMIT 1",
+    types: &[],
+};
+
+const IS_IN_TABLE: Sql = Sql {
+    text: "-- is_in_table\n\
+           SELECT FROM tenant_identity_config c WHERE c.organization_id = $1 LIMIT 1",
+    types: &[Type::TEXT],
+};
+
+// The tables themselves are read, from the first block to the last.
+macro_rules! without_index {
+    () => {
+        "SET LOCAL jit = off; SET LOCAL enable_seqscan = on; SET LOCAL max_parallel_workers_per_gather = 0; \
+         SET LOCAL enable_indexscan = off; SET LOCAL enable_indexonlyscan = off; \
+         SET LOCAL enable_bitmapscan = off"
+    };
+}
+
+/// A moment in the history of the database: every transaction before it has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment(pub(super) i64);
+
+/// Organizations that are in the table and were not visited.
+#[derive(Debug, Default)]
+pub struct Sweep {
+    /// Those that the index shows when it is asked for them: they are new, or were passed over.
+    pub found: Vec<String>,
+    /// How many were there already when the run began, or are not shown at all.
+    pub passed_over: u64,
+    /// Whether there are more of them than one sweep looks into.
+    pub more: bool,
+}
+
+impl Store {
+    /// Compares the table with what was visited since `start`.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Unavailable`] or [`StoreError::Setup`] when the table can't be read.
+    pub async fn sweep(
+        &self,
+        start: Moment,
+        is_visited: impl Fn(&[u8]) -> bool,
+    ) -> Result<Sweep, StoreError> {
+        let mut sql = &ALL_IDS;
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let lease = self.client().await?;
+            match self.sweep_once(&lease, sql, start, &is_visited).await {
+                Ok(sweep) => {
+                    lease.release();
+                    return Ok(sweep);
+                }
+                Err(error) if error.is_of_some_row() && sql.text == ALL_IDS.text => {
+                    sql = &ALL_ID_BYTES;
+                }
+                Err(error) => {
+                    drop(lease);
+                    self.retry(error, attempt)
+                        .await
+                        .map_err(StoreError::into_unavailable)?;
+                }
+            }
+        }
+    }
+
+    /// Whether an organization is in the table, be it in the index or not; not, if it takes longer
+    /// than a statement may to find out.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::sweep`].
+    pub async fn is_in_table(&self, organization_id: &str) -> Result<bool, StoreError> {
+        let lease = self.client().await?;
+        let client: &Object = &lease;
+        let statement = self.within(self.ready(client, &IS_IN_TABLE)).await?;
+        let begin = format!("{}; {}", self.begin_reading(false), without_index!());
+        self.within(client.batch_execute(&begin)).await?;
+        let rows = self
+            .within(statement.query(client, &[&organization_id]))
+            .await;
+        let found = match rows {
+            Ok(rows) => !rows.is_empty(),
+            Err(error) if error.is_of_some_row() => false,
+            Err(error) => return Err(error.into_unavailable()),
+        };
+        self.within(client.batch_execute("ROLLBACK")).await?;
+        lease.release();
+        Ok(found)
+    }
+
+    /// The error of a run that an index has led astray.
+    ///
+    /// # Errors
+    ///
+    /// As above, when the index has no name to be had.
+    pub async fn index_is_wrong(
+        &self,
+        missing: u64,
+        repeated: u64,
+    ) -> Result<SetupError, StoreError> {
+        let rows = self.read(&KEY_INDEX, &[]).await?;
+        let index = rows.first().map(|row| row.try_get(0)).transpose()?;
+        Ok(SetupError::from(Hidden::ByIndex {
+            index: index.unwrap_or_else(|| "tenant_identity_config_pkey".to_owned()),
+            missing,
+            repeated,
+        }))
+    }
+
+    async fn sweep_once(
+        &self,
+        client: &Object,
+        sql: &'static Sql,
+        start: Moment,
+        is_visited: impl Fn(&[u8]) -> bool,
+    ) -> Result<Sweep, StoreError> {
+        let all = self.within(self.ready(client, sql)).await?;
+        let by_index = self.within(self.ready(client, &BY_INDEX)).await?;
+        // A large table takes longer than a statement of any other kind; a server that hangs is
+        // found out between two rows.
+        let begin = format!(
+            "{}; SET LOCAL statement_timeout = 0; {}",
+            self.begin_reading(true),
+            without_index!()
+        );
+        self.within(client.batch_execute(&begin)).await?;
+
+        let mut missed = Vec::new();
+        let mut more = false;
+        {
+            let mut rows = pin!(self.within(all.stream(client)).await?);
+            while let Some(row) = self.within(async { rows.next().await.transpose() }).await? {
+                let id = id_bytes(&row)?;
+                if is_visited(id) {
+                    continue;
+                }
+                if missed.len() < MOST_MISSED {
+                    missed.push(id.to_owned());
+                } else {
+                    more = true;
+                }
+            }
+        }
+        let mut sweep = Sweep {
+            more,
+            ..Sweep::default()
+        };
+        if !missed.is_empty() {
+            let missed: Vec<_> = missed
+                .into_iter()
+                .map(|id| String::from_utf8_lossy(&id).into_owned())
+                .collect();
+            let settings = "SET LOCAL enable_indexscan = on; SET LOCAL enable_seqscan = off";
+            self.within(client.batch_execute(settings)).await?;
+            let rows = self.within(by_index.query(client, &[&missed])).await?;
+            let mut written = HashMap::with_capacity(rows.len());
+            for row in &rows {
+                let id: String = row.try_get(0)?;
+                written.insert(id, extended(row.try_get(1)?, row.try_get(2)?));
+            }
+            for id in missed {
+                match written.get(&id) {
+                    Some(written) => {
+                        sweep.passed_over += u64::from(*written < start.0);
+                        sweep.found.push(id);
+                    }
+                    None => sweep.passed_over += 1,
+                }
+            }
+        }
+        self.within(client.batch_execute("COMMIT")).await?;
+        Ok(sweep)
+    }
+}
+
+/// An id in whichever of the two forms it comes.
+fn id_bytes(row: &tokio_postgres::Row) -> Result<&[u8], StoreError> {
+    let is_bytes = row.columns().first().map(tokio_postgres::Column::type_) == Some(&Type::BYTEA);
+    Ok(if is_bytes {
+        row.try_get(0)?
+    } else {
+        row.try_get::<_, &str>(0)?.as_bytes()
+    })
+}
+
+/// A transaction's number in 64 bits, from the 32 that a row keeps: it is one of those before
+/// `next`. Numbers below 3 are not of transactions, and stand for the distant past.
+fn extended(xmin: i64, next: i64) -> i64 {
+    if xmin < 3 {
+        return 0;
+    }
+    next - (next - xmin).rem_euclid(1 << 32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rows_transaction_is_one_before_the_next() {
+        let wrapped = 5 << 32;
+        for (xmin, next, expected) in [
+            (700, 800, 700),
+            (700, wrapped + 800, wrapped + 700),
+            (0xffff_ffff, wrapped + 10, wrapped - 1),
+            (2, wrapped + 800, 0),
+        ] {
+            assert_eq!(extended(xmin, next), expected, "{xmin} {next}");
+        }
+    }
+}
