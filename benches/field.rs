@@ -8,10 +8,10 @@ mod plain;
 use std::hint::black_box;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use nico_rewrap::{
+use nico_rewrap::domain::{
     envelope::{Buffers, Envelope, Plaintext, seal},
     keyring::{Kek, KeyId, Keyring},
-    rewrap::{Decision, Workspace, decide},
+    rewrap::{Decision, Scratch, decide},
 };
 use zeroize::Zeroizing;
 
@@ -41,7 +41,7 @@ fn benches(criterion: &mut Criterion) {
     let mut secret = SIGNING_KEY;
     let secret = Plaintext::new(&mut secret);
     let mut buffers = Buffers::default();
-    let mut workspace = Workspace::default();
+    let mut workspace = Scratch::default();
     let text = seal(&old, &secret, &mut buffers).unwrap();
     let texts = [Some(text.clone()), None, None];
     let keyring = Keyring::new(

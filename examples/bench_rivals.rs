@@ -42,7 +42,7 @@ const CHUNK: usize = 32;
 const TENANT_CONNECTIONS: u32 = 4;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
-type Texts = [Option<String>; 3];
+type Envelopes = [Option<String>; 3];
 type Keys = BTreeMap<String, [u8; 32]>;
 
 #[derive(Parser)]
@@ -190,8 +190,8 @@ const REPLACE_ROW: &str = "WITH written AS (\
 /// A row's write, everything computed.
 struct Write {
     organization_id: String,
-    old: Texts,
-    new: Texts,
+    old: Envelopes,
+    new: Envelopes,
     version: String,
     next_version: String,
 }
@@ -409,7 +409,7 @@ fn read_keys(args: &Args) -> Result<Keys> {
 }
 
 /// The three texts of a row, from its column `first` on.
-fn texts(row: &Row, first: usize) -> Result<Texts> {
+fn texts(row: &Row, first: usize) -> Result<Envelopes> {
     Ok([
         row.try_get(first)?,
         row.try_get(first + 1)?,
@@ -418,8 +418,8 @@ fn texts(row: &Row, first: usize) -> Result<Texts> {
 }
 
 /// Opens and seals each text, without reading anything back.
-fn rewrapped(keys: &Keys, old: &Texts) -> Result<Texts> {
-    let mut new = Texts::default();
+fn rewrapped(keys: &Keys, old: &Envelopes) -> Result<Envelopes> {
+    let mut new = Envelopes::default();
     for (new, old) in new.iter_mut().zip(old) {
         if let Some(old) = old {
             let envelope = plain::parse(old);

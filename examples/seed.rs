@@ -11,8 +11,10 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::Parser;
 use nico_rewrap::{
     config::Config,
-    envelope::{self, Buffers, Plaintext},
-    keyring::{Kek, KeyId},
+    domain::{
+        envelope::{self, Buffers, Plaintext},
+        keyring::{Kek, KeyId},
+    },
 };
 use ring::{
     rand::SystemRandom,
@@ -63,7 +65,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .collect();
     let config = Config::load(&args.config, &environment)?;
     let feature = config
-        .feature
+        .machine_identity
         .ok_or("[machine_identity].enabled is not true")?;
     let key_id = KeyId::new(args.key_id)?;
     let kek = feature

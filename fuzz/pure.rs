@@ -6,14 +6,10 @@
 
 #[path = "../src"]
 mod pure {
-    pub mod casbin_policy;
-    pub(crate) mod distinguished_name;
-    pub mod envelope;
-    pub mod identity;
-    pub mod keyring;
-    pub mod secrets;
+    pub mod auth;
+    pub mod domain;
+    pub mod keys;
 }
 
 // Where the modules look for each other.
-use pure::distinguished_name;
-pub use pure::{casbin_policy, envelope, identity, keyring, secrets};
+pub use pure::{auth, domain, keys};

@@ -40,32 +40,18 @@
 //! [`app`] puts them together, and [`cli`] is the command line; only these two know
 //! everything.
 
-pub mod admin;
+pub mod api;
 pub mod app;
 pub mod audit;
-pub mod authorize;
-pub mod casbin_policy;
+pub mod auth;
 pub mod cli;
 pub mod config;
-pub mod cpu;
-pub mod database;
-mod distinguished_name;
-pub mod envelope;
-pub mod error;
-pub mod gate;
-pub mod identity;
-pub mod keyring;
-pub mod listener;
-pub mod organization;
-pub mod pem;
-mod places;
-pub mod readiness;
+pub mod domain;
+pub mod keys;
+mod limits;
 mod regular_file;
-pub mod rewrap;
 pub mod run;
-pub mod secrets;
-pub mod service;
+pub mod server;
 pub mod store;
 pub mod telemetry;
 pub mod tls;
-mod turns;

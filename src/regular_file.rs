@@ -4,7 +4,7 @@
 //! writer, and a terminal for input. Such a file is refused before it is opened. A
 //! regular file on a server that is gone blocks in the kernel, where nothing can
 //! interrupt the reader. Every file is therefore read in a thread of its own, and that
-//! thread is given up after [`PATIENCE`].
+//! thread is given up after [`READ_TIMEOUT`].
 
 use std::{
     collections::HashMap,
@@ -20,7 +20,7 @@ use rustix::fs::OFlags;
 use zeroize::Zeroizing;
 
 /// How long one file may take.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long the first thread that is stuck keeps others from the same file. Doubles with
 /// each further one, up to [`LONGEST_PAUSE`], so that a server that is gone for days does
@@ -36,10 +36,10 @@ const STACK_BYTES: usize = 128 << 10;
 /// # Errors
 ///
 /// The system's, or one whose text says what the file is; [`io::ErrorKind::TimedOut`]
-/// after [`PATIENCE`]. The text does not have the path in it.
+/// after [`READ_TIMEOUT`]. The text does not have the path in it.
 pub(crate) fn read(path: &Path, max_bytes: u64) -> io::Result<Zeroizing<Vec<u8>>> {
     let file = path.to_owned();
-    bounded(path, PATIENCE, move || read_here(&file, max_bytes))
+    bounded(path, READ_TIMEOUT, move || read_here(&file, max_bytes))
 }
 
 /// The same, as text.
@@ -234,7 +234,7 @@ mod tests {
     fn refused(path: &Path) -> String {
         let began = Instant::now();
         let error = read(path, MAX).unwrap_err();
-        assert!(began.elapsed() < PATIENCE, "{error}");
+        assert!(began.elapsed() < READ_TIMEOUT, "{error}");
         error.to_string()
     }
 
@@ -302,15 +302,15 @@ mod tests {
         assert_eq!(again.to_string(), error.to_string());
         assert_eq!(bounded(Path::new("/another"), soon, || Ok(3)).unwrap(), 3);
         try_again();
-        assert_eq!(bounded(path, PATIENCE, || Ok(4)).unwrap(), 4);
+        assert_eq!(bounded(path, READ_TIMEOUT, || Ok(4)).unwrap(), 4);
 
         // The file system answers again: nothing is left of it.
         drop(release);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + READ_TIMEOUT;
         while stuck().contains_key(path) {
             assert!(Instant::now() < deadline);
             std::thread::sleep(soon);
         }
-        assert_eq!(bounded(path, PATIENCE, || Ok(5)).unwrap(), 5);
+        assert_eq!(bounded(path, READ_TIMEOUT, || Ok(5)).unwrap(), 5);
     }
 }

@@ -5,12 +5,12 @@
 use std::time::Duration;
 
 use allocation_counter::measure;
-use nico_rewrap::authorize::{Policy, authorize};
-use nico_rewrap::database::Database as Target;
-use nico_rewrap::identity::{Caller, Identity};
-use nico_rewrap::keyring::{Kek, KeyId, Keyring};
-use nico_rewrap::rewrap::{Decision, Workspace, decide};
-use nico_rewrap::run::{Mode, Runner, Scope, Speed};
+use nico_rewrap::auth::authorize::{Policy, authorize};
+use nico_rewrap::auth::identity::{Caller, Identity};
+use nico_rewrap::domain::keyring::{Kek, KeyId, Keyring};
+use nico_rewrap::domain::rewrap::{Decision, Scratch, decide};
+use nico_rewrap::run::{Mode, RateOptions, Runner, Scope};
+use nico_rewrap::store::database::Database as Target;
 use nico_rewrap::store::{Commit, Pooler, Store, StoreOptions};
 use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
@@ -41,7 +41,7 @@ fn of_a_field() {
     let cost = |key_id| {
         let texts = || [Some(seal(signing_key_pem(), key_id)), None, None];
         let mut decision = None;
-        let mut workspace = Workspace::default();
+        let mut workspace = Scratch::default();
         // The first fields of all make the buffers: how long a text is depends on its bytes.
         for _ in 0..100 {
             let _ = decide(&keyring, &texts(), &mut workspace);
@@ -114,7 +114,7 @@ async fn site_of(rows: usize, key_id: &str) -> Runner {
         commit: Commit::Barrier,
         pooler: Pooler::Session,
     };
-    let speed = Speed {
+    let speed = RateOptions {
         max_rows_per_second: 0,
         back_off: true,
     };
@@ -122,7 +122,7 @@ async fn site_of(rows: usize, key_id: &str) -> Runner {
     Runner::new(keyring(), Store::new(&target, options).unwrap(), speed)
 }
 
-fn permit() -> nico_rewrap::authorize::Permit {
+fn permit() -> nico_rewrap::auth::authorize::Permit {
     let caller = Caller {
         identity: Some(Identity::Service {
             name: "tests".to_owned(),

@@ -8,8 +8,8 @@ use std::ffi::OsString;
 use std::net::TcpListener;
 use std::os::unix::ffi::OsStringExt;
 
+use crate::config_sources::warned;
 use crate::database::Database;
-use crate::layering::warned;
 use crate::leaks;
 use crate::pg::PASSWORD;
 use crate::seal::keys;

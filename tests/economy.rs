@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use nico_rewrap::database::Database as Target;
+use nico_rewrap::store::database::Database as Target;
 use nico_rewrap::store::{Pooler, Position, Store};
 
 use crate::database::Database;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use nico_rewrap::envelope::{ParseError, SealError};
-use nico_rewrap::rewrap::FieldError;
+use nico_rewrap::domain::envelope::{ParseError, SealError};
+use nico_rewrap::domain::rewrap::FieldError;
 use nico_rewrap::store::{RowError, VersionError};
 use serde_json::Value;
 

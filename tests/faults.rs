@@ -88,11 +88,11 @@ pub(crate) async fn before_update(client: &Client, name: &str, when: &str, body:
 
 /// Holds up every UPDATE of the service after it has taken its snapshot and before it looks at a row: what is
 /// committed meanwhile makes its compare-and-set miss.
-pub(crate) struct Gate {
+pub(crate) struct Guard {
     holder: Client,
 }
 
-impl Gate {
+impl Guard {
     /// A closed gate.
     pub(crate) async fn closed(database: &Database) -> Self {
         let holder = database.client().await;

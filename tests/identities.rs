@@ -1,7 +1,9 @@
 //! Certificates by `openssl` in, identities out, without a server in between: what differs in one thing is somebody else
 //! or nobody. `certificates.rs` shows the most important of it through a server.
 
-use nico_rewrap::identity::{Anchor, Attribute, Caller, CliCerts, Component, Identity, TrustRules};
+use nico_rewrap::auth::identity::{
+    Anchor, Attribute, Caller, CliCerts, Component, Identity, TrustRules,
+};
 use proptest::prelude::*;
 
 use crate::ca::Ca;

@@ -6,7 +6,7 @@ use tokio_postgres::Client;
 
 use crate::certs;
 use crate::database::Database;
-use crate::faults::{Gate, orgs, slow_writes, until_blocked, until_written, written};
+use crate::faults::{Guard, orgs, slow_writes, until_blocked, until_written, written};
 use crate::grpcurl::{Call, GrpcError, Report, reencrypt, run};
 use crate::handshake::Connection;
 use crate::http2::{APPLY, DATA, END_HEADERS, END_STREAM, HEADERS, frame, headers};
@@ -247,7 +247,7 @@ async fn runs_that_would_be_too_many_are_refused_and_are_not_afterwards() {
             .set("rewrap.pool_wait", "\"300ms\"")
             .set("rewrap.statement_timeout", "\"60s\"");
         let server = site.start().await;
-        let gate = Gate::closed(&database).await;
+        let gate = Guard::closed(&database).await;
         let beside = async {
             gate.reached().await;
             let answer = reencrypt(&server, certs::admin(), request.clone()).await;

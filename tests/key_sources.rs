@@ -7,10 +7,10 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::json;
 
+use crate::config_sources::warned;
 use crate::configuration::refused;
 use crate::database::Database;
 use crate::grpcurl::run;
-use crate::layering::warned;
 use crate::leaks;
 use crate::seal::key;
 use crate::seed::one_under_kv1;

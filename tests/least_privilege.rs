@@ -3,7 +3,7 @@
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Config, NoTls};
 
-use crate::back_off;
+use crate::adaptive_rate;
 use crate::database::Database;
 use crate::faults::{before_update, orgs};
 use crate::grpcurl::run;
@@ -95,11 +95,11 @@ async fn the_role_gives_way_to_sessions_whose_doings_it_may_not_see() {
     let postgres = pg::Server::start();
     let (database, url) = site(&postgres).await;
     let owner = database.client().await;
-    seed::insert(&owner, &orgs(back_off::ROWS)).await;
+    seed::insert(&owner, &orgs(adaptive_rate::ROWS)).await;
     grant(&database).await;
     let server = Site::with_url(&url).start().await;
-    let seen = back_off::watched_run(&server).await;
-    assert_eq!(seen.report.rows_updated as usize, back_off::ROWS);
+    let seen = adaptive_rate::watched_run(&server).await;
+    assert_eq!(seen.report.rows_updated as usize, adaptive_rate::ROWS);
     assert!(seen.limit > 0.0);
     drop(owner);
 }

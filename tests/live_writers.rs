@@ -12,7 +12,7 @@ use tokio_postgres::error::SqlState;
 
 use crate::certs;
 use crate::database::Database;
-use crate::faults::{Gate, orgs, until_blocked};
+use crate::faults::{Guard, orgs, until_blocked};
 use crate::grpcurl::{Report, reencrypt, run};
 use crate::seal::{keys, open, seal};
 use crate::seed::{self, COLUMNS, Org, Row};
@@ -235,7 +235,7 @@ async fn a_row_that_changes_at_every_compare_and_set_is_finished_under_its_lock(
         .set("rewrap.lock_timeout", "\"60s\"")
         .set("rewrap.statement_timeout", "\"60s\"");
     let server = server.start().await;
-    let gate = Gate::closed(&database).await;
+    let gate = Guard::closed(&database).await;
     rival
         .batch_execute("SET lock_timeout = '100ms'")
         .await
@@ -315,7 +315,7 @@ async fn a_row_that_changed_since_it_was_read_is_judged_by_what_it_became() {
             .set("rewrap.lock_timeout", "\"60s\"")
             .start()
             .await;
-        let gate = Gate::closed(&database).await;
+        let gate = Guard::closed(&database).await;
         let mut after_change = BTreeMap::new();
         let meanwhile = async {
             gate.reached().await;
@@ -357,7 +357,7 @@ async fn an_organization_deleted_under_its_own_run_is_not_found() {
     let rival = database.client().await;
     seed::insert(&rival, &orgs(1)).await;
     let server = Site::new(&database).start().await;
-    let gate = Gate::closed(&database).await;
+    let gate = Guard::closed(&database).await;
     let request = json!({"organizationId": "org000"});
     let meanwhile = async {
         gate.reached().await;

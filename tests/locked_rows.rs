@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use nico_rewrap::database::Database as Target;
-use nico_rewrap::keyring::KeyId;
+use nico_rewrap::domain::keyring::KeyId;
+use nico_rewrap::store::database::Database as Target;
 use nico_rewrap::store::{Commit, Pooler, Store, StoreOptions};
 use tokio_postgres::Client;
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use nico_rewrap::database::Database as Target;
+use nico_rewrap::store::database::Database as Target;
 use nico_rewrap::store::{Pooler, Store};
 
 use crate::database::Database;

@@ -6,7 +6,7 @@ use tokio_postgres::error::SqlState;
 
 use crate::certs;
 use crate::database::Database;
-use crate::faults::{Gate, before_update, orgs, raise, slow_writes, until, until_written};
+use crate::faults::{Guard, before_update, orgs, raise, slow_writes, until, until_written};
 use crate::grpcurl::{reencrypt, run};
 use crate::seal::{key_id, seal};
 use crate::seed::{self, Org};
@@ -217,7 +217,7 @@ async fn a_schema_change_between_a_miss_and_the_next_look_makes_no_row_fail() {
         .await
         .unwrap();
     rival.batch_execute(&changed()).await.unwrap();
-    let gate = Gate::closed(&database).await;
+    let gate = Guard::closed(&database).await;
     let change = async {
         gate.reached().await;
         rival.batch_execute(&changed()).await.unwrap();

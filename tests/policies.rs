@@ -4,10 +4,10 @@ use serde_json::{Value, json};
 
 use crate::ca::Ca;
 use crate::certs::{self, ADMIN_ISSUER_CN, admin_cert, admin_issuer, admin_issuer_named, service};
+use crate::config_sources::warned;
 use crate::configuration::{accepted, refused};
 use crate::database::Database;
 use crate::grpcurl::{Call, reencrypt};
-use crate::layering::warned;
 use crate::pki::{Cert, Leaf, Strings};
 use crate::server::{Server, field};
 use crate::site::{Site, path, quote};

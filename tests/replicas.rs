@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
 
-use crate::back_off::{LIMIT, run_alone};
+use crate::adaptive_rate::{LIMIT, run_alone};
 use crate::database::Database;
 use crate::faults::{orgs, until};
 use crate::grpcurl::run;

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use nico_rewrap::database::Database as Target;
-use nico_rewrap::rewrap::OVERSIZED;
+use nico_rewrap::domain::rewrap::OVERSIZED;
+use nico_rewrap::store::database::Database as Target;
 use nico_rewrap::store::{Pooler, Position, Store, StoreOptions};
 use serde_json::json;
 

@@ -1,7 +1,7 @@
 //! `Caller::from_leaf` takes any bytes, and what it makes of a certificate keeps to
 //! the rules that no certificate may bend.
 
-use nico_rewrap::identity::{Anchor, Caller, Identity, TrustRules};
+use nico_rewrap::auth::identity::{Anchor, Caller, Identity, TrustRules};
 use x509_parser::{
     extensions::{GeneralName, ParsedExtension},
     prelude::{FromDer, X509Certificate},

@@ -8,7 +8,7 @@
 mod oracle;
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use nico_rewrap::envelope::{Buffers, Envelope};
+use nico_rewrap::domain::envelope::{Buffers, Envelope};
 
 /// Says whether `input` is an `accepted` envelope, one way or the other, or `refused`.
 pub(crate) fn check(input: &[u8]) -> &'static str {

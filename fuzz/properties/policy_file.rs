@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use casbin::{CoreApi, DefaultModel, Enforcer, StringAdapter};
 use futures_util::FutureExt;
-use nico_rewrap::casbin_policy::{CasbinPolicy, PolicyFault};
+use nico_rewrap::auth::casbin_policy::{CasbinPolicy, PolicyError};
 
 const ACTION: &str = "forge/ReencryptTenantIdentitySecrets";
 
@@ -47,10 +47,10 @@ pub(crate) fn check(input: &[u8]) -> &'static str {
 }
 
 /// At least one, in order, one for a line, and each one line of the log.
-fn check_faults(text: &str, faults: &[PolicyFault]) {
+fn check_faults(text: &str, faults: &[PolicyError]) {
     let mut last = 0;
     for fault in faults {
-        let PolicyFault::Line { line, .. } = fault else {
+        let PolicyError::Line { line, .. } = fault else {
             panic!("{fault:?} in {text:?}");
         };
         assert!(last < *line && *line <= text.lines().count(), "{fault:?}");

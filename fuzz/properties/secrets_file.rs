@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use nico_rewrap::secrets::parse;
+use nico_rewrap::keys::file::parse;
 use serde::{Deserialize, de::IgnoredAny};
 
 /// Every message there is, with `ID` for a key id and `N` for a number.

@@ -6,9 +6,9 @@ use tokio::time::sleep;
 
 use super::{AppError, DATABASE};
 use crate::{
-    readiness::Readiness,
     run::Runner,
     store::{Ping, SchemaError, Store},
+    telemetry::readiness::Readiness,
 };
 
 /// How often a database that does not answer is asked again.
@@ -83,7 +83,7 @@ async fn stays(store: &Store, readiness: &Readiness) -> ! {
 
 impl Watch {
     /// What is wrong by this answer; `None` when nothing is.
-    fn fault(&mut self, missing: Vec<String>) -> Option<String> {
+    fn problem(&mut self, missing: Vec<String>) -> Option<String> {
         let never_had = self.never_had.get_or_insert_with(|| missing.clone());
         let lost: Vec<_> = missing
             .into_iter()
@@ -106,16 +106,16 @@ impl Watch {
         limit: Duration,
         readiness: &Readiness,
     ) {
-        let fault = match ping {
+        let problem = match ping {
             Err(error) => Some(error),
-            Ok(Ping::Answered { missing }) => self.fault(missing),
+            Ok(Ping::Answered { missing }) => self.problem(missing),
             // All connections are in use, and runs find out by themselves whether they work.
             Ok(Ping::Busy) => {
                 self.failing_since = None;
                 return;
             }
         };
-        let Some(fault) = fault else {
+        let Some(problem) = problem else {
             self.failing_since = None;
             if self.is_held {
                 self.is_held = false;
@@ -129,10 +129,10 @@ impl Watch {
             return;
         }
         if !self.is_held {
-            tracing::warn!(error = fault, "the database cannot be used");
+            tracing::warn!(error = problem, "the database cannot be used");
         }
         self.is_held = true;
-        readiness.degrade(DATABASE, fault);
+        readiness.degrade(DATABASE, problem);
     }
 }
 
@@ -174,10 +174,10 @@ mod tests {
         update(answered(&["UPDATE on a.b"]));
         assert_eq!(readiness.probe(), Ok(()));
         update(answered(&["SELECT on a.c", "UPDATE on a.b"]));
-        let fault = readiness.probe().unwrap_err();
+        let problem = readiness.probe().unwrap_err();
         assert!(
-            fault.contains("SELECT on a.c") && !fault.contains("a.b"),
-            "{fault}"
+            problem.contains("SELECT on a.c") && !problem.contains("a.b"),
+            "{problem}"
         );
         update(answered(&[]));
         assert_eq!(readiness.probe(), Ok(()));

@@ -25,11 +25,11 @@ use tokio::{
 };
 
 use super::record::{Record, outcome};
-use crate::{error::ServiceError, regular_file, telemetry};
+use crate::{api::error::ServiceError, regular_file, telemetry};
 
 /// How long a disk may take for a line before it counts as not written. A file server
 /// that is gone, or a pipe that nobody empties, takes for ever.
-const PATIENCE: Duration = Duration::from_secs(5);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// `[rewrap].audit_log` and `[rewrap].audit_required`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,7 +159,7 @@ impl Inner {
             return telemetry::write_line(&line);
         }
         let open = self.open();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + WRITE_TIMEOUT;
         let written = timeout_at(deadline, async {
             // Waited for here, so that no more than one thread is ever stuck.
             let mut open = open.lock_owned().await;
@@ -214,7 +214,7 @@ fn opened(path: &Path) -> io::Result<(PathBuf, File)> {
 /// Bounded in time: the file may be on a server that is gone.
 fn open(path: &Path) -> io::Result<File> {
     let file = path.to_owned();
-    regular_file::bounded(path, PATIENCE, move || open_here(&file))
+    regular_file::bounded(path, WRITE_TIMEOUT, move || open_here(&file))
 }
 
 fn open_here(path: &Path) -> io::Result<File> {

@@ -13,10 +13,10 @@ use serde::Serialize;
 use serde_json::ser::{CharEscape, CompactFormatter, Formatter, Serializer};
 
 use crate::{
-    error::ServiceError,
-    identity::{Caller, Identity},
-    listener::Peer,
+    api::error::ServiceError,
+    auth::identity::{Caller, Identity},
     run::{Mode, Report, Scope},
+    server::Peer,
 };
 
 /// In characters: the path of a request, and the organization that it names, are
@@ -65,7 +65,7 @@ impl Record {
 
     /// The run ended, with or without an error, and counted this; `durable` says whether a
     /// crash of Postgres can undo it.
-    pub(crate) fn counted(&mut self, report: &Report, durable: bool) {
+    pub(crate) fn set_report(&mut self, report: &Report, durable: bool) {
         self.report = report.clone();
         self.durable = durable;
     }
@@ -239,7 +239,7 @@ impl Formatter for Ascii {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::{Caller, Identity};
+    use crate::auth::identity::{Caller, Identity};
 
     #[test]
     fn no_text_can_forge_a_line() {

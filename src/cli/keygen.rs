@@ -7,7 +7,7 @@ use clap::Args;
 use zeroize::Zeroizing;
 
 use super::fail;
-use crate::keyring::{KEY_BYTES, Kek, KeyId};
+use crate::domain::keyring::{KEY_BYTES, Kek, KeyId};
 
 #[derive(Debug, Args)]
 pub(super) struct Keygen {

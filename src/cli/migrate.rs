@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use super::{EX_CONFIG, fail, runtime};
 use crate::{
     config::{Environment, load_database},
-    database::Database,
+    store::database::Database,
 };
 
 mod embedded {

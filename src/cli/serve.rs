@@ -12,7 +12,8 @@ use super::{EX_CONFIG, LAST_WORDS, VERSION, fail, no_threads, notify, runtime};
 use crate::{
     app::{self, AppError, Listeners},
     config::{Config, Environment},
-    cpu, telemetry,
+    domain::envelope::hardware as cpu,
+    telemetry,
 };
 
 pub(super) fn run(files: &[PathBuf], environment: Environment) -> ExitCode {
@@ -26,7 +27,7 @@ pub(super) fn run(files: &[PathBuf], environment: Environment) -> ExitCode {
     if let Err(error) = telemetry::start_logging(&config.log) {
         return fail(&no_threads(&error), 1);
     }
-    introduce(&config);
+    log_startup(&config);
     let served = runtime()
         .map_err(|error| AppError::Bug(error.to_string()))
         .and_then(|runtime| {
@@ -52,13 +53,13 @@ pub(super) fn run(files: &[PathBuf], environment: Environment) -> ExitCode {
 
 async fn serve(config: Config, notify_socket: Option<OsString>) -> Result<(), AppError> {
     let shutdown = shutdown_signal()?;
-    let hangups = hangups()?;
+    let reload_signal = reload_signal()?;
     let metrics = telemetry::start_metrics().map_err(|error| AppError::Bug(error.to_string()))?;
     match Listeners::bind(&config.server).await {
         Ok(listeners) => {
             // From here on SIGHUP is a reload, and probes are answered.
             notify::ready(notify_socket.as_deref());
-            app::run(config, listeners, metrics, hangups, shutdown).await
+            app::run(config, listeners, metrics, reload_signal, shutdown).await
         }
         // A fault of the configuration is the more urgent message: no restart mends it.
         Err(error) => Err(app::check(config).err().unwrap_or(error)),
@@ -83,21 +84,21 @@ fn shutdown_signal() -> Result<CancellationToken, AppError> {
 }
 
 /// Counts SIGHUPs.
-fn hangups() -> Result<watch::Receiver<u64>, AppError> {
+fn reload_signal() -> Result<watch::Receiver<u64>, AppError> {
     let mut hangup =
         signal(SignalKind::hangup()).map_err(|error| AppError::Bug(error.to_string()))?;
-    let (counter, hangups) = watch::channel(0);
+    let (counter, reload_signal) = watch::channel(0);
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
             tracing::info!("SIGHUP: looking at the TLS files, opening the audit log again");
             counter.send_modify(|count| *count += 1);
         }
     });
-    Ok(hangups)
+    Ok(reload_signal)
 }
 
 /// What two machines are compared by when they disagree.
-fn introduce(config: &Config) {
+fn log_startup(config: &Config) {
     tracing::info!(
         version = VERSION,
         aes_hardware = cpu::has_aes_gcm_instructions(),
@@ -107,13 +108,13 @@ fn introduce(config: &Config) {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    let Some(feature) = &config.feature else {
+    let Some(machine_identity) = &config.machine_identity else {
         tracing::warn!(
             "[machine_identity].enabled is not true: calls are answered with FAILED_PRECONDITION"
         );
         return;
     };
-    if let Some((file, certificates)) = feature.database.root_certificates() {
+    if let Some((file, certificates)) = machine_identity.database.root_certificates() {
         tracing::info!(
             setting = "database_url: sslrootcert",
             file = %file.display(),
@@ -121,8 +122,8 @@ fn introduce(config: &Config) {
             "TLS file read"
         );
     }
-    let target = feature.keyring.target().id();
-    for kek in feature.keyring.iter() {
+    let target = machine_identity.keyring.target().id();
+    for kek in machine_identity.keyring.iter() {
         tracing::info!(
             key_id = %kek.id(),
             key_check_value = %kek.check_value(),
@@ -131,7 +132,7 @@ fn introduce(config: &Config) {
             "key"
         );
     }
-    for (a, b) in feature.keyring.same_bytes() {
+    for (a, b) in machine_identity.keyring.duplicate_keys() {
         tracing::warn!(
             key_id = %a,
             other_key_id = %b,

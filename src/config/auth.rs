@@ -4,9 +4,11 @@ use std::{path::Path, sync::Arc};
 
 use super::settings::Settings;
 use crate::{
-    authorize::Policy,
-    casbin_policy::CasbinPolicy,
-    identity::{Attribute, CliCerts, Component, Name, TrustRules},
+    auth::{
+        authorize::Policy,
+        casbin_policy::CasbinPolicy,
+        identity::{Attribute, CliCerts, Component, Name, TrustRules},
+    },
     regular_file,
 };
 
@@ -25,14 +27,14 @@ pub(super) fn trust(settings: &mut Settings) -> Option<TrustRules> {
         .as_ref()
         .is_some_and(|domain| !is_trust_domain(domain))
     {
-        settings.fault(
+        settings.problem(
             DOMAIN,
             "must be lower-case letters, digits, dots, dashes and underscores, like \"nico.local\"",
         );
     }
-    let service_base_paths = settings.filled_list("auth.trust.spiffe_service_base_paths");
-    let machine_base_path = settings.filled_string("auth.trust.spiffe_machine_base_path");
-    let issuer_cns = settings.filled_list("auth.trust.additional_issuer_cns");
+    let service_base_paths = settings.non_empty_list("auth.trust.spiffe_service_base_paths");
+    let machine_base_path = settings.non_empty_string("auth.trust.spiffe_machine_base_path");
+    let issuer_cns = settings.non_empty_list("auth.trust.additional_issuer_cns");
     let cli_certs = cli_certs(settings);
     Some(TrustRules {
         trust_domain: domain?,
@@ -43,7 +45,7 @@ pub(super) fn trust(settings: &mut Settings) -> Option<TrustRules> {
         machine_base_path: machine_base_path.map(|path| with_slashes(&path)),
         issuer_cns,
         cli_certs,
-        admin_issuers_in_root_ca: settings.filled_list("rewrap.admin_issuers_in_root_ca"),
+        admin_issuers_in_root_ca: settings.non_empty_list("rewrap.admin_issuers_in_root_ca"),
     })
 }
 
@@ -75,7 +77,7 @@ fn allowed_services(settings: &mut Settings) -> Vec<String> {
         .iter()
         .any(|name| name.is_empty() || !name.chars().all(allowed))
     {
-        settings.fault(
+        settings.problem(
             ALLOWED,
             "has an entry that is no name of a service: write what follows the base path in the \
              SPIFFE id, like \"nico-api\"",
@@ -88,11 +90,11 @@ const PERMISSIVE: &str = "auth.permissive_mode";
 const POLICY_FILE: &str = "auth.casbin_policy_file";
 
 fn casbin_policy(settings: &mut Settings, warnings: &mut Vec<String>) -> Option<CasbinPolicy> {
-    let path = settings.filled_string(POLICY_FILE)?;
+    let path = settings.non_empty_string(POLICY_FILE)?;
     let text = match regular_file::read_text(Path::new(&path), MAX_POLICY_BYTES) {
         Ok(text) => text,
         Err(error) => {
-            settings.fault(
+            settings.problem(
                 POLICY_FILE,
                 format!("{path} can't be read ({error}): correct the path, or the file"),
             );
@@ -110,9 +112,9 @@ fn casbin_policy(settings: &mut Settings, warnings: &mut Vec<String>) -> Option<
             }
             Some(policy)
         }
-        Err(faults) => {
-            for fault in faults {
-                settings.fault(POLICY_FILE, format!("{path} {fault}"));
+        Err(problems) => {
+            for problem in problems {
+                settings.problem(POLICY_FILE, format!("{path} {problem}"));
             }
             None
         }
@@ -128,7 +130,7 @@ fn cli_certs(settings: &mut Settings) -> Option<CliCerts> {
     const KNOWN: [&str; 4] = ["group_from", "required_equals", "username", "username_from"];
     for key in settings.keys(CLI_CERTS)? {
         if !KNOWN.contains(&key.as_str()) {
-            settings.fault(
+            settings.problem(
                 &format!("{CLI_CERTS}.{key}"),
                 format!("no such setting; there are {}", KNOWN.join(", ")),
             );
@@ -138,7 +140,7 @@ fn cli_certs(settings: &mut Settings) -> Option<CliCerts> {
         required_equals: required_equals(settings),
         group_from: subject_attribute(settings, "auth.cli_certs.group_from"),
         username_from: subject_attribute(settings, "auth.cli_certs.username_from"),
-        username: settings.filled_string("auth.cli_certs.username"),
+        username: settings.non_empty_string("auth.cli_certs.username"),
     })
 }
 
@@ -159,7 +161,7 @@ fn required_equals(settings: &mut Settings) -> Vec<(Component, String)> {
     for key in keys.unwrap_or_default() {
         let setting = format!("{REQUIRED}.{key}");
         let Some(component) = Component::parse(&key) else {
-            settings.fault(&setting, format!("no such component; {}", components(true)));
+            settings.problem(&setting, format!("no such component; {}", components(true)));
             continue;
         };
         let what_to_do = "write the text that the certificate has there";
@@ -172,14 +174,14 @@ fn required_equals(settings: &mut Settings) -> Vec<(Component, String)> {
 
 /// nico-api takes a component of the issuer here as well, and never finds it.
 fn subject_attribute(settings: &mut Settings, key: &str) -> Option<Attribute> {
-    let spelled = settings.filled_string(key)?;
-    match Component::parse(&spelled) {
+    let display_key = settings.non_empty_string(key)?;
+    match Component::parse(&display_key) {
         Some(Component {
             name: Name::Subject,
             attribute,
         }) => Some(attribute),
         _ => {
-            settings.fault(
+            settings.problem(
                 key,
                 format!("must be a component of the subject; {}", components(false)),
             );
@@ -189,12 +191,12 @@ fn subject_attribute(settings: &mut Settings, key: &str) -> Option<Attribute> {
 }
 
 fn components(with_issuer: bool) -> String {
-    let spelled: Vec<_> = Component::ALL
+    let display_key: Vec<_> = Component::ALL
         .iter()
         .filter(|(_, component)| with_issuer || component.name == Name::Subject)
-        .map(|(spelled, _)| *spelled)
+        .map(|(display_key, _)| *display_key)
         .collect();
-    format!("there are {}", spelled.join(", "))
+    format!("there are {}", display_key.join(", "))
 }
 
 /// The setting may be spelled as a SPIFFE id, as nico-api allows.

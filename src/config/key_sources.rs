@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{Environment, settings::Settings};
-use crate::{regular_file, secrets::environment::Variables};
+use crate::{keys::environment::Variables, regular_file};
 
 pub(super) const FILE: &str = "rewrap.secrets_file";
 pub(super) const FROM_ENVIRONMENT: &str = "rewrap.secrets_from_environment";
@@ -43,7 +43,7 @@ pub(super) struct SecretsFile {
 
 impl SecretsFile {
     fn of(settings: &mut Settings, setting: &'static str) -> Option<Self> {
-        let path = settings.filled_string(setting)?;
+        let path = settings.non_empty_string(setting)?;
         Some(Self {
             path: PathBuf::from(path),
             setting: Some(setting),
@@ -60,11 +60,11 @@ impl SecretsFile {
     }
 
     /// Notes that something is wrong with it.
-    pub(super) fn fault(&self, settings: &mut Settings, what: &str) {
+    pub(super) fn problem(&self, settings: &mut Settings, what: &str) {
         let what = format!("{} {what}", self.path.display());
         match self.setting {
-            Some(setting) => settings.fault(setting, what),
-            None => settings.faults(vec![format!("environment variable {LEGACY_FILE}: {what}")]),
+            Some(setting) => settings.problem(setting, what),
+            None => settings.problems(vec![format!("environment variable {LEGACY_FILE}: {what}")]),
         }
     }
 
@@ -72,7 +72,10 @@ impl SecretsFile {
     pub(super) fn is(&self, other: &Self) -> bool {
         let canonical = |path: &Path| {
             let file = path.to_owned();
-            regular_file::bounded(path, regular_file::PATIENCE, move || file.canonicalize()).ok()
+            regular_file::bounded(path, regular_file::READ_TIMEOUT, move || {
+                file.canonicalize()
+            })
+            .ok()
         };
         self.path == other.path
             || canonical(&self.path).is_some_and(|path| canonical(&other.path) == Some(path))
@@ -100,7 +103,7 @@ pub(super) fn read(
         variables: Variables::with_prefix(their_prefix.as_deref().unwrap_or(DEFAULT_PREFIX)),
         file: SecretsFile::of(settings, NICO_API_FILE).or(legacy),
     };
-    let our_prefix = settings.filled_string(PREFIX);
+    let our_prefix = settings.non_empty_string(PREFIX);
     let ours = Sources {
         from_environment,
         variables: match &our_prefix {
@@ -171,7 +174,7 @@ fn variable(
         Some(value) => Some(value.to_string()).filter(|value| !value.trim().is_empty()),
         None => {
             if is_read {
-                settings.faults(vec![format!("environment variable {name}: is not UTF-8")]);
+                settings.problems(vec![format!("environment variable {name}: is not UTF-8")]);
             }
             None
         }
@@ -185,13 +188,13 @@ fn flag(settings: &mut Settings, environment: &Environment, name: &str) -> bool 
         None | Some(Some("" | "false")) => false,
         Some(Some("true")) => true,
         Some(Some(_)) => {
-            settings.faults(vec![format!(
+            settings.problems(vec![format!(
                 "environment variable {name}: must be true or false"
             )]);
             false
         }
         Some(None) => {
-            settings.faults(vec![format!("environment variable {name}: is not UTF-8")]);
+            settings.problems(vec![format!("environment variable {name}: is not UTF-8")]);
             false
         }
     }

@@ -9,8 +9,9 @@ use super::{
     settings::Settings,
 };
 use crate::{
-    keyring::{Kek, KeyId, Keyring},
-    regular_file, secrets,
+    domain::keyring::{Kek, KeyId, Keyring},
+    keys::file as secrets,
+    regular_file,
 };
 
 const TARGET: &str = "machine_identity.current_encryption_key_id";
@@ -42,12 +43,12 @@ pub(super) fn read(
             } else {
                 ""
             };
-            let fault = format!(
+            let problem = format!(
                 "{error} of {} (it has {}): add the key there, or correct the id{case}",
                 found.name,
                 known.join(", ")
             );
-            settings.missing(TARGET, fault);
+            settings.missing(TARGET, problem);
             None
         }
     }
@@ -59,7 +60,7 @@ fn target(settings: &mut Settings) -> Option<KeyId> {
         "set it to the id of the key that secrets are to be wrapped to",
     )?;
     KeyId::new(id)
-        .map_err(|error| settings.fault(TARGET, error))
+        .map_err(|error| settings.problem(TARGET, error))
         .ok()
 }
 
@@ -96,8 +97,8 @@ impl Found {
         let file = file.map(|file| (file, keks_of_file(file, settings)));
         let first = match from_variables {
             Ok(keks) => keks,
-            Err(faults) => {
-                settings.faults(faults);
+            Err(problems) => {
+                settings.problems(problems);
                 return None;
             }
         };
@@ -117,7 +118,7 @@ impl Found {
         };
         let keks = merged(first, second?, warnings);
         if keks.is_empty() {
-            file.fault(
+            file.problem(
                 settings,
                 &format!("{NO_KEYS}, and no variable {every_key} is set"),
             );
@@ -136,7 +137,7 @@ impl Found {
         };
         let keks = keks_of_file(file, settings)?;
         if keks.is_empty() {
-            file.fault(settings, NO_KEYS);
+            file.problem(settings, NO_KEYS);
             return None;
         }
         let name = file.path.display().to_string();
@@ -161,9 +162,9 @@ fn read_file(path: &Path) -> Result<Vec<Kek>, Vec<String>> {
 fn keks_of_file(file: &SecretsFile, settings: &mut Settings) -> Option<Vec<Kek>> {
     match read_file(&file.path) {
         Ok(keks) => Some(keks),
-        Err(faults) => {
-            for fault in faults {
-                file.fault(settings, &fault);
+        Err(problems) => {
+            for problem in problems {
+                file.problem(settings, &problem);
             }
             None
         }
@@ -215,9 +216,9 @@ fn compare(
         if let Some(our_file) = &ours.file {
             let compared = match &read {
                 Ok(_) => String::new(),
-                Err(faults) => format!(
+                Err(problems) => format!(
                     "; that file {}, so the keys were not compared",
-                    faults.join(", ")
+                    problems.join(", ")
                 ),
             };
             warnings.push(format!(

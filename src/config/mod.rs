@@ -6,12 +6,12 @@
 //! below this module reads the environment.
 
 mod auth;
-mod feature;
+mod environment;
 mod key_sources;
 mod keys;
+mod machine_identity;
 mod settings;
 mod tls;
-mod variables;
 
 use std::{
     fmt,
@@ -22,19 +22,17 @@ use std::{
 
 use thiserror::Error;
 
-pub use self::variables::Environment;
+pub use self::environment::Environment;
 use self::{
+    environment::{ignored_nico_api_variables, misspelled_variables},
     settings::Settings,
-    variables::{foreign_variables, misspelled_variables},
 };
 use crate::{
     audit::{self, AuditOptions},
-    authorize::Policy,
-    database::Database,
-    identity::TrustRules,
-    keyring::Keyring,
-    run::Speed,
-    store::StoreOptions,
+    auth::{authorize::Policy, identity::TrustRules},
+    domain::keyring::Keyring,
+    run::RateOptions,
+    store::{StoreOptions, database::Database},
     tls::Loaded,
 };
 
@@ -42,7 +40,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Config {
     /// What to re-wrap; `None` while `[machine_identity]` is not enabled.
-    pub feature: Option<Feature>,
+    pub machine_identity: Option<MachineIdentity>,
     /// Certificate files, loaded.
     pub tls: Loaded,
     /// How a certificate becomes an identity.
@@ -61,7 +59,7 @@ pub struct Config {
 
 /// The enabled feature: keys and database.
 #[derive(Debug)]
-pub struct Feature {
+pub struct MachineIdentity {
     /// The site's keys, one of them the target.
     pub keyring: Keyring,
     /// Where the rows are.
@@ -69,7 +67,7 @@ pub struct Feature {
     /// How they are worked on.
     pub store: StoreOptions,
     /// How fast.
-    pub speed: Speed,
+    pub speed: RateOptions,
 }
 
 /// Addresses and limits.
@@ -192,13 +190,13 @@ impl Config {
     pub fn load(files: &[PathBuf], environment: &Environment) -> Result<Self, ConfigError> {
         let mut settings = Settings::read(files, environment);
         settings.only_sections(&SECTIONS);
-        settings.only_known(&KNOWN);
+        settings.reject_unknown(&KNOWN);
         settings.only_accepted_by_nico_api();
-        settings.faults(misspelled_variables(environment, &KNOWN));
-        let mut warnings = foreign_variables(environment);
+        settings.problems(misspelled_variables(environment, &KNOWN));
+        let mut warnings = ignored_nico_api_variables(environment);
 
-        let feature = if settings.bool("machine_identity.enabled", false) {
-            feature::read(&mut settings, environment, &mut warnings)
+        let machine_identity = if settings.bool("machine_identity.enabled", false) {
+            machine_identity::read(&mut settings, environment, &mut warnings)
         } else {
             None
         };
@@ -209,10 +207,10 @@ impl Config {
         let audit = audit(&mut settings);
         let log = log(&mut settings);
 
-        let faults = settings.into_faults();
+        let problems = settings.into_faults();
         match (tls, trust) {
-            (Some(tls), Some(trust)) if faults.is_empty() => Ok(Self {
-                feature,
+            (Some(tls), Some(trust)) if problems.is_empty() => Ok(Self {
+                machine_identity,
                 tls,
                 trust,
                 policy,
@@ -221,7 +219,7 @@ impl Config {
                 log,
                 warnings,
             }),
-            _ => Err(ConfigError(faults)),
+            _ => Err(ConfigError(problems)),
         }
     }
 }
@@ -236,11 +234,11 @@ pub fn load_database(
     environment: &Environment,
 ) -> Result<Database, ConfigError> {
     let mut settings = Settings::read(files, environment);
-    let database = feature::database(&mut settings, environment, &mut Vec::new());
-    let faults = settings.into_faults();
+    let database = machine_identity::database(&mut settings, environment, &mut Vec::new());
+    let problems = settings.into_faults();
     match database {
-        Some(database) if faults.is_empty() => Ok(database),
-        _ => Err(ConfigError(faults)),
+        Some(database) if problems.is_empty() => Ok(database),
+        _ => Err(ConfigError(problems)),
     }
 }
 
@@ -257,8 +255,8 @@ pub fn load_metrics_endpoint(
     let mut settings = Settings::read(files, environment);
     let endpoint = metrics_endpoint(&mut settings);
     match settings.into_faults() {
-        faults if faults.is_empty() => Ok(endpoint),
-        faults => Err(ConfigError(faults)),
+        problems if problems.is_empty() => Ok(endpoint),
+        problems => Err(ConfigError(problems)),
     }
 }
 
@@ -296,13 +294,13 @@ fn server(settings: &mut Settings) -> ServerOptions {
 
 fn audit(settings: &mut Settings) -> AuditOptions {
     let file = settings
-        .filled_string("rewrap.audit_log")
+        .non_empty_string("rewrap.audit_log")
         .map(PathBuf::from);
     if let Some(path) = &file
         && let Err(error) = audit::check(path)
     {
         let path = path.display();
-        settings.fault(
+        settings.problem(
             "rewrap.audit_log",
             format!("{path} can't be opened for appending ({error})"),
         );
@@ -319,13 +317,13 @@ fn audit(settings: &mut Settings) -> AuditOptions {
 
 fn log(settings: &mut Settings) -> LogOptions {
     let filter = settings
-        .filled_string("rewrap.log_filter")
+        .non_empty_string("rewrap.log_filter")
         .unwrap_or_else(|| "info".to_owned());
     if let Err(error) = filter.parse::<tracing_subscriber::filter::EnvFilter>() {
-        settings.fault("rewrap.log_filter", format!("is not a filter ({error})"));
+        settings.problem("rewrap.log_filter", format!("is not a filter ({error})"));
     }
     LogOptions {
-        format: settings.choice(
+        format: settings.one_of(
             "rewrap.log_format",
             LogFormat::Logfmt,
             &[("logfmt", LogFormat::Logfmt), ("json", LogFormat::Json)],

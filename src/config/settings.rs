@@ -10,7 +10,7 @@ use std::{
 
 use config::{Map, Source, Value, ValueKind};
 
-use super::variables::{Environment, overrides};
+use super::environment::{Environment, overrides};
 use crate::regular_file;
 
 /// In bytes: far more than a site config that people wrote.
@@ -24,7 +24,7 @@ pub(super) struct Settings {
     files: String,
     /// Variable by the key that it sets.
     variables: BTreeMap<String, String>,
-    faults: Vec<String>,
+    problems: Vec<String>,
     /// Files with `[rewrap]` that tell nico-api to refuse sections that it does not know.
     refused_by_nico_api: Vec<String>,
     /// A file could not be read. Settings that seem to be missing may be in it.
@@ -35,7 +35,7 @@ impl Settings {
     /// Reads the files, the later ones winning key by key, and the environment.
     /// Files that can't be read or parsed are faults, and count as empty.
     pub(super) fn read(files: &[PathBuf], environment: &Environment) -> Self {
-        let mut faults = Vec::new();
+        let mut problems = Vec::new();
         let mut builder = config::Config::builder();
         let mut refused_by_nico_api = Vec::new();
         for path in files {
@@ -46,17 +46,17 @@ impl Settings {
                     }
                     builder = builder.add_source(file);
                 }
-                Err(fault) => faults.push(format!("{}: {fault}", path.display())),
+                Err(problem) => problems.push(format!("{}: {problem}", path.display())),
             }
         }
-        let incomplete = !faults.is_empty();
+        let incomplete = !problems.is_empty();
 
         let mut variables = BTreeMap::new();
-        for (key, variable, value) in overrides(environment, &mut faults) {
+        for (key, variable, value) in overrides(environment, &mut problems) {
             builder = match builder.clone().set_override(&key, value) {
                 Ok(builder) => builder,
                 Err(_) => {
-                    faults.push(format!(
+                    problems.push(format!(
                         "environment variable {variable}: is not the name of a setting"
                     ));
                     builder
@@ -67,7 +67,7 @@ impl Settings {
 
         let merged = builder.build().and_then(|config| config.collect());
         let values = merged.unwrap_or_else(|_| {
-            faults.push("the files can't be merged".to_owned());
+            problems.push("the files can't be merged".to_owned());
             Map::new()
         });
         let names: Vec<_> = files
@@ -78,21 +78,21 @@ impl Settings {
             values,
             files: names.join(", "),
             variables,
-            faults,
+            problems,
             refused_by_nico_api,
             incomplete,
         }
     }
 
     pub(super) fn into_faults(self) -> Vec<String> {
-        self.faults
+        self.problems
     }
 
     /// Notes that something is wrong with the value of `key`, or with its absence.
-    pub(super) fn fault(&mut self, key: &str, what: impl std::fmt::Display) {
+    pub(super) fn problem(&mut self, key: &str, what: impl std::fmt::Display) {
         let source = self.source(key);
-        self.faults
-            .push(format!("{source}: {}: {what}", spelled(key)));
+        self.problems
+            .push(format!("{source}: {}: {what}", display_key(key)));
     }
 
     /// Records that `key` has no value. Does nothing if the value may be in a file or a
@@ -104,7 +104,7 @@ impl Settings {
             value.is_some_and(|value| !matches!(value.kind, ValueKind::Table(_)))
         };
         if !self.incomplete && !sections.into_iter().any(misshapen) {
-            self.fault(key, what);
+            self.problem(key, what);
         }
     }
 
@@ -119,13 +119,13 @@ impl Settings {
                 ),
                 Some(_) => format!("must be a section, [{section}], and not a value"),
             };
-            self.fault(section, what);
+            self.problem(section, what);
         }
     }
 
     /// Notes what is wrong with something that has no setting.
-    pub(super) fn faults(&mut self, faults: Vec<String>) {
-        self.faults.extend(faults);
+    pub(super) fn problems(&mut self, problems: Vec<String>) {
+        self.problems.extend(problems);
     }
 
     /// Where the value of `key` comes from; all files when there is none.
@@ -142,7 +142,7 @@ impl Settings {
     /// `[rewrap]` in it.
     pub(super) fn only_accepted_by_nico_api(&mut self) {
         for file in &self.refused_by_nico_api {
-            self.faults.push(format!(
+            self.problems.push(format!(
                 "{file}: [rewrap]: is in a file with deny_unknown_fields = true, on which nico-api \
                  does not start; move it into a file of its own, given with a further --config"
             ));
@@ -150,7 +150,7 @@ impl Settings {
     }
 
     /// Everything in `[rewrap]` has to be known: a typo must not pass.
-    pub(super) fn only_known(&mut self, known: &[&str]) {
+    pub(super) fn reject_unknown(&mut self, known: &[&str]) {
         let section = match self.value(SECTION).map(|value| value.kind) {
             None => return,
             Some(ValueKind::Table(section)) => section,
@@ -164,7 +164,7 @@ impl Settings {
             .collect();
         unknown.sort();
         for key in unknown {
-            self.fault(
+            self.problem(
                 &key,
                 format!("no such setting; there are {}", known.join(", ")),
             );
@@ -184,7 +184,7 @@ impl Settings {
                 Some(keys)
             }
             _ => {
-                self.fault(key, "must be a section, or a table in braces");
+                self.problem(key, "must be a section, or a table in braces");
                 None
             }
         }
@@ -194,19 +194,19 @@ impl Settings {
         match self.value(key)?.kind {
             ValueKind::String(text) => Some(text),
             _ => {
-                self.fault(key, "must be a text in quotes");
+                self.problem(key, "must be a text in quotes");
                 None
             }
         }
     }
 
     /// A text with something in it: nico-api's own files spell "not set" as `""`.
-    pub(super) fn filled_string(&mut self, key: &str) -> Option<String> {
+    pub(super) fn non_empty_string(&mut self, key: &str) -> Option<String> {
         self.string(key).filter(|text| !text.trim().is_empty())
     }
 
     pub(super) fn required_string(&mut self, key: &str, what_to_do: &str) -> Option<String> {
-        let text = self.filled_string(key);
+        let text = self.non_empty_string(key);
         if text.is_none()
             && !matches!(self.value(key), Some(value) if !matches!(value.kind, ValueKind::String(_)))
         {
@@ -222,7 +222,7 @@ impl Settings {
             Some(ValueKind::String(text)) if text == "true" => true,
             Some(ValueKind::String(text)) if text == "false" => false,
             Some(_) => {
-                self.fault(key, "must be true or false");
+                self.problem(key, "must be true or false");
                 default
             }
         }
@@ -235,7 +235,7 @@ impl Settings {
             && self.variables.contains_key(key)
             && is_not_commas(text)
         {
-            self.fault(
+            self.problem(
                 key,
                 "must be the names alone, separated by commas, like a,b: without brackets, quotes \
                  and line breaks",
@@ -259,16 +259,16 @@ impl Settings {
             _ => None,
         };
         if items.is_none() {
-            self.fault(key, "must be a list of texts, like [\"a\", \"b\"]");
+            self.problem(key, "must be a list of texts, like [\"a\", \"b\"]");
         }
         items
     }
 
     /// A list without blanks: an empty name would match what nobody meant.
-    pub(super) fn filled_list(&mut self, key: &str) -> Vec<String> {
+    pub(super) fn non_empty_list(&mut self, key: &str) -> Vec<String> {
         let mut items = self.list(key).unwrap_or_default();
         if items.iter().any(|item| item.trim().is_empty()) {
-            self.fault(key, "has a blank entry; remove it");
+            self.problem(key, "has a blank entry; remove it");
             items.clear();
         }
         items
@@ -292,7 +292,7 @@ impl Settings {
         match number.filter(|number| range.contains(number)) {
             Some(number) => number,
             None => {
-                self.fault(
+                self.problem(
                     key,
                     format!("must be a number from {} to {}", range.start(), range.end()),
                 );
@@ -314,7 +314,7 @@ impl Settings {
         match duration.filter(|duration| range.contains(duration)) {
             Some(duration) => duration,
             None => {
-                self.fault(
+                self.problem(
                     key,
                     "must be a duration with its unit, from \"1ms\" to \"1h\", like \"2s\"",
                 );
@@ -328,7 +328,7 @@ impl Settings {
             return default;
         };
         text.parse().unwrap_or_else(|_| {
-            self.fault(
+            self.problem(
                 key,
                 "must be an address and a port, like \"[::]:1179\" or \"127.0.0.1:1179\"",
             );
@@ -337,18 +337,18 @@ impl Settings {
     }
 
     /// One of several words.
-    pub(super) fn choice<T: Copy>(&mut self, key: &str, default: T, choices: &[(&str, T)]) -> T {
+    pub(super) fn one_of<T: Copy>(&mut self, key: &str, default: T, choices: &[(&str, T)]) -> T {
         let Some(text) = self.string(key) else {
             return default;
         };
         match choices.iter().find(|(word, _)| *word == text) {
-            Some((_, choice)) => *choice,
+            Some((_, one_of)) => *one_of,
             None => {
                 let words: Vec<_> = choices
                     .iter()
                     .map(|(word, _)| format!("\"{word}\""))
                     .collect();
-                self.fault(key, format!("must be one of {}", words.join(", ")));
+                self.problem(key, format!("must be one of {}", words.join(", ")));
                 default
             }
         }
@@ -379,7 +379,7 @@ fn is_not_commas(text: &str) -> bool {
 }
 
 /// `a.b.c` as people know it from the file: `[a.b].c`.
-fn spelled(key: &str) -> String {
+fn display_key(key: &str) -> String {
     match key.rsplit_once('.') {
         Some((section, key)) => format!("[{section}].{key}"),
         None => key.to_owned(),

@@ -21,11 +21,11 @@ pub(super) fn read(settings: &mut Settings) -> Option<Loaded> {
         .string("tls.admin_root_cafile_path")
         .map(PathBuf::from);
     let crls: Vec<_> = settings
-        .filled_list("rewrap.crl_files")
+        .non_empty_list("rewrap.crl_files")
         .into_iter()
         .map(PathBuf::from)
         .collect();
-    let crl_policy = settings.choice(
+    let crl_policy = settings.one_of(
         "rewrap.crl_policy",
         CrlPolicy::RequireValid,
         &[
@@ -48,9 +48,9 @@ pub(super) fn read(settings: &mut Settings) -> Option<Loaded> {
     };
     match tls::load(&paths) {
         Ok(loaded) => loaded,
-        Err(faults) => {
-            for tls::Fault { setting, error } in faults {
-                settings.fault(setting, error);
+        Err(problems) => {
+            for tls::Fault { setting, error } in problems {
+                settings.problem(setting, error);
             }
             None
         }

@@ -20,8 +20,8 @@ use super::{
     report::RowOutcome,
 };
 use crate::{
-    rewrap::{Decision, Texts, Workspace, decide},
-    store::{Replaced, Row, RowError, StoreError, Writer, next_counter},
+    domain::rewrap::{Decision, Envelopes, Scratch, decide},
+    store::{CasOutcome, Row, RowError, StoreError, Writer, next_counter},
 };
 
 /// Compare-and-set tries before a row is locked for the last one.
@@ -44,7 +44,7 @@ pub(super) struct Batch {
     /// Somebody waits for the end of the run. It follows `stop`, or comes with it.
     pub(super) hurry: CancellationToken,
     /// Never waited for: the rows of a batch are decided by one task.
-    pub(super) scratch: Mutex<Workspace>,
+    pub(super) scratch: Mutex<Scratch>,
 }
 
 /// What became of the rows of a batch.
@@ -128,7 +128,7 @@ impl Batch {
                 {
                     // Their next attempt looks at the rows first.
                     rows.iter_mut().for_each(Pending::keep_in_doubt);
-                    store.pause().await;
+                    store.retry_backoff().await;
                 }
                 ended => ended?,
             }
@@ -163,7 +163,7 @@ impl Batch {
         let depth = self.context.store.options().pipeline_depth;
         let mut todo: VecDeque<_> = rows.iter_mut().filter(|row| row.is_open()).collect();
         let mut under_way = FuturesUnordered::new();
-        let mut turn = std::pin::pin!(Fuse::terminated());
+        let mut acquire = std::pin::pin!(Fuse::terminated());
         let mut silence = std::pin::pin!(writer.silence());
         // Rows that may be sent now.
         let mut due = 0;
@@ -175,14 +175,15 @@ impl Batch {
                 under_way.push(self.replace(writer, row));
                 due -= 1;
             }
-            if due == 0 && turn.is_terminated() && !todo.is_empty() && !self.stop.is_cancelled() {
-                turn.set(self.context.pace.turn(todo.len()).fuse());
+            if due == 0 && acquire.is_terminated() && !todo.is_empty() && !self.stop.is_cancelled()
+            {
+                acquire.set(self.context.pacer.acquire(todo.len()).fuse());
             }
-            let waits_for_turn = !turn.is_terminated();
+            let waits_for_turn = !acquire.is_terminated();
             tokio::select! {
                 Some(result) = under_way.next() => result?,
-                rows = turn.as_mut(), if waits_for_turn => due = rows,
-                () = self.stop.cancelled(), if waits_for_turn => turn.set(Fuse::terminated()),
+                rows = acquire.as_mut(), if waits_for_turn => due = rows,
+                () = self.stop.cancelled(), if waits_for_turn => acquire.set(Fuse::terminated()),
                 error = silence.as_mut(), if !under_way.is_empty() => return Err(error.into()),
                 else => return Ok(()),
             }
@@ -232,8 +233,8 @@ impl Batch {
             let replaced = writer.replace(&pending.row, &pending.texts, target).await?;
             pending.progress = Progress::Open;
             match replaced {
-                Replaced::Done => return Ok(Some(pending.take_outcome())),
-                Replaced::Missed => look = true,
+                CasOutcome::Applied => return Ok(Some(pending.take_outcome())),
+                CasOutcome::Conflict => look = true,
             }
         }
     }
@@ -288,7 +289,7 @@ impl Batch {
     }
 
     /// The texts to write and what became of the row then, or what became of it already.
-    fn decide(&self, row: &Row) -> Result<(Texts, RowOutcome), RowOutcome> {
+    fn decide(&self, row: &Row) -> Result<(Envelopes, RowOutcome), RowOutcome> {
         // A panic may have left anything in there: every decision overwrites it.
         let scratch = self.scratch.lock();
         let mut scratch = scratch.unwrap_or_else(PoisonError::into_inner);

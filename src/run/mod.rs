@@ -12,10 +12,10 @@
 //!
 //! Knows the store and the pure core; no gRPC and no SQL.
 
-mod back_off;
+mod adaptive_rate;
 mod batch;
 mod batch_set;
-mod pace;
+mod pacer;
 mod pending;
 mod report;
 mod scope;
@@ -32,11 +32,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub use self::report::{Ended, Failure, Report};
-use self::{back_off::BackOff, batch_set::BatchSet, pace::Pace};
+use self::{adaptive_rate::RateController, batch_set::BatchSet, pacer::Pacer};
 use crate::{
-    authorize::Permit,
-    keyring::Keyring,
-    organization::OrganizationId,
+    auth::authorize::Permit,
+    domain::{keyring::Keyring, organization::OrganizationId},
     store::{Store, StoreError, Writer},
 };
 
@@ -72,7 +71,7 @@ pub enum Mode {
 
 /// What a run may ask of a database that others use, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Speed {
+pub struct RateOptions {
     /// Rows that are written in a second, at most, over all runs; zero for no limit.
     pub max_rows_per_second: u32,
     /// Whether a site-wide apply becomes slower by itself while others use the database
@@ -113,7 +112,7 @@ struct Context {
     /// Connections that write for site-wide runs: one less than there are, so that a page
     /// never waits for rows that somebody has locked.
     writer_permits: Semaphore,
-    pace: Pace,
+    pacer: Pacer,
     /// Whether a site-wide apply makes room for others.
     back_off: bool,
     /// What a run waits for, if it waits for long.
@@ -146,14 +145,14 @@ impl Runner {
     /// A runner that re-wraps what is in `store` to the target of `keyring`, as fast as
     /// `speed` allows.
     #[must_use]
-    pub fn new(keyring: Keyring, store: Store, speed: Speed) -> Self {
+    pub fn new(keyring: Keyring, store: Store, speed: RateOptions) -> Self {
         let writers = store.options().max_connections.saturating_sub(1).max(1);
         Self {
             context: Arc::new(Context {
                 keyring,
                 store,
                 writer_permits: Semaphore::new(writers),
-                pace: Pace::new(speed.max_rows_per_second),
+                pacer: Pacer::new(speed.max_rows_per_second),
                 back_off: speed.back_off,
                 stall: watch::Sender::new(None),
             }),
@@ -260,8 +259,10 @@ impl Runner {
     ) -> Result<(), RunError> {
         match scope {
             Scope::Site if mode == Mode::Apply && self.context.back_off => {
-                let Context { store, pace, .. } = &*self.context;
-                let back_off = stop.run_until_cancelled(BackOff::new(store, pace)).await;
+                let Context { store, pacer, .. } = &*self.context;
+                let back_off = stop
+                    .run_until_cancelled(RateController::new(store, pacer))
+                    .await;
                 let back_off = back_off.ok_or(RunError::Stopped)?;
                 tokio::select! {
                     result = self.site(stop, batches) => result,

@@ -4,7 +4,7 @@ use std::mem;
 
 use super::report::RowOutcome;
 use crate::{
-    rewrap::Texts,
+    domain::rewrap::Envelopes,
     store::{Row, Settled, StoreError},
 };
 
@@ -25,17 +25,17 @@ pub(super) struct Pending {
     /// As it was read.
     pub(super) row: Row,
     /// What to write.
-    pub(super) texts: Texts,
+    pub(super) texts: Envelopes,
     /// What becomes of the row once `texts` is written.
     outcome: RowOutcome,
     pub(super) progress: Progress,
     /// Writes whose connection died before their answer came. They may be committed. Every
     /// envelope has a fresh nonce: a row that holds these texts was written by us.
-    in_doubt: Vec<(Texts, RowOutcome)>,
+    in_doubt: Vec<(Envelopes, RowOutcome)>,
 }
 
 impl Pending {
-    pub(super) fn new(row: Row, texts: Texts, outcome: RowOutcome) -> Self {
+    pub(super) fn new(row: Row, texts: Envelopes, outcome: RowOutcome) -> Self {
         Self {
             row,
             texts,
@@ -62,7 +62,7 @@ impl Pending {
         !self.in_doubt.is_empty()
     }
 
-    pub(super) fn note_doubt(&mut self, texts: Texts, outcome: RowOutcome) {
+    pub(super) fn note_doubt(&mut self, texts: Envelopes, outcome: RowOutcome) {
         self.in_doubt.push((texts, outcome));
     }
 
@@ -75,7 +75,7 @@ impl Pending {
     }
 
     /// The row was read again and decided again.
-    pub(super) fn replan(&mut self, row: Row, texts: Texts, outcome: RowOutcome) {
+    pub(super) fn replan(&mut self, row: Row, texts: Envelopes, outcome: RowOutcome) {
         (self.row, self.texts, self.outcome) = (row, texts, outcome);
     }
 
@@ -108,7 +108,7 @@ impl Pending {
     }
 
     /// What became of the row, if it holds `texts` by a write whose answer was lost.
-    pub(super) fn written_as(&mut self, texts: &Texts) -> Option<RowOutcome> {
+    pub(super) fn written_as(&mut self, texts: &Envelopes) -> Option<RowOutcome> {
         let written = self.in_doubt.iter().position(|(sent, _)| sent == texts)?;
         Some(self.in_doubt.swap_remove(written).1)
     }
@@ -133,7 +133,7 @@ impl Pending {
 mod tests {
     use super::*;
 
-    fn texts(text: &str) -> Texts {
+    fn texts(text: &str) -> Envelopes {
         [Some(text.to_owned()), None, None]
     }
 

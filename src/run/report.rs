@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::RunError;
-use crate::rewrap::COLUMNS;
+use crate::domain::rewrap::COLUMNS;
 
 /// Failures are kept up to this many bytes of text and message overhead: half of
 /// what a gRPC client takes by default (4 MiB).

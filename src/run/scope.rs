@@ -11,7 +11,7 @@ use super::{
     Failure, Mode, RunError, Runner, batch_set::BatchSet, report::RowOutcome, until_stopped,
 };
 use crate::{
-    organization::OrganizationId,
+    domain::organization::OrganizationId,
     store::{Page, Position, Preflight, RowError, StoreError},
 };
 

@@ -47,7 +47,7 @@ pub(super) async fn watch(context: &Context, progress: Arc<AtomicU64>) -> Infall
     let mut last = u64::MAX;
     let mut looks = 0;
     loop {
-        let paced = context.pace.rows();
+        let paced = context.pacer.rows();
         let now = progress.load(Ordering::Relaxed).wrapping_add(paced);
         let is_stalled = now == last;
         last = now;

@@ -4,7 +4,7 @@
 use deadpool_postgres::Object;
 use tokio_postgres::Row as PgRow;
 
-use super::{Store, StoreError, statement::Sql};
+use super::{Store, StoreError, statement::Statement};
 
 // What a crash changes, and nothing else does but somebody who resets the statistics: the
 // postmaster survives that of another process, and recovery then begins them anew. What a
@@ -32,12 +32,12 @@ macro_rules! flush {
 
 pub(super) use flush;
 
-const INCARNATION: Sql = Sql {
+const INCARNATION: Statement = Statement {
     text: concat!("-- incarnation\nSELECT ", incarnation!()),
     types: &[],
 };
 
-const BARRIER: Sql = Sql {
+const BARRIER: Statement = Statement {
     text: concat!("-- barrier\nSELECT ", incarnation!(), ", ", flush!()),
     types: &[],
 };
@@ -105,9 +105,9 @@ impl Store {
     pub(super) async fn flush(
         &self,
         client: &Object,
-        sql: &'static Sql,
+        sql: &'static Statement,
     ) -> Result<Vec<PgRow>, StoreError> {
         let answer = async { self.ready(client, sql).await?.query(client, &[]).await };
-        self.within_turns(FLUSH_TIMEOUTS, answer).await
+        self.with_queue_timeout(FLUSH_TIMEOUTS, answer).await
     }
 }

@@ -8,7 +8,7 @@ use thiserror::Error;
 use tokio_postgres::error::SqlState;
 
 use super::{Hidden, SetupError, VersionError};
-use crate::database::tls_problem;
+use crate::store::database::tls_problem;
 
 /// A failure below the run.
 #[derive(Debug, Error)]
@@ -96,7 +96,7 @@ pub enum RowError {
          details; restore the row from a backup, or have nico-api make the secret anew"
     )]
     Unreadable {
-        /// The columns of [`crate::rewrap::COLUMNS`] that cannot be read.
+        /// The columns of [`crate::domain::rewrap::COLUMNS`] that cannot be read.
         columns: Vec<&'static str>,
         /// What Postgres says.
         sqlstate: String,

@@ -111,7 +111,7 @@ impl Store {
                 continue;
             }
             // The load probe may hold the only connection that Postgres allows.
-            drop(self.look_pool.retain(|_, _| false));
+            drop(self.probe_pool.retain(|_, _| false));
             attempts += 1;
             if attempts >= self.options.max_attempts {
                 return Err(error.into());
@@ -123,19 +123,19 @@ impl Store {
 
     /// The connection that only looks: no statement on it waits for a row. There is none
     /// while Postgres allows fewer connections than the pool may open.
-    pub(super) async fn look_client(&self) -> Result<Lease<'_>, StoreError> {
-        self.look_client_within(self.options.pool_wait).await
+    pub(super) async fn probe_client(&self) -> Result<Lease<'_>, StoreError> {
+        self.probe_client_within(self.options.pool_wait).await
     }
 
     /// The same if it is free now, otherwise any other connection.
     pub(super) async fn any_client(&self) -> Result<Lease<'_>, StoreError> {
-        match self.look_client_within(Duration::ZERO).await {
+        match self.probe_client_within(Duration::ZERO).await {
             Ok(client) => Ok(client),
             Err(_) => self.client().await,
         }
     }
 
-    async fn look_client_within(&self, wait: Duration) -> Result<Lease<'_>, StoreError> {
+    async fn probe_client_within(&self, wait: Duration) -> Result<Lease<'_>, StoreError> {
         if self.withheld_slots.load(Ordering::Relaxed) > 0 {
             return Err(StoreError::Unavailable(
                 "Postgres allows no further connection".to_owned(),
@@ -143,9 +143,9 @@ impl Store {
         }
         let timeouts = Timeouts {
             wait: Some(wait),
-            ..self.look_pool.timeouts()
+            ..self.probe_pool.timeouts()
         };
-        let client = self.look_pool.timeout_get(&timeouts).await?;
+        let client = self.probe_pool.timeout_get(&timeouts).await?;
         Ok(Lease::without_slot(self, client))
     }
 

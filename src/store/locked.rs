@@ -12,14 +12,14 @@ use deadpool_postgres::Object;
 use tokio_postgres::types::Type;
 
 use super::{
-    Replaced, Row, Store, StoreError,
+    CasOutcome, Row, Store, StoreError,
     page::{select_row, text, texts, version},
-    replace::Form,
-    statement::{Ready, Sql},
+    replace::StatementVariant,
+    statement::{Runnable, Statement},
 };
-use crate::{keyring::KeyId, rewrap::Texts};
+use crate::domain::{keyring::KeyId, rewrap::Envelopes};
 
-const LOCK_ROW: Sql = Sql {
+const LOCK_ROW: Statement = Statement {
     text: concat!(
         "-- lock_row\n",
         select_row!(),
@@ -32,8 +32,8 @@ const LOCK_ROW: Sql = Sql {
 pub(super) struct Locked<'a> {
     store: &'a Store,
     client: &'a Object,
-    form: Form,
-    replace_row: Ready,
+    variant: StatementVariant,
+    replace_row: Runnable,
     /// Whether it has not ended, for all we know.
     open: bool,
     /// What says that the connection is of no use to others.
@@ -57,14 +57,14 @@ impl<'a> Locked<'a> {
         lost: &'a AtomicBool,
         organization_id: &str,
     ) -> Result<(Self, Option<Row>), StoreError> {
-        let form = store.form();
+        let variant = store.variant();
         // One that had to be prepared first would be overtaken by the COMMIT.
         let lock_row = store.within(store.ready(client, &LOCK_ROW)).await?;
-        let replace_row = store.within(store.ready(client, form.sql())).await?;
+        let replace_row = store.within(store.ready(client, variant.sql())).await?;
         let locked = Self {
             store,
             client,
-            form,
+            variant,
             replace_row,
             open: true,
             lost,
@@ -74,7 +74,7 @@ impl<'a> Locked<'a> {
             store.options.lock_timeout.as_millis()
         );
         let (begun, rows) = store
-            .together(
+            .pipeline(
                 client.batch_execute(&begin),
                 lock_row.query(client, &[&organization_id]),
             )
@@ -83,14 +83,14 @@ impl<'a> Locked<'a> {
         match rows.and_then(|rows| rows.first().map(Row::from_pg).transpose()) {
             Ok(row) => Ok((locked, row)),
             Err(error) => {
-                locked.release().await?;
+                locked.rollback().await?;
                 Err(error)
             }
         }
     }
 
     /// Ends the transaction with nothing written.
-    pub(super) async fn release(mut self) -> Result<(), StoreError> {
+    pub(super) async fn rollback(mut self) -> Result<(), StoreError> {
         let rollback = self.client.batch_execute("ROLLBACK");
         self.store.within(rollback).await?;
         self.open = false;
@@ -101,19 +101,19 @@ impl<'a> Locked<'a> {
     pub(super) async fn replace(
         mut self,
         row: &Row,
-        texts: &Texts,
+        texts: &Envelopes,
         target: &KeyId,
-    ) -> Result<Replaced, StoreError> {
-        let replacement = match self.store.replacement(self.form, row, texts, target) {
+    ) -> Result<CasOutcome, StoreError> {
+        let replacement = match self.store.replacement(self.variant, row, texts, target) {
             Ok(replacement) => replacement,
             Err(error) => {
-                self.release().await?;
+                self.rollback().await?;
                 return Err(error.into());
             }
         };
         let (written, committed) = self
             .store
-            .together(
+            .pipeline(
                 self.replace_row.execute(self.client, &replacement.params()),
                 self.client.batch_execute("COMMIT"),
             )
@@ -122,6 +122,6 @@ impl<'a> Locked<'a> {
         self.open = false;
         let rows = written?;
         committed?;
-        Ok(Replaced::from_count(rows))
+        Ok(CasOutcome::from_count(rows))
     }
 }

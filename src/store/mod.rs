@@ -11,9 +11,10 @@
 //! transaction mode, travel with each write.
 
 mod barrier;
+pub mod database;
 mod error;
 mod lease;
-mod load;
+mod load_probe;
 mod locked;
 mod page;
 mod parts;
@@ -50,7 +51,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 pub use self::{
     barrier::Incarnation,
     error::{RowError, StoreError},
-    load::{Load, Observer},
+    load_probe::{LoadProbe, LoadSample},
     page::{Page, Position, Unreadable},
     ping::Ping,
     preflight::Preflight,
@@ -60,13 +61,13 @@ pub use self::{
     setup::{Hidden, SetupError},
     sweep::{Moment, Sweep},
     wait::Wait,
-    writer::{Replaced, Writer},
+    writer::{CasOutcome, Writer},
 };
 use self::{
     settle::Backend,
-    statement::{ANSWER_MARGIN, Sql},
+    statement::{ANSWER_MARGIN, Statement},
 };
-use crate::database::{Database, Notices};
+use crate::store::database::{Database, Notices};
 
 /// How the store uses the database. Durations are upper bounds.
 #[derive(Debug, Clone)]
@@ -126,7 +127,7 @@ pub struct Store {
     backends: Mutex<HashMap<ObjectId, Backend>>,
     tls: MakeRustlsConnect,
     /// Of one connection that never waits for rows.
-    look_pool: Pool,
+    probe_pool: Pool,
     /// Of one connection for runs of one organization.
     reserve_pool: Pool,
     /// Of the connections of `pool`.
@@ -161,7 +162,7 @@ impl Store {
             limit_was_logged: AtomicBool::new(false),
             backends: Mutex::default(),
             tls: database.tls(),
-            look_pool: pool(database, &options, 1, Arc::default())?,
+            probe_pool: pool(database, &options, 1, Arc::default())?,
             reserve_pool: pool(database, &options, 1, notices.clone())?,
             notices,
             options,
@@ -227,7 +228,7 @@ impl Store {
     /// Reads rows; an error is one of the database, not of a row.
     async fn read(
         &self,
-        sql: &'static Sql,
+        sql: &'static Statement,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<PgRow>, StoreError> {
         let rows = self.read_raw(sql, params).await;
@@ -237,7 +238,7 @@ impl Store {
     /// Reads rows, and says exactly what is wrong.
     async fn read_raw(
         &self,
-        sql: &'static Sql,
+        sql: &'static Statement,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<PgRow>, StoreError> {
         let mut attempt = 0;
@@ -263,7 +264,7 @@ impl Store {
         match error {
             // Once is always allowed: it is no conflict with anybody.
             StoreError::StalePlan(_) if attempt == 1 => {
-                self.forget_plans();
+                self.clear_statement_caches();
                 return Ok(());
             }
             // A connection of the pool can have died unnoticed; the others with it.
@@ -277,19 +278,19 @@ impl Store {
         if attempt >= self.options.max_attempts {
             return Err(error);
         }
-        self.pause().await;
+        self.retry_backoff().await;
         Ok(())
     }
 
     /// Has every connection prepare its statements anew.
-    fn forget_plans(&self) {
+    fn clear_statement_caches(&self) {
         self.pool.manager().statement_caches.clear();
     }
 
     async fn read_once(
         &self,
         client: &Object,
-        sql: &'static Sql,
+        sql: &'static Statement,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<PgRow>, StoreError> {
         // One that had to be prepared first would be overtaken by the COMMIT, which sees
@@ -299,7 +300,7 @@ impl Store {
         let begin = client.batch_execute(&begin);
         let rows = statement.query(client, params);
         let commit = client.batch_execute("COMMIT");
-        let (begun, (rows, committed)) = self.together(begin, future::join(rows, commit)).await?;
+        let (begun, (rows, committed)) = self.pipeline(begin, future::join(rows, commit)).await?;
         begun?;
         let rows = rows?;
         committed?;
@@ -308,7 +309,7 @@ impl Store {
 
     /// A short wait with jitter before a statement is tried again, so that the two
     /// sides of a deadlock do not meet again.
-    pub(crate) async fn pause(&self) {
+    pub(crate) async fn retry_backoff(&self) {
         tokio::time::sleep(Duration::from_millis(fastrand::u64(5..50))).await;
     }
 }

@@ -6,7 +6,7 @@
 
 use tokio_postgres::types::Type;
 
-use super::{Row, RowError, Store, StoreError, statement::Sql};
+use super::{Row, RowError, Store, StoreError, statement::Statement};
 
 /// Bytes of texts in a page. The last row may exceed it, by its own texts.
 const PAGE_BYTES: u32 = 3 << 20;
@@ -99,17 +99,17 @@ macro_rules! select_page {
     };
 }
 
-pub(super) const FIRST_PAGE: Sql = Sql {
+pub(super) const FIRST_PAGE: Statement = Statement {
     text: select_page!("first_page", ""),
     types: &[Type::INT8, Type::INT8, Type::FLOAT8],
 };
 
-pub(super) const NEXT_PAGE: Sql = Sql {
+pub(super) const NEXT_PAGE: Statement = Statement {
     text: select_page!("next_page", "WHERE c.organization_id > $4"),
     types: &[Type::INT8, Type::INT8, Type::FLOAT8, Type::TEXT],
 };
 
-pub(super) const READ_ROW: Sql = Sql {
+pub(super) const READ_ROW: Statement = Statement {
     text: concat!(
         "-- read_row\n",
         select_row!(),
@@ -236,7 +236,7 @@ impl<'a> PageParams<'a> {
         }
     }
 
-    pub(super) fn statement(self) -> (&'static Sql, Self) {
+    pub(super) fn statement(self) -> (&'static Statement, Self) {
         (
             match self.after {
                 None => &FIRST_PAGE,
@@ -246,7 +246,10 @@ impl<'a> PageParams<'a> {
         )
     }
 
-    pub(super) fn params(&self, sql: &Sql) -> Vec<&(dyn tokio_postgres::types::ToSql + Sync)> {
+    pub(super) fn params(
+        &self,
+        sql: &Statement,
+    ) -> Vec<&(dyn tokio_postgres::types::ToSql + Sync)> {
         let mut params: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
             vec![&self.limit, &self.skip, &self.bytes, &self.after];
         params.truncate(sql.types.len());
@@ -257,7 +260,7 @@ impl<'a> PageParams<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
+    use crate::domain::{
         envelope::MAX_TEXT_BYTES,
         rewrap::{COLUMNS, OVERSIZED},
     };

@@ -7,13 +7,13 @@ use tokio_postgres::types::{ToSql, Type};
 use super::{
     Page, Position, Row, RowError, Store, StoreError, Unreadable,
     page::{PageParams, text, version},
-    statement::{Ready, Sql},
+    statement::{Runnable, Statement},
 };
-use crate::rewrap::COLUMNS;
+use crate::domain::rewrap::COLUMNS;
 
 macro_rules! id_at {
     ($name:literal, $id:literal, $where:literal) => {
-        Sql {
+        Statement {
             text: concat!(
                 "-- ",
                 $name,
@@ -29,22 +29,22 @@ macro_rules! id_at {
 }
 
 // The id by itself, or, in a database without an encoding, its bytes as they are.
-const FIRST_ID: Sql = id_at!(
+const FIRST_ID: Statement = id_at!(
     "first_id",
     "c.organization_id, NULL::bytea",
     "WHERE $2::text IS NULL"
 );
-const NEXT_ID: Sql = id_at!(
+const NEXT_ID: Statement = id_at!(
     "next_id",
     "c.organization_id, NULL::bytea",
     "WHERE c.organization_id > $2"
 );
-const FIRST_ID_BYTES: Sql = id_at!(
+const FIRST_ID_BYTES: Statement = id_at!(
     "first_id_bytes",
     "NULL::text, convert_to(c.organization_id, 'SQL_ASCII')",
     "WHERE $2::text IS NULL"
 );
-const NEXT_ID_BYTES: Sql = id_at!(
+const NEXT_ID_BYTES: Statement = id_at!(
     "next_id_bytes",
     "NULL::text, convert_to(c.organization_id, 'SQL_ASCII')",
     "WHERE c.organization_id > $2"
@@ -52,7 +52,7 @@ const NEXT_ID_BYTES: Sql = id_at!(
 
 macro_rules! read_column {
     ($column:literal) => {
-        Sql {
+        Statement {
             text: concat!(
                 "-- read_column\nSELECT ",
                 text!("c", "", $column),
@@ -64,13 +64,13 @@ macro_rules! read_column {
 }
 
 /// In the order of [`COLUMNS`].
-const READ_COLUMN: [Sql; 3] = [
+const READ_COLUMN: [Statement; 3] = [
     read_column!("encrypted_signing_key_1"),
     read_column!("encrypted_signing_key_2"),
     read_column!("encrypted_auth_method_config"),
 ];
 
-const READ_VERSION: Sql = Sql {
+const READ_VERSION: Statement = Statement {
     text: concat!(
         "-- read_version\nSELECT ",
         version!("c"),
@@ -218,8 +218,8 @@ impl Store {
     async fn part(
         &self,
         client: &Object,
-        page: &Ready,
-        sql: &'static Sql,
+        page: &Runnable,
+        sql: &'static Statement,
         params: &PageParams<'_>,
     ) -> Result<Result<Vec<Row>, StoreError>, StoreError> {
         let rows = self.within(page.query(client, &params.params(sql))).await;

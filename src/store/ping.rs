@@ -6,7 +6,7 @@ use deadpool_postgres::{Object, PoolError, TimeoutType, Timeouts};
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 
-use super::{SchemaError, Store, StoreError, schema, statement::Sql};
+use super::{SchemaError, Store, StoreError, schema, statement::Statement};
 
 /// What became of a ping.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub enum Ping {
 }
 
 // A column that is not there has no privileges to miss.
-const MISSING_PRIVILEGES: Sql = Sql {
+const MISSING_PRIVILEGES: Statement = Statement {
     text: "-- missing_privileges\n\
            SELECT privilege || ' on ' || tab || '.' || col \
            FROM (VALUES ('tenants', 'organization_id', false), ('tenants', 'version', true), \
@@ -53,9 +53,9 @@ impl Store {
         }
         // Where all are in use, the connection that looks at the load may be free.
         if reconnect {
-            self.look_pool.retain(|_, _| false);
+            self.probe_pool.retain(|_, _| false);
         }
-        match self.free(&self.look_pool).await? {
+        match self.free(&self.probe_pool).await? {
             None => Ok(Ping::Busy),
             Some(client) => {
                 let was_there = Object::metrics(&client).recycled.is_some();

@@ -4,13 +4,13 @@ use std::sync::atomic::Ordering;
 
 use tokio_postgres::Row as PgRow;
 
-use super::{Hidden, Moment, Pooler, SetupError, Store, StoreError, statement::Sql};
+use super::{Hidden, Moment, Pooler, SetupError, Store, StoreError, statement::Statement};
 
 // One row, of which every list is NULL if all is well. A column that is not there has no
 // privilege either way: the schema check speaks of those.
 // Row-level security is no matter where policies let the role see and write every row: an
 // unconditional one for it, and no restrictive one with a condition.
-const PREFLIGHT: Sql = Sql {
+const PREFLIGHT: Statement = Statement {
     text: "-- preflight\n\
 WITH tables (name, oid) AS (VALUES \
   ('tenants', to_regclass('tenants')), \
@@ -90,7 +90,7 @@ macro_rules! collation {
 }
 
 /// Before version 15 nobody knows what the default collation of a database was.
-const COLLATION: Sql = Sql {
+const COLLATION: Statement = Statement {
     text: collation!(
         "c.collversion",
         "CASE WHEN c.collversion IS NOT NULL THEN pg_collation_actual_version(c.oid) END"
@@ -98,7 +98,7 @@ const COLLATION: Sql = Sql {
     types: &[],
 };
 
-const COLLATION_15: Sql = Sql {
+const COLLATION_15: Statement = Statement {
     text: collation!(
         "CASE c.collprovider WHEN 'd' THEN d.datcollversion ELSE c.collversion END",
         "CASE WHEN c.collprovider <> 'd' THEN pg_collation_actual_version(c.oid) \

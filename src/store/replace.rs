@@ -13,14 +13,15 @@ use deadpool_postgres::Object;
 use tokio_postgres::types::{ToSql, Type};
 
 use super::{
-    Commit, Pooler, Replaced, Row, RowError, Store, StoreError, row::next_version, statement::Sql,
+    CasOutcome, Commit, Pooler, Row, RowError, Store, StoreError, row::next_version,
+    statement::Statement,
 };
-use crate::{keyring::KeyId, rewrap::Texts};
+use crate::domain::{keyring::KeyId, rewrap::Envelopes};
 
 // A trigger, rule or policy that has its own way with either row makes the whole statement fail:
 // it then asks for a setting that does not exist, and nothing is written.
 macro_rules! replace_row {
-    ($name:literal, $limits:expr, $set_key_id:literal, $keep_key_id:literal, $condition:expr) => {
+    ($name:literal, $limits:expr, $set_key_id:literal, $condition:expr) => {
         concat!(
             "-- ",
             $name,
@@ -39,9 +40,7 @@ macro_rules! replace_row {
                RETURNING organization_id, \
                  encrypted_signing_key_1 IS NOT DISTINCT FROM $2 \
                  AND encrypted_signing_key_2 IS NOT DISTINCT FROM $3 \
-                 AND encrypted_auth_method_config IS NOT DISTINCT FROM $4",
-            $keep_key_id,
-            " AS kept\
+                 AND encrypted_auth_method_config IS NOT DISTINCT FROM $4 AS kept\
              ), bumped AS (\
              UPDATE tenants SET version = CASE \
                WHEN version = $8 THEN $9 \
@@ -63,18 +62,12 @@ macro_rules! replace_row {
 }
 
 // In a session of our own, whose settings say how long to wait and how to commit.
-const IN_SESSION: Sql = Sql {
-    text: replace_row!("replace_row", "", "", "", " WHERE"),
+const SESSION: Statement = Statement {
+    text: replace_row!("replace_row", "", "", " WHERE"),
     types: &[Type::TEXT; 9],
 };
-const IN_SESSION_WITH_KEY_ID: Sql = Sql {
-    text: replace_row!(
-        "replace_row",
-        "",
-        ", encryption_key_id = $10",
-        " AND encryption_key_id IS NOT DISTINCT FROM $10",
-        " WHERE"
-    ),
+const SESSION_WITH_KEY_ID: Statement = Statement {
+    text: replace_row!("replace_row", "", ", encryption_key_id = $10", " WHERE"),
     types: &[Type::TEXT; 10],
 };
 
@@ -94,16 +87,15 @@ macro_rules! after_limits {
         " FROM limits WHERE limits.lock_timeout IS NOT NULL AND"
     };
 }
-const BY_ITSELF: Sql = Sql {
-    text: replace_row!("replace_row", limits!(), "", "", after_limits!()),
+const SELF_CONTAINED: Statement = Statement {
+    text: replace_row!("replace_row", limits!(), "", after_limits!()),
     types: &[Type::TEXT; 11],
 };
-const BY_ITSELF_WITH_KEY_ID: Sql = Sql {
+const SELF_CONTAINED_WITH_KEY_ID: Statement = Statement {
     text: replace_row!(
         "replace_row",
         limits!(),
         ", encryption_key_id = $12",
-        " AND encryption_key_id IS NOT DISTINCT FROM $12",
         after_limits!()
     ),
     types: &[Type::TEXT; 12],
@@ -111,27 +103,27 @@ const BY_ITSELF_WITH_KEY_ID: Sql = Sql {
 
 /// The form that the statement has to have at the moment.
 #[derive(Clone, Copy)]
-pub(super) struct Form {
+pub(super) struct StatementVariant {
     pooler: Pooler,
     with_key_id: bool,
 }
 
-impl Form {
-    pub(super) fn sql(self) -> &'static Sql {
+impl StatementVariant {
+    pub(super) fn sql(self) -> &'static Statement {
         match (self.pooler, self.with_key_id) {
-            (Pooler::Session, false) => &IN_SESSION,
-            (Pooler::Session, true) => &IN_SESSION_WITH_KEY_ID,
-            (Pooler::Transaction, false) => &BY_ITSELF,
-            (Pooler::Transaction, true) => &BY_ITSELF_WITH_KEY_ID,
+            (Pooler::Session, false) => &SESSION,
+            (Pooler::Session, true) => &SESSION_WITH_KEY_ID,
+            (Pooler::Transaction, false) => &SELF_CONTAINED,
+            (Pooler::Transaction, true) => &SELF_CONTAINED_WITH_KEY_ID,
         }
     }
 }
 
 /// What the statement is told.
 pub(super) struct Replacement<'a> {
-    form: Form,
+    variant: StatementVariant,
     row: &'a Row,
-    texts: &'a Texts,
+    texts: &'a Envelopes,
     next_version: String,
     lock_timeout: Option<String>,
     synchronous_commit: Option<&'static str>,
@@ -155,23 +147,23 @@ impl Replacement<'_> {
         ];
         let mut params = Vec::with_capacity(12);
         params.extend(row_params);
-        if self.form.pooler == Pooler::Transaction {
+        if self.variant.pooler == Pooler::Transaction {
             params.push(&self.lock_timeout);
             params.push(&self.synchronous_commit);
         }
-        if self.form.with_key_id {
+        if self.variant.with_key_id {
             params.push(&self.target);
         }
         params
     }
 }
 
-impl Replaced {
+impl CasOutcome {
     /// From how many rows the statement returned: one for the row that it wrote.
     pub(super) fn from_count(written: u64) -> Self {
         match written {
-            0 => Self::Missed,
-            _ => Self::Done,
+            0 => Self::Conflict,
+            _ => Self::Applied,
         }
     }
 }
@@ -182,18 +174,18 @@ impl Store {
         &self,
         client: &Object,
         row: &Row,
-        texts: &Texts,
+        texts: &Envelopes,
         target: &KeyId,
-    ) -> Result<Replaced, StoreError> {
-        let form = self.form();
-        let replacement = self.replacement(form, row, texts, target)?;
+    ) -> Result<CasOutcome, StoreError> {
+        let variant = self.variant();
+        let replacement = self.replacement(variant, row, texts, target)?;
         let params = replacement.params();
-        let written = self.execute(client, form.sql(), &params).await?;
-        Ok(Replaced::from_count(written))
+        let written = self.execute(client, variant.sql(), &params).await?;
+        Ok(CasOutcome::from_count(written))
     }
 
-    pub(super) fn form(&self) -> Form {
-        Form {
+    pub(super) fn variant(&self) -> StatementVariant {
+        StatementVariant {
             pooler: self.options.pooler,
             with_key_id: self.has_key_id_column.load(Ordering::Relaxed),
         }
@@ -201,17 +193,17 @@ impl Store {
 
     pub(super) fn replacement<'a>(
         &self,
-        form: Form,
+        variant: StatementVariant,
         row: &'a Row,
-        texts: &'a Texts,
+        texts: &'a Envelopes,
         target: &'a KeyId,
     ) -> Result<Replacement<'a>, RowError> {
         Ok(Replacement {
-            form,
+            variant,
             row,
             texts,
             next_version: next_version(row.version.as_deref(), SystemTime::now())?,
-            lock_timeout: (form.pooler == Pooler::Transaction)
+            lock_timeout: (variant.pooler == Pooler::Transaction)
                 .then(|| self.options.lock_timeout.as_millis().to_string()),
             synchronous_commit: match self.options.commit {
                 Commit::Barrier => Some("off"),

@@ -6,7 +6,7 @@ use thiserror::Error;
 use tokio_postgres::Row as PgRow;
 
 use super::StoreError;
-use crate::rewrap::{COLUMNS, OVERSIZED, Texts};
+use crate::domain::rewrap::{COLUMNS, Envelopes, OVERSIZED};
 
 /// What is read of an organization: its secrets, and its version.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub struct Row {
     /// Primary key of both tables.
     pub organization_id: String,
     /// The three secrets.
-    pub texts: Texts,
+    pub texts: Envelopes,
     /// `tenants.version`; `None` when the organization has no row there.
     pub version: Option<String>,
 }

@@ -4,7 +4,7 @@ use deadpool_postgres::Object;
 use thiserror::Error;
 use tokio_postgres::{Row as PgRow, types::Type};
 
-use super::{Store, StoreError, statement::Sql};
+use super::{Store, StoreError, statement::Statement};
 
 /// The schema is not what is needed, or could not be looked at.
 #[derive(Debug, Error)]
@@ -46,7 +46,7 @@ const KEY_ID_COLUMN: &str = "encryption_key_id";
 
 /// By way of `to_regclass`, the tables are looked up as every other statement
 /// does: along the search path.
-const COLUMNS_OF_TABLE: Sql = Sql {
+const COLUMNS_OF_TABLE: Statement = Statement {
     text: "-- columns_of_table\n\
            SELECT a.attname::text, y.typcategory = 'S', format_type(a.atttypid, a.atttypmod) \
            FROM pg_attribute a JOIN pg_type y ON y.oid = a.atttypid \
@@ -55,7 +55,7 @@ const COLUMNS_OF_TABLE: Sql = Sql {
 };
 
 // A schema that the role may not use is passed over along the search path, without a word.
-const WHERE_ELSE: Sql = Sql {
+const WHERE_ELSE: Statement = Statement {
     text: "-- where_else\n\
            SELECT n.nspname::text, has_schema_privilege(n.oid, 'USAGE') FROM pg_class c \
            JOIN pg_namespace n ON n.oid = c.relnamespace \

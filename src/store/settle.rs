@@ -13,7 +13,7 @@ use tokio_postgres::types::Type;
 use super::{
     Pooler, Row, Store, StoreError,
     page::{select_row, text, texts, version},
-    statement::Sql,
+    statement::Statement,
 };
 
 /// Between two looks whether the sessions have ended.
@@ -31,14 +31,14 @@ pub struct Settled {
     pub is_final: bool,
 }
 
-const BACKEND_PID: Sql = Sql {
+const BACKEND_PID: Statement = Statement {
     text: "-- backend_pid\nSELECT pg_backend_pid()",
     types: &[],
 };
 
 // Only sessions of this program and this role: a process id may belong to another session
 // by now.
-const END_SESSIONS: Sql = Sql {
+const END_SESSIONS: Statement = Statement {
     text: "-- end_sessions\n\
            SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
            WHERE pid = ANY($1) AND usename = current_user \
@@ -47,7 +47,7 @@ const END_SESSIONS: Sql = Sql {
     types: &[Type::INT4_ARRAY],
 };
 
-const READ_ROWS: Sql = Sql {
+const READ_ROWS: Statement = Statement {
     text: concat!(
         "-- read_rows\n",
         select_row!(),

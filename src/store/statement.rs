@@ -7,7 +7,7 @@ use std::time::Duration;
 use deadpool_postgres::Object;
 use futures_util::future;
 use tokio_postgres::{
-    Row as PgRow, RowStream, Statement,
+    Row as PgRow, RowStream, Statement as PreparedStatement,
     types::{ToSql, Type},
 };
 
@@ -19,20 +19,20 @@ pub(super) const ANSWER_MARGIN: Duration = Duration::from_secs(1);
 /// The text of a statement, its name in the first line for Postgres' log, and the
 /// types of its parameters: with these said, a statement that is not prepared
 /// beforehand needs one round trip all the same.
-pub(super) struct Sql {
+pub(super) struct Statement {
     pub(super) text: &'static str,
     pub(super) types: &'static [Type],
 }
 
 /// A statement whose message goes out when its future is first polled: nothing has to be
 /// asked of the server before.
-pub(super) enum Ready {
-    Prepared(Statement),
+pub(super) enum Runnable {
+    Prepared(PreparedStatement),
     /// To be prepared, without a name, in the same message.
-    Unprepared(&'static Sql),
+    Unprepared(&'static Statement),
 }
 
-impl Ready {
+impl Runnable {
     /// Runs the statement on the connection for which it was made.
     pub(super) async fn query(
         &self,
@@ -78,7 +78,7 @@ impl Store {
     pub(super) async fn query(
         &self,
         client: &Object,
-        sql: &'static Sql,
+        sql: &'static Statement,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<PgRow>, StoreError> {
         let answer = async { self.ready(client, sql).await?.query(client, params).await };
@@ -89,11 +89,12 @@ impl Store {
     pub(super) async fn query_behind_rows(
         &self,
         client: &Object,
-        sql: &'static Sql,
+        sql: &'static Statement,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<PgRow>, StoreError> {
         let answer = async { self.ready(client, sql).await?.query(client, params).await };
-        self.within_turns(self.options.pipeline_depth, answer).await
+        self.with_queue_timeout(self.options.pipeline_depth, answer)
+            .await
     }
 
     /// Runs a statement that returns nothing but how many rows it wrote, behind the
@@ -101,35 +102,36 @@ impl Store {
     pub(super) async fn execute(
         &self,
         client: &Object,
-        sql: &'static Sql,
+        sql: &'static Statement,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<u64, StoreError> {
         let answer = async { self.ready(client, sql).await?.execute(client, params).await };
-        self.within_turns(self.options.pipeline_depth, answer).await
+        self.with_queue_timeout(self.options.pipeline_depth, answer)
+            .await
     }
 
     /// Prepares the statement, if that was not done yet and is to be done at all.
     pub(super) async fn ready(
         &self,
         client: &Object,
-        sql: &'static Sql,
-    ) -> Result<Ready, tokio_postgres::Error> {
+        sql: &'static Statement,
+    ) -> Result<Runnable, tokio_postgres::Error> {
         Ok(match self.options.pooler {
-            Pooler::Transaction => Ready::Unprepared(sql),
+            Pooler::Transaction => Runnable::Unprepared(sql),
             Pooler::Session => {
-                Ready::Prepared(client.prepare_typed_cached(sql.text, sql.types).await?)
+                Runnable::Prepared(client.prepare_typed_cached(sql.text, sql.types).await?)
             }
         })
     }
 
     /// Sends the one right behind the other, in this order, and waits for both answers.
-    pub(super) async fn together<A, B>(
+    pub(super) async fn pipeline<A, B>(
         &self,
         first: impl Future<Output = A>,
         second: impl Future<Output = B>,
     ) -> Result<(A, B), StoreError> {
         let both = future::join(first, second);
-        self.within_turns(2, async { Ok(both.await) }).await
+        self.with_queue_timeout(2, async { Ok(both.await) }).await
     }
 
     /// Bounds the wait for an answer on our side too: a server that hangs, or a
@@ -138,12 +140,12 @@ impl Store {
         &self,
         answer: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, StoreError> {
-        self.within_turns(1, answer).await
+        self.with_queue_timeout(1, answer).await
     }
 
     /// The same, for the last of `turns` statements on one connection: those ahead of
     /// it may take their time first.
-    pub(super) async fn within_turns<T>(
+    pub(super) async fn with_queue_timeout<T>(
         &self,
         turns: usize,
         answer: impl Future<Output = Result<T, tokio_postgres::Error>>,
@@ -157,7 +159,10 @@ impl Store {
     }
 }
 
-fn typed<'a>(sql: &Sql, params: &[&'a (dyn ToSql + Sync)]) -> Vec<(&'a (dyn ToSql + Sync), Type)> {
+fn typed<'a>(
+    sql: &Statement,
+    params: &[&'a (dyn ToSql + Sync)],
+) -> Vec<(&'a (dyn ToSql + Sync), Type)> {
     params
         .iter()
         .copied()

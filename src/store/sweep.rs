@@ -11,18 +11,18 @@ use deadpool_postgres::Object;
 use futures_util::StreamExt;
 use tokio_postgres::types::Type;
 
-use super::{Hidden, SetupError, Store, StoreError, statement::Sql};
+use super::{Hidden, SetupError, Store, StoreError, statement::Statement};
 
 /// Organizations of a sweep that are looked into, at most. There is another sweep for the rest.
 const MOST_MISSED: usize = 10_000;
 
-const ALL_IDS: Sql = Sql {
+const ALL_IDS: Statement = Statement {
     text: "-- all_ids\nSELECT c.organization_id FROM tenant_identity_config c",
     types: &[],
 };
 
 // For a database without an encoding, in which an id need not be UTF-8.
-const ALL_ID_BYTES: Sql = Sql {
+const ALL_ID_BYTES: Statement = Statement {
     text: "-- all_id_bytes\n\
            SELECT convert_to(c.organization_id, 'SQL_ASCII') FROM tenant_identity_config c",
     types: &[],
@@ -30,7 +30,7 @@ const ALL_ID_BYTES: Sql = Sql {
 
 // Of these organizations, those that the index shows, and which transaction wrote each; with
 // the next transaction, to tell how long ago that was.
-const BY_INDEX: Sql = Sql {
+const BY_INDEX: Statement = Statement {
     text: "-- by_index\n\
            SELECT c.organization_id, c.xmin::text::bigint, \
              pg_snapshot_xmax(pg_current_snapshot())::text::bigint \
@@ -38,7 +38,7 @@ const BY_INDEX: Sql = Sql {
     types: &[Type::TEXT_ARRAY],
 };
 
-const KEY_INDEX: Sql = Sql {
+const KEY_INDEX: Statement = Statement {
     text: "-- key_index\n\
            SELECT i.indexrelid::regclass::text FROM pg_index i \
            JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] \
@@ -48,7 +48,7 @@ const KEY_INDEX: Sql = Sql {
     types: &[],
 };
 
-const IS_IN_TABLE: Sql = Sql {
+const IS_IN_TABLE: Statement = Statement {
     text: "-- is_in_table\n\
            SELECT FROM tenant_identity_config c WHERE c.organization_id = $1 LIMIT 1",
     types: &[Type::TEXT],
@@ -159,7 +159,7 @@ impl Store {
     async fn sweep_once(
         &self,
         client: &Object,
-        sql: &'static Sql,
+        sql: &'static Statement,
         start: Moment,
         is_visited: impl Fn(&[u8]) -> bool,
     ) -> Result<Sweep, StoreError> {

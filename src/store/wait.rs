@@ -4,7 +4,7 @@ use std::fmt;
 
 use tokio_postgres::types::Type;
 
-use super::{Store, StoreError, statement::Sql};
+use super::{Store, StoreError, statement::Statement};
 
 /// What a run that makes no progress waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +35,7 @@ impl fmt::Display for Wait {
 }
 
 // Sessions of one's own role are shown in full to everybody.
-const WAIT: Sql = Sql {
+const WAIT: Statement = Statement {
     text: "-- wait\n\
            SELECT bool_or(wait_event = 'SyncRep') IS TRUE, \
              bool_or(wait_event_type = 'Lock') IS TRUE, \

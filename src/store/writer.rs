@@ -9,16 +9,16 @@ use super::{
     Row, RowError, Store, StoreError, lease::Lease, locked::Locked, page::READ_ROW, schema,
     settle::Backend, silence::Unanswered, statement::ANSWER_MARGIN,
 };
-use crate::{keyring::KeyId, rewrap::Texts};
+use crate::domain::{keyring::KeyId, rewrap::Envelopes};
 
 /// What became of a compare-and-set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Replaced {
+pub enum CasOutcome {
     /// Committed: the row has the new texts, the version is bumped.
-    Done,
+    Applied,
     /// The row has other texts than those that were read, or is gone. Nothing was
     /// written.
-    Missed,
+    Conflict,
 }
 
 /// A connection to write rows with. Its methods may be under way several at a
@@ -108,9 +108,9 @@ impl<'a> Writer<'a> {
     pub async fn replace(
         &self,
         row: &Row,
-        texts: &Texts,
+        texts: &Envelopes,
         target: &KeyId,
-    ) -> Result<Replaced, StoreError> {
+    ) -> Result<CasOutcome, StoreError> {
         let mut attempt = 0;
         loop {
             attempt += 1;
@@ -135,7 +135,7 @@ impl<'a> Writer<'a> {
         &mut self,
         organization_id: &str,
         target: &KeyId,
-        mut decide: impl FnMut(&Row) -> (T, Option<Texts>),
+        mut decide: impl FnMut(&Row) -> (T, Option<Envelopes>),
     ) -> Result<Option<T>, StoreError> {
         let mut attempt = 0;
         loop {
@@ -154,14 +154,14 @@ impl<'a> Writer<'a> {
         &mut self,
         organization_id: &str,
         target: &KeyId,
-        decide: &mut impl FnMut(&Row) -> (T, Option<Texts>),
+        decide: &mut impl FnMut(&Row) -> (T, Option<Envelopes>),
     ) -> Result<Option<T>, StoreError> {
         let client = self.connection()?;
         let locked = Locked::row(self.store, client, &self.lost, organization_id).await?;
         let (locked, row) = match locked {
             (locked, Some(row)) => (locked, row),
             (locked, None) => {
-                locked.release().await?;
+                locked.rollback().await?;
                 // It is gone only if a plain read agrees: a policy can hide it from a lock alone.
                 return match self.row(organization_id).await? {
                     None => Ok(None),
@@ -171,13 +171,13 @@ impl<'a> Writer<'a> {
         };
         let (verdict, texts) = decide(&row);
         let Some(texts) = texts else {
-            locked.release().await?;
+            locked.rollback().await?;
             return Ok(Some(verdict));
         };
         match locked.replace(&row, &texts, target).await? {
-            Replaced::Done => Ok(Some(verdict)),
+            CasOutcome::Applied => Ok(Some(verdict)),
             // Not possible under the lock, unless a trigger or a policy meddles.
-            Replaced::Missed => Err(RowError::Ignored.into()),
+            CasOutcome::Conflict => Err(RowError::Ignored.into()),
         }
     }
 
@@ -206,7 +206,7 @@ impl<'a> Writer<'a> {
                 Err(RowError::Conflicts(code.code().to_owned()).into())
             }
             StoreError::Conflict(_) => {
-                self.store.pause().await;
+                self.store.retry_backoff().await;
                 Ok(())
             }
             // Once is always allowed: it is no conflict with anybody.
@@ -214,7 +214,7 @@ impl<'a> Writer<'a> {
                 Err(RowError::Refused(code.code().to_owned()).into())
             }
             StoreError::StalePlan(_) => {
-                self.store.forget_plans();
+                self.store.clear_statement_caches();
                 Ok(())
             }
             StoreError::ColumnGone if attempt > 1 && exhausted => {

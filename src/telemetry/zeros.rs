@@ -8,7 +8,7 @@ use super::{CALLS, DECISIONS, DISTRUSTED, HANDSHAKES_REFUSED, RELOADS, ROWS};
 /// The kinds of identity.
 const IDENTITY_KINDS: [&str; 4] = ["service", "machine", "external", "none"];
 
-/// The outcomes of calls: `OK`, and every reason of an error. The test of [`crate::error`] names
+/// The outcomes of calls: `OK`, and every reason of an error. The test of [`crate::api::error`] names
 /// one that is missing.
 pub(crate) const CALL_OUTCOMES: [&str; 30] = [
     "OK",

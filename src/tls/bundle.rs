@@ -13,10 +13,11 @@ use x509_parser::{
 use super::{
     TlsError,
     algorithms::{is_supported_key, key_name},
+    format_time,
     item::{Certificates, Warning, item, readable, subject, validity},
-    seconds, spelled,
+    seconds,
 };
-use crate::pem::{Located, PemFile};
+use crate::tls::pem::{Located, PemFile};
 
 /// What is odd about the certificate of a bundle, and no reason not to use the bundle.
 pub(super) fn warning(located: &Located<CertificateDer<'_>>) -> Option<Warning> {
@@ -32,7 +33,7 @@ pub(super) fn warning(located: &Located<CertificateDer<'_>>) -> Option<Warning> 
     } else if end < seconds(UnixTime::now()) {
         format!(
             "a CA of the bundle has expired at {}, and is trusted until it is taken out",
-            spelled(end)
+            format_time(end)
         )
     } else {
         return None;

@@ -9,11 +9,11 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::{
     TlsError, Validity,
     algorithms::{SUPPORTED_KEYS, is_supported_key, key_name},
+    file_contents::{CERTIFICATE, KEY},
     item::{Certificates, Warning, item, readable, subject, validity},
-    material::{CERTIFICATE, KEY},
     provider::provider,
 };
-use crate::pem::{Located, PemFile};
+use crate::tls::pem::{Located, PemFile};
 
 /// The validity of the server's own certificate, which is the first of its chain. Every
 /// certificate of the chain can be read.

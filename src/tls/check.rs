@@ -11,11 +11,11 @@ use super::{
     Fault, TlsError, Validity,
     bundle::{authorities, warning},
     chain::{order_warning, own_validity, pair_up},
+    file_contents::{ADMIN_ROOT_CA, CERTIFICATE, CRLS, KEY, ROOT_CA, TlsFileContents, fault},
     item::Warning,
-    material::{ADMIN_ROOT_CA, CERTIFICATE, CRLS, KEY, Material, ROOT_CA, fault},
     revocation::{self, RevocationList},
 };
-use crate::pem::PemFile;
+use crate::tls::pem::PemFile;
 
 /// What the files hold, all of it usable.
 pub(super) struct Checked {
@@ -42,7 +42,7 @@ pub(super) struct Content {
 /// Checks everything that was read. `Ok(None)` if a file is missing for which there is no
 /// setting. `new_certificate`: the server's certificate must be valid now.
 pub(super) fn check(
-    material: Material,
+    material: TlsFileContents,
     new_certificate: bool,
 ) -> Result<Option<Checked>, Vec<Fault>> {
     let mut faults = material.faults;
@@ -54,7 +54,7 @@ pub(super) fn check(
         chain.and_then(|(chain, validity)| {
             if new_certificate && !validity.contains(UnixTime::now()) {
                 let path = file.path().to_owned();
-                return Err(TlsError::NotNow { path, validity });
+                return Err(TlsError::OutsideValidity { path, validity });
             }
             Ok((chain, validity))
         })

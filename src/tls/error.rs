@@ -5,8 +5,8 @@ use std::{fmt, path::PathBuf};
 use rustls::pki_types::UnixTime;
 use thiserror::Error;
 
-use super::spelled;
-use crate::pem::PemError;
+use super::format_time;
+use crate::tls::pem::PemError;
 
 /// Why a file of TLS can't be used.
 #[derive(Debug, Error)]
@@ -36,7 +36,7 @@ pub enum TlsError {
     },
     /// The server's certificate is not valid at this time.
     #[error("{} is {validity}: renew it, or set the clock", path.display())]
-    NotNow {
+    OutsideValidity {
         /// The file.
         path: PathBuf,
         /// When it is valid.
@@ -65,7 +65,7 @@ pub enum TlsError {
         "[rewrap].crl_files has lists of one issuer for different distribution points: name its one \
          whole list instead"
     )]
-    Parts,
+    PartitionedCrl,
 }
 
 /// A place in a file.
@@ -103,7 +103,7 @@ impl Validity {
 
 impl fmt::Display for Validity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (from, to) = (spelled(self.from), spelled(self.to));
+        let (from, to) = (format_time(self.from), format_time(self.to));
         write!(f, "valid from {from} to {to} only")
     }
 }

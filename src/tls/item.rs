@@ -5,8 +5,8 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{Place, TlsError, Validity};
 use crate::{
-    distinguished_name::DistinguishedName,
-    pem::{Located, PemFile},
+    auth::distinguished_name::DistinguishedName,
+    tls::pem::{Located, PemFile},
 };
 
 /// The certificates of a file, in its order.

@@ -1,4 +1,4 @@
-//! Server-side TLS: files in, one [`Snapshot`] out, and a new one when they change.
+//! Server-side TLS: files in, one [`TlsState`] out, and a new one when they change.
 //!
 //! Mutual TLS only, TLS 1.2 or newer, AEAD suites (all that rustls has), ALPN
 //! `h2`. Client certificates are verified against the union of `root_cafile_path`
@@ -11,13 +11,14 @@ mod bundle;
 mod chain;
 mod check;
 mod error;
+mod file_contents;
 mod item;
-mod material;
+pub mod pem;
 mod provider;
 mod refusal;
 mod reload;
 mod revocation;
-mod snapshot;
+mod state;
 mod verifier;
 
 use std::path::PathBuf;
@@ -29,8 +30,8 @@ pub(crate) use self::{
         SUPPORTED_KEYS, SUPPORTED_SIGNATURES, algorithm_name, is_supported_key, key_name,
     },
     bundle::add_anchor,
+    file_contents::Paths,
     item::validity,
-    material::Paths,
     provider::provider,
     refusal::{explain, explain_io, reason_of, reason_of_io},
     reload::load,
@@ -39,7 +40,7 @@ pub use self::{
     error::{Fault, Place, TlsError, Validity},
     reload::{Loaded, Reloader},
     revocation::CrlPolicy,
-    snapshot::{Expiry, Snapshot},
+    state::{Expiry, TlsState},
 };
 
 /// The files of `[tls]`, and the revocation lists.
@@ -66,11 +67,11 @@ fn seconds(time: UnixTime) -> i64 {
 
 /// A time for people.
 pub(crate) fn spelled_time(time: UnixTime) -> String {
-    spelled(seconds(time))
+    format_time(seconds(time))
 }
 
 /// A time for people, in seconds since the epoch.
-fn spelled(timestamp: i64) -> String {
+fn format_time(timestamp: i64) -> String {
     let since = u64::try_from(timestamp).unwrap_or_default();
     let time = std::time::UNIX_EPOCH.checked_add(std::time::Duration::from_secs(since));
     time.map_or_else(

@@ -15,10 +15,10 @@ use tokio::{
 };
 
 use super::{
-    Fault, Paths, Snapshot, TlsFiles,
+    Fault, Paths, TlsFiles, TlsState,
     check::check,
-    material::{CRLS, Fingerprint, Material},
-    spelled,
+    file_contents::{CRLS, Fingerprint, TlsFileContents},
+    format_time,
 };
 use crate::{regular_file, telemetry};
 
@@ -26,7 +26,7 @@ use crate::{regular_file, telemetry};
 pub struct Loaded {
     files: TlsFiles,
     fingerprint: Fingerprint,
-    snapshot: Snapshot,
+    state: TlsState,
 }
 
 /// The files alone.
@@ -39,29 +39,26 @@ impl fmt::Debug for Loaded {
 /// Loads the files for the first time. `Ok(None)` if a setting is missing; the others are
 /// checked all the same. The server's certificate may be one that is not valid at this time.
 pub(crate) fn load(paths: &Paths) -> Result<Option<Loaded>, Vec<Fault>> {
-    let material = Material::read(paths);
+    let material = TlsFileContents::read(paths);
     let fingerprint = material.fingerprint();
-    let snapshot = snapshot(material, paths, false)?;
-    Ok(paths
-        .complete()
-        .zip(snapshot)
-        .map(|(files, snapshot)| Loaded {
-            files,
-            fingerprint,
-            snapshot,
-        }))
+    let state = state(material, paths, false)?;
+    Ok(paths.complete().zip(state).map(|(files, state)| Loaded {
+        files,
+        fingerprint,
+        state,
+    }))
 }
 
-fn snapshot(
-    material: Material,
+fn state(
+    material: TlsFileContents,
     paths: &Paths,
     new_certificate: bool,
-) -> Result<Option<Snapshot>, Vec<Fault>> {
+) -> Result<Option<TlsState>, Vec<Fault>> {
     let checked = check(material, new_certificate)?;
-    let snapshot = checked.map(|checked| Snapshot::new(checked, paths.crl_policy));
+    let state = checked.map(|checked| TlsState::new(checked, paths.crl_policy));
     // All else has been checked.
     let setting = CRLS;
-    snapshot
+    state
         .transpose()
         .map_err(|error| vec![Fault { setting, error }])
 }
@@ -70,19 +67,19 @@ fn snapshot(
 pub struct Reloader {
     files: TlsFiles,
     fingerprint: Fingerprint,
-    current: watch::Sender<Arc<Snapshot>>,
+    current: watch::Sender<Arc<TlsState>>,
     /// What is wrong with the files since they were last good.
     failure: Option<String>,
-    /// Reading that takes longer than [`PATIENCE`]. It ends: each file is bounded in time.
+    /// Reading that takes longer than [`READ_TIMEOUT`]. It ends: each file is bounded in time.
     stuck: Option<JoinHandle<Result<Option<Renewed>, ReloadError>>>,
 }
 
 /// How long reading may take before connections are measured again without it. Longer
 /// than one file may take, so that the message names the file.
-const PATIENCE: Duration = regular_file::PATIENCE.saturating_add(Duration::from_secs(1));
+const READ_TIMEOUT: Duration = regular_file::READ_TIMEOUT.saturating_add(Duration::from_secs(1));
 
 /// A snapshot, and the fingerprint of what it was made of.
-type Renewed = (Fingerprint, Snapshot);
+type Renewed = (Fingerprint, TlsState);
 
 /// Why the files that are there now are not used.
 #[derive(Debug, Error)]
@@ -90,7 +87,7 @@ enum ReloadError {
     #[error("{}", all(.0))]
     Files(Vec<Fault>),
     #[error("reading the files takes too long: is what they are on still there?")]
-    Stuck,
+    ReadTimeout,
     #[error("loading the files panicked: this is a bug")]
     Panicked,
     #[error(
@@ -113,14 +110,14 @@ impl Reloader {
         let Loaded {
             files,
             fingerprint,
-            snapshot,
+            state,
         } = loaded;
-        snapshot.log(&files);
-        telemetry::tls_loaded(snapshot.expiry());
+        state.log(&files);
+        telemetry::tls_loaded(state.expiry());
         Self {
             files,
             fingerprint,
-            current: watch::Sender::new(Arc::new(snapshot)),
+            current: watch::Sender::new(Arc::new(state)),
             failure: None,
             stuck: None,
         }
@@ -130,18 +127,18 @@ impl Reloader {
     /// connections are measured again: certificates and revocation lists end while
     /// nobody touches a file.
     #[must_use]
-    pub fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
+    pub fn states(&self) -> watch::Receiver<Arc<TlsState>> {
         self.current.subscribe()
     }
 
-    /// Looks every `period`, and whenever `hangups` changes. Never ends.
-    pub async fn run(mut self, period: Duration, mut hangups: watch::Receiver<u64>) {
+    /// Looks every `period`, and whenever `reload_signal` changes. Never ends.
+    pub async fn run(mut self, period: Duration, mut reload_signal: watch::Receiver<u64>) {
         let mut ticks = interval(period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let asked = tokio::select! {
                 _ = ticks.tick() => false,
-                Ok(()) = hangups.changed() => true,
+                Ok(()) = reload_signal.changed() => true,
             };
             self.look(asked).await;
         }
@@ -159,19 +156,19 @@ impl Reloader {
                     telemetry::tls_reload_failing(false);
                 }
             }
-            Ok(Some((fingerprint, snapshot))) => {
-                snapshot.log(&self.files);
-                telemetry::tls_loaded(snapshot.expiry());
+            Ok(Some((fingerprint, state))) => {
+                state.log(&self.files);
+                telemetry::tls_loaded(state.expiry());
                 telemetry::tls_reloaded(true);
                 telemetry::tls_reload_failing(false);
                 tracing::info!(
-                    certificate_expires = spelled(snapshot.expiry().server),
-                    next_crl_update = snapshot.expiry().crl.map(spelled),
+                    certificate_expires = format_time(state.expiry().server),
+                    next_crl_update = state.expiry().crl.map(format_time),
                     "TLS files reloaded"
                 );
                 self.fingerprint = fingerprint;
                 self.failure = None;
-                self.current.send_replace(Arc::new(snapshot));
+                self.current.send_replace(Arc::new(state));
                 return;
             }
         }
@@ -185,11 +182,11 @@ impl Reloader {
             .stuck
             .take()
             .unwrap_or_else(|| tokio::task::spawn_blocking(move || renewed(files, known)));
-        match timeout(PATIENCE, &mut loading).await {
+        match timeout(READ_TIMEOUT, &mut loading).await {
             Ok(loaded) => loaded.unwrap_or(Err(ReloadError::Panicked)),
             Err(_) => {
                 self.stuck = Some(loading);
-                Err(ReloadError::Stuck)
+                Err(ReloadError::ReadTimeout)
             }
         }
     }
@@ -197,9 +194,9 @@ impl Reloader {
     /// A bundle that vanishes must not free those that were bound to it: half of a
     /// replacement looks the same.
     fn kept(&self, loaded: Option<Renewed>) -> Result<Option<Renewed>, ReloadError> {
-        if let Some((_, snapshot)) = &loaded
+        if let Some((_, state)) = &loaded
             && self.current.borrow().has_admin_bundle()
-            && !snapshot.has_admin_bundle()
+            && !state.has_admin_bundle()
         {
             let path = self.files.admin_root_ca.clone();
             return Err(ReloadError::AdminBundleGone(path.unwrap_or_default()));
@@ -225,7 +222,7 @@ impl Reloader {
 /// `None` where the files are as they were.
 fn renewed(files: TlsFiles, known: Fingerprint) -> Result<Option<Renewed>, ReloadError> {
     let paths = Paths::from(files);
-    let mut material = Material::read(&paths);
+    let mut material = TlsFileContents::read(&paths);
     // An unreadable file must not look like an empty one that was there before.
     if !material.faults.is_empty() {
         return Err(ReloadError::Files(std::mem::take(&mut material.faults)));
@@ -236,6 +233,6 @@ fn renewed(files: TlsFiles, known: Fingerprint) -> Result<Option<Renewed>, Reloa
     }
     // One that has expired in use must not keep a new revocation list out.
     let new_certificate = fingerprint.certificate != known.certificate;
-    let snapshot = snapshot(material, &paths, new_certificate).map_err(ReloadError::Files)?;
-    Ok(snapshot.map(|snapshot| (fingerprint, snapshot)))
+    let state = state(material, &paths, new_certificate).map_err(ReloadError::Files)?;
+    Ok(state.map(|state| (fingerprint, state)))
 }

@@ -22,8 +22,8 @@ use super::{
     provider::provider,
 };
 use crate::{
-    distinguished_name::DistinguishedName,
-    pem::{Located, PemFile},
+    auth::distinguished_name::DistinguishedName,
+    tls::pem::{Located, PemFile},
 };
 
 /// Verifiers to be had of one set of lists, each with its own parsed lists: enough for
@@ -134,7 +134,7 @@ fn whole(lists: &[RevocationList]) -> Result<(), TlsError> {
     for list in lists {
         let points = known.entry((&list.issuer, &list.key_id));
         if *points.or_insert(&list.points) != &list.points {
-            return Err(TlsError::Parts);
+            return Err(TlsError::PartitionedCrl);
         }
     }
     Ok(())
@@ -147,26 +147,28 @@ type ByKey<'a> = BTreeMap<Option<&'a [u8]>, Vec<&'a RevocationList>>;
 /// CA that changes its key has, for a while, lists of two under one name, and rustls uses
 /// the first of that name, whoever has signed it. One key may also have lists under two
 /// identifiers, or one and none, so that no selection alone knows all who are revoked.
-pub(super) fn selections(lists: &[RevocationList]) -> Result<Vec<Vec<&RevocationList>>, TlsError> {
+pub(super) fn crl_combinations(
+    lists: &[RevocationList],
+) -> Result<Vec<Vec<&RevocationList>>, TlsError> {
     let mut issuers: BTreeMap<&[u8], ByKey<'_>> = BTreeMap::new();
     for list in lists {
         let keys = issuers.entry(&list.issuer).or_default();
         keys.entry(list.key_id.as_deref()).or_default().push(list);
     }
-    let mut selections = vec![Vec::new()];
+    let mut crl_combinations = vec![Vec::new()];
     for keys in issuers.values() {
-        selections = selections
+        crl_combinations = crl_combinations
             .iter()
             .flat_map(|selection| {
                 keys.values()
                     .map(move |of_one_key| [&selection[..], of_one_key].concat())
             })
             .collect();
-        if selections.len() > MAX_SELECTIONS {
+        if crl_combinations.len() > MAX_SELECTIONS {
             return Err(TlsError::TooManyKeys);
         }
     }
-    Ok(selections)
+    Ok(crl_combinations)
 }
 
 fn list(

@@ -22,7 +22,7 @@ use super::{
     CrlPolicy, TlsError,
     algorithms::is_supported_signature,
     provider::provider,
-    revocation::{RevocationList, selections},
+    revocation::{RevocationList, crl_combinations},
 };
 
 /// Verifies chains that end in one of `authorities`.
@@ -38,24 +38,24 @@ pub(super) fn verifier(
         let builder = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider());
         Ok::<_, TlsError>(policy.apply(builder, lists).build()?)
     };
-    let selections = selections(lists)?;
-    let verifiers = selections.iter().map(|lists| of(lists));
+    let crl_combinations = crl_combinations(lists)?;
+    let verifiers = crl_combinations.iter().map(|lists| of(lists));
     let verifiers: Vec<_> = verifiers.collect::<Result<_, _>>()?;
-    Ok(Arc::new(AnyOf(verifiers)))
+    Ok(Arc::new(AnyCombination(verifiers)))
 }
 
 /// Verifiers, at least one, that differ in their revocation lists only. One that lets a
 /// certificate in is enough, as long as no other may know that it is revoked.
 #[derive(Debug)]
-struct AnyOf(Vec<Arc<dyn ClientCertVerifier>>);
+struct AnyCombination(Vec<Arc<dyn ClientCertVerifier>>);
 
-impl AnyOf {
+impl AnyCombination {
     fn first(&self) -> &dyn ClientCertVerifier {
         &*self.0[0]
     }
 }
 
-impl ClientCertVerifier for AnyOf {
+impl ClientCertVerifier for AnyCombination {
     /// None, so that a client may send whatever certificate it has (RFC 8446, section 4.2.4;
     /// RFC 5246, section 7.4.4). A handshake can list 64 KiB of names, which the CAs of a
     /// large bundle exceed. And a client in Go sends nothing at all if its issuer is an

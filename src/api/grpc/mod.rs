@@ -1,0 +1,4 @@
+//! gRPC: converts messages, and nothing else.
+
+pub mod forge;
+mod reflection;

@@ -1,0 +1,5 @@
+//! Calls, whatever their transport: authorization, admission, errors.
+
+pub mod error;
+pub mod grpc;
+pub mod guard;

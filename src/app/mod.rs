@@ -1,0 +1,450 @@
+//! The composition root: bind, answer probes, check, serve, drain.
+
+mod watch;
+
+use std::{
+    io,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use rustls::pki_types::UnixTime;
+use thiserror::Error;
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    sync::watch::Receiver,
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    api::grpc::forge::Service,
+    audit::AuditLog,
+    config::{Config, ServerOptions},
+    domain::{
+        envelope::{Buffers, Envelope, Plaintext, seal},
+        keyring::{Kek, Keyring, wipe_stack},
+    },
+    run::Runner,
+    server::{self, probes},
+    store::{SchemaError, Store},
+    telemetry::readiness::Readiness,
+    tls::{Reloader, TlsState},
+};
+
+const GRPC: &str = "grpc";
+const DATABASE: &str = "database";
+const CERTIFICATE: &str = "certificate";
+const PROCESS: &str = "process";
+
+/// Connections that wait to be accepted, as many as the standard library allows.
+const BACKLOG: u32 = 1024;
+
+/// How often a certificate that is not valid yet is looked at again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How long the last answers may take to be sent, after the grace period of the calls.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often histograms are tidied up; as the exporter's own task does, which there is only
+/// where it serves the metrics by itself.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Why the server did not start, or ended by itself.
+#[derive(Debug, Error)]
+pub enum AppError {
+    /// The database is not one to work with.
+    #[error("database_url: {0}")]
+    Schema(SchemaError),
+    /// The target key does not do what a key must.
+    #[error(
+        "[machine_identity].current_encryption_key_id: key {0:?} failed its seal-and-open test"
+    )]
+    TargetKey(String),
+    /// The audit log can't be written to.
+    #[error("[rewrap].audit_log: can't be opened for appending ({0})")]
+    Audit(std::io::Error),
+    /// An address can't be listened on.
+    #[error("[rewrap].{setting}: can't listen on {address} ({source})")]
+    Bind {
+        /// The setting.
+        setting: &'static str,
+        /// Its value.
+        address: SocketAddr,
+        /// The reason.
+        source: std::io::Error,
+    },
+    /// Something that can only be a bug.
+    #[error("{0}")]
+    Bug(String),
+}
+
+impl AppError {
+    /// Whether the configuration is at fault, and a restart alone won't help.
+    #[must_use]
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, Self::Schema(_) | Self::TargetKey(_) | Self::Audit(_))
+    }
+}
+
+/// The two listeners, bound by whoever starts the server.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For gRPC.
+    pub grpc: TcpListener,
+    /// For probes and metrics.
+    pub http: TcpListener,
+}
+
+impl Listeners {
+    /// Binds the configured addresses.
+    ///
+    /// # Errors
+    ///
+    /// [`AppError::Bind`] names the setting.
+    pub async fn bind(options: &ServerOptions) -> Result<Self, AppError> {
+        Ok(Self {
+            grpc: bind("listen", options.listen).await?,
+            http: bind("metrics_endpoint", options.metrics_endpoint).await?,
+        })
+    }
+}
+
+async fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpListener, AppError> {
+    let listener = if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
+        bind_both(address)
+    } else {
+        TcpListener::bind(address).await
+    };
+    listener.map_err(|source| AppError::Bind {
+        setting,
+        address,
+        source,
+    })
+}
+
+/// `[::]` is every address, of IPv4 too, whatever the system's `net.ipv6.bindv6only` says.
+fn bind_both(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = TcpSocket::new_v6()?;
+    rustix::net::sockopt::set_ipv6_v6only(&socket, false)?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// Serves until `shutdown`, then ends what is under way within the grace period, and sends the
+/// last answers in a few seconds more. When `reload_signal` changes, files are looked at: those of
+/// TLS, and the audit log.
+///
+/// Probes are answered first, and until the end: everything else can take time, the disk and the
+/// database above all. `/readyz` says what is waited for.
+///
+/// # Errors
+///
+/// [`AppError`] names the setting that is wrong; [`AppError::Bug`] when a task ends that has to
+/// last.
+pub async fn run(
+    config: Config,
+    listeners: Listeners,
+    metrics: PrometheusHandle,
+    reload_signal: Receiver<u64>,
+    shutdown: CancellationToken,
+) -> Result<(), AppError> {
+    log_listening(&listeners);
+    let readiness = Readiness::waiting_for(&[GRPC]);
+    readiness.hold(GRPC, "the TLS files and the audit log are being opened");
+    tokio::spawn(upkeep(metrics.clone()));
+    let probes_over = CancellationToken::new();
+    let probes = spawn_tracked(probes::serve(
+        listeners.http,
+        readiness.clone(),
+        metrics,
+        probes_over.clone(),
+    ));
+    // A file may be on a disk that hangs.
+    let ready = tokio::task::spawn_blocking(move || App::prepare(config));
+    let over = match shutdown.run_until_cancelled(ready).await {
+        None => Ok(()),
+        Some(Err(panicked)) => Err(AppError::Bug(panicked.to_string())),
+        Some(Ok(Err(error))) => Err(error),
+        Some(Ok(Ok(app))) => {
+            app.serve(listeners.grpc, &probes, readiness, reload_signal, shutdown)
+                .await
+        }
+    };
+    probes_over.cancel();
+    // A probe that hangs on to its connection is not waited for.
+    let _ = timeout(Duration::from_millis(100), probes.wait()).await;
+    over
+}
+
+/// Checks the files and the target key, without a server.
+///
+/// # Errors
+///
+/// [`AppError`] names the setting that is wrong.
+pub fn check(config: Config) -> Result<(), AppError> {
+    App::prepare(config).map(drop)
+}
+
+/// A server whose files are read and checked.
+struct App {
+    tls: Reloader,
+    audit: AuditLog,
+    trust: crate::auth::identity::TrustRules,
+    policy: crate::auth::authorize::Policy,
+    options: ServerOptions,
+    runner: Option<Runner>,
+}
+
+impl App {
+    /// Checks everything that can be checked without the network: the files, and the target
+    /// key.
+    fn prepare(config: Config) -> Result<Self, AppError> {
+        let tls = Reloader::start(config.tls);
+        let audit = AuditLog::open(&config.audit).map_err(AppError::Audit)?;
+        let mut runner = None;
+        if let Some(machine_identity) = config.machine_identity {
+            self_test(&machine_identity.keyring)?;
+            let store = Store::new(&machine_identity.database, machine_identity.store)
+                .map_err(|error| AppError::Bug(error.to_string()))?;
+            runner = Some(Runner::new(
+                machine_identity.keyring,
+                store,
+                machine_identity.speed,
+            ));
+        }
+        Ok(Self {
+            tls,
+            audit,
+            trust: config.trust,
+            policy: config.policy,
+            options: config.server,
+            runner,
+        })
+    }
+
+    async fn serve(
+        self,
+        listener: TcpListener,
+        probes: &TaskTracker,
+        readiness: Readiness,
+        reload_signal: Receiver<u64>,
+        shutdown: CancellationToken,
+    ) -> Result<(), AppError> {
+        let tasks = TaskTracker::new();
+        let service = Service::new(
+            self.runner.clone(),
+            self.policy,
+            readiness.clone(),
+            self.audit.clone(),
+            self.options.max_runs,
+            tasks.clone(),
+            shutdown.clone(),
+        );
+        let guard = service
+            .into_guard(self.options.request_timeout)
+            .map_err(|error| AppError::Bug(error.to_string()))?;
+
+        let grace = self.options.shutdown_grace;
+        let reload_interval = self.options.tls_reload_interval;
+        tokio::spawn(reopen(self.audit, reload_signal.clone()));
+        hold_for_certificate(&self.tls.states().borrow(), &readiness);
+        tokio::spawn(wait_for_certificate(self.tls.states(), readiness.clone()));
+        if let Some(runner) = &self.runner {
+            readiness.hold(DATABASE, "connecting to it");
+            tokio::spawn(note_stalls(runner.stall(), readiness.clone()));
+        }
+        let critical = CriticalTasks {
+            probes: probes.clone(),
+            grpc: spawn_tracked(server::serve(
+                listener,
+                self.tls.states(),
+                Arc::new(self.trust),
+                guard,
+                self.options,
+                shutdown.clone(),
+            )),
+            reloading: spawn_tracked(self.tls.run(reload_interval, reload_signal)),
+        };
+        readiness.release(GRPC);
+
+        let database = watch::database(self.runner, &readiness);
+        let over = tokio::select! {
+            () = shutdown.cancelled() => Ok(()),
+            error = database => Err(error),
+            // At a shutdown the listener ends as it should, and maybe before that is seen here.
+            error = critical.ended() => if shutdown.is_cancelled() { Ok(()) } else { Err(error) },
+        };
+        readiness.hold(PROCESS, "shutting down");
+        shutdown.cancel();
+        tracing::info!(grace = %humantime::format_duration(grace), "shutting down");
+
+        tasks.close();
+        let in_time = timeout(grace, tasks.wait()).await.is_ok();
+        // Answers are on their way; streams that have no end are not waited for.
+        let _ = timeout(DRAIN_TIMEOUT, critical.grpc.wait()).await;
+        if in_time {
+            tracing::info!("shut down");
+        } else {
+            tracing::warn!("shut down with calls still under way: the grace period is over");
+        }
+        over
+    }
+}
+
+/// The tasks without which the process is of no use, and has to be started anew: without
+/// that which reloads, nobody would be found out any more whose certificate is revoked.
+struct CriticalTasks {
+    grpc: TaskTracker,
+    probes: TaskTracker,
+    reloading: TaskTracker,
+}
+
+impl CriticalTasks {
+    /// Waits until one of them ends, be it by a panic.
+    async fn ended(&self) -> AppError {
+        let task = tokio::select! {
+            () = self.grpc.wait() => "serves gRPC",
+            () = self.probes.wait() => "serves probes and metrics",
+            () = self.reloading.wait() => "reloads TLS files",
+        };
+        AppError::Bug(format!("the task that {task} ended: this is a bug"))
+    }
+}
+
+/// A task whose end can be waited for more than once.
+fn spawn_tracked(task: impl Future<Output = ()> + Send + 'static) -> TaskTracker {
+    let tracker = TaskTracker::new();
+    tracker.spawn(task);
+    tracker.close();
+    tracker
+}
+
+/// A histogram keeps every sample until it is tidied up or rendered, and maybe nobody asks
+/// for it.
+async fn upkeep(metrics: PrometheusHandle) {
+    loop {
+        metrics.run_upkeep();
+        sleep(UPKEEP).await;
+    }
+}
+
+async fn reopen(audit: AuditLog, mut reload_signal: Receiver<u64>) {
+    while reload_signal.changed().await.is_ok() {
+        let audit = audit.clone();
+        // A disk may take its time.
+        let _ = tokio::task::spawn_blocking(move || audit.reopen()).await;
+    }
+}
+
+fn log_listening(listeners: &Listeners) {
+    let address = |listener: &TcpListener| {
+        listener
+            .local_addr()
+            .map_or_else(|error| error.to_string(), |address| address.to_string())
+    };
+    tracing::info!(
+        grpc = address(&listeners.grpc),
+        http = address(&listeners.http),
+        "listening"
+    );
+}
+
+/// A key that does not give back what it sealed would make every row unreadable.
+fn self_test(keyring: &Keyring) -> Result<(), AppError> {
+    let target = keyring.target();
+    let opens = seals_and_opens(target);
+    wipe_stack();
+    if opens {
+        Ok(())
+    } else {
+        Err(AppError::TargetKey(target.id().to_string()))
+    }
+}
+
+/// Has `/readyz` say what a run waits for.
+async fn note_stalls(mut stall: Receiver<Option<String>>, readiness: Readiness) {
+    while stall.changed().await.is_ok() {
+        let note = stall.borrow_and_update().clone();
+        readiness.set_note(note);
+    }
+}
+
+/// Waits until the server's certificate is valid: the clock may not be set yet, and a renewed
+/// certificate may be on its way. After that, one that expires in use does not end readiness.
+/// Handshakes are served meanwhile. Clients refuse such a certificate themselves, and what is
+/// wrong with our clock is wrong with the verification of their certificates, too.
+async fn wait_for_certificate(states: Receiver<Arc<TlsState>>, readiness: Readiness) {
+    while hold_for_certificate(&states.borrow(), &readiness) {
+        sleep(RETRY).await;
+    }
+    readiness.release(CERTIFICATE);
+}
+
+/// Whether the server's certificate has to be waited for.
+fn hold_for_certificate(state: &TlsState, readiness: &Readiness) -> bool {
+    let validity = state.validity();
+    if validity.contains(UnixTime::now()) {
+        return false;
+    }
+    readiness.hold(
+        CERTIFICATE,
+        format!(
+            "the server's certificate of [tls].identity_pemfile_path is {validity}: renew it, or \
+             set the clock"
+        ),
+    );
+    true
+}
+
+/// Not inlined, so that all of its frame is wiped afterwards.
+#[inline(never)]
+fn seals_and_opens(kek: &Kek) -> bool {
+    let mut bytes = *b"nico-rewrap seal-and-open test";
+    let probe = Plaintext::new(&mut bytes);
+    let mut buffers = Buffers::default();
+    seal(kek, &probe, &mut buffers).is_ok_and(|text| {
+        let sealed = Envelope::parse(&text, &mut buffers).ok();
+        let opened = sealed.and_then(|sealed| sealed.open(kek).ok());
+        opened.is_some_and(|opened| opened == probe)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn any_vital_task_that_ends_is_told_of() {
+        let runs = || spawn_tracked(pending());
+        let panics = || spawn_tracked(async { panic!("a test's own") });
+        let cases = [
+            (spawn_tracked(async {}), runs(), runs(), "gRPC"),
+            (panics(), runs(), runs(), "gRPC"),
+            (runs(), panics(), runs(), "probes"),
+            (runs(), runs(), panics(), "TLS files"),
+        ];
+        for (grpc, probes, reloading, name) in cases {
+            let critical = CriticalTasks {
+                grpc,
+                probes,
+                reloading,
+            };
+            let error = critical.ended().await;
+            assert!(error.to_string().contains(name), "{error}");
+            assert!(!error.is_configuration(), "a restart may help");
+        }
+        let critical = CriticalTasks {
+            grpc: runs(),
+            probes: runs(),
+            reloading: runs(),
+        };
+        let ended = timeout(Duration::from_millis(50), critical.ended()).await;
+        assert!(ended.is_err());
+    }
+}

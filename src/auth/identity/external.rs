@@ -1,0 +1,119 @@
+//! External users: by the common name of the issuer, or by the site's criteria.
+
+use x509_parser::prelude::X509Certificate;
+
+use super::{Anchor, Identity, TrustRules};
+use crate::auth::distinguished_name::{Attribute, DistinguishedName};
+
+/// The criteria of `[auth.cli_certs]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CliCerts {
+    /// `required_equals`: every occurrence of the component has this value, and there
+    /// is at least one. Without any requirement, nobody meets the criteria.
+    pub required_equals: Vec<(Component, String)>,
+    /// `group_from`: the subject's attribute that names the group.
+    pub group_from: Option<Attribute>,
+    /// `username_from`: the subject's attribute that names the user.
+    pub username_from: Option<Attribute>,
+    /// `username`: the name of users that `username_from` gives none.
+    pub username: Option<String>,
+}
+
+/// One of the two names of a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Name {
+    /// Who issued it.
+    Issuer,
+    /// Who holds it.
+    Subject,
+}
+
+/// An attribute of one of a certificate's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Component {
+    /// Which name.
+    pub name: Name,
+    /// Which attribute of it.
+    pub attribute: Attribute,
+}
+
+impl Component {
+    /// All that there are, as the site config spells them.
+    pub const ALL: [(&'static str, Self); 6] = [
+        ("IssuerO", Self::of(Name::Issuer, Attribute::Organization)),
+        (
+            "IssuerOU",
+            Self::of(Name::Issuer, Attribute::OrganizationalUnit),
+        ),
+        ("IssuerCN", Self::of(Name::Issuer, Attribute::CommonName)),
+        ("SubjectO", Self::of(Name::Subject, Attribute::Organization)),
+        (
+            "SubjectOU",
+            Self::of(Name::Subject, Attribute::OrganizationalUnit),
+        ),
+        ("SubjectCN", Self::of(Name::Subject, Attribute::CommonName)),
+    ];
+
+    const fn of(name: Name, attribute: Attribute) -> Self {
+        Self { name, attribute }
+    }
+
+    /// The component of this spelling.
+    #[must_use]
+    pub fn parse(spelled: &str) -> Option<Self> {
+        let mut all = Self::ALL.into_iter();
+        all.find_map(|(known, component)| (known == spelled).then_some(component))
+    }
+}
+
+/// The external user, if the leaf is one's and its chain ends where it has to.
+pub(super) fn identify(
+    leaf: &X509Certificate<'_>,
+    anchor: Anchor,
+    rules: &TrustRules,
+) -> Option<Identity> {
+    let issuer = DistinguishedName::new(leaf.issuer());
+    let subject = DistinguishedName::new(leaf.subject());
+    let issued_by_one_of = |listed: &[String]| {
+        issuer
+            .all(Attribute::CommonName)
+            .flatten()
+            .any(|cn| listed.contains(&cn))
+    };
+    if anchor == Anchor::RootOnly && !issued_by_one_of(&rules.admin_issuers_in_root_ca) {
+        return None;
+    }
+    if issued_by_one_of(&rules.issuer_cns) {
+        return Some(Identity::External {
+            organization: subject.last(Attribute::Organization),
+            group: subject.last(Attribute::OrganizationalUnit),
+            name: subject.last(Attribute::CommonName),
+        });
+    }
+    rules.cli_certs.as_ref()?.identify(&issuer, &subject)
+}
+
+impl CliCerts {
+    fn identify(
+        &self,
+        issuer: &DistinguishedName<'_>,
+        subject: &DistinguishedName<'_>,
+    ) -> Option<Identity> {
+        let meets = |(component, required): &(Component, String)| {
+            let name = match component.name {
+                Name::Issuer => issuer,
+                Name::Subject => subject,
+            };
+            let mut found = name.all(component.attribute).peekable();
+            // One that can't be read is not equal to anything.
+            found.peek().is_some() && found.all(|value| value.as_ref() == Some(required))
+        };
+        let known = !self.required_equals.is_empty() && self.required_equals.iter().all(meets);
+        let last = |attribute: Option<Attribute>| attribute.and_then(|it| subject.last(it));
+        known.then(|| Identity::External {
+            organization: None,
+            group: last(self.group_from),
+            name: last(self.username_from).or_else(|| self.username.clone()),
+        })
+    }
+}

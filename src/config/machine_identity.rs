@@ -1,0 +1,160 @@
+//! What is needed once `[machine_identity]` is enabled: keys, database, limits.
+
+use std::time::Duration;
+
+use super::{Environment, MachineIdentity, keys, settings::Settings};
+use crate::{
+    run::RateOptions,
+    store::{
+        Commit, Pooler, StoreOptions,
+        database::{Database, DatabaseError, SslMode},
+    },
+};
+
+/// Reads everything that is needed only while the feature is enabled.
+pub(super) fn read(
+    settings: &mut Settings,
+    environment: &Environment,
+    warnings: &mut Vec<String>,
+) -> Option<MachineIdentity> {
+    let algorithm = settings.string("machine_identity.algorithm");
+    if algorithm.is_some_and(|algorithm| algorithm != "ES256") {
+        settings.problem(
+            "machine_identity.algorithm",
+            "must be \"ES256\", the only one there is",
+        );
+    }
+    let keyring = keys::read(settings, environment, warnings);
+    let database = database(settings, environment, warnings);
+    let store = store(settings, warnings);
+    Some(MachineIdentity {
+        keyring: keyring?,
+        database: database?,
+        store,
+        speed: RateOptions {
+            max_rows_per_second: settings.number("rewrap.max_rows_per_second", 0, 0..=1_000_000),
+            back_off: settings.bool("rewrap.back_off", true),
+        },
+    })
+}
+
+/// Reads where the database is.
+pub(super) fn database(
+    settings: &mut Settings,
+    environment: &Environment,
+    warnings: &mut Vec<String>,
+) -> Option<Database> {
+    let ssl_mode =
+        settings
+            .string("rewrap.database_sslmode")
+            .and_then(|text| match text.parse::<SslMode>() {
+                Ok(mode) => Some(mode),
+                Err(error) => {
+                    settings.problem("rewrap.database_sslmode", error);
+                    None
+                }
+            });
+    const CONNECT_TIMEOUT: &str = "rewrap.connect_timeout";
+    let ours = settings.duration(CONNECT_TIMEOUT, Duration::from_secs(5));
+    let connect_timeout = settings.is_set(CONNECT_TIMEOUT).then_some(ours);
+    let url = settings.required_string(
+        "database_url",
+        "set it, or the environment variable NICO_API_DATABASE_URL, to nico-api's database",
+    )?;
+    match Database::parse(&url, ssl_mode, connect_timeout) {
+        Ok(database) => {
+            let source = settings.source("database_url");
+            for parameter in database.ignored_parameters() {
+                warnings.push(format!("{source}: database_url: {}", ignored(parameter)));
+            }
+            Some(match unread_variables(environment, database.left_out()) {
+                None => database,
+                Some(unread) => {
+                    warnings.push(format!("{unread} ({source})"));
+                    database.with_advice(unread)
+                }
+            })
+        }
+        Err(error) => {
+            let hosts = match error {
+                DatabaseError::NoHost => unread_variables(environment, &["PGHOST", "PGHOSTADDR"]),
+                _ => None,
+            };
+            let hosts = hosts.map_or_else(String::new, |unread| format!("; {unread}"));
+            settings.problem("database_url", format!("{error}{hosts}"));
+            None
+        }
+    }
+}
+
+/// The warning about a parameter of the URL that is for another program.
+fn ignored(parameter: &str) -> String {
+    let meant = Database::meant_parameter(parameter);
+    let meant = meant.map_or_else(String::new, |meant| {
+        format!("; names are case-sensitive, did you mean {meant:?}?")
+    });
+    format!("parameter {parameter:?} is not known here and ignored{meant}")
+}
+
+/// The warning about variables of libpq that are set and would matter if they were read here.
+fn unread_variables(environment: &Environment, names: &[&str]) -> Option<String> {
+    let is_set = |name: &&&str| match environment.get(**name) {
+        Some(Some(value)) => !value.is_empty(),
+        Some(None) => true,
+        None => false,
+    };
+    let set: Vec<_> = names.iter().filter(is_set).copied().collect();
+    if set.is_empty() {
+        return None;
+    }
+    let (noun, verb, value) = match set.len() {
+        1 => ("variable", "is", "its value"),
+        _ => ("variables", "are", "their values"),
+    };
+    Some(format!(
+        "environment {noun} {} {verb} not read here, though nico-api reads such variables: write \
+         {value} into database_url",
+        set.join(", ")
+    ))
+}
+
+fn store(settings: &mut Settings, warnings: &mut Vec<String>) -> StoreOptions {
+    let lock_timeout = settings.duration("rewrap.lock_timeout", Duration::from_secs(2));
+    let statement_timeout = settings.duration("rewrap.statement_timeout", Duration::from_secs(5));
+    if lock_timeout >= statement_timeout {
+        warnings.push(format!(
+            "{}: [rewrap].lock_timeout is not shorter than [rewrap].statement_timeout, which ends \
+             the wait for a lock first",
+            settings.source("rewrap.lock_timeout")
+        ));
+    }
+    let commit = settings.one_of(
+        "rewrap.commit",
+        Commit::Barrier,
+        &[("barrier", Commit::Barrier), ("each", Commit::Each)],
+    );
+    // Measured: with a barrier, more connections are hardly faster, and slow tenants
+    // down; flushes are shared only between connections.
+    let connections = match commit {
+        Commit::Barrier => 5,
+        Commit::Each => 16,
+    };
+    StoreOptions {
+        max_connections: settings.number("rewrap.max_connections", connections, 1..=256) as usize,
+        page_size: settings.number("rewrap.page_size", 1000, 1..=10_000),
+        lock_timeout,
+        statement_timeout,
+        pool_wait: settings.duration("rewrap.pool_wait", Duration::from_secs(10)),
+        max_attempts: settings.number("rewrap.max_attempts", 5, 1..=100),
+        pipeline_depth: settings.number("rewrap.pipeline_depth", 32, 1..=64) as usize,
+        commit,
+        pooler: settings.one_of(
+            "rewrap.pooler",
+            Pooler::Session,
+            &[
+                ("session", Pooler::Session),
+                ("transaction", Pooler::Transaction),
+            ],
+        ),
+    }
+}

@@ -1,0 +1,197 @@
+//! A site-wide apply makes room for whoever else uses the database, and shows it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use nico_rewrap::store::database::Database as Target;
+use nico_rewrap::store::{Commit, LoadProbe, Pooler, Store, StoreOptions};
+use tokio::time::sleep;
+use tokio_postgres::Client;
+
+use crate::database::Database;
+use crate::faults::orgs;
+use crate::grpcurl::{Report, run};
+use crate::replicas::LAG;
+use crate::seed;
+use crate::server::Server;
+use crate::site::Site;
+
+pub(crate) const LIMIT: &str = "nico_rewrap_back_off_rows_per_second";
+const COMMIT: &str = "nico_rewrap_database_commit_seconds";
+const USUAL: &str = "nico_rewrap_database_usual_commit_seconds";
+
+/// Enough for several looks at the pace that a run starts with beside others.
+pub(crate) const ROWS: usize = 2500;
+
+/// A tenant who writes until this is dropped.
+struct Busy(tokio::task::JoinHandle<()>);
+
+impl Busy {
+    fn with(client: Client) -> Self {
+        Self(tokio::spawn(async move {
+            loop {
+                let write = "UPDATE tenants SET organization_name = 'busy' WHERE organization_id = 'org000'";
+                client.batch_execute(write).await.unwrap();
+                sleep(Duration::from_millis(50)).await;
+            }
+        }))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn site(settings: &[(&str, &str)]) -> (Server, Busy) {
+    let database = Database::migrated().await;
+    let client = database.client().await;
+    seed::insert(&client, &orgs(ROWS)).await;
+    let mut site = Site::new(&database);
+    for (setting, value) in settings {
+        site = site.set(setting, *value);
+    }
+    let server = site.start().await;
+    (server, Busy::with(client))
+}
+
+/// What was to be seen of a run.
+pub(crate) struct Seen {
+    pub(crate) report: Report,
+    /// The highest limit that was shown meanwhile.
+    pub(crate) limit: f64,
+    /// The highest lag of a replica.
+    pub(crate) lag: f64,
+    /// Different durations of a commit, hence so many looks at least.
+    looks: BTreeSet<String>,
+    /// Different notions of what one takes without the run.
+    usual: BTreeSet<String>,
+}
+
+/// Applies to the site, and looks at the gauges much more often than they change.
+pub(crate) async fn watched_run(server: &Server) -> Seen {
+    let mut seen = Seen {
+        report: Report::default(),
+        limit: 0.0,
+        lag: 0.0,
+        looks: BTreeSet::new(),
+        usual: BTreeSet::new(),
+    };
+    let mut run = std::pin::pin!(run(server, false));
+    loop {
+        let look = async {
+            sleep(Duration::from_millis(5)).await;
+            for (gauge, highest) in [(LIMIT, &mut seen.limit), (LAG, &mut seen.lag)] {
+                let shown = server.metric(gauge, &[]).await.unwrap_or_default();
+                *highest = highest.max(shown);
+            }
+            for (gauge, values) in [(COMMIT, &mut seen.looks), (USUAL, &mut seen.usual)] {
+                let shown = server.metric(gauge, &[]).await;
+                values.extend(shown.map(|shown| shown.to_string()));
+            }
+        };
+        tokio::select! {
+            report = &mut run => {
+                seen.report = report;
+                return seen;
+            }
+            () = look => {}
+        }
+    }
+}
+
+/// A run on a database that nobody else uses, slow enough for several looks. `client`, the last one of the test, goes.
+pub(crate) async fn run_alone(site: Site, database: &Database, client: Client) -> Seen {
+    let server = site.set("rewrap.max_rows_per_second", "2500").start().await;
+    drop(client);
+    let store = Store::new(&target(database), options()).unwrap();
+    until_other_activity(&mut store.load_probe(), false).await;
+    let seen = watched_run(&server).await;
+    assert!(seen.looks.len() >= 3, "{:?}", seen.looks);
+    assert_eq!(server.metric(LIMIT, &[]).await, Some(0.0), "after the run");
+    seen
+}
+
+fn target(database: &Database) -> Target {
+    Target::parse(&database.url(), None, Duration::from_secs(30)).unwrap()
+}
+
+/// Waits until others use the database, or nobody does.
+async fn until_other_activity(load_probe: &mut LoadProbe<'_>, wanted: bool) {
+    while load_probe.sample().await.unwrap().other_activity != wanted {
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_whole_run_alone_has_no_limit() {
+    let database = Database::migrated().await;
+    let client = database.client().await;
+    seed::insert(&client, &orgs(ROWS)).await;
+    let seen = run_alone(Site::new(&database), &database, client).await;
+    assert_eq!(seen.report.rows_updated as usize, ROWS);
+    assert_eq!(seen.limit, 0.0);
+}
+
+#[tokio::test]
+async fn an_apply_beside_others_has_a_limit_and_shows_it() {
+    let (server, _busy) = site(&[]).await;
+    let seen = watched_run(&server).await;
+    assert_eq!(seen.report.rows_updated as usize, ROWS);
+    assert!(seen.limit > 0.0);
+    for gauge in [COMMIT, USUAL] {
+        assert!(server.metric(gauge, &[]).await.unwrap() > 0.0, "{gauge}");
+    }
+    assert_eq!(server.metric(LIMIT, &[]).await, Some(0.0), "after the run");
+}
+
+#[tokio::test]
+async fn what_a_commit_takes_without_the_run_is_learnt_anew_meanwhile() {
+    // Three seconds, with a pause in each.
+    let (server, _busy) = site(&[("rewrap.max_rows_per_second", "800")]).await;
+    let seen = watched_run(&server).await;
+    assert_eq!(seen.report.rows_updated as usize, ROWS);
+    assert!(seen.usual.len() >= 2, "{:?}", seen.usual);
+}
+
+#[tokio::test]
+async fn a_site_can_do_without() {
+    let (server, _busy) = site(&[("rewrap.back_off", "false")]).await;
+    let seen = watched_run(&server).await;
+    assert_eq!(seen.report.rows_updated as usize, ROWS);
+    assert_eq!((seen.limit, server.metric(COMMIT, &[]).await), (0.0, None));
+}
+
+#[tokio::test]
+async fn others_are_seen_for_as_long_as_they_do_something() {
+    let database = Database::migrated().await;
+    let store = Store::new(&target(&database), options()).unwrap();
+    let mut load_probe = store.load_probe();
+    // What the fixture did to the database is past at some time.
+    until_other_activity(&mut load_probe, false).await;
+    let busy = Busy::with(database.client().await);
+    until_other_activity(&mut load_probe, true).await;
+    drop(busy);
+    until_other_activity(&mut load_probe, false).await;
+    // One statement that takes longer than what counts as idle.
+    let client = database.client().await;
+    let long = tokio::spawn(async move { client.batch_execute("SELECT pg_sleep(60)").await });
+    sleep(Duration::from_secs(3)).await;
+    assert!(load_probe.sample().await.unwrap().other_activity);
+    long.abort();
+}
+
+fn options() -> StoreOptions {
+    StoreOptions {
+        max_connections: 1,
+        page_size: 100,
+        lock_timeout: Duration::from_secs(2),
+        statement_timeout: Duration::from_secs(30),
+        pool_wait: Duration::from_secs(30),
+        max_attempts: 5,
+        pipeline_depth: 1,
+        commit: Commit::Barrier,
+        pooler: Pooler::Session,
+    }
+}
