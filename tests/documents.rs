@@ -123,6 +123,17 @@ fn the_readme_stays_short() {
 }
 
 #[test]
+fn every_step_of_the_run_book_has_a_way_back() {
+    let page = read("docs/rotate.md");
+    let is_step = |section: &&str| section.starts_with(|c: char| c.is_ascii_digit());
+    let steps: Vec<_> = page.split("\n## ").filter(is_step).collect();
+    assert_eq!(steps.len(), 10);
+    for step in steps {
+        assert!(step.contains("\n**Way back:** "), "{step}");
+    }
+}
+
+#[test]
 fn every_page_can_be_reached_from_the_readme() {
     let mut reached = BTreeSet::new();
     let mut open = vec![root().join("README.md")];
