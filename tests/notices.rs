@@ -155,6 +155,7 @@ async fn a_commit_that_did_not_wait_for_its_standby_is_counted() {
         "current_setting('synchronous_standby_names') = 'nowhere'",
     )
     .await;
+    crate::faults::until_commits_wait(&database, &admin).await;
     let cancel = async {
         let waits = "pg_stat_activity WHERE wait_event = 'SyncRep'";
         crate::faults::until(&admin, &format!("EXISTS (SELECT FROM {waits})")).await;

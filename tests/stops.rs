@@ -243,8 +243,8 @@ async fn locked_rows_with_long_secrets_are_failures_of_their_own() {
         .collect();
     seed::insert(&client, &orgs).await;
     let server = Site::new(&database)
-        .set("rewrap.lock_timeout", "\"200ms\"")
-        .set("rewrap.statement_timeout", "\"1s\"")
+        .set("rewrap.lock_timeout", "\"300ms\"")
+        .set("rewrap.statement_timeout", "\"4s\"")
         .set("rewrap.back_off", "false")
         .start()
         .await;
