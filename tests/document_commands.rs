@@ -172,6 +172,11 @@ impl Operator {
             let mut print = Command::new(&script);
             commands += &process::run(print.args(["rotate", section]));
         }
+        self.run_text(&commands, server).map(|(_, said)| said)
+    }
+
+    /// The same for the text of a page; returns what goes to standard output and standard error.
+    fn run_text(&self, commands: &str, server: &Server) -> Result<(String, String), String> {
         let commands = commands.replace("localhost:1179", &server.grpc);
         let path = std::env::var("PATH").unwrap();
         let mut bash = Command::new("bash");
@@ -181,7 +186,7 @@ impl Operator {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         leaks::assert_none(&said);
         if output.status.success() {
-            Ok(said)
+            Ok((String::from_utf8_lossy(&output.stdout).into_owned(), said))
         } else {
             Err(said)
         }
@@ -269,6 +274,30 @@ async fn the_run_book_stops_where_something_is_wrong() {
         said.contains("UNEXPECTED_TARGET_KEY") || said.contains("the call expects"),
         "{said}"
     );
+}
+
+#[tokio::test]
+async fn the_commands_of_the_readme_rotate_the_key() {
+    let database = after_step_3().await;
+    let server = Site::new(&database).start().await;
+    let operator = Operator::new();
+    let systemctl = operator.dir.join("bin/systemctl");
+    fs::write(&systemctl, "#!/bin/sh\n").unwrap();
+    process::run(Command::new("chmod").arg("+x").arg(systemctl));
+    let readme = read("README.md");
+    let section = readme.split("\n## Rotate the key\n").nth(1).unwrap();
+    let block = section.split("```sh\n").nth(1).unwrap();
+    let commands = block.split("```").next().unwrap();
+    let (reports, said) = operator.run_text(commands, &server).unwrap();
+    assert!(said.contains("key check value"), "{said}");
+    let reports = serde_json::Deserializer::from_str(&reports).into_iter();
+    let reports: Vec<Value> = reports.map(Result::unwrap).collect();
+    let updated: Vec<_> = reports
+        .iter()
+        .map(|report| &report["rowsUpdated"])
+        .collect();
+    assert_eq!(updated, [2, 2, 0]);
+    assert_eq!(reports[0]["fieldsSkippedOnTarget"], 2);
 }
 
 /// The commands between backticks in the run-book's tables, by column; they are for a cluster, for systemd and for compose.
