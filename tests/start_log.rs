@@ -222,7 +222,7 @@ async fn metrics_count_rows_and_calls_and_name_nobody() {
     }
     let rows = async |mode: &str| {
         server
-            .metric("nico_rewrap_rows_total", &[("mode", mode)])
+            .metric("nico_rewrap_rows_processed_total", &[("mode", mode)])
             .await
     };
     assert_eq!(
@@ -253,7 +253,7 @@ async fn metrics_count_rows_and_calls_and_name_nobody() {
     );
     let metrics = server.metrics().await;
     assert!(
-        metrics.contains("# TYPE nico_rewrap_rows_total counter"),
+        metrics.contains("# TYPE nico_rewrap_rows_processed_total counter"),
         "{metrics}"
     );
     for name in [

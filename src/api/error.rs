@@ -89,7 +89,7 @@ pub enum ServiceError {
     #[error("the call was cancelled; what was committed stays")]
     Cancelled,
     /// The request was not there in time.
-    #[error("the request was not complete within [rewrap].request_timeout")]
+    #[error("the request was not complete within [rewrap].request_read_timeout")]
     SlowRequest,
     /// There is no such method here, or the request is not one of gRPC.
     #[error("no such method, or a request or message encoding that is not gRPC's")]

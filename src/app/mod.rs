@@ -245,7 +245,7 @@ impl App {
             shutdown.clone(),
         );
         let guard = service
-            .into_guard(self.options.request_timeout)
+            .into_guard(self.options.request_read_timeout)
             .map_err(|error| AppError::Bug(error.to_string()))?;
 
         let grace = self.options.shutdown_grace;

@@ -10,6 +10,7 @@ mod environment;
 mod key_sources;
 mod keys;
 mod machine_identity;
+mod renamed;
 mod settings;
 mod tls;
 
@@ -82,7 +83,7 @@ pub struct ServerOptions {
     /// Time for a TLS handshake.
     pub handshake_timeout: Duration,
     /// Time for a request to be complete.
-    pub request_timeout: Duration,
+    pub request_read_timeout: Duration,
     /// The certificate files are looked at this often.
     pub tls_reload_interval: Duration,
     /// A connection without a call for this long is closed.
@@ -92,7 +93,7 @@ pub struct ServerOptions {
     /// A ping that is not answered for this long ends the connection.
     pub keepalive_timeout: Duration,
     /// TLS handshakes at once.
-    pub max_handshakes: u32,
+    pub max_concurrent_handshakes: u32,
     /// Connections at once, after their handshake.
     pub max_client_connections: u32,
     /// Of these, those of one client.
@@ -131,16 +132,17 @@ impl fmt::Display for ConfigError {
 
 /// What can be set in `[rewrap]`.
 const KNOWN: [&str; 37] = [
+    "adaptive_rate",
     "admin_issuers_in_root_ca",
     "allowed_services",
     "audit_log",
     "audit_required",
-    "back_off",
-    "commit",
     "connect_timeout",
     "crl_files",
     "crl_policy",
+    "database_pool_size",
     "database_sslmode",
+    "durability",
     "handshake_timeout",
     "idle_timeout",
     "keepalive_interval",
@@ -151,17 +153,16 @@ const KNOWN: [&str; 37] = [
     "log_format",
     "max_attempts",
     "max_client_connections",
-    "max_connections",
+    "max_concurrent_handshakes",
     "max_connections_per_client",
-    "max_handshakes",
     "max_rows_per_second",
     "max_runs",
     "metrics_endpoint",
     "page_size",
     "pipeline_depth",
-    "pool_wait",
-    "pooler",
-    "request_timeout",
+    "pool_acquire_timeout",
+    "pool_mode",
+    "request_read_timeout",
     "secrets_environment_prefix",
     "secrets_file",
     "secrets_from_environment",
@@ -276,12 +277,16 @@ fn server(settings: &mut Settings) -> ServerOptions {
         metrics_endpoint: metrics_endpoint(settings),
         shutdown_grace: settings.duration("rewrap.shutdown_grace", seconds(15)),
         handshake_timeout: settings.duration("rewrap.handshake_timeout", seconds(5)),
-        request_timeout: settings.duration("rewrap.request_timeout", seconds(10)),
+        request_read_timeout: settings.duration("rewrap.request_read_timeout", seconds(10)),
         tls_reload_interval: settings.duration("rewrap.tls_reload_interval", seconds(10)),
         idle_timeout: settings.duration("rewrap.idle_timeout", seconds(300)),
         keepalive_interval: settings.duration("rewrap.keepalive_interval", seconds(30)),
         keepalive_timeout: settings.duration("rewrap.keepalive_timeout", seconds(10)),
-        max_handshakes: settings.number("rewrap.max_handshakes", 128, 1..=65_536),
+        max_concurrent_handshakes: settings.number(
+            "rewrap.max_concurrent_handshakes",
+            128,
+            1..=65_536,
+        ),
         max_client_connections: settings.number("rewrap.max_client_connections", 256, 1..=65_536),
         max_connections_per_client: settings.number(
             "rewrap.max_connections_per_client",

@@ -58,7 +58,7 @@ impl BatchSet {
         mode: Mode,
         stop: &CancellationToken,
     ) -> Self {
-        let max_tasks = context.store.options().max_connections;
+        let max_tasks = context.store.options().database_pool_size;
         Self {
             context,
             mode,

@@ -76,7 +76,7 @@ pub struct RateOptions {
     pub max_rows_per_second: u32,
     /// Whether a site-wide apply becomes slower by itself while others use the database
     /// and their commits would take longer for it.
-    pub back_off: bool,
+    pub adaptive_rate: bool,
 }
 
 /// Why a run ended without a report. What was committed stays.
@@ -114,7 +114,7 @@ struct Context {
     writer_permits: Semaphore,
     pacer: Pacer,
     /// Whether a site-wide apply makes room for others.
-    back_off: bool,
+    adaptive_rate: bool,
     /// What a run waits for, if it waits for long.
     stall: watch::Sender<Option<String>>,
 }
@@ -146,14 +146,14 @@ impl Runner {
     /// `speed` allows.
     #[must_use]
     pub fn new(keyring: Keyring, store: Store, speed: RateOptions) -> Self {
-        let writers = store.options().max_connections.saturating_sub(1).max(1);
+        let writers = store.options().database_pool_size.saturating_sub(1).max(1);
         Self {
             context: Arc::new(Context {
                 keyring,
                 store,
                 writer_permits: Semaphore::new(writers),
                 pacer: Pacer::new(speed.max_rows_per_second),
-                back_off: speed.back_off,
+                adaptive_rate: speed.adaptive_rate,
                 stall: watch::Sender::new(None),
             }),
         }
@@ -258,15 +258,15 @@ impl Runner {
         batches: &mut BatchSet,
     ) -> Result<(), RunError> {
         match scope {
-            Scope::Site if mode == Mode::Apply && self.context.back_off => {
+            Scope::Site if mode == Mode::Apply && self.context.adaptive_rate => {
                 let Context { store, pacer, .. } = &*self.context;
-                let back_off = stop
+                let controller = stop
                     .run_until_cancelled(RateController::new(store, pacer))
                     .await;
-                let back_off = back_off.ok_or(RunError::Stopped)?;
+                let controller = controller.ok_or(RunError::Stopped)?;
                 tokio::select! {
                     result = self.site(stop, batches) => result,
-                    never = back_off.watch() => match never {},
+                    never = controller.watch() => match never {},
                 }
             }
             Scope::Site => self.site(stop, batches).await,

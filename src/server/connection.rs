@@ -74,7 +74,7 @@ impl Server {
             () = self.shutdown.cancelled() => return,
             () = slot.evicted() => Err(Refusal(
                 "too_many",
-                "others came when [rewrap].max_handshakes were under way".to_owned(),
+                "others came when [rewrap].max_concurrent_handshakes were under way".to_owned(),
             )),
             admitted = self.admit(stream, address) => admitted,
         };

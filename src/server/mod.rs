@@ -60,7 +60,7 @@ pub async fn serve(
         tls,
         trust,
         guard,
-        handshakes: ConnectionSlots::new(options.max_handshakes),
+        handshakes: ConnectionSlots::new(options.max_concurrent_handshakes),
         refusals_told: RateLimiter::new(REFUSALS_TOLD),
         quota: ClientQuota::new(options.max_connections_per_client),
         connections: Arc::new(Semaphore::new(options.max_client_connections as usize)),

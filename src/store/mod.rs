@@ -74,7 +74,7 @@ use crate::store::database::{Database, Notices};
 pub struct StoreOptions {
     /// Connections that rows are read and written with, at most; one more looks at the
     /// load.
-    pub max_connections: usize,
+    pub database_pool_size: usize,
     /// Rows of a page.
     pub page_size: u32,
     /// Wait for a row lock.
@@ -82,32 +82,32 @@ pub struct StoreOptions {
     /// Run time of one statement.
     pub statement_timeout: Duration,
     /// Wait for a free connection of the pool.
-    pub pool_wait: Duration,
+    pub pool_acquire_timeout: Duration,
     /// Tries of a statement that Postgres rolls back for a deadlock (40P01) or a
     /// serialization failure (40001), or whose connection is lost.
     pub max_attempts: u32,
     /// Statements under way at once on one connection.
     pub pipeline_depth: usize,
     /// When rows are made durable.
-    pub commit: Commit,
+    pub durability: Durability,
     /// What stands between us and Postgres.
-    pub pooler: Pooler,
+    pub pool_mode: PoolMode,
 }
 
 /// When a written row is flushed to disk, and to synchronous replicas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Commit {
+pub enum Durability {
     /// All rows of a run together, before anything is reported: see
     /// [`Store::barrier`]. A row on its way is safe either way, since its envelope names
     /// its key and both keys are there.
-    Barrier,
+    PerRun,
     /// Each row by itself.
-    Each,
+    PerRow,
 }
 
 /// A connection pooler on the way to Postgres, as far as it matters to us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pooler {
+pub enum PoolMode {
     /// None, or one that keeps a server connection for a session.
     Session,
     /// One that may use another server connection for every transaction:
@@ -156,8 +156,13 @@ impl Store {
     pub fn new(database: &Database, options: StoreOptions) -> Result<Self, StoreError> {
         let notices = Arc::<Notices>::default();
         Ok(Self {
-            pool: pool(database, &options, options.max_connections, notices.clone())?,
-            slots: Semaphore::new(options.max_connections),
+            pool: pool(
+                database,
+                &options,
+                options.database_pool_size,
+                notices.clone(),
+            )?,
+            slots: Semaphore::new(options.database_pool_size),
             withheld_slots: AtomicUsize::new(0),
             limit_was_logged: AtomicBool::new(false),
             backends: Mutex::default(),
@@ -329,10 +334,10 @@ fn pool(
     );
     let mut pool = Pool::builder(manager)
         .max_size(size)
-        .wait_timeout(Some(options.pool_wait))
+        .wait_timeout(Some(options.pool_acquire_timeout))
         // No limit for a new connection here: the connector has one for each server.
         .runtime(deadpool_postgres::Runtime::Tokio1);
-    if options.pooler == Pooler::Session {
+    if options.pool_mode == PoolMode::Session {
         pool = pool.post_create(configure_session(options));
     }
     pool.build()
@@ -348,9 +353,9 @@ fn unread_limit(options: &StoreOptions) -> Duration {
 
 /// What a session of our own is told once.
 fn configure_session(options: &StoreOptions) -> Hook {
-    let commit = match options.commit {
-        Commit::Barrier => "SET synchronous_commit = off; ",
-        Commit::Each => "",
+    let commit = match options.durability {
+        Durability::PerRun => "SET synchronous_commit = off; ",
+        Durability::PerRow => "",
     };
     let settings = format!(
         "{commit}SET statement_timeout = {statement}; SET lock_timeout = {lock}; \

@@ -41,7 +41,7 @@ const MISSING_PRIVILEGES: Statement = Statement {
 
 impl Store {
     /// Asks whether the tables are still there, and which privileges are missing. Takes a
-    /// connection only if one is free, and waits at most `pool_wait` for an answer. With
+    /// connection only if one is free, and waits at most `pool_acquire_timeout` for an answer. With
     /// `reconnect` over a new connection, which is closed afterwards.
     ///
     /// # Errors
@@ -85,7 +85,10 @@ impl Store {
     }
 
     async fn ask(&self, client: Object, keep: bool) -> Result<Ping, SchemaError> {
-        let limit = self.options.pool_wait.max(Duration::from_secs(1));
+        let limit = self
+            .options
+            .pool_acquire_timeout
+            .max(Duration::from_secs(1));
         let missing = match timeout(limit, self.missing(&client)).await {
             Ok(missing) => missing,
             Err(_) => Err(StoreError::NoAnswer(limit).into()),

@@ -26,17 +26,17 @@ use crate::{
 
 const CALLS: &str = "nico_rewrap_calls_total";
 const DECISIONS: &str = "nico_rewrap_authorization_decisions_total";
-const DENIALS_UNRECORDED: &str = "nico_rewrap_denials_unrecorded_total";
+const DENIALS_UNRECORDED: &str = "nico_rewrap_audit_denials_dropped_total";
 const CALL_SECONDS: &str = "nico_rewrap_call_duration_seconds";
 const COMMIT_SECONDS: &str = "nico_rewrap_database_commit_seconds";
-const USUAL_COMMIT_SECONDS: &str = "nico_rewrap_database_usual_commit_seconds";
+const USUAL_COMMIT_SECONDS: &str = "nico_rewrap_database_commit_baseline_seconds";
 const REPLICA_LAG_SECONDS: &str = "nico_rewrap_database_replica_lag_seconds";
-const BACK_OFF: &str = "nico_rewrap_back_off_rows_per_second";
+const RATE_LIMIT: &str = "nico_rewrap_rate_limit_rows_per_second";
 const RUN_STALLED: &str = "nico_rewrap_run_stalled";
-const ROWS: &str = "nico_rewrap_rows_total";
-const HANDSHAKES_REFUSED: &str = "nico_rewrap_tls_handshakes_refused_total";
+const ROWS: &str = "nico_rewrap_rows_processed_total";
+const HANDSHAKES_REFUSED: &str = "nico_rewrap_tls_handshake_failures_total";
 const CONNECTIONS: &str = "nico_rewrap_connections_open";
-const DISTRUSTED: &str = "nico_rewrap_connections_distrusted_total";
+const DISTRUSTED: &str = "nico_rewrap_connections_revoked_total";
 const RELOADS: &str = "nico_rewrap_tls_reloads_total";
 const RELOAD_FAILING: &str = "nico_rewrap_tls_reload_failing";
 const CERTIFICATE_EXPIRY: &str = "nico_rewrap_certificate_expiry_timestamp_seconds";
@@ -148,7 +148,7 @@ pub fn start_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus::
         "By how much the slowest replica was behind at that look"
     );
     describe_gauge!(
-        BACK_OFF,
+        RATE_LIMIT,
         "Rows a second that an apply holds back to for the sake of others; 0 for no limit"
     );
     describe_gauge!(
@@ -231,7 +231,7 @@ impl Drop for PendingDenial {
     }
 }
 
-/// What became of so many rows; with `commit = "barrier"`, before it is durable.
+/// What became of so many rows; with `durability = "per_run"`, before it is durable.
 pub(crate) fn rows_done(mode: Mode, outcome: &'static str, rows: u64) {
     let mode = match mode {
         Mode::DryRun => "dry_run",
@@ -318,7 +318,7 @@ pub(crate) fn database_load(load: &LoadSample, baseline: Option<Duration>, limit
 
 /// So many rows a second may be written; `None` for no limit.
 pub(crate) fn backed_off(limit: Option<f64>) {
-    gauge!(BACK_OFF).set(limit.unwrap_or_default());
+    gauge!(RATE_LIMIT).set(limit.unwrap_or_default());
 }
 
 /// Whether a run waits for something that somebody else has to give.

@@ -109,12 +109,12 @@ impl Service {
     }
 
     /// This service with health checking and reflection beside it, behind the gate,
-    /// which waits at most `request_timeout` for a request to be complete.
+    /// which waits at most `request_read_timeout` for a request to be complete.
     ///
     /// # Errors
     ///
     /// When the descriptors that were compiled in can't be decoded.
-    pub fn into_guard(self, request_timeout: Duration) -> Result<Guard, prost::DecodeError> {
+    pub fn into_guard(self, request_read_timeout: Duration) -> Result<Guard, prost::DecodeError> {
         let reflection = Reflection::new(&[
             proto::DESCRIPTORS,
             tonic_health::pb::FILE_DESCRIPTOR_SET,
@@ -142,7 +142,12 @@ impl Service {
                     .max_decoding_message_size(MAX_REQUEST_BYTES),
             )
             .add_service(ForgeServer::new(self).max_decoding_message_size(MAX_REQUEST_BYTES));
-        Ok(Guard::new(routes.routes(), policy, audit, request_timeout))
+        Ok(Guard::new(
+            routes.routes(),
+            policy,
+            audit,
+            request_read_timeout,
+        ))
     }
 }
 

@@ -68,7 +68,7 @@ pub struct Guard {
     routes: Routes,
     policy: Policy,
     audit: AuditLog,
-    request_timeout: Duration,
+    request_read_timeout: Duration,
     denials: Arc<RateLimiter>,
     /// Of `MAX_QUEUED_DENIALS`.
     waiting: Arc<Semaphore>,
@@ -77,15 +77,20 @@ pub struct Guard {
 
 impl Guard {
     /// Guards `routes` with `policy`; refusals go to `audit`. A request that is not
-    /// complete within `request_timeout` is refused, but for the open services, which
+    /// complete within `request_read_timeout` is refused, but for the open services, which
     /// have requests that go on.
     #[must_use]
-    pub fn new(routes: Routes, policy: Policy, audit: AuditLog, request_timeout: Duration) -> Self {
+    pub fn new(
+        routes: Routes,
+        policy: Policy,
+        audit: AuditLog,
+        request_read_timeout: Duration,
+    ) -> Self {
         Self {
             routes: routes.prepare(),
             policy,
             audit,
-            request_timeout,
+            request_read_timeout,
             denials: Arc::new(RateLimiter::new(DENIALS_PER_SECOND)),
             waiting: Arc::new(Semaphore::new(MAX_QUEUED_DENIALS)),
             tasks: TaskTracker::new(),
@@ -129,7 +134,7 @@ impl Guard {
     {
         let request = match request {
             Ok(request) if compression::is_announced(&request) => {
-                compression::check_first(request, self.request_timeout).await
+                compression::check_first(request, self.request_read_timeout).await
             }
             Ok(request) => return self.route(request).await,
             Err(error) => Err(error),
@@ -244,7 +249,7 @@ impl Guard {
     {
         let (mut head, body) = request.into_parts();
         let body = Limited::new(body, MESSAGE_HEADER_LEN + MAX_REQUEST_BYTES).collect();
-        match timeout(self.request_timeout, body).await {
+        match timeout(self.request_read_timeout, body).await {
             Err(_) => Err(ServiceError::SlowRequest),
             Ok(Err(_)) => Err(ServiceError::MalformedRequest),
             Ok(Ok(body)) => {
