@@ -88,6 +88,7 @@ mod standard_error;
 mod start_log;
 mod start_up;
 mod stops;
+mod structure;
 mod sync_standby;
 mod transport;
 mod unreadable;

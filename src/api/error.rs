@@ -12,6 +12,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
     api::grpc::forge::RUN_ID_HEADER,
+    audit::{NotRecorded, Outcome},
     auth::authorize::Denial,
     domain::organization::{InvalidOrganizationId, OrganizationId},
     store::{SetupError, StoreError},
@@ -154,6 +155,22 @@ impl From<StoreError> for ServiceError {
             StoreError::Setup(fault) => Self::DatabaseSetup(fault),
             error => Self::Database(error),
         }
+    }
+}
+
+impl ServiceError {
+    /// For the audit record.
+    pub(crate) fn outcome(&self) -> Outcome {
+        Outcome {
+            name: self.code_and_reason().1,
+            error: Some(self.to_string()),
+        }
+    }
+}
+
+impl From<NotRecorded> for ServiceError {
+    fn from(_: NotRecorded) -> Self {
+        Self::AuditUnavailable
     }
 }
 

@@ -22,12 +22,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     api::grpc::forge::Service,
     audit::AuditLog,
-    config::{Config, ServerOptions},
+    config::Config,
     domain::{
         envelope::{Buffers, Envelope, Plaintext, seal},
         keyring::{Kek, Keyring, wipe_stack},
     },
     run::Runner,
+    server::ServerOptions,
     server::{self, probes},
     store::{SchemaError, Store},
     telemetry::readiness::Readiness,

@@ -33,7 +33,9 @@ use crate::{
     auth::{authorize::Policy, identity::TrustRules},
     domain::keyring::Keyring,
     run::RateOptions,
+    server::ServerOptions,
     store::{StoreOptions, database::Database},
+    telemetry::{LogFormat, LogOptions},
     tls::Loaded,
 };
 
@@ -69,55 +71,6 @@ pub struct MachineIdentity {
     pub store: StoreOptions,
     /// How fast.
     pub speed: RateOptions,
-}
-
-/// Addresses and limits.
-#[derive(Debug, Clone)]
-pub struct ServerOptions {
-    /// Where gRPC is served.
-    pub listen: SocketAddr,
-    /// Where `/livez`, `/readyz` and `/metrics` are served.
-    pub metrics_endpoint: SocketAddr,
-    /// Time for what is under way after SIGTERM.
-    pub shutdown_grace: Duration,
-    /// Time for a TLS handshake.
-    pub handshake_timeout: Duration,
-    /// Time for a request to be complete.
-    pub request_read_timeout: Duration,
-    /// The certificate files are looked at this often.
-    pub tls_reload_interval: Duration,
-    /// A connection without a call for this long is closed.
-    pub idle_timeout: Duration,
-    /// HTTP/2 pings are sent this often.
-    pub keepalive_interval: Duration,
-    /// A ping that is not answered for this long ends the connection.
-    pub keepalive_timeout: Duration,
-    /// TLS handshakes at once.
-    pub max_concurrent_handshakes: u32,
-    /// Connections at once, after their handshake.
-    pub max_client_connections: u32,
-    /// Of these, those of one client.
-    pub max_connections_per_client: u32,
-    /// Runs at once.
-    pub max_runs: u32,
-}
-
-/// How to log.
-#[derive(Debug, Clone)]
-pub struct LogOptions {
-    /// The form of a line.
-    pub format: LogFormat,
-    /// What is logged, as `tracing`'s `EnvFilter` spells it.
-    pub filter: String,
-}
-
-/// The form of a log line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// `key=value` pairs, as nico-api writes them.
-    Logfmt,
-    /// A JSON object.
-    Json,
 }
 
 /// Every fault of the configuration, a line each.

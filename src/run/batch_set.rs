@@ -208,7 +208,7 @@ impl BatchSet {
             self.report.add(outcome);
         }
         for (outcome, rows) in done {
-            telemetry::rows_done(self.mode, outcome, rows);
+            telemetry::rows_done(self.mode.label(), outcome, rows);
         }
     }
 }

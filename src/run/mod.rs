@@ -69,6 +69,16 @@ pub enum Mode {
     Apply,
 }
 
+impl Mode {
+    /// For metrics.
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::DryRun => "dry_run",
+            Self::Apply => "apply",
+        }
+    }
+}
+
 /// What a run may ask of a database that others use, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RateOptions {

@@ -31,11 +31,11 @@ use crate::{
         error::ServiceError,
         guard::{Guard, decide},
     },
-    audit::{AuditLog, Record},
+    audit::{AuditLog, Outcome, Record},
     auth::authorize::Policy,
+    auth::peer::Peer,
     domain::organization::{InvalidOrganizationId, OrganizationId},
     run::{Ended, Mode, Report, RunError, Runner, Scope},
-    server::Peer,
     telemetry::readiness::Readiness,
 };
 
@@ -236,8 +236,14 @@ impl Inner {
             (Err(ServiceError::Internal), Report::default(), false)
         });
         record.set_report(&report, durable);
-        let error = result.as_ref().err();
-        self.audit.ended(record, started.elapsed(), error).await;
+        let outcome = match &result {
+            Ok(_) => Outcome {
+                name: "OK",
+                error: None,
+            },
+            Err(error) => error.outcome(),
+        };
+        self.audit.ended(record, started.elapsed(), &outcome).await;
         result.map(|target| response(&report, target))
     }
 

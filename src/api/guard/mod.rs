@@ -23,7 +23,10 @@ use axum::{
     http::{HeaderName, HeaderValue, Method, Request, Response, header::CONTENT_TYPE},
 };
 use http_body_util::{BodyExt, Full, Limited};
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::{Mutex, Semaphore},
+    time::timeout,
+};
 use tokio_util::task::TaskTracker;
 use tonic::{Code, Status, body::Body, codegen::StdError, service::Routes};
 use tower::ServiceExt;
@@ -35,12 +38,12 @@ use crate::{
         grpc::forge::{MAX_REQUEST_BYTES, RUN_ID_HEADER, run_id},
     },
     audit::{AuditLog, Record},
+    auth::peer::Peer,
     auth::{
         authorize::{ACTION, Denial, Permit, Policy, authorize},
         identity::Caller,
     },
     limits::rate_limit::RateLimiter,
-    server::Peer,
     telemetry,
 };
 
@@ -72,6 +75,8 @@ pub struct Guard {
     denials: Arc<RateLimiter>,
     /// Of `MAX_QUEUED_DENIALS`.
     waiting: Arc<Semaphore>,
+    /// Held by the one call of a connection that waits to be denied.
+    denial: Arc<Mutex<()>>,
     tasks: TaskTracker,
 }
 
@@ -93,7 +98,17 @@ impl Guard {
             request_read_timeout,
             denials: Arc::new(RateLimiter::new(DENIALS_PER_SECOND)),
             waiting: Arc::new(Semaphore::new(MAX_QUEUED_DENIALS)),
+            denial: Arc::default(),
             tasks: TaskTracker::new(),
+        }
+    }
+
+    /// The guard for the calls of one connection.
+    #[must_use]
+    pub fn for_connection(&self) -> Self {
+        Self {
+            denial: Arc::default(),
+            ..self.clone()
         }
     }
 
@@ -158,7 +173,7 @@ impl Guard {
     {
         let unrecorded = telemetry::denial_waits();
         // One of each connection, or its others would stand before everybody else.
-        let first = peer.denial.clone().lock_owned().await;
+        let first = self.denial.clone().lock_owned().await;
         let place = self.waiting.clone().acquire_owned().await;
         unrecorded.over();
         let guard = self.clone();
@@ -209,7 +224,7 @@ impl Guard {
         let record = Record::new(&run_id, peer, &path);
         let (audit, duration) = (self.audit.clone(), started.elapsed());
         let recorded = async move {
-            audit.ended(record, duration, Some(&error)).await;
+            audit.ended(record, duration, &error.outcome()).await;
             error.into_status(&run_id).into_http()
         };
         self.spawn_detached(recorded.instrument(span)).await
