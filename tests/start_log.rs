@@ -15,7 +15,7 @@ use crate::seal::{Key, key, keys};
 use crate::seed::{self, Org};
 use crate::site::{Exit, Site, quote, run_binary};
 
-/// The first eight hex digits of SHA-256 over the label and the key, as the README has it.
+/// The first eight hex digits of SHA-256 over the label and the key, as docs/reference/configuration.md has it.
 fn key_check_value(key: &Key) -> String {
     let mut hash = Context::new(&SHA256);
     hash.update(b"nico-rewrap key check value v1\0");

@@ -6,7 +6,18 @@ use std::path::{Path, PathBuf};
 
 /// What each folder, or file at the root, may import: the levels of `src/lib.rs`, from the top.
 const ALLOWED: [(&str, &[&str]); 16] = [
-    ("cli", &["app", "config", "domain", "keys", "regular_file", "store", "telemetry"]),
+    (
+        "cli",
+        &[
+            "app",
+            "config",
+            "domain",
+            "keys",
+            "regular_file",
+            "store",
+            "telemetry",
+        ],
+    ),
     (
         "app",
         &[

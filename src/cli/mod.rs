@@ -32,7 +32,7 @@ pub const VERSION: &str = concat!(
 /// site master key (KEK). To change that key: add the new one to the secrets file
 /// beside the old one, set [machine_identity].current_encryption_key_id to its id,
 /// start this server, and call forge.Forge/ReencryptTenantIdentitySecrets, with
-/// dry_run first. The README has the whole run-book.
+/// dry_run first. docs/rotate.md has the whole run-book.
 #[derive(Debug, Parser)]
 #[command(name = "nico-rewrap", version = VERSION)]
 struct Cli {
