@@ -119,7 +119,7 @@ async fn a_bad_secrets_file_is_named_and_not_quoted() {
         "[rewrap].secrets_file: ",
         "/secrets.json ",
         "can't be read (",
-        "where the keys are in Vault, Vault Agent makes this file: docs/deploy.md#vault",
+        "where the keys are in Vault, Vault Agent makes this file: docs/install/vault.md",
     ];
     refused(&database, &missing, Site::missing_secrets).await;
     refused(

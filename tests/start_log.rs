@@ -15,7 +15,8 @@ use crate::seal::{Key, key, keys};
 use crate::seed::{self, Org};
 use crate::site::{Exit, Site, quote, run_binary};
 
-/// The first eight hex digits of SHA-256 over the label and the key, as in the README.
+/// The first eight hex digits of SHA-256 over the label and the key, as documented in
+/// docs/reference/configuration.md.
 fn key_check_value(key: &Key) -> String {
     let mut hash = Context::new(&SHA256);
     hash.update(b"nico-rewrap key check value v1\0");

@@ -8,7 +8,18 @@ use std::path::{Path, PathBuf};
 /// The folders, and files at the root, that each of them may import. The order is that of the
 /// levels in `src/lib.rs`, from the top.
 const ALLOWED: [(&str, &[&str]); 16] = [
-    ("cli", &["app", "config", "domain", "store", "telemetry"]),
+    (
+        "cli",
+        &[
+            "app",
+            "config",
+            "domain",
+            "keys",
+            "regular_file",
+            "store",
+            "telemetry",
+        ],
+    ),
     (
         "app",
         &[

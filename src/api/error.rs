@@ -173,10 +173,16 @@ impl From<NotRecorded> for ServiceError {
     }
 }
 
+/// The section about this reason in the documents.
+fn troubleshooting(reason: &str) -> String {
+    format!("docs/troubleshooting.md#{}", reason.to_ascii_lowercase())
+}
+
 impl From<ServiceError> for Status {
     fn from(error: ServiceError) -> Self {
         let (code, reason) = error.code_and_reason();
-        let details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
+        let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
+        details.add_help_link("what to do", troubleshooting(reason));
         Self::with_error_details(code, error.to_string(), details)
     }
 }

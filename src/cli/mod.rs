@@ -4,6 +4,7 @@ mod healthcheck;
 mod keygen;
 mod migrate;
 mod notify;
+mod secrets_file;
 mod serve;
 mod signals;
 
@@ -31,7 +32,7 @@ pub const VERSION: &str = concat!(
 /// master key (KEK). To change the key, first add the new key to the secrets file and keep
 /// the old one. Set [machine_identity].current_encryption_key_id to the id of the new key
 /// and start this server. Then call forge.Forge/ReencryptTenantIdentitySecrets, first with
-/// dry_run. The README describes the whole procedure.
+/// dry_run. docs/rotate.md describes the whole procedure.
 #[derive(Debug, Parser)]
 #[command(name = "nico-rewrap", version = VERSION)]
 struct Cli {
@@ -59,7 +60,10 @@ enum Command {
     ///
     /// In production, nico-api owns the tables. The server never creates or alters tables.
     Migrate(ConfigFiles),
-    /// Print a new random key for the secrets file.
+    /// Create keys.
+    #[command(subcommand)]
+    Keys(Keys),
+    /// The same as `keys generate`.
     Keygen(keygen::Keygen),
     /// Check whether a running server is ready.
     ///
@@ -70,6 +74,16 @@ enum Command {
     /// The exit code is 0 if the server is ready, 1 if it is not, and 78 for a configuration
     /// error.
     Healthcheck(healthcheck::Healthcheck),
+}
+
+#[derive(Debug, Subcommand)]
+enum Keys {
+    /// Make a fresh key: print it as a line for the secrets file, or add it to that file.
+    ///
+    /// The key is 32 bytes from the operating system. With --into it is added to the secrets
+    /// file, and only its id and its key check value are printed. Exits with 4 if the id is
+    /// taken or the file cannot be changed: then nothing was changed.
+    Generate(keygen::Keygen),
 }
 
 #[derive(Debug, Args)]
@@ -99,7 +113,7 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Serve(files) => serve::run(&files.config, environment),
         Command::Migrate(files) => migrate::run(&files.config, &environment),
-        Command::Keygen(keygen) => keygen.run(),
+        Command::Keys(Keys::Generate(keygen)) | Command::Keygen(keygen) => keygen.run(&environment),
         Command::Healthcheck(healthcheck) => healthcheck.run(&environment),
     }
 }

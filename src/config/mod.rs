@@ -15,9 +15,10 @@ mod settings;
 mod tls;
 
 use std::{
+    collections::BTreeSet,
     fmt,
     net::{Ipv6Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -194,6 +195,27 @@ pub fn load_database(
     match database {
         Some(database) if problems.is_empty() => Ok(database),
         _ => Err(ConfigError(problems)),
+    }
+}
+
+/// Reads the ids of all keys of this program and of nico-api, and the target key id. Also
+/// returns warnings. For the subcommand that creates a key. The secrets file `absent` need not
+/// exist.
+///
+/// # Errors
+///
+/// [`ConfigError`] with all problems that prevent reading the ids.
+pub fn load_key_ids(
+    files: &[PathBuf],
+    environment: &Environment,
+    absent: Option<&Path>,
+) -> Result<(BTreeSet<String>, Vec<String>), ConfigError> {
+    let mut settings = Settings::read(files, environment);
+    let mut warnings = Vec::new();
+    let ids = keys::ids(&mut settings, environment, absent, &mut warnings);
+    match settings.into_problems() {
+        problems if problems.is_empty() => Ok((ids, warnings)),
+        problems => Err(ConfigError(problems)),
     }
 }
 

@@ -41,7 +41,8 @@ pub fn of_file(
 fn unreadable(error: &io::Error) -> String {
     let mut fault = format!("can't be read ({error})");
     if error.kind() == io::ErrorKind::NotFound {
-        fault += "; where the keys are in Vault, Vault Agent makes this file: docs/deploy.md#vault";
+        fault +=
+            "; where the keys are in Vault, Vault Agent makes this file: docs/install/vault.md";
     }
     fault
 }

@@ -1,5 +1,6 @@
 //! Where keys come from: a file, or environment variables.
 
+pub mod add_key;
 pub mod environment;
 pub mod file;
 mod key_text;
