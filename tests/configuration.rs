@@ -156,11 +156,11 @@ async fn an_old_name_of_a_setting_is_answered_with_the_new_one() {
     for (old, new) in [
         ("back_off", "adaptive_rate"),
         ("commit", "durability"),
-        ("database_pool_size", "database_pool_size"),
-        ("max_concurrent_handshakes", "max_concurrent_handshakes"),
-        ("pool_acquire_timeout", "pool_acquire_timeout"),
+        ("max_connections", "database_pool_size"),
+        ("max_handshakes", "max_concurrent_handshakes"),
+        ("pool_wait", "pool_acquire_timeout"),
         ("pooler", "pool_mode"),
-        ("request_read_timeout", "request_read_timeout"),
+        ("request_timeout", "request_read_timeout"),
     ] {
         let words = format!("this setting was renamed; write {new}");
         let in_file = format!("site.toml: [rewrap].{old}: {words}");

@@ -8,11 +8,11 @@ const RENAMED: [(&str, &str); 7] = [
         "commit",
         "durability; \"barrier\" is \"per_run\" and \"each\" is \"per_row\"",
     ),
-    ("database_pool_size", "database_pool_size"),
-    ("max_concurrent_handshakes", "max_concurrent_handshakes"),
-    ("pool_acquire_timeout", "pool_acquire_timeout"),
+    ("max_connections", "database_pool_size"),
+    ("max_handshakes", "max_concurrent_handshakes"),
+    ("pool_wait", "pool_acquire_timeout"),
     ("pooler", "pool_mode"),
-    ("request_read_timeout", "request_read_timeout"),
+    ("request_timeout", "request_read_timeout"),
 ];
 
 /// The replacement of the setting `name`, if `name` is an old name.
