@@ -1,5 +1,6 @@
-//! The run-book and the pages about installing say that the tests run their commands. This file holds them to it: each
-//! section with commands is run by a script or a test, and the run-book is played here.
+//! The run-book and the installation pages claim that tests run their commands. This module checks
+//! that: a script or a test runs every section with commands, and the tests here carry out the
+//! run-book.
 
 use std::fs;
 use std::path::Path;
@@ -31,7 +32,7 @@ fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
-/// The scripts and tests that print a section's commands in order to run them, one text.
+/// The text of all scripts and tests that print a section's commands in order to run them.
 fn runners() -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut text = String::new();
@@ -47,7 +48,7 @@ fn runners() -> String {
     text.replace(".sh\" ", ".sh ")
 }
 
-/// Whether CI calls this, or a target that depends on it.
+/// Whether CI calls this target, or a target that depends on it.
 fn is_called_by_ci(command: &str) -> bool {
     let ci = read(".ci/run");
     let target = command.strip_prefix("make ").unwrap();
@@ -62,7 +63,7 @@ fn is_called_by_ci(command: &str) -> bool {
         .any(|name| ci.lines().any(|line| line == format!("timed make {name}")))
 }
 
-/// The headings of a page with the commands below each, up to the next heading.
+/// The headings of a page, each with the commands up to the next heading.
 fn sections(page: &str) -> Vec<(String, Vec<String>)> {
     let mut sections = Vec::new();
     let mut in_block = None;
@@ -127,7 +128,7 @@ fn every_section_with_commands_is_run() {
     assert!(count >= 15, "{count}");
 }
 
-/// The sections of the run-book with commands, in their order.
+/// The sections of the run-book that have commands, in order.
 const RUN_BOOK: [&str; 7] = [
     "Before you start",
     "1. Make a key",
@@ -138,7 +139,8 @@ const RUN_BOOK: [&str; 7] = [
     "9. Take the old key away from nico-rewrap",
 ];
 
-/// An operator's directory: certificates under the names of the page, and nico-rewrap and grpcurl along the PATH.
+/// An operator's directory: certificates with the file names of the page, and nico-rewrap and
+/// grpcurl in the PATH.
 struct Operator {
     dir: std::path::PathBuf,
 }
@@ -164,7 +166,8 @@ impl Operator {
         Self { dir }
     }
 
-    /// The commands of these sections at `server`, which is not at the page's address, in one shell.
+    /// Runs the commands of these sections in one shell, with the address of `server` in place of
+    /// the page's address.
     fn run(&self, sections: &[&str], server: &Server) -> Result<String, String> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/doc_commands.sh");
         let mut commands = String::new();
@@ -175,7 +178,7 @@ impl Operator {
         self.run_text(&commands, server).map(|(_, said)| said)
     }
 
-    /// The same for the text of a page; returns what goes to standard output and standard error.
+    /// The same for the text of a page. Returns standard output and standard error.
     fn run_text(&self, commands: &str, server: &Server) -> Result<(String, String), String> {
         let commands = commands.replace("localhost:1179", &server.grpc);
         let path = std::env::var("PATH").unwrap();
@@ -197,7 +200,8 @@ impl Operator {
     }
 }
 
-/// A site after step 3: organizations under the old key, and one that nico-api wrote under the new key.
+/// A site after step 3: organizations under the old key, and one that nico-api has written under
+/// the new key.
 async fn after_step_3() -> Database {
     let database = Database::migrated().await;
     let client = database.client().await;
@@ -300,7 +304,8 @@ async fn the_commands_of_the_readme_rotate_the_key() {
     assert_eq!(reports[0]["fieldsSkippedOnTarget"], 2);
 }
 
-/// The commands between backticks in the run-book's tables, by column; they are for a cluster, for systemd and for compose.
+/// The commands between backticks in the run-book's tables, by column: for a cluster, for systemd
+/// and for compose.
 fn table_commands() -> Vec<String> {
     let page = read("docs/rotate.md");
     let rows = page.lines().filter(|line| line.starts_with("| "));
@@ -319,8 +324,9 @@ fn table_commands() -> Vec<String> {
         .collect()
 }
 
-/// There is no cluster, no systemd and no Docker here. Stand-ins of the three take what the shell makes of each command,
-/// and every object that a command names has to be in what the project installs.
+/// Tests the commands without a cluster, systemd or Docker. Stand-ins for the three record the
+/// arguments from the shell. Every object that a command names must exist in what the project
+/// installs.
 #[test]
 fn the_commands_of_the_tables_name_what_is_installed() {
     let dir = process::lasting_dir("stand-ins");

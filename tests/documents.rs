@@ -1,5 +1,6 @@
-//! The documents: every link and anchor exists, the README stays short, the reference has every setting, metric, reason
-//! and failure of the program, and the Debian package has every page.
+//! Checks the documents: every link and anchor exists, the README stays short, and the Debian
+//! package has every page. The reference has every setting, metric, reason and failure of the
+//! program.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,7 +15,7 @@ fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The files below a folder with this ending, as paths from the root of the repository.
+/// The files below a folder with this extension, as paths from the root of the repository.
 fn files(folder: &str, ending: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(root().join(folder)).unwrap() {
@@ -36,13 +37,13 @@ fn pages() -> Vec<PathBuf> {
     pages
 }
 
-/// The page without its code blocks, in which a link is no link and a heading no heading.
+/// The page without its code blocks, which contain neither links nor headings.
 fn prose(page: &str) -> String {
     let pieces = page.split("```").step_by(2);
     pieces.collect::<Vec<_>>().join("\n")
 }
 
-/// The anchors that GitHub makes of the headings.
+/// The anchors that GitHub derives from the headings.
 fn anchors(page: &str) -> BTreeSet<String> {
     let mut anchors = BTreeSet::new();
     for line in prose(page).lines().filter(|line| line.starts_with('#')) {
@@ -153,7 +154,7 @@ fn every_page_can_be_reached_from_the_readme() {
     }
 }
 
-/// The first cells of the rows of a section's tables, each piece between backticks.
+/// The first cells of the table rows in a section, split into the parts between backticks.
 fn first_cells(page: &str, section: &str) -> BTreeSet<String> {
     let section = page.split(&format!("# {section}\n")).nth(1).unwrap();
     let section = section.split("\n## ").next().unwrap();
@@ -170,7 +171,7 @@ fn first_cells(page: &str, section: &str) -> BTreeSet<String> {
     .collect()
 }
 
-/// The pieces of the program's source between this prefix and the next quote, without the tests in it.
+/// The texts in the program's source, without its tests, between this prefix and the next quote.
 fn quoted(prefix: &str) -> BTreeSet<String> {
     let opening = format!("\"{prefix}");
     let mut found = BTreeSet::new();
@@ -210,7 +211,7 @@ fn the_reference_has_every_metric_and_no_other() {
     assert_eq!(documented, metrics);
 }
 
-/// The reasons of errors that the source names.
+/// The reasons of errors in the source.
 fn reasons() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for source in files("src", ".rs") {
@@ -229,7 +230,7 @@ fn reasons() -> BTreeSet<String> {
     found
 }
 
-/// A section of a page, up to the next heading of its level or a higher one.
+/// A section of a page, up to the next heading of the same or a higher level.
 fn section<'a>(page: &'a str, heading: &str) -> &'a str {
     let rest = page.split(&format!("\n### {heading}\n")).nth(1);
     let rest = rest.unwrap_or_else(|| panic!("no section {heading}"));

@@ -1,4 +1,5 @@
-//! `keys generate`: ids that are free, and keys that go into the secrets file without being printed.
+//! `keys generate`: unused ids, and keys that the command adds to the secrets file without printing
+//! them.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -23,7 +24,7 @@ async fn generate(args: &[&str]) -> Exit {
     exit
 }
 
-/// What is said on standard error, of a command that changes nothing and prints no key.
+/// The error message of a command that changes nothing and prints no key.
 async fn refused(args: &[&str]) -> String {
     let exit = generate(args).await;
     assert_eq!((exit.code, exit.stdout.as_str()), (4, ""), "{exit:?}");
@@ -34,7 +35,7 @@ fn text(id: &str) -> String {
     BASE64_STANDARD.encode(key(id))
 }
 
-/// Whether this is a date with `kv` in front of it, and `suffix` behind.
+/// Whether the id is `kv`, a date and `suffix`.
 fn is_of_today(id: &str, suffix: &str) -> bool {
     let date = id
         .strip_prefix("kv20")
@@ -55,7 +56,7 @@ fn names(dir: &Path) -> Vec<String> {
     names.collect()
 }
 
-/// The id and the check value of the one line that is printed.
+/// The id and the check value in the only line of standard output.
 fn id_and_check_value(exit: &Exit) -> (String, String) {
     assert_eq!((exit.code, exit.stdout.lines().count()), (0, 1), "{exit:?}");
     let line = exit.stdout.trim();

@@ -69,7 +69,7 @@ async fn the_start_log_tells_version_configuration_and_key_check_values() {
         .to_owned();
     let (leaf, root, admin_root) = (certs::server(), certs::root_ca(), certs::admin_root());
     let expected = format!(
-        "Config {{ feature: Some(Feature {{ \
+        "Config {{ machine_identity: Some(MachineIdentity {{ \
          keyring: Keyring {{ keks: {{KeyId(\"kv1\"): Kek(kv1 {}), KeyId(\"kv2\"): Kek(kv2 {})}}, target: KeyId(\"kv2\") }}, \
          database: Database {{ hosts: [Tcp(\"127.0.0.1\")], ports: [{port}], dbname: Some({:?}), user: Some(\"nico\"), ssl_mode: Prefer, .. }}, \
          store: StoreOptions {{ ",
@@ -284,10 +284,13 @@ async fn every_counter_is_there_before_the_first_event() {
             "authorization_decisions_total",
             &[("outcome", "not_allowed")],
         ),
-        ("rows_total", &[("mode", "apply"), ("outcome", "failed")]),
-        ("tls_handshakes_refused_total", &[("reason", "revoked")]),
         (
-            "connections_distrusted_total",
+            "rows_processed_total",
+            &[("mode", "apply"), ("outcome", "failed")],
+        ),
+        ("tls_handshake_failures_total", &[("reason", "revoked")]),
+        (
+            "connections_revoked_total",
             &[("reason", "identity_changed")],
         ),
         ("tls_reloads_total", &[("outcome", "failure")]),

@@ -1,4 +1,4 @@
-//! `keys generate`: a fresh KEK.
+//! `keys generate`: creates a KEK.
 
 use std::{
     collections::BTreeSet,
@@ -30,26 +30,27 @@ const REFUSED: u8 = 4;
 /// Options of `keys generate`.
 #[derive(Debug, Args)]
 pub(super) struct Keygen {
-    /// The id of the key. Without it, one is made of today's date.
+    /// The id of the key. The default is derived from today's date.
     #[arg(long)]
     id: Option<String>,
-    /// A site config (TOML): the id of the new key must not be in its secrets.
+    /// A site config file (TOML). The command refuses an id that the secrets of this site
+    /// already have.
     ///
-    /// The secrets are found as `serve` finds them: in the secrets file and, where keys
-    /// are read from there, in the environment. Given several times, later files win key
-    /// by key.
+    /// The command finds the secrets as `serve` does: in the secrets file and, if enabled, in
+    /// the environment. If the option is repeated, later files override earlier ones, key by
+    /// key.
     #[arg(long, value_name = "FILE")]
     config: Vec<PathBuf>,
-    /// Add the key to this secrets file (JSON or YAML), and do not print it.
+    /// Add the key to this secrets file (JSON or YAML) instead of printing it.
     ///
-    /// Every other byte of the file stays as it is, and so do its owner and its mode. The
-    /// file is replaced at once: readers see the old content or the new one. A file that
-    /// does not exist is made, readable by its owner alone.
+    /// The command keeps every other byte of the file, its owner and its mode. It replaces the
+    /// file atomically: a reader sees either the old or the new content. If the file does not
+    /// exist, the command creates it with mode 0600.
     #[arg(long, value_name = "FILE")]
     into: Option<PathBuf>,
 }
 
-/// A message, and the exit code that goes with it.
+/// An error message and its exit code.
 type Failure = (String, u8);
 
 impl Keygen {
@@ -89,7 +90,8 @@ impl Keygen {
         }
     }
 
-    /// The ids that a new key must not have; nothing if there is no place to look for them.
+    /// The ids that the new key must not have. `None` if there is neither a site config nor a
+    /// secrets file.
     fn taken_ids(
         &self,
         file: Option<&IntoFile<'_>>,
@@ -100,7 +102,7 @@ impl Keygen {
         }
         let mut ids = BTreeSet::new();
         if !self.config.is_empty() {
-            // It may be the file that is about to be made.
+            // The site config may name the file that this command is about to create.
             let absent = file.filter(|file| !file.content.exists());
             let known = config::load_key_ids(&self.config, environment, absent.map(|f| f.path));
             let (known, warnings) = known.map_err(|error| (error.to_string(), EX_CONFIG))?;
@@ -174,11 +176,11 @@ impl Key {
     }
 }
 
-/// `kv` and the date: ids sort by age, and have only characters that every source of keys
-/// can spell (environment variables, Vault paths).
+/// The default id: `kv` and the date. Such ids sort by age and contain only characters that
+/// every source of keys allows (environment variables, Vault paths).
 ///
-/// If this id is taken, a number follows. If it is not known which ids are taken, the start
-/// of the key check value follows: two keys of one day then have two ids.
+/// If this id is taken, a number is added. If the taken ids are unknown, the beginning of the
+/// key check value is added, so that two keys of the same day have different ids.
 fn suggested_id(key: &Key, taken: Option<&BTreeSet<String>>) -> Result<KeyId, Failure> {
     let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
     let date = now.split('T').next().unwrap_or_default();

@@ -78,11 +78,14 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum Keys {
-    /// Make a fresh key: print it as a line for the secrets file, or add it to that file.
+    /// Create a random key, and print it or add it to a secrets file.
     ///
-    /// The key is 32 bytes from the operating system. With --into it is added to the secrets
-    /// file, and only its id and its key check value are printed. Exits with 4 if the id is
-    /// taken or the file cannot be changed: then nothing was changed.
+    /// The key is 32 bytes from the operating system. By default, the command prints a line for
+    /// the secrets file. With --into, it adds the key to a secrets file and prints only the key
+    /// id and the key check value.
+    ///
+    /// The exit code is 4 if the id is taken or the file cannot be changed. In both cases,
+    /// nothing was changed.
     Generate(keygen::Keygen),
 }
 

@@ -1,7 +1,7 @@
-//! The secrets file that `keys generate --into` changes.
+//! Changes a secrets file atomically, for `keys generate --into`.
 //!
-//! The new content is written to a file beside it, which then takes its name. A reader sees
-//! the old content or the new one, and a crash leaves one of the two.
+//! The command writes the new content to a temporary file in the same directory, then renames
+//! it. A reader sees either the old or the new content, and so does a restart after a crash.
 
 use std::{
     fs::{self, File, Metadata, OpenOptions, Permissions},
@@ -24,10 +24,11 @@ const PRIVATE: u32 = 0o600;
 const KUBERNETES: &str =
     "If Kubernetes mounts this file, add the key to the Secret that it comes from";
 
-/// The file as it was read. Nobody else who uses this type changes it while this exists.
+/// A secrets file and its content. While this exists, a lock keeps other instances of this
+/// command from changing the file.
 pub(super) struct SecretsFile {
     path: PathBuf,
-    /// Locked; `None` if there is no file yet.
+    /// The locked file; `None` if there is no file yet.
     existing: Option<(File, Metadata)>,
     text: Zeroizing<String>,
 }
@@ -37,7 +38,8 @@ impl SecretsFile {
     ///
     /// # Errors
     ///
-    /// Why it cannot be changed, as the end of a sentence that begins with its path.
+    /// The reason why the file cannot be changed. The text continues a sentence that begins
+    /// with the path.
     pub(super) fn open(path: &Path) -> Result<Self, String> {
         let new = |existing, text| Self {
             path: path.to_owned(),
@@ -57,17 +59,17 @@ impl SecretsFile {
         Ok(new(Some((file, metadata)), text))
     }
 
-    /// Whether there is such a file.
+    /// Whether the file exists.
     pub(super) fn exists(&self) -> bool {
         self.existing.is_some()
     }
 
-    /// Its content, which is empty if there is no file.
+    /// The content; empty if there is no file.
     pub(super) fn text(&self) -> &str {
         &self.text
     }
 
-    /// How to begin the file if it is empty: its name says so.
+    /// The format of a new or empty file, by the extension of its name.
     pub(super) fn format(&self) -> Format {
         let extension = self.path.extension();
         if extension.is_some_and(|extension| extension.eq_ignore_ascii_case("json")) {
@@ -81,7 +83,8 @@ impl SecretsFile {
     ///
     /// # Errors
     ///
-    /// Why the file is as it was, as the end of a sentence that begins with its path.
+    /// The reason why the file is unchanged. The text continues a sentence that begins with the
+    /// path.
     pub(super) fn replace(&self, text: &str) -> Result<(), String> {
         let directory = match self.path.parent() {
             Some(parent) if parent != Path::new("") => parent,
@@ -94,7 +97,7 @@ impl SecretsFile {
         self.check_unchanged()?;
         let renamed = match &self.existing {
             Some(_) => fs::rename(&temporary.path, &self.path),
-            // Unlike a rename, this never replaces a file that was made meanwhile.
+            // Unlike a rename, this fails if another program has created the file meanwhile.
             None => fs::hard_link(&temporary.path, &self.path),
         };
         renamed.map_err(|error| format!("cannot be changed ({error}); it is as it was"))?;
@@ -128,7 +131,7 @@ impl SecretsFile {
         file.sync_all().map_err(failed)
     }
 
-    /// An editor, or another program, may have written meanwhile.
+    /// Checks that no editor or other program has changed the file since it was read.
     fn check_unchanged(&self) -> Result<(), String> {
         let state = |m: &Metadata| {
             let changed = (m.ctime(), m.ctime_nsec(), m.mtime(), m.mtime_nsec());
@@ -150,7 +153,7 @@ fn raced() -> String {
         .to_owned()
 }
 
-/// Refuses what a rename would not change, or would change in a surprising way.
+/// Refuses files that a rename cannot replace correctly: links, and files of the kubelet.
 fn check_kind(path: &Path, metadata: &Metadata) -> Result<(), String> {
     if metadata.is_symlink() {
         let target = fs::read_link(path).unwrap_or_default();
@@ -170,7 +173,7 @@ fn check_kind(path: &Path, metadata: &Metadata) -> Result<(), String> {
         ));
     }
     // The kubelet keeps the files of a volume in a directory `..<date>` behind a link `..data`,
-    // and writes all of them anew when the Secret changes.
+    // and replaces all of them when the Secret changes.
     let real = fs::canonicalize(path).unwrap_or_default();
     let of_kubelet = |part: Component<'_>| match part {
         Component::Normal(name) => name.as_encoded_bytes().starts_with(b".."),
@@ -191,14 +194,15 @@ fn open_locked(path: &Path) -> Result<(File, Metadata), String> {
         .custom_flags(flags.bits().cast_signed())
         .open(path)
         .map_err(|error| format!("cannot be read ({error})"))?;
-    // Two of these commands at once must not lose a key. Not every file system has locks.
+    // Two concurrent commands must not lose a key. Other errors are ignored, since not every file
+    // system has locks.
     if flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
         return Err(raced());
     }
     let metadata = file
         .metadata()
         .map_err(|error| format!("cannot be read ({error})"))?;
-    // Replaced before it was locked.
+    // Another program replaced the file before this one locked it.
     if metadata.nlink() == 0 {
         return Err(raced());
     }
@@ -211,7 +215,7 @@ fn read(file: &File, metadata: &Metadata) -> Result<Zeroizing<String>, String> {
     if size > MAX_BYTES {
         return Err(format!("is larger than {} MiB", MAX_BYTES >> 20));
     }
-    // A buffer that had to grow would leave copies of a key behind.
+    // A buffer that grows would leave copies of keys in memory.
     let capacity = usize::try_from(size).unwrap_or_default() + 1;
     let mut text = Zeroizing::new(String::with_capacity(capacity));
     match file.take(size + 1).read_to_string(&mut text) {
@@ -221,7 +225,7 @@ fn read(file: &File, metadata: &Metadata) -> Result<Zeroizing<String>, String> {
     }
 }
 
-/// Why nothing can be written in `directory`.
+/// The reason why no file can be created in `directory`.
 fn explain(directory: &Path, error: &io::Error) -> String {
     let directory = directory.display();
     match error.kind() {
@@ -237,11 +241,11 @@ fn explain(directory: &Path, error: &io::Error) -> String {
     }
 }
 
-/// Copies extended attributes: access control lists, which are not optional, and labels.
+/// Copies extended attributes. Access control lists are mandatory, labels are not.
 fn copy_attributes(from: &File, to: &File) -> Result<(), String> {
     let mut names = vec![0; 64 << 10];
     let Ok(length) = flistxattr(from, &mut names[..]) else {
-        // The file system has none.
+        // The file system has no extended attributes.
         return Ok(());
     };
     let mut value = vec![0; 64 << 10];
@@ -259,7 +263,7 @@ fn copy_attributes(from: &File, to: &File) -> Result<(), String> {
     Ok(())
 }
 
-/// A private file that is removed when this is dropped, unless it has got another name.
+/// A temporary file with mode 0600. Dropping this removes the file unless it was renamed.
 struct Temporary {
     path: PathBuf,
     file: File,
@@ -282,7 +286,7 @@ impl Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // After a rename there is nothing under this name.
+        // After a rename, no file has this name.
         let _ = fs::remove_file(&self.path);
     }
 }

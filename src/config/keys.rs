@@ -54,8 +54,8 @@ pub(super) fn read(
     }
 }
 
-/// The ids of all keys in our sources and in nico-api's, and the id of the target. `absent` is
-/// a file that need not exist.
+/// The ids of all keys in our sources and in those of nico-api, and the target key id. The file
+/// `absent` need not exist.
 pub(super) fn ids(
     settings: &mut Settings,
     environment: &Environment,
