@@ -201,7 +201,7 @@ async fn a_chain_with_an_intermediate_is_verified_up_to_the_root() {
 #[tokio::test]
 async fn a_certificate_of_version_1_is_taken_where_nobody_is_verified() {
     let leaf = version_1("/CN=localhost");
-    let version = "the server's certificate is of X.509 version 1, which can't be verified here";
+    let version = "the server's certificate has X.509 version 1, which can't be verified here";
     for tls in ["TLSv1.2", "TLSv1.3"] {
         let server = pg::Server::options()
             .tls(&leaf)
