@@ -75,7 +75,7 @@ fn words(error: &TlsError) -> String {
             if presented.is_empty() {
                 format!(
                     "the server's certificate has no subjectAltName: issue one with the host \
-                         {host:?} of database_url. Its common name is ignored"
+                     {host:?} of database_url. Its common name is ignored"
                 )
             } else {
                 let names = presented.join(", ");
