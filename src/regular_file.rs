@@ -4,7 +4,7 @@
 //! writer, and a terminal waits for input. Such a file is refused before it is opened. A
 //! regular file on a dead server blocks in the kernel, where nothing can interrupt the
 //! reader. So every file is read in its own thread, and after [`READ_TIMEOUT`] the caller
-//! stops to wait for that thread.
+//! stops waiting for that thread.
 
 use std::{
     collections::HashMap,

@@ -226,7 +226,7 @@ async fn a_self_signed_certificate_is_taken_if_sslrootcert_holds_it() {
     let leaf = own("localhost").self_signed();
     let server = pg::Server::options().tls(&leaf).start();
     let root = Some(certs::root_ca());
-    let not_there = "the server's certificate is marked as that of a CA, and is not in sslrootcert: \
+    let not_there = "the server's certificate is marked as a CA certificate and is not in sslrootcert: \
                      put the certificate itself into sslrootcert";
     let cases = [
         (pinned("require", &leaf), TLS),

@@ -12,15 +12,15 @@ const MESSAGES: [&str; 26] = [
      machine_identity.encryption_keys must map key ids to baseN texts",
     "is not the expected JSON or YAML at line N column N: \
      machine_identity.encryption_keys must map key ids to baseN texts",
-    "is over a limit of the YAML reader, which reads at most N nested levels: write the file as \
+    "exceeds a limit of the YAML reader, which reads at most N nested levels: write the file as \
      JSON, or use fewer aliases and levels",
-    "is over a limit of the YAML reader at line N column N, which reads at most N nested levels: \
+    "exceeds a limit of the YAML reader at line N column N, which reads at most N nested levels: \
      write the file as JSON, or use fewer aliases and levels",
-    "is over a limit of the YAML reader at line N column N, which reads at most N MiB of text, \
+    "exceeds a limit of the YAML reader at line N column N, which reads at most N MiB of text, \
      aliases included: write the file as JSON, or use fewer aliases and levels",
-    "is over a limit of the YAML reader, which reads at most N values that aliases and merge keys \
+    "exceeds a limit of the YAML reader, which reads at most N values that aliases and merge keys \
      repeat: write the file as JSON, or use fewer aliases and levels",
-    "is over a limit of the YAML reader at line N column N, which reads at most N values that \
+    "exceeds a limit of the YAML reader at line N column N, which reads at most N values that \
      aliases and merge keys repeat: write the file as JSON, or use fewer aliases and levels",
     "key id ID appears twice: keep only the right entry",
     "key id number N appears twice: keep only the right entry",

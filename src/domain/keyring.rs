@@ -15,8 +15,8 @@ use zeroize::Zeroizing;
 /// Length of a key in bytes: AES-256.
 pub const KEY_BYTES: usize = 32;
 
-/// The check value is a hash of this label and the key. With the label, the value is
-/// useless against an unlabelled hash of the key.
+/// The check value is a hash of this label and the key. Because of the label, nobody can
+/// compare it with a plain hash of the key from elsewhere.
 const CHECK_VALUE_LABEL: &[u8] = b"nico-rewrap key check value v1\0";
 
 /// The id of a KEK in envelopes and in the site config: 1 to 255 bytes of UTF-8.

@@ -118,7 +118,7 @@ fn misread(text: &str, json_error: &serde_json::Error, yaml_error: &serde_saphyr
     if let Some(limit) = yaml::over_limit(yaml_error) {
         let place = at(of_yaml);
         return format!(
-            "is over a limit of the YAML reader{place}, which reads at most {limit}: write the file \
+            "exceeds a limit of the YAML reader{place}, which reads at most {limit}: write the file \
              as JSON, or use fewer aliases and levels"
         );
     }

@@ -1,5 +1,5 @@
-//! Decodes the text of one key: standard base64 of 32 bytes, with optional white space
-//! around.
+//! Decodes the text of one key: standard base64 of 32 bytes. White space around it is
+//! ignored.
 //!
 //! If a text has another form, this module tries to recognize it. The key may be in use, so
 //! the advice says how to write the same bytes, and never to make a new key. No message

@@ -130,7 +130,7 @@ mod tests {
         ] {
             let faults = faults(&text);
             assert!(
-                faults.contains("is over a limit of the YAML reader"),
+                faults.contains("exceeds a limit of the YAML reader"),
                 "{faults}"
             );
             assert!(faults.contains(limit), "{faults}");

@@ -20,9 +20,8 @@ use super::{
 };
 use crate::{store::Row, telemetry};
 
-/// Rows of one batch. A large batch is good because a connection is idle at the end of
-/// each. This size still makes two batches for every writer out of a page of the default
-/// size.
+/// Rows of one batch. A connection is idle at the end of each batch, so batches are large.
+/// A page of the default size still makes two batches for every writer.
 const BATCH_ROWS: usize = 125;
 
 /// Maximum size of the texts in one batch, and in all batches of a run, in bytes. A batch
@@ -126,7 +125,7 @@ impl BatchSet {
         rows.len() >= BATCH_ROWS || Self::batch(rows) < rows.len()
     }
 
-    /// Whether the run writes.
+    /// The mode of the run.
     pub(super) fn mode(&self) -> Mode {
         self.mode
     }

@@ -28,7 +28,7 @@ impl Runner {
             .run_until_cancelled(both)
             .await
             .ok_or(RunError::Stopped)?;
-        fit(&preflight?, batches.mode())?;
+        check_preflight(&preflight?, batches.mode())?;
         match row {
             Ok(Some(row)) => {
                 batches.start(vec![row]).await?;
@@ -44,7 +44,7 @@ impl Runner {
             return Ok(());
         }
         // The row does not exist or was deleted, unless a policy or the index hides it.
-        fit(
+        check_preflight(
             &until_stopped(stop, store.preflight()).await?,
             batches.mode(),
         )?;
@@ -62,9 +62,9 @@ impl Runner {
     ) -> Result<(), RunError> {
         let store = &self.context.store;
         let preflight = until_stopped(stop, store.preflight()).await?;
-        fit(&preflight, batches.mode())?;
+        check_preflight(&preflight, batches.mode())?;
         until_stopped(stop, store.check_collation(&preflight)).await?;
-        self.walk(stop, batches).await?;
+        self.scan(stop, batches).await?;
 
         let repeated = batches.visited.settle();
         let mut passed_over = 0;
@@ -73,14 +73,14 @@ impl Runner {
             let sweep = store.sweep(preflight.moment, is_visited);
             let sweep = until_stopped(stop, sweep).await?;
             passed_over += sweep.passed_over;
-            self.late(sweep.found, stop, batches).await?;
+            self.process_missed(sweep.found, stop, batches).await?;
             if !sweep.more || passed_over > 0 {
                 break;
             }
             batches.visited.settle();
         }
         // A policy may have come into force during the run.
-        fit(
+        check_preflight(
             &until_stopped(stop, store.preflight()).await?,
             batches.mode(),
         )?;
@@ -92,7 +92,7 @@ impl Runner {
     }
 
     /// Reads all rows along the index of the primary key.
-    async fn walk(&self, stop: &CancellationToken, batches: &mut BatchSet) -> Result<(), RunError> {
+    async fn scan(&self, stop: &CancellationToken, batches: &mut BatchSet) -> Result<(), RunError> {
         let store = &self.context.store;
         let no_more_rows = batches.stop_token();
         let read = async |position: Option<Position>| -> Result<Page, RunError> {
@@ -146,7 +146,7 @@ impl Runner {
     }
 
     /// Processes rows that the scan along the index missed.
-    async fn late(
+    async fn process_missed(
         &self,
         ids: Vec<String>,
         stop: &CancellationToken,
@@ -174,7 +174,7 @@ impl Runner {
 }
 
 /// Checks whether a run may begin, or whether it could have missed rows.
-fn fit(preflight: &Preflight, mode: Mode) -> Result<(), StoreError> {
+fn check_preflight(preflight: &Preflight, mode: Mode) -> Result<(), StoreError> {
     if let Some(fault) = &preflight.unfit {
         return Err(fault.clone().into());
     }

@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use super::Context;
 use crate::telemetry;
 
-/// A run without progress for this long is checked.
+/// After this time without progress, the program checks what the run waits for.
 const INTERVAL: Duration = Duration::from_secs(2);
 
 /// Number of intervals between two log lines about the same wait.

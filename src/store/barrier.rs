@@ -18,9 +18,9 @@ macro_rules! incarnation {
     };
 }
 
-// A commit is flushed only if its transaction wrote to the log. The message does that. The
-// commit waits as the site's `synchronous_commit` demands, replicas included. Only the
-// value `off` is replaced, by `on`.
+// A commit is flushed only if its transaction wrote to the log. The logical message is such
+// a write. The commit waits as the site's `synchronous_commit` demands, replicas included.
+// Only the value `off` is replaced, by `on`.
 macro_rules! flush {
     () => {
         "set_config('synchronous_commit', \
@@ -43,8 +43,8 @@ const BARRIER: Statement = Statement {
     types: &[],
 };
 
-/// A Postgres server between two starts or recoveries. During that time it loses no
-/// committed transaction, flushed or not.
+/// Identifies a Postgres server between two starts or recoveries. While it is the same, no
+/// committed transaction was lost, flushed or not.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Incarnation(String);
 
@@ -59,7 +59,7 @@ impl Incarnation {
 const FLUSH_TIMEOUTS: usize = 12;
 
 impl Store {
-    /// Identifies the current run of the server.
+    /// Reads the current incarnation of the server.
     ///
     /// # Errors
     ///
@@ -92,10 +92,10 @@ impl Store {
         ))
     }
 
-    /// Commits, on the connections that read and write rows, that Postgres reported as done
-    /// although no synchronous standby had confirmed them, because somebody cancelled the
-    /// wait. If this number changes during a statement, the commit of that statement may be
-    /// one of them.
+    /// Number of commits that Postgres reported as done although no synchronous standby had
+    /// confirmed them, because somebody cancelled the wait. Only the connections that read
+    /// and write rows are counted. If this number changes during a statement, the commit of
+    /// that statement may be one of them.
     #[must_use]
     pub fn unreplicated_commits(&self) -> u64 {
         self.notices.unreplicated_commits()

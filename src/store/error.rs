@@ -66,7 +66,7 @@ pub enum RowError {
     /// The database role lacks a privilege for the write.
     #[error(
         "the database role lacks a privilege that this write needs (SQLSTATE 42501), on a table or \
-         on an object that a trigger uses: see the log of Postgres for its name, grant it and run again"
+         on an object that a trigger uses: the log of Postgres names the object; grant the privilege and run again"
     )]
     Privilege,
     /// A row-level security policy for UPDATE forbids the write.
@@ -90,7 +90,7 @@ pub enum RowError {
     /// The row exists and is unchanged, but an UPDATE has no effect on it.
     #[error(
         "the database ignored the write, though the row is unchanged: a trigger or a policy skips \
-         it; nothing was written; change or disable it and run again"
+         it; nothing was written; change or disable that trigger or policy and run again"
     )]
     Ignored,
     /// Postgres cannot read the stored row. `columns` is empty if the columns are unknown.
@@ -138,9 +138,9 @@ impl StoreError {
         }
     }
 
-    /// Converts the error for a statement that is not about a single row. An error that
-    /// passes without a change becomes [`StoreError::Unavailable`], any other
-    /// [`StoreError::Setup`].
+    /// Converts the error of a statement that is not about a single row. If the problem can
+    /// pass by itself, the result is [`StoreError::Unavailable`]. If somebody must change
+    /// something, the result is [`StoreError::Setup`].
     pub(super) fn into_unavailable(self) -> Self {
         match self {
             Self::Unavailable(_) | Self::Setup(_) => self,
@@ -166,7 +166,7 @@ impl StoreError {
     }
 }
 
-/// The lasting fault of the database that a SQLSTATE stands for, if any.
+/// The permanent problem that a SQLSTATE reports, if any.
 fn lasting_fault(code: &str) -> Option<SetupError> {
     let schema = |what: &str| Some(SetupError::Schema(format!("{what} (SQLSTATE {code})")));
     match code {

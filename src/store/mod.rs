@@ -129,7 +129,7 @@ pub struct Store {
     probe_pool: Pool,
     /// Has one connection, for runs of one organization.
     reserve_pool: Pool,
-    /// What Postgres sent as notices on the connections of `pool` and `reserve_pool`.
+    /// Counts the notices on the connections of `pool` and `reserve_pool`.
     notices: Arc<Notices>,
     options: StoreOptions,
     /// Sites from before June 2026 store the key id of a row in a column too.

@@ -11,8 +11,8 @@ use super::{Row, RowError, Store, StoreError, statement::Statement};
 /// Maximum size of the texts in a page, in bytes. Only the last row may exceed it.
 const PAGE_BYTES: u32 = 3 << 20;
 
-// A subquery reads the version of each returned row. For a join, Postgres would plan to
-// read the whole of `tenants`, for each page.
+// A subquery reads the version of each returned row. With a join, Postgres would read the
+// whole of `tenants` for each page.
 macro_rules! version {
     ($row:literal) => {
         concat!(
@@ -267,7 +267,7 @@ mod tests {
     };
 
     #[test]
-    fn the_statements_cut_off_at_the_limit_of_an_envelope() {
+    fn statements_cut_texts_at_the_limit_of_an_envelope() {
         for sql in [&FIRST_PAGE, &NEXT_PAGE, &READ_ROW] {
             for column in COLUMNS {
                 let cut = format!(".{column}) > {MAX_TEXT_BYTES} THEN '{OVERSIZED}' ELSE ");

@@ -105,21 +105,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bump_is_one_more_and_the_time() {
+    fn a_bump_increments_the_number_and_sets_the_time() {
         let now = UNIX_EPOCH + std::time::Duration::from_micros(1_700_000_000_000_001);
         let bumped = next_version(Some("V41-T1666644937952267"), now);
         assert_eq!(bumped.as_deref(), Ok("V42-T1700000000000001"));
     }
 
     #[test]
-    fn versions_of_the_reference_product_count_up() {
+    fn versions_of_nico_api_are_accepted() {
         assert_eq!(next_counter(Some("V1-T1666644937952267")), Ok(2));
         assert_eq!(next_counter(Some("V0-T0")), Ok(1));
         assert_eq!(next_counter(Some("V18446744073709551614-T1")), Ok(u64::MAX));
     }
 
     #[test]
-    fn anything_else_is_refused() {
+    fn other_versions_are_refused() {
         for version in [
             "",
             "V",

@@ -20,7 +20,7 @@ pub enum SchemaError {
     Store(#[from] StoreError),
 }
 
-/// How the schemas of two sites can differ.
+/// What differs between the schemas of sites.
 pub(super) struct Found {
     /// `tenant_identity_config.encryption_key_id` exists.
     pub(super) has_key_id_column: bool,

@@ -1,4 +1,4 @@
-//! Detects that Postgres has stopped to answer on a connection.
+//! Detects that Postgres has stopped answering on a connection.
 //!
 //! Postgres runs the statements of a connection one after the other, each for at most
 //! `statement_timeout`. So an answer arrives within that time, no matter how many
@@ -15,26 +15,26 @@ use std::{
 
 use tokio::time::{Instant, sleep_until};
 
-/// The statements that have no answer yet, and the time of the last news.
+/// The number of statements without an answer, and the time of the last activity.
 #[derive(Debug)]
 pub(super) struct Unanswered {
     statements: AtomicUsize,
     /// When the last answer came, or when a statement was sent on an idle connection.
-    news: Mutex<Instant>,
+    last_activity: Mutex<Instant>,
 }
 
 impl Unanswered {
     pub(super) fn new() -> Self {
         Self {
             statements: AtomicUsize::new(0),
-            news: Mutex::new(Instant::now()),
+            last_activity: Mutex::new(Instant::now()),
         }
     }
 
     /// Counts `statement` as unanswered until it ends.
     pub(super) async fn count<T>(&self, statement: impl Future<Output = T>) -> T {
         if self.statements.fetch_add(1, Ordering::Relaxed) == 0 {
-            self.note_news();
+            self.note_activity();
         }
         let _answered = Answered(self);
         statement.await
@@ -43,22 +43,28 @@ impl Unanswered {
     /// Returns when statements are unanswered and no answer came for `limit`.
     pub(super) async fn silence(&self, limit: Duration) {
         loop {
-            let news = self.news();
-            sleep_until(news + limit).await;
+            let last_activity = self.last_activity();
+            sleep_until(last_activity + limit).await;
             if self.statements.load(Ordering::Relaxed) == 0 {
-                self.note_news();
-            } else if self.news() == news {
+                self.note_activity();
+            } else if self.last_activity() == last_activity {
                 return;
             }
         }
     }
 
-    fn news(&self) -> Instant {
-        *self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    fn last_activity(&self) -> Instant {
+        *self
+            .last_activity
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note_news(&self) {
-        *self.news.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    fn note_activity(&self) {
+        *self
+            .last_activity
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 }
 
@@ -67,7 +73,7 @@ struct Answered<'a>(&'a Unanswered);
 impl Drop for Answered<'_> {
     fn drop(&mut self) {
         self.0.statements.fetch_sub(1, Ordering::Relaxed);
-        self.0.note_news();
+        self.0.note_activity();
     }
 }
 

@@ -24,8 +24,8 @@ pub(super) struct Statement {
     pub(super) types: &'static [Type],
 }
 
-/// A statement that is sent when its future is first polled, without a question to the
-/// server before.
+/// A statement that is sent at the first poll of its future. It needs no earlier round
+/// trip.
 pub(super) enum Runnable {
     Prepared(PreparedStatement),
     /// The same message also prepares it, without a name.

@@ -15,7 +15,7 @@ use super::{Hidden, SetupError, Store, StoreError, statement::Statement};
 
 /// Maximum number of missed organizations that one sweep looks up. Another sweep takes the
 /// rest.
-const MOST_MISSED: usize = 10_000;
+const MAX_MISSED: usize = 10_000;
 
 const ALL_IDS: Statement = Statement {
     text: "-- all_ids\nSELECT c.organization_id FROM tenant_identity_config c",
@@ -73,9 +73,9 @@ pub struct Moment(pub(super) i64);
 pub struct Sweep {
     /// Those that the index returns for their id. They are new, or the run missed them.
     pub found: Vec<String>,
-    /// How many of them existed before the run began, or are not in the index.
+    /// How many missed organizations existed before the run began, or are not in the index.
     pub passed_over: u64,
-    /// Whether there are more than one sweep looks up.
+    /// Whether the run missed more organizations than one sweep looks up.
     pub more: bool,
 }
 
@@ -138,7 +138,7 @@ impl Store {
         Ok(found)
     }
 
-    /// The error of a run that a wrong index misled.
+    /// The error of a run that missed rows because of a wrong index.
     ///
     /// # Errors
     ///
@@ -184,7 +184,7 @@ impl Store {
                 if is_visited(id) {
                     continue;
                 }
-                if missed.len() < MOST_MISSED {
+                if missed.len() < MAX_MISSED {
                     missed.push(id.to_owned());
                 } else {
                     more = true;
@@ -247,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rows_transaction_is_one_before_the_next() {
+    fn the_transaction_of_a_row_is_before_the_next_one() {
         let wrapped = 5 << 32;
         for (xmin, next, expected) in [
             (700, 800, 700),

@@ -161,8 +161,8 @@ impl<'a> Writer<'a> {
             (locked, Some(row)) => (locked, row),
             (locked, None) => {
                 locked.rollback().await?;
-                // A policy can hide a row from a lock but not from a read. Only if the read
-                // finds nothing too is the row gone.
+                // A policy can hide a row from a lock but not from a read. The row is gone
+                // only if a read does not find it either.
                 return match self.row(organization_id).await? {
                     None => Ok(None),
                     Some(_) => Err(RowError::Ignored.into()),

@@ -124,7 +124,7 @@ impl Connector {
             }
             for config in configs {
                 match self.within(config.connect(self.tls.clone())).await {
-                    Ok(halves) => return Ok(self.driven(halves)),
+                    Ok(halves) => return Ok(self.spawn_driver(halves)),
                     Err(error) => {
                         self.failed(server, &error);
                         last = Some(error);
@@ -137,7 +137,7 @@ impl Connector {
     }
 
     /// Starts the task that drives the connection.
-    fn driven(&self, (client, connection): Halves) -> (Client, JoinHandle<()>) {
+    fn spawn_driver(&self, (client, connection): Halves) -> (Client, JoinHandle<()>) {
         let notices = self.notices.clone();
         let task = tokio::spawn(async move { notices.drive(connection).await });
         (client, task)
@@ -196,7 +196,7 @@ impl Connector {
     /// Converts `error` for the pool, which accepts only errors of the driver.
     async fn driver_error(&self, error: ConnectError) -> tokio_postgres::Error {
         let error = match error {
-            // The caller needs its SQLSTATE, so it is returned unchanged.
+            // The caller needs the SQLSTATE of this error, so return it unchanged.
             ConnectError::Driver(driver) if driver.as_db_error().is_some() => {
                 if let Some(advice) = &self.advice {
                     tracing::warn!("no connection to the database: {advice}");
@@ -281,7 +281,7 @@ fn describe_driver(error: &tokio_postgres::Error) -> String {
 }
 
 /// Makes a driver error out of an I/O error. The driver has no constructor for that, so
-/// this lets it read from a stream that fails.
+/// this function lets the driver read from a stream that fails.
 async fn failure(error: io::Error) -> tokio_postgres::Error {
     let mut config = Config::new();
     config.user("nobody").ssl_mode(SslMode::Disable);

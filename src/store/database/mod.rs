@@ -80,7 +80,7 @@ pub enum DatabaseError {
     #[error("names no host: write it as in postgres://user:password@host:5432/database")]
     NoHost,
     /// An unknown `sslmode`.
-    #[error("sslmode is one of disable, allow, prefer, require, verify-ca and verify-full")]
+    #[error("sslmode must be one of disable, allow, prefer, require, verify-ca and verify-full")]
     SslMode,
     /// A verifying mode without a file to verify against.
     #[error("sslmode verify-ca and verify-full need sslrootcert=FILE in the URL")]
@@ -140,7 +140,7 @@ impl Database {
             SslMode::Prefer => DriverSslMode::Prefer,
             SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => DriverSslMode::Require,
         });
-        // With several servers, find the primary.
+        // With several servers, connect to the primary.
         if servers.len() > 1 && !parameters.has("target_session_attrs") {
             driver.target_session_attrs(TargetSessionAttrs::ReadWrite);
         }
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn servers_are_those_of_the_url_and_its_parameters() {
+    fn servers_come_from_the_url_and_its_parameters() {
         for (url, servers) in [
             ("postgres://a,b:1/x", &[("a", 5432), ("b", 1)][..]),
             ("postgres://a,b/x?port=7", &[("a", 7), ("b", 7)]),

@@ -127,7 +127,7 @@ impl Notices {
     }
 }
 
-/// Goes by the C function that sent the notice, because texts depend on the server's
+/// Classifies a notice by the C function that sent it, because texts depend on the server's
 /// language. Other servers that speak the protocol may not send the function.
 fn kind(severity: Option<Severity>, routine: Option<&str>, message: &str, detail: &str) -> Kind {
     if severity != Some(Severity::Warning) {

@@ -18,7 +18,7 @@ pub(super) enum Problem {
     #[error("the server's certificate is {0}: renew it, or set the clock")]
     OutsideValidity(Validity),
     #[error(
-        "the server's certificate is marked as that of a CA, and is not in sslrootcert: put the \
+        "the server's certificate is marked as a CA certificate and is not in sslrootcert: put the \
          certificate itself into sslrootcert, or issue one with basicConstraints=CA:FALSE"
     )]
     Authority,
@@ -43,14 +43,14 @@ pub(crate) fn tls_problem(error: &tokio_postgres::Error) -> Option<String> {
             .and_then(|error| error.get_ref())
             .and_then(|inner| inner.downcast_ref::<TlsError>());
         if let Some(error) = inner {
-            return Some(format!("TLS with the server failed: {}", words(error)));
+            return Some(format!("TLS with the server failed: {}", describe(error)));
         }
         cause = error.source();
     }
     None
 }
 
-fn words(error: &TlsError) -> String {
+fn describe(error: &TlsError) -> String {
     use CertificateError as E;
     let error = match error {
         TlsError::InvalidCertificate(error) => error,
