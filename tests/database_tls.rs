@@ -139,7 +139,7 @@ async fn a_server_with_tls_only_refuses_to_do_without() {
     let cases = [
         (
             parameters("disable", None),
-            "nor with this sslmode (SQLSTATE 28000)",
+            "does not allow the role from this address with this sslmode (SQLSTATE 28000)",
         ),
         (String::new(), TLS),
         (parameters("verify-full", Some(certs::root_ca())), TLS),
