@@ -51,7 +51,8 @@ impl Variables {
                 None => continue,
                 Some(Ok(id)) => match seen.insert(id.clone(), variable) {
                     Some(other) => Err(format!(
-                        "sets key {id:?}, which {other} sets too (ids are read in lower case): unset one"
+                        "sets key {id:?}, which {other} sets too (ids are read in lower \
+                         case): unset one"
                     )),
                     None => value
                         .ok_or_else(|| "is not UTF-8".to_owned())
@@ -96,7 +97,8 @@ impl Variables {
             ))),
             (Some(section), _) if section != SECTIONS[1] => None,
             (_, Some(id)) if id.is_empty() || id.contains('.') => Some(Err(
-                "is not the name of a key: it must end with a key id that contains no \"__\" and no \".\""
+                "is not the name of a key: it must end with a key id that contains no \"__\" \
+                 and no \".\""
                     .to_owned(),
             )),
             (_, Some(id)) => Some(Ok(id.to_owned())),

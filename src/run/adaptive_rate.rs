@@ -97,7 +97,10 @@ impl<'a> RateController<'a> {
                 Ok(()) => failing = false,
                 Err(error) => {
                     if !failing {
-                        tracing::warn!(%error, "cannot measure the load of the database: the rate limit does not change");
+                        tracing::warn!(
+                            %error,
+                            "cannot measure the load of the database: the rate limit does not change"
+                        );
                     }
                     failing = true;
                 }

@@ -281,7 +281,11 @@ impl Batch {
         let settled = match store.settle(sessions, &ids, SETTLE_LIMIT).await {
             Ok(settled) => settled,
             Err(error) => {
-                tracing::warn!(%error, rows = doubtful.len(), "cannot find out whether some rows were written: the database gave no answer");
+                tracing::warn!(
+                    %error,
+                    rows = doubtful.len(),
+                    "cannot find out whether some rows were written: the database gave no answer"
+                );
                 return doubtful.len() as u64;
             }
         };

@@ -52,12 +52,14 @@ pub enum RowError {
     TableLocked,
     /// A statement took longer than `statement_timeout`, or it was cancelled.
     #[error(
-        "the database took longer than statement_timeout, or somebody cancelled the statement; run again"
+        "the database took longer than statement_timeout, or somebody cancelled the \
+         statement; run again"
     )]
     StatementTimeout,
     /// Deadlocks or serialization failures in all `max_attempts` attempts.
     #[error(
-        "other transactions made Postgres roll the write back max_attempts times (SQLSTATE {0}); run again"
+        "other transactions made Postgres roll the write back max_attempts times (SQLSTATE \
+         {0}); run again"
     )]
     Conflicts(String),
     /// The version could not be bumped.
@@ -66,7 +68,8 @@ pub enum RowError {
     /// The database role lacks a privilege for the write.
     #[error(
         "the database role lacks a privilege that this write needs (SQLSTATE 42501), on a table or \
-         on an object that a trigger uses: the log of Postgres names the object; grant the privilege and run again"
+         on an object that a trigger uses: the log of Postgres names the object; grant the \
+         privilege and run again"
     )]
     Privilege,
     /// A row-level security policy for UPDATE forbids the write.

@@ -130,7 +130,8 @@ impl Preflight {
         let mut unfit = None;
         if let Some(tables) = list(0)? {
             let what = format!(
-                "the table {tables} is missing, not in the search_path, or in a schema on which the role lacks USAGE"
+                "the table {tables} is missing, not in the search_path, or in a schema on which the \
+                 role lacks USAGE"
             );
             unfit = Some(SetupError::Schema(what));
         } else if let Some(tables) = list(1)? {
@@ -161,7 +162,7 @@ impl Preflight {
             unwritable = Some(SetupError::Update(what));
         } else if let Some(tables) = list(8)? {
             let what = format!(
-                "a publication includes updates of {tables}, which has no replica identity: \
+                "a publication includes updates of {tables} without a replica identity: \
                  set one (ALTER TABLE ... REPLICA IDENTITY)"
             );
             unwritable = Some(SetupError::Update(what));

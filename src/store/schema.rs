@@ -11,7 +11,8 @@ use super::{Store, StoreError, statement::Statement};
 pub enum SchemaError {
     /// These tables or columns are missing.
     #[error(
-        "the database lacks {}: database_url must name nico-api's database, and nico-api's migrations must have run",
+        "the database lacks {}: database_url must name nico-api's database, and nico-api's \
+         migrations must have run",
         .0.join(", ")
     )]
     Missing(Vec<String>),
