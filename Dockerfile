@@ -1,5 +1,5 @@
 # The image of nico-rewrap: one static binary and nothing else, no shell, no libraries, no package manager. Two targets,
-# for today's BuildKit and for the classic builder (see docs/deploy.md):
+# for today's BuildKit and for the classic builder (see docs/install/compose.md):
 #
 #   docker build .                                                          compiles in here
 #   docker build --target prebuilt --build-arg BINARY=target/image/… .      takes a binary that was built outside

@@ -1,7 +1,11 @@
-# The same words for people and for CI. Every target runs from a clean checkout: what is missing on the machine is found
-# or installed by scripts/tools.sh, and nothing that is there already is touched.
+# The same words for people and for CI. Every target runs from a clean checkout: scripts/tools.sh finds or installs what the
+# machine lacks, and leaves everything else alone. With NO_INSTALL=1 it prints the commands instead, and the target fails.
 
 TOOL := scripts/tools.sh
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+# $(call at_first,FILE,TEXT) says TEXT unless FILE is in TARGET already.
+at_first = @[ -e "$(TARGET)/$(1)" ] || echo "$(2)"
+BUILD_HINT := building the release binary: about 5 minutes on two cores the first time
 SCRIPTS := .ci/run $(wildcard scripts/*.sh scripts/*/*/*.sh deploy/*/*.sh deploy/*/*/*.sh)
 
 .DEFAULT_GOAL := help
@@ -10,18 +14,22 @@ SCRIPTS := .ci/run $(wildcard scripts/*.sh scripts/*/*/*.sh deploy/*/*.sh deploy
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@echo 'With NO_INSTALL=1, a target prints the commands that install missing tools, and fails.'
 
 build: ## the service: target/release/nico-rewrap
 	@$(TOOL) rust cc >/dev/null
+	$(call at_first,release/nico-rewrap,$(BUILD_HINT))
 	cargo build --release --locked --bin nico-rewrap
 
 demo: ## the whole procedure on a throwaway site, with 1,000 organizations
-	@$(TOOL) rust cc >/dev/null
+	@$(TOOL) rust cc openssl $(if $(DATABASE_URL),psql,postgres) grpcurl >/dev/null
+	$(call at_first,release/nico-rewrap,$(BUILD_HINT))
 	cargo build --release --locked --bin nico-rewrap --example seed
 	@scripts/demo.sh
 
 test: ## every test, on a real Postgres, with a real PgBouncer and a real grpcurl
-	@$(TOOL) rust cc openssl >/dev/null
+	@$(TOOL) rust cc openssl postgres pgbouncer grpcurl kubectl bao >/dev/null
+	$(call at_first,debug/nico-rewrap,building the tests: about 4 minutes on two cores the first time)
 	@PG_BIN=$$($(TOOL) postgres) && PGBOUNCER=$$($(TOOL) pgbouncer) && GRPCURL=$$($(TOOL) grpcurl) && \
 		KUBECTL=$$($(TOOL) kubectl) && BAO=$$($(TOOL) bao) && \
 		export PG_BIN PGBOUNCER GRPCURL KUBECTL BAO && \
@@ -73,6 +81,7 @@ check: ## format, lints, documentation, dependencies, scripts, unit and manifest
 		echo "cargo deny check bans licenses sources" && "$$deny" --locked check bans licenses sources
 	@shellcheck=$$($(TOOL) shellcheck) && \
 		echo "shellcheck $(SCRIPTS)" && "$$shellcheck" $(SCRIPTS)
+	scripts/tools_test.sh
 	@scripts/check_deploy.sh
 
 advisories: ## known vulnerabilities; apart, as it fetches a database

@@ -28,6 +28,7 @@ debian() {
     as_root mkdir -p "$work/root/var/cache/apt/archives/partial" "$work/root/var/lib/apt/lists/partial"
     as_root tar -C "$work/root" --exclude './dev/*' --exclude './proc/*' --exclude './sys/*' -c . |
         docker import --change 'CMD ["bash"]' - "$2" >/dev/null
+    as_root rm -rf "$work/root"
 }
 
 # postgres VERSION SUITE : the version that the suite has.

@@ -303,7 +303,7 @@ for ((round = 1; round <= REPEAT; round++)); do
         fi
         if wants each; then
             reset "$rows"
-            service each "$rows" 'commit = "each"' false "$rows" 0 "$rewrapped"
+            service each "$rows" 'durability = "per_row"' false "$rows" 0 "$rewrapped"
         fi
         ! wants_ceiling "$rows" || ceiling ceiling-each "$rows" each "$shape_each"
         [ "$rows" -le "$RIVALS_UP_TO" ] || continue

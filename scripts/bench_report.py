@@ -14,8 +14,8 @@ from html import escape
 from pathlib import Path
 
 NAMES = {
-    "barrier": "nico-rewrap, commit = barrier",
-    "each": "nico-rewrap, commit = each",
+    "barrier": "nico-rewrap, durability = per_run",
+    "each": "nico-rewrap, durability = per_row",
     "dry": "nico-rewrap, dry run",
     "on-target": "nico-rewrap, all on target",
     "reference": "reference algorithm",

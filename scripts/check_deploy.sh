@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks what is in deploy/ without starting anything: the unit with systemd-analyze, the manifests with the kustomize of
-# an old kubectl and of today's, by the commands of docs/deploy.md, and against Kubernetes' schemas.
+# an old kubectl and of today's, by the commands of docs/install/kubernetes.md, and against Kubernetes' schemas.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -25,7 +25,7 @@ if grep nico-rewrap "$work/said" >&2; then die "$unit: see above"; fi
 echo "$unit: $(tail -n 1 "$work/said" | grep -o '[0-9][0-9.]*') of 10 exposed"
 
 python=$(scripts/tools.sh kubernetes-python)
-scripts/doc_commands.sh Kubernetes >"$work/commands"
+scripts/doc_commands.sh install/kubernetes "Make the manifests" >"$work/commands"
 # Today's kubectl, and the oldest one that the manifests are for.
 for tool in kubectl old-kubectl; do
     kubectl=$(scripts/tools.sh "$tool")
@@ -35,7 +35,7 @@ for tool in kubectl old-kubectl; do
     (cd "$work/$tool" && PATH=${kubectl%/*}:$PATH bash -euo pipefail "$work/commands") >"$work/said" 2>&1 ||
         die "$(cat "$work/said")"
     for manifests in standalone sidecar dry-run apply; do
-        [ -s "$work/$tool/$manifests.yaml" ] || die "docs/deploy.md makes no $manifests.yaml"
+        [ -s "$work/$tool/$manifests.yaml" ] || die "docs/install/kubernetes.md makes no $manifests.yaml"
         said=$("$python" scripts/check_manifests.py <"$work/$tool/$manifests.yaml") || die "$manifests.yaml"
         echo "$manifests.yaml by kubectl $("$kubectl" version --client -o yaml | sed -n 's/^  gitVersion: v//p'): $said"
     done

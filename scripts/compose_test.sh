@@ -43,9 +43,9 @@ check 'ports published' \
 check 'the role it connects as' "$(sql "SELECT DISTINCT usename FROM pg_stat_activity
     WHERE application_name = 'nico-rewrap'")" nico_rewrap
 
-step "The role once more, as docs/deploy.md has it"
+step "The role once more, by the commands of docs/install/postgres.md"
 hash_before=$(role_hash)
-"$root/scripts/doc_commands.sh" "Postgres role" >role.commands
+"$root/scripts/doc_commands.sh" install/postgres "Database role" >role.commands
 run_role_commands || fail "the commands of the page: $(cat role.log)"
 check 'the password is hashed anew' "$([ "$(role_hash)" != "$hash_before" ] && echo yes)" yes
 

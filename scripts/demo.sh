@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The operator's run-book, played from start to end on a throwaway site: `make demo`.
+# Plays the run-book of an operator on a throwaway site: `make demo`.
 #
 # Needs the release build of nico-rewrap and of the example `seed`. With DATABASE_URL set, the demo makes a database of
 # its own on that server instead of starting one, and drops it at the end.
@@ -126,7 +126,7 @@ fi
 
 step "Two master keys: kv1 is the old one, kv2 the new one"
 run_and_show nico-rewrap keygen
-note "(so one makes a key; this demo takes its two from openssl rand -base64 32)"
+note "(this is how to make a key; the demo makes its two keys with openssl rand -base64 32)"
 make_keys
 write_config kv2
 
@@ -163,4 +163,4 @@ start_service
 rewrap true 0 "$ORGANIZATIONS" 0 "$secrets" 'would be re-wrapped'
 stop_service
 
-good "Done in $SECONDS s: $secrets secrets of $ORGANIZATIONS organizations went from kv1 to kv2, and nothing needs kv1 any more."
+good "Done in $SECONDS s: $secrets secrets of $ORGANIZATIONS organizations went from kv1 to kv2. Nothing needs kv1."

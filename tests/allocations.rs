@@ -11,7 +11,7 @@ use nico_rewrap::domain::keyring::{Kek, KeyId, Keyring};
 use nico_rewrap::domain::rewrap::{Decision, Scratch, decide};
 use nico_rewrap::run::{Mode, RateOptions, Runner, Scope};
 use nico_rewrap::store::database::Database as Target;
-use nico_rewrap::store::{Commit, Pooler, Store, StoreOptions};
+use nico_rewrap::store::{Durability, PoolMode, Store, StoreOptions};
 use tokio::runtime::Builder;
 use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
@@ -104,19 +104,19 @@ async fn site_of(rows: usize, key_id: &str) -> Runner {
         .collect();
     seed::insert(&database.client().await, &orgs).await;
     let options = StoreOptions {
-        max_connections: 2,
+        database_pool_size: 2,
         page_size: 100,
         lock_timeout: Duration::from_secs(2),
         statement_timeout: Duration::from_secs(30),
-        pool_wait: Duration::from_secs(30),
+        pool_acquire_timeout: Duration::from_secs(30),
         max_attempts: 5,
         pipeline_depth: 32,
-        commit: Commit::Barrier,
-        pooler: Pooler::Session,
+        durability: Durability::PerRun,
+        pool_mode: PoolMode::Session,
     };
     let speed = RateOptions {
         max_rows_per_second: 0,
-        back_off: true,
+        adaptive_rate: true,
     };
     let target = Target::parse(&database.url(), None, Duration::from_secs(30)).unwrap();
     Runner::new(keyring(), Store::new(&target, options).unwrap(), speed)

@@ -118,7 +118,7 @@ async fn a_bad_secrets_file_is_named_and_not_quoted() {
         "[rewrap].secrets_file: ",
         "/secrets.json ",
         "can't be read (",
-        "if the keys are in Vault, Vault Agent writes this file: see docs/deploy.md#vault",
+        "if the keys are in Vault, Vault Agent writes this file: see docs/install/vault.md",
     ];
     refused(&database, &missing, Site::missing_secrets).await;
     refused(

@@ -37,6 +37,7 @@ async fn version_and_help_are_there_for_a_newcomer() {
             &[
                 "serve",
                 "migrate",
+                "keys",
                 "keygen",
                 "healthcheck",
                 "machine-identity secrets",
@@ -64,7 +65,12 @@ async fn version_and_help_are_there_for_a_newcomer() {
                 "nico-api owns the tables",
             ],
         ),
-        (&["keygen", "--help"], &["--id <ID>"]),
+        (&["keys", "--help"], &["generate"]),
+        (
+            &["keys", "generate", "--help"],
+            &["--id <ID>", "--config <FILE>", "--into <FILE>"],
+        ),
+        (&["keygen", "--help"], &["--id <ID>", "--into <FILE>"]),
         (
             &["healthcheck", "--help"],
             &["--config <FILE>", "--live", "/readyz", "metrics_endpoint"],
@@ -100,6 +106,8 @@ async fn unknown_arguments_are_refused() {
         (&["serve", "site.toml"], "unexpected argument 'site.toml'"),
         (&["migrate"], "--config <FILE>"),
         (&["keygen", "kv2"], "unexpected argument 'kv2'"),
+        (&["keys"], "Usage"),
+        (&["keys", "make"], "unrecognized subcommand 'make'"),
     ];
     for (args, words) in cases {
         let Exit {
@@ -140,15 +148,20 @@ async fn keygen(args: &[&str]) -> (String, Key, String) {
 #[tokio::test]
 async fn keygen_prints_a_line_for_the_secrets_file() {
     let (id, key, advice) = keygen(&[]).await;
+    let (date, suffix) = id.split_once('-').unwrap();
     assert!(
-        id.starts_with("kv20") && id.len() == 10 && id[2..].bytes().all(|b| b.is_ascii_digit()),
+        date.starts_with("kv20")
+            && date.len() == 10
+            && date[2..].bytes().all(|b| b.is_ascii_digit()),
         "{id}"
     );
-    let (again, other_key, _) = keygen(&[]).await;
     assert!(
-        key != other_key && (again == id || again[2..] > id[2..]),
-        "fresh each time"
+        advice.contains(&format!("key check value is {suffix}")),
+        "{advice} {id}"
     );
+    assert!(advice.contains("--config"), "{advice}");
+    let (again, other_key, _) = keygen(&[]).await;
+    assert!(key != other_key && again != id, "{id} {again}");
     assert!(
         advice.contains("machine_identity.encryption_keys"),
         "{advice}"

@@ -77,21 +77,21 @@ rewrap.lock_timeout | "1500ms" | 2 ; "2" ; "2 parsecs" ; "0s" ; "2h" ; "-1s" | "
 rewrap.statement_timeout | "1m" | "" | "2s"
 rewrap.connect_timeout | "5s" | true | "2s"
 rewrap.shutdown_grace | "1m 30s" | "soon" | "2s"
-rewrap.max_connections | 2 | 0 ; -1 ; 257 ; 1.5 ; "many" | from 1 to 256
+rewrap.database_pool_size | 2 | 0 ; -1 ; 257 ; 1.5 ; "many" | from 1 to 256
 rewrap.page_size | 10000 | 0 ; 10001 ; 4294967297 | from 1 to 10000
 rewrap.max_attempts | 1 | 0 | from 1 to 100
 rewrap.crl_files | [] | "a.pem" ; [1] | list of texts
 rewrap.crl_files | [] | [" "] | blank entry
 rewrap.crl_policy | "allow_unknown" | "none" ; "" | one of "require_valid", "allow_expired"
-rewrap.max_handshakes | 1 | 0 ; 65537 | from 1 to 65536
-rewrap.request_timeout | "1s" | 10 | "2s"
+rewrap.max_concurrent_handshakes | 1 | 0 ; 65537 | from 1 to 65536
+rewrap.request_read_timeout | "1s" | 10 | "2s"
 rewrap.tls_reload_interval | "1m" | "0s" | "2s"
 rewrap.audit_required | false | "yes" | true or false
 rewrap.listen | "127.0.0.1:0" | "localhost:1179" ; "1179" ; 1179 ; "[::]" ; "" |
 rewrap.metrics_endpoint | "127.0.0.1:0" | "127.0.0.1" | "127.0.0.1:1179"
 rewrap.log_filter | "warn,nico_rewrap=info" | "nico_rewrap=noisy" | is not a filter
 rewrap.log_format | "json" | "xml" ; "JSON" | one of "logfmt", "json"
-rewrap.pooler | "transaction" | "statement" | one of "session", "transaction"
+rewrap.pool_mode | "transaction" | "statement" | one of "session", "transaction"
 rewrap.database_sslmode | "disable" | "none" ; "" | verify-full
 "#;
 
@@ -147,6 +147,30 @@ async fn what_is_missing_is_named() {
         "auth.permissive_mode",
     ] {
         accepted(&database, |site| site.unset(optional)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_old_name_of_a_setting_is_answered_with_the_new_one() {
+    let database = Database::migrated().await;
+    for (old, new) in [
+        ("back_off", "adaptive_rate"),
+        ("commit", "durability"),
+        ("database_pool_size", "database_pool_size"),
+        ("max_concurrent_handshakes", "max_concurrent_handshakes"),
+        ("pool_acquire_timeout", "pool_acquire_timeout"),
+        ("pooler", "pool_mode"),
+        ("request_read_timeout", "request_read_timeout"),
+    ] {
+        let words = format!("this setting was renamed; write {new}");
+        let in_file = format!("site.toml: [rewrap].{old}: {words}");
+        refused(&database, &[&in_file], |site| {
+            site.set(&format!("rewrap.{old}"), "1")
+        })
+        .await;
+        let variable = format!("NICO_REWRAP__{}", old.to_uppercase());
+        let in_variable = format!("environment variable {variable}: [rewrap].{old}: {words}");
+        refused(&database, &[&in_variable], |site| site.env(&variable, "1")).await;
     }
 }
 

@@ -22,7 +22,7 @@ fn site() -> Site {
     Site::with_url("postgres://nobody@127.0.0.1:1/none")
         .set("machine_identity.enabled", "false")
         .set("rewrap.handshake_timeout", "\"10m\"")
-        .set("rewrap.max_handshakes", "8")
+        .set("rewrap.max_concurrent_handshakes", "8")
 }
 
 /// A client at this address of the loopback network that connects and says nothing.
@@ -136,7 +136,7 @@ fn half_a_request() -> Vec<u8> {
 #[tokio::test]
 async fn a_request_that_is_never_complete_does_not_hold_its_connection() {
     let server = Site::new(&Database::migrated().await)
-        .set("rewrap.request_timeout", "\"1s\"")
+        .set("rewrap.request_read_timeout", "\"1s\"")
         .set("rewrap.idle_timeout", "\"1s\"")
         .start()
         .await;
@@ -276,7 +276,7 @@ async fn who_is_denied_leaves_a_record_and_can_not_take_it_back() {
         theirs.count()
     };
     let all_told = async || {
-        let unrecorded = "nico_rewrap_denials_unrecorded_total";
+        let unrecorded = "nico_rewrap_audit_denials_dropped_total";
         let unrecorded = server.metric(unrecorded, &[]).await.unwrap();
         let recorded = records("nico-dhcp");
         (recorded >= 1 && records("nico-dns") == 1).then_some(recorded as f64 + unrecorded)

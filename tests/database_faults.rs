@@ -44,7 +44,7 @@ async fn a_run_outlives_the_loss_of_every_connection_and_counts_each_row_once() 
     seed::insert(&client, &orgs(200)).await;
     slow_writes(&client, 0.02).await;
     let server = Site::new(&database)
-        .set("rewrap.max_connections", "4")
+        .set("rewrap.database_pool_size", "4")
         .start()
         .await;
     let terminate = async {
@@ -174,7 +174,7 @@ async fn the_audit_record_counts_what_was_committed_before_the_database_gave_up(
     // More chunks of rows than connections, so that some are under way and some not yet begun at the end.
     let server = Site::new(&database)
         .set("rewrap.max_attempts", "2")
-        .set("rewrap.max_connections", "3")
+        .set("rewrap.database_pool_size", "3")
         .start()
         .await;
     assert_unavailable(apply(&server).await);
@@ -191,7 +191,7 @@ async fn a_database_that_dies_ends_the_call_and_not_the_service() {
     seed::insert(&client, &orgs(100)).await;
     slow_writes(&client, 0.1).await;
     let server = Site::new(&database)
-        .set("rewrap.max_connections", "2")
+        .set("rewrap.database_pool_size", "2")
         .start()
         .await;
     let die = async {
@@ -242,7 +242,7 @@ async fn a_database_that_hangs_ends_the_call_however_many_connections_the_pool_h
     slow_writes(&client, 0.3).await;
     // A page of its own for each row, so that the pool fills; and a try for each of its connections.
     let site = Site::new(&database)
-        .set("rewrap.max_connections", "20")
+        .set("rewrap.database_pool_size", "20")
         .set("rewrap.page_size", "1");
     let site = site
         .set("rewrap.max_attempts", "20")
@@ -292,10 +292,10 @@ async fn a_database_that_hangs_is_found_out_once_and_not_by_every_row() {
     seed::insert(&client, &orgs(80)).await;
     slow_writes(&client, 0.2).await;
     let site = Site::new(&database)
-        .set("rewrap.max_connections", "2")
+        .set("rewrap.database_pool_size", "2")
         .set("rewrap.pipeline_depth", "4")
         // A limit would give the connection four rows and no more.
-        .set("rewrap.back_off", "false");
+        .set("rewrap.adaptive_rate", "false");
     let server = site.set("rewrap.statement_timeout", "\"1s\"").start().await;
     let hang = async {
         until_written(&client, 4).await;
@@ -365,7 +365,7 @@ async fn a_start_does_not_cling_to_a_connection_that_hangs() {
         let database = Database::migrated().await;
         let proxy = Proxy::to(pg::Server::shared().port()).await;
         proxy.silence_new_connections();
-        let site = Site::with_url(&proxy.url(&database)).set("rewrap.pooler", quote(pooler));
+        let site = Site::with_url(&proxy.url(&database)).set("rewrap.pool_mode", quote(pooler));
         let site = site
             .set("rewrap.connect_timeout", "\"500ms\"")
             .set("rewrap.pipeline_depth", "1");

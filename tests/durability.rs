@@ -109,7 +109,7 @@ async fn left_unflushed(database: &Database, client: &tokio_postgres::Client) ->
 
 /// Looks at the load would be barriers, too.
 fn without_looks(database: &Database) -> Site {
-    Site::new(database).set("rewrap.back_off", "false")
+    Site::new(database).set("rewrap.adaptive_rate", "false")
 }
 
 #[tokio::test]
@@ -172,15 +172,19 @@ async fn with_a_commit_each_every_row_is_flushed_by_itself() {
         client.query_one(sql, &[]).await.unwrap().get::<_, i64>(0)
     };
     let mut flushed = Vec::new();
-    for commit in ["each", "barrier"] {
-        let site = Site::new(&database).set("rewrap.commit", format!("\"{commit}\""));
+    for durability in ["per_row", "per_run"] {
+        let site = Site::new(&database).set("rewrap.durability", format!("\"{durability}\""));
         // One at a time: commits that come together are flushed together.
         let site = site
-            .target(if commit == "each" { "kv2" } else { "kv1" })
-            .set("rewrap.max_connections", "1")
+            .target(if durability == "per_row" {
+                "kv2"
+            } else {
+                "kv1"
+            })
+            .set("rewrap.database_pool_size", "1")
             .set("rewrap.pipeline_depth", "1")
             // Which looks at what a flush takes.
-            .set("rewrap.back_off", "false");
+            .set("rewrap.adaptive_rate", "false");
         let server = site.start().await;
         client
             .batch_execute("SELECT pg_stat_force_next_flush()")

@@ -48,6 +48,31 @@ pub(crate) async fn written(client: &Client) -> i64 {
     client.query_one(sql, &[&VERSION]).await.unwrap().get(0)
 }
 
+/// Waits until a commit waits for the synchronous standby that is configured: the setting takes effect a moment
+/// after it can be read.
+pub(crate) async fn until_commits_wait(database: &Database, watch: &Client) {
+    let probe = database.admin().await;
+    let pid: i32 = probe
+        .query_one("SELECT pg_backend_pid()", &[])
+        .await
+        .unwrap()
+        .get(0);
+    let waits = format!(
+        "EXISTS (SELECT FROM pg_stat_activity WHERE pid = {pid} AND wait_event = 'SyncRep')"
+    );
+    let commit = "SET synchronous_commit = on; SELECT pg_logical_emit_message(true, 'test', '')";
+    loop {
+        tokio::select! {
+            committed = probe.batch_execute(commit) => committed.unwrap(),
+            () = until(watch, &waits) => break,
+        }
+    }
+    watch
+        .query("SELECT pg_cancel_backend($1)", &[&pid])
+        .await
+        .unwrap();
+}
+
 /// Lets every row that the service writes take this long.
 pub(crate) async fn slow_writes(client: &Client, seconds: f64) {
     let body = format!("PERFORM pg_sleep({seconds});");

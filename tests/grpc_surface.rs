@@ -257,6 +257,8 @@ async fn every_error_carries_its_reason_and_domain() {
         assert!(error.details[0]["reason"].is_string(), "{error:?}");
         let info = error.error_info().unwrap();
         assert_eq!((&*info.reason, &*info.domain), (reason, "nico-rewrap"));
+        let section = format!("docs/troubleshooting.md#{}", reason.to_lowercase());
+        assert_eq!(error.details[1]["links"][0]["url"], section);
         assert!(error.run_id.is_some(), "{error:?}");
     }
 }

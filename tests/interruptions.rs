@@ -34,7 +34,7 @@ async fn long_run() -> (Client, Server) {
 /// A site that writes one row after the other and waits for locks longer than any test.
 fn one_at_a_time(database: &Database) -> Site {
     Site::new(database)
-        .set("rewrap.max_connections", "1")
+        .set("rewrap.database_pool_size", "1")
         .set("rewrap.pipeline_depth", "1")
         .set("rewrap.lock_timeout", "\"60s\"")
         .set("rewrap.statement_timeout", "\"60s\"")
@@ -230,12 +230,16 @@ async fn runs_that_would_be_too_many_are_refused_and_are_not_afterwards() {
             Some(("RESOURCE_EXHAUSTED", "TOO_MANY_RUNS", "max_runs")),
         ),
         (
-            "max_connections",
+            "database_pool_size",
             "1",
             &dry_run,
-            Some(("UNAVAILABLE", "DATABASE_UNAVAILABLE", "pool_wait")),
+            Some((
+                "UNAVAILABLE",
+                "DATABASE_UNAVAILABLE",
+                "pool_acquire_timeout",
+            )),
         ),
-        ("max_connections", "2", &dry_run, None),
+        ("database_pool_size", "2", &dry_run, None),
     ];
     for (setting, value, request, refusal) in table {
         let case = format!("{setting} = {value}, {request}");
@@ -244,7 +248,7 @@ async fn runs_that_would_be_too_many_are_refused_and_are_not_afterwards() {
         seed::insert(&client, &orgs(3)).await;
         let site = Site::new(&database).set(&format!("rewrap.{setting}"), value);
         let site = site
-            .set("rewrap.pool_wait", "\"300ms\"")
+            .set("rewrap.pool_acquire_timeout", "\"300ms\"")
             .set("rewrap.statement_timeout", "\"60s\"");
         let server = site.start().await;
         let gate = Guard::closed(&database).await;

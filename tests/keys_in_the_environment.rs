@@ -190,7 +190,8 @@ async fn the_documented_commands_do_it() {
     }
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut print = Command::new(root.join("scripts/doc_commands.sh"));
-    let commands = process::run(print.arg("Keys from the environment"));
+    let commands =
+        process::run(print.args(["reference/configuration", "Keys in environment variables"]));
     let path = format!(
         "{}:{}",
         Path::new(BINARY).parent().unwrap().display(),

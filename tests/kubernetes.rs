@@ -13,7 +13,7 @@ use crate::kubelet::{arguments, cluster, container, environment, mount, named, r
 use crate::leaks;
 use crate::pki::{Cert, Leaf};
 use crate::process::{self, temp_dir};
-use crate::seed::one_under_kv1;
+use crate::seed::{Org, one_under_kv1};
 use crate::server::Server;
 
 const STANDALONE: &str = "nico-rewrap-certificate";
@@ -103,9 +103,24 @@ fn call(folder: &str, database: &Database, server: &Server, more: &[&str]) -> Co
     args[address].clone_from(&server.grpc);
     let of_service = ["-authority", service.rsplit_once(':').unwrap().0];
     let name = if more.is_empty() { &of_service } else { more };
-    let grpcurl = std::env::var_os("GRPCURL").unwrap_or_else(|| "grpcurl".into());
-    let mut command = Command::new(grpcurl);
-    command.args(name).args(args);
+    // The shell of the Job looks for grpcurl along its PATH.
+    let bin = dir.join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    let grpcurl = std::env::var_os("GRPCURL").map_or_else(
+        || {
+            process::run(Command::new("which").arg("grpcurl"))
+                .trim()
+                .into()
+        },
+        std::path::PathBuf::from,
+    );
+    std::os::unix::fs::symlink(grpcurl, bin.join("grpcurl")).unwrap();
+    let words = container["command"].as_array().unwrap().iter();
+    let mut words = words.map(|word| word.as_str().unwrap());
+    let mut command = Command::new(words.next().unwrap());
+    let others = std::env::var("PATH").unwrap();
+    command.env("PATH", format!("{}:{others}", bin.display()));
+    command.args(words).args(name).args(args);
     command
 }
 
@@ -149,11 +164,36 @@ async fn the_job_calls_the_deployment() {
 }
 
 #[tokio::test]
+async fn the_job_fails_if_a_row_fails_and_prints_the_report() {
+    let database = one_under_kv1().await;
+    let client = database.client().await;
+    Org::under("under-a-lost-key", "kv0").insert(&client).await;
+    let certificate = issued(&rendered("standalone")["Certificate"]);
+    let server = started(
+        &rendered("standalone"),
+        &database,
+        (STANDALONE, &certificate),
+    )
+    .await;
+    let output = call("call-apply", &database, &server, &[])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&report["rowsUpdated"], &report["rowsFailed"]),
+        (&json!(1), &json!(1))
+    );
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("rows failed"), "{said}");
+}
+
+#[tokio::test]
 async fn the_job_calls_a_sidecar_by_nico_apis_name() {
     let database = one_under_kv1().await;
     let server = started(&rendered("sidecar"), &database, (SIDECAR, &of_nico_api())).await;
     let argument = "-servername=nico-api.nico-system.svc.cluster.local";
-    assert!(include_str!("../docs/deploy.md").contains(&format!("`{argument}`")));
+    assert!(include_str!("../docs/install/kubernetes.md").contains(&format!("`{argument}`")));
     let dry = called("call", &database, &server, &[argument]);
     assert_eq!(dry["rowsUpdated"], 1);
     let refused = call("call", &database, &server, &[]).output().unwrap();

@@ -84,8 +84,8 @@ async fn the_role_is_enough_on_old_sites_and_new_ones() {
         grant(&database).await;
     }
     for pooler in ["session", "transaction"] {
-        let site = Site::with_url(&url).set("rewrap.pooler", format!("\"{pooler}\""));
-        let server = site.set("rewrap.commit", "\"each\"").start().await;
+        let site = Site::with_url(&url).set("rewrap.pool_mode", format!("\"{pooler}\""));
+        let server = site.set("rewrap.durability", "\"per_row\"").start().await;
         assert_eq!(run(&server, false).await.rows_failed, 0, "{pooler}");
     }
 }

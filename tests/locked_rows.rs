@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nico_rewrap::domain::keyring::KeyId;
 use nico_rewrap::store::database::Database as Target;
-use nico_rewrap::store::{Commit, Pooler, Store, StoreOptions};
+use nico_rewrap::store::{Durability, PoolMode, Store, StoreOptions};
 use tokio_postgres::Client;
 
 use crate::database::Database;
@@ -43,7 +43,7 @@ async fn the_commit_goes_out_before_the_write_is_answered() {
         let close = "SELECT pg_advisory_lock(1)";
         gate.batch_execute(close).await.unwrap();
         let proxy = Proxy::to(pg::Server::shared().port()).await;
-        let site = Site::with_url(&proxy.url(&database)).set("rewrap.pooler", quote(pooler));
+        let site = Site::with_url(&proxy.url(&database)).set("rewrap.pool_mode", quote(pooler));
         let site = site
             .set("rewrap.statement_timeout", "\"100s\"")
             .set("rewrap.lock_timeout", "\"100s\"");
@@ -102,8 +102,8 @@ async fn what_fails_under_the_lock_is_told_and_not_written() {
             );
             client.batch_execute(&at_commit).await.unwrap();
             let before = snapshot(&client).await;
-            let site = Site::new(&database).set("rewrap.pooler", quote(pooler));
-            let server = site.set("rewrap.max_connections", "1").start().await;
+            let site = Site::new(&database).set("rewrap.pool_mode", quote(pooler));
+            let server = site.set("rewrap.database_pool_size", "1").start().await;
             let report = run(&server, false).await;
             let row = snapshot(&client).await;
             match named {
@@ -145,7 +145,7 @@ async fn a_version_that_is_kept_from_counting_is_told_under_the_lock_too() {
 async fn a_write_under_lock_that_is_given_up_leaves_no_transaction_behind() {
     // Where it waits when it is given up: for its lock, or, with the COMMIT sent, in the write.
     for table in ["tenant_identity_config", "tenants"] {
-        for pooler in [Pooler::Session, Pooler::Transaction] {
+        for pooler in [PoolMode::Session, PoolMode::Transaction] {
             let database = Database::migrated().await;
             let (rival, watch) = (database.client().await, database.client().await);
             seed::insert(&rival, &orgs(1)).await;
@@ -177,16 +177,16 @@ async fn a_write_under_lock_that_is_given_up_leaves_no_transaction_behind() {
 }
 
 /// Limits far beyond what a test takes.
-pub(crate) fn options(pooler: Pooler) -> StoreOptions {
+pub(crate) fn options(pooler: PoolMode) -> StoreOptions {
     StoreOptions {
-        max_connections: 1,
+        database_pool_size: 1,
         page_size: 100,
         lock_timeout: Duration::from_secs(100),
         statement_timeout: Duration::from_secs(100),
-        pool_wait: Duration::from_secs(30),
+        pool_acquire_timeout: Duration::from_secs(30),
         max_attempts: 5,
         pipeline_depth: 1,
-        commit: Commit::Barrier,
-        pooler,
+        durability: Durability::PerRun,
+        pool_mode: pooler,
     }
 }

@@ -104,21 +104,24 @@ async fn a_row_unlocked_in_time_is_written() {
 #[tokio::test]
 async fn a_table_full_of_locked_rows_is_as_many_failures_and_not_the_end_of_the_run() {
     // Fewer connections than there are rows to wait for, and less patience with the pool than all of them take.
-    for max_connections in ["1", "3"] {
+    for database_pool_size in ["1", "3"] {
         let database = Database::migrated().await;
         let rival = database.client().await;
         seed::insert(&rival, &orgs(24)).await;
-        let site = Site::new(&database).set("rewrap.max_connections", max_connections);
+        let site = Site::new(&database).set("rewrap.database_pool_size", database_pool_size);
         let site = site
             .set("rewrap.page_size", "6")
             .set("rewrap.lock_timeout", "\"100ms\"");
-        let server = site.set("rewrap.pool_wait", "\"150ms\"").start().await;
+        let server = site
+            .set("rewrap.pool_acquire_timeout", "\"150ms\"")
+            .start()
+            .await;
         rival.batch_execute(&lock("tenants", "true")).await.unwrap();
         let report = run(&server, false).await;
         assert_eq!(
             (report.rows_failed, whole_rows(&report).len()),
             (24, 24),
-            "{max_connections}"
+            "{database_pool_size}"
         );
     }
 }

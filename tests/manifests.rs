@@ -37,7 +37,7 @@ fn ports_are_those_that_the_program_listens_on() {
         let manifests = rendered(folder);
         let config = manifests["ConfigMap"]["data"]["rewrap.toml"].as_str();
         let config: toml::Table = config.unwrap().parse().unwrap();
-        let readme = include_str!("../README.md");
+        let page = include_str!("../docs/reference/configuration.md");
         for (port, setting) in [
             ("rewrap-grpc", "listen"),
             ("rewrap-http", "metrics_endpoint"),
@@ -46,7 +46,7 @@ fn ports_are_those_that_the_program_listens_on() {
             let set = config["rewrap"][setting].as_str().unwrap();
             assert_eq!(set, format!("[::]:{number}"), "{folder} {setting}");
             assert!(
-                readme.contains(&format!("| `{setting}` | `{set}` |")),
+                page.contains(&format!("| `{setting}` | `{set}` |")),
                 "the default"
             );
             let of_service = manifests["Service"]["spec"]["ports"].as_array().unwrap();
@@ -228,14 +228,17 @@ fn the_image_is_that_of_this_version() {
             image
         );
     }
-    assert!(include_str!("../docs/deploy.md").contains(&format!("| image `{image}` |")));
+    assert!(
+        include_str!("../docs/install/kubernetes.md").contains(&format!("| image `{image}` |"))
+    );
 }
 
 #[test]
 fn a_pod_has_longer_to_end_than_the_program_takes() {
     // [rewrap].shutdown_grace, and the last answers.
     let needed = 15 + 5;
-    assert!(include_str!("../README.md").contains("| `shutdown_grace` | `15s` |"));
+    let page = include_str!("../docs/reference/configuration.md");
+    assert!(page.contains("| `shutdown_grace` | `15s` |"));
     for folder in ["standalone", "sidecar"] {
         let pod = pods(&rendered(folder)["Deployment"])["spec"].clone();
         let grace = pod["terminationGracePeriodSeconds"].as_u64().unwrap_or(30);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nico_rewrap::store::database::Database as Target;
-use nico_rewrap::store::{Pooler, Store};
+use nico_rewrap::store::{PoolMode, Store};
 
 use crate::database::Database;
 use crate::faults::orgs;
@@ -137,7 +137,7 @@ async fn a_commit_that_did_not_wait_for_its_standby_is_counted() {
         .start();
     let database = Database::migrated_on(&postgres).await;
     let target = Target::parse(&database.url(), None, Duration::from_secs(10)).unwrap();
-    let store = Store::new(&target, options(Pooler::Session)).unwrap();
+    let store = Store::new(&target, options(PoolMode::Session)).unwrap();
     let server = store.incarnation().await.unwrap();
     store.barrier(&server).await.unwrap();
     assert_eq!(store.unreplicated_commits(), 0);
@@ -155,6 +155,7 @@ async fn a_commit_that_did_not_wait_for_its_standby_is_counted() {
         "current_setting('synchronous_standby_names') = 'nowhere'",
     )
     .await;
+    crate::faults::until_commits_wait(&database, &admin).await;
     let cancel = async {
         let waits = "pg_stat_activity WHERE wait_event = 'SyncRep'";
         crate::faults::until(&admin, &format!("EXISTS (SELECT FROM {waits})")).await;

@@ -116,7 +116,7 @@ async fn an_error_that_looks_like_the_columns_end_does_not_leave_it_out_of_the_o
     raise(&client, "org000", "42703", None).await;
     // One row at a time, so that most come after the error.
     let site = Site::new(&database)
-        .set("rewrap.max_connections", "1")
+        .set("rewrap.database_pool_size", "1")
         .set("rewrap.pipeline_depth", "1");
     let server = site.start().await;
     let report = run(&server, false).await;
@@ -148,7 +148,7 @@ async fn schema_changes_during_a_run_make_no_row_fail() {
     let (database, client) = old_site(0).await;
     slow_writes(&client, 0.02).await;
     let site = Site::new(&database).set("rewrap.page_size", "10");
-    let server = site.set("rewrap.max_connections", "2").start().await;
+    let server = site.set("rewrap.database_pool_size", "2").start().await;
     for (round, change) in CHANGES.iter().enumerate() {
         seed::insert(&client, &more(round)).await;
         let migrate = async {
@@ -179,7 +179,7 @@ async fn schema_changes_between_runs_make_no_row_fail() {
     let some = "OLD.organization_id IN ('org000', 'round0-0', 'round1-0', 'round2-0', 'round3-0')";
     before_update(&client, "miss", some, miss).await;
     let server = Site::new(&database)
-        .set("rewrap.max_connections", "1")
+        .set("rewrap.database_pool_size", "1")
         .start()
         .await;
     assert_eq!(run(&server, false).await.rows_updated, 30);
@@ -208,7 +208,7 @@ async fn a_schema_change_between_a_miss_and_the_next_look_makes_no_row_fail() {
         tokio::join!(database.client(), database.client(), database.client());
     seed::insert(&rival, &orgs(1)).await;
     let server = Site::new(&database)
-        .set("rewrap.max_connections", "1")
+        .set("rewrap.database_pool_size", "1")
         .start()
         .await;
     // Reads the row by the statement that looks again after a miss.

@@ -55,7 +55,7 @@ async fn the_whole_procedure_works_through_a_transaction_mode_pooler() {
     client.batch_execute(lock).await.unwrap();
 
     let bouncer = PgBouncer::start(&database).await;
-    let site = Site::with_url(&bouncer.url(&database)).set("rewrap.pooler", "\"transaction\"");
+    let site = Site::with_url(&bouncer.url(&database)).set("rewrap.pool_mode", "\"transaction\"");
     let site = site
         .set("rewrap.lock_timeout", "\"300ms\"")
         .set("rewrap.page_size", "50");
@@ -83,7 +83,7 @@ async fn the_whole_procedure_works_through_a_transaction_mode_pooler() {
 async fn without_the_setting_a_pooler_would_hand_our_limits_to_others() {
     let database = Database::migrated().await;
     let bouncer = PgBouncer::start(&database).await;
-    let site = Site::with_url(&bouncer.url(&database)).set("rewrap.pooler", quote("session"));
+    let site = Site::with_url(&bouncer.url(&database)).set("rewrap.pool_mode", quote("session"));
     let _server = site.set("rewrap.statement_timeout", "\"7s\"").start().await;
     let settings = settings(&bouncer, &database).await;
     assert!(settings.contains(&"2s 7s 7s".to_owned()), "{settings:?}");

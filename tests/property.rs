@@ -183,7 +183,7 @@ async fn start() -> (Client, Vec<Server>) {
             .keys(&keys(&KEYS))
             .target(target)
             .set("rewrap.page_size", page_size)
-            .set("rewrap.max_connections", connections);
+            .set("rewrap.database_pool_size", connections);
         servers.push(site.start().await);
     }
     (client, servers)

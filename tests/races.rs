@@ -58,7 +58,7 @@ async fn a_storm_of_sighups_disturbs_neither_a_run_nor_its_record() {
     let audit_log = dir.path().join("audit.log");
     let server = files
         .site(Site::new(&database))
-        .set("rewrap.max_connections", "1")
+        .set("rewrap.database_pool_size", "1")
         .set("rewrap.pipeline_depth", "1")
         .set("rewrap.audit_log", path(&audit_log))
         .start()
@@ -92,7 +92,7 @@ async fn an_administrator_who_is_none_any_more_loses_the_run_as_well() {
     files.write("root.pem", both.concat().as_bytes());
     let site = files
         .site(Site::new(&database))
-        .set("rewrap.max_connections", "1");
+        .set("rewrap.database_pool_size", "1");
     let server = site.set("rewrap.pipeline_depth", "1").start().await;
     let mut called = std::pin::pin!(reencrypt(&server, certs::admin(), json!({})));
     tokio::select! {

@@ -87,7 +87,7 @@ pub(crate) async fn until_reloaded(server: &Server, outcome: &str, times: f64) {
 }
 
 pub(crate) async fn until_closed(server: &Server, reason: &str, connections: f64) {
-    let name = "nico_rewrap_connections_distrusted_total";
+    let name = "nico_rewrap_connections_revoked_total";
     until(server, name, &[("reason", reason)], connections).await;
 }
 
@@ -282,7 +282,7 @@ async fn a_run_of_a_revoked_caller_stops_at_the_next_row() {
     let files = Files::new();
     let site = files
         .site(Site::new(&database))
-        .set("rewrap.max_connections", "1");
+        .set("rewrap.database_pool_size", "1");
     let server = site.set("rewrap.pipeline_depth", "1").start().await;
     let bad = service("nico-api");
     let request = json!({});
@@ -309,7 +309,7 @@ async fn a_run_of_another_caller_goes_on_through_reloads() {
     let files = Files::new();
     let site = files
         .site(Site::new(&database))
-        .set("rewrap.max_connections", "1");
+        .set("rewrap.database_pool_size", "1");
     let server = site.set("rewrap.pipeline_depth", "1").start().await;
     let mut called = std::pin::pin!(run(&server, false));
     tokio::select! {

@@ -237,7 +237,7 @@ async fn a_report_waits_for_a_synchronous_replica_and_for_no_other() {
             until(&admin, sync).await;
         }
         // Without looks at what a durable commit takes: they wait for the replica as well.
-        let site = Site::new(&replicated.database).set("rewrap.back_off", "false");
+        let site = Site::new(&replicated.database).set("rewrap.adaptive_rate", "false");
         let server = site.start().await;
         let receiver = replicated.receiver().await;
         signal(&[receiver], "STOP");

@@ -9,6 +9,7 @@ use crate::grpcurl::{Failure, reencrypt, run};
 use crate::outcome::{
     Counters, assert_rewrapped, counters, dry_run_then_apply, linguistic, seeded, serve, without_id,
 };
+use crate::pg::OWNER;
 use crate::seal::{key_id, keys, open, seal};
 use crate::seed::{DELEGATION, Org, signing_key_pem, snapshot};
 use crate::site::Site;
@@ -109,35 +110,44 @@ async fn every_row_is_written_in_a_transaction_of_its_own_together_with_its_vers
     }
 }
 
-/// A policy of row-level security that lets a read-only transaction see every row and ends any other with an error.
-/// `FORCE` makes it hold for the owner, as whom the service connects.
+/// Ends every transaction of the service that writes a row, even if Postgres undoes the write.
 const TRAP: &str = "
-    CREATE FUNCTION only_when_read_only() RETURNS boolean LANGUAGE plpgsql VOLATILE AS $$
-    BEGIN
-        IF current_setting('transaction_read_only') <> 'on' THEN RAISE 'a transaction that may write'; END IF;
-        RETURN true;
-    END $$;
-    CREATE POLICY trap ON tenant_identity_config USING (only_when_read_only());
-    CREATE POLICY trap ON tenants USING (only_when_read_only());
-    ALTER TABLE tenant_identity_config ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
-    ALTER TABLE tenants ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;";
+    CREATE FUNCTION no_write() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN RAISE 'a transaction that writes'; END $$;
+    CREATE TRIGGER trap BEFORE INSERT OR UPDATE OR DELETE ON tenant_identity_config
+        FOR EACH STATEMENT EXECUTE FUNCTION no_write();
+    CREATE TRIGGER trap BEFORE INSERT OR UPDATE OR DELETE ON tenants
+        FOR EACH STATEMENT EXECUTE FUNCTION no_write();";
 
 #[tokio::test]
-async fn a_dry_run_touches_the_tables_in_read_only_transactions_alone() {
+async fn a_dry_run_needs_no_transaction_that_may_write() {
     let (orgs, mut expected) = one_of_each();
-    let (database, client, server) = serve(&orgs).await;
+    let (database, client) = seeded(&orgs).await;
     client.batch_execute(TRAP).await.unwrap();
-    let caught = client.query("SELECT FROM tenants", &[]).await.unwrap_err();
-    let caught = caught.as_db_error().unwrap().message().to_owned();
-    assert_eq!(caught, "a transaction that may write");
-
+    let admin = database.admin().await;
+    let before = snapshot(&admin).await;
+    let read_only = |value: &str| {
+        format!(
+            "ALTER ROLE {OWNER} IN DATABASE {} SET default_transaction_read_only = {value}",
+            database.name()
+        )
+    };
+    admin.batch_execute(&read_only("on")).await.unwrap();
+    let server = Site::new(&database).start().await;
     assert_eq!(counters(&run(&server, true).await), expected);
     let one = json!({"organizationId": "usual", "dryRun": true});
     let one = reencrypt(&server, certs::admin(), one).await.unwrap();
     assert_eq!(one.rows_updated, 1);
+    let refused = reencrypt(&server, certs::admin(), json!({}))
+        .await
+        .unwrap_err();
+    assert_eq!(refused.reason().as_deref(), Some("DATABASE_READ_ONLY"));
+    drop(server);
 
-    // The trap sees our own writes too, and each of them is the failure of its row.
-    let before = snapshot(&database.admin().await).await;
+    // The trap sees each write of an apply, which is the failure of its row.
+    admin.batch_execute(&read_only("off")).await.unwrap();
+    let server = Site::new(&database).start().await;
+    assert_eq!(counters(&run(&server, true).await), expected);
     expected.failed += expected.updated;
     (expected.updated, expected.reencrypted, expected.on_target) = (0, 0, 2);
     let report = run(&server, false).await;
@@ -148,7 +158,7 @@ async fn a_dry_run_touches_the_tables_in_read_only_transactions_alone() {
         3,
         "{report:?}"
     );
-    assert_eq!(snapshot(&database.admin().await).await, before);
+    assert_eq!(snapshot(&admin).await, before);
 }
 
 #[tokio::test]

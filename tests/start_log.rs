@@ -15,7 +15,7 @@ use crate::seal::{Key, key, keys};
 use crate::seed::{self, Org};
 use crate::site::{Exit, Site, quote, run_binary};
 
-/// The first eight hex digits of SHA-256 over the label and the key, as the README has it.
+/// The first eight hex digits of SHA-256 over the label and the key, as docs/reference/configuration.md has it.
 fn key_check_value(key: &Key) -> String {
     let mut hash = Context::new(&SHA256);
     hash.update(b"nico-rewrap key check value v1\0");
@@ -222,7 +222,7 @@ async fn metrics_count_rows_and_calls_and_name_nobody() {
     }
     let rows = async |mode: &str| {
         server
-            .metric("nico_rewrap_rows_total", &[("mode", mode)])
+            .metric("nico_rewrap_rows_processed_total", &[("mode", mode)])
             .await
     };
     assert_eq!(
@@ -253,7 +253,7 @@ async fn metrics_count_rows_and_calls_and_name_nobody() {
     );
     let metrics = server.metrics().await;
     assert!(
-        metrics.contains("# TYPE nico_rewrap_rows_total counter"),
+        metrics.contains("# TYPE nico_rewrap_rows_processed_total counter"),
         "{metrics}"
     );
     for name in [

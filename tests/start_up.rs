@@ -153,7 +153,7 @@ async fn a_database_that_goes_and_comes_back_is_told_by_the_probes() {
     let postgres = pg::Server::start();
     let database = Database::migrated_on(&postgres).await;
     let server = Site::new(&database)
-        .set("rewrap.pool_wait", "\"1s\"")
+        .set("rewrap.pool_acquire_timeout", "\"1s\"")
         .start()
         .await;
     for _ in 0..2 {
@@ -179,7 +179,7 @@ async fn a_database_that_hangs_is_told_by_the_probes() {
     let postgres = pg::Server::start();
     let database = Database::migrated_on(&postgres).await;
     let server = Site::new(&database)
-        .set("rewrap.pool_wait", "\"1s\"")
+        .set("rewrap.pool_acquire_timeout", "\"1s\"")
         .start()
         .await;
     let admin = database.admin().await;
@@ -210,7 +210,7 @@ async fn a_privilege_that_is_lost_is_told_by_the_probes() {
     let url = database.url().replace("//nico:", &format!("//{role}:"));
     // It never had one for tenant_identity_config, as at a site that makes dry runs alone.
     let server = Site::with_url(&url)
-        .set("rewrap.pool_wait", "\"1s\"")
+        .set("rewrap.pool_acquire_timeout", "\"1s\"")
         .start()
         .await;
     // What the first look finds is what later ones are compared with.

@@ -98,7 +98,7 @@ async fn rows_whose_answer_was_lost_before_a_stop_are_counted() {
     let proxy = Proxy::to(pg::Server::shared().port()).await;
     let server = Site::with_url(&proxy.url(&database))
         .set("rewrap.max_rows_per_second", "50")
-        .set("rewrap.back_off", "false")
+        .set("rewrap.adaptive_rate", "false")
         .start()
         .await;
     let lose = async {
@@ -129,7 +129,7 @@ async fn a_frozen_database_does_not_hold_a_stop_up_and_leaves_rows_in_doubt() {
     seed::insert(&client, &orgs(300)).await;
     let server = Site::new(&database)
         .set("rewrap.max_rows_per_second", "100")
-        .set("rewrap.back_off", "false")
+        .set("rewrap.adaptive_rate", "false")
         .start()
         .await;
     let stop = async {
@@ -196,7 +196,7 @@ async fn a_frozen_database_is_noticed_before_all_statements_under_way_time_out()
         .set("rewrap.statement_timeout", "\"1s\"")
         .set("rewrap.lock_timeout", "\"1s\"")
         .set("rewrap.max_rows_per_second", "100")
-        .set("rewrap.back_off", "false")
+        .set("rewrap.adaptive_rate", "false")
         .start()
         .await;
     let freeze = async {
@@ -243,9 +243,9 @@ async fn locked_rows_with_long_secrets_are_failures_of_their_own() {
         .collect();
     seed::insert(&client, &orgs).await;
     let server = Site::new(&database)
-        .set("rewrap.lock_timeout", "\"200ms\"")
-        .set("rewrap.statement_timeout", "\"1s\"")
-        .set("rewrap.back_off", "false")
+        .set("rewrap.lock_timeout", "\"300ms\"")
+        .set("rewrap.statement_timeout", "\"4s\"")
+        .set("rewrap.adaptive_rate", "false")
         .start()
         .await;
     let lock =
@@ -275,8 +275,8 @@ async fn a_rate_limit_lets_a_row_go_before_the_one_ahead_is_answered() {
     let proxy = Proxy::to(pg::Server::shared().port()).await;
     let server = Site::with_url(&proxy.url(&database))
         .set("rewrap.max_rows_per_second", "100")
-        .set("rewrap.max_connections", "2")
-        .set("rewrap.back_off", "false")
+        .set("rewrap.database_pool_size", "2")
+        .set("rewrap.adaptive_rate", "false")
         .start()
         .await;
     let without_answers = async {
@@ -299,7 +299,7 @@ async fn an_apply_waits_for_one_that_is_being_stopped() {
     seed::insert(&client, &orgs(300)).await;
     let server = Site::new(&database)
         .set("rewrap.max_rows_per_second", "100")
-        .set("rewrap.back_off", "false")
+        .set("rewrap.adaptive_rate", "false")
         .start()
         .await;
     let first = Call::new(&server, certs::admin())

@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 
 use crate::certs;
 use crate::database::Database;
-use crate::faults::{orgs, until};
+use crate::faults::{orgs, until, until_commits_wait};
 use crate::grpcurl::{Call, reencrypt, run};
 use crate::pg;
 use crate::seed;
@@ -36,6 +36,7 @@ async fn without_its_standby(rows: usize) -> (pg::Server, Client, Server) {
         "current_setting('synchronous_standby_names') = 'gone'",
     )
     .await;
+    until_commits_wait(&database, &admin).await;
     let server = Site::new(&database).start().await;
     (postgres, admin, server)
 }

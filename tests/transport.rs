@@ -26,7 +26,7 @@ fn site() -> Site {
 
 /// The reasons that handshakes were refused for so far.
 async fn refused(server: &Server) -> Vec<String> {
-    let name = "nico_rewrap_tls_handshakes_refused_total{";
+    let name = "nico_rewrap_tls_handshake_failures_total{";
     let metrics = server.metrics().await;
     let samples = metrics.lines();
     let samples = samples.filter(|line| line.starts_with(name) && !line.ends_with(" 0"));
@@ -35,7 +35,7 @@ async fn refused(server: &Server) -> Vec<String> {
 
 /// Waits until this many handshakes were refused for this reason: a client may know a moment before it is counted.
 pub(crate) async fn assert_refused(server: &Server, reason: &str, expected: u32) {
-    let name = "nico_rewrap_tls_handshakes_refused_total";
+    let name = "nico_rewrap_tls_handshake_failures_total";
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let count = server.metric(name, &[("reason", reason)]).await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use nico_rewrap::domain::rewrap::OVERSIZED;
 use nico_rewrap::store::database::Database as Target;
-use nico_rewrap::store::{Pooler, Position, Store, StoreOptions};
+use nico_rewrap::store::{PoolMode, Position, Store, StoreOptions};
 use serde_json::json;
 
 use crate::certs;
@@ -119,7 +119,7 @@ async fn bytes_that_are_not_utf_8_fail_their_row_alone() {
 
 #[tokio::test]
 async fn a_page_is_bounded_by_bytes_and_a_text_over_the_limit_stays_where_it_is() {
-    for pooler in [Pooler::Session, Pooler::Transaction] {
+    for pooler in [PoolMode::Session, PoolMode::Transaction] {
         let (database, client) = seeded(&orgs(30)).await;
         let large =
             "UPDATE tenant_identity_config SET encrypted_signing_key_1 = repeat('x', 1000000),
@@ -129,7 +129,7 @@ async fn a_page_is_bounded_by_bytes_and_a_text_over_the_limit_stays_where_it_is(
         client.batch_execute(large).await.unwrap();
         let target = Target::parse(&database.url(), None, Duration::from_secs(30)).unwrap();
         let options = StoreOptions {
-            max_connections: 2,
+            database_pool_size: 2,
             ..options(pooler)
         };
         let store = Store::new(&target, options).unwrap();
@@ -177,7 +177,7 @@ async fn a_trigger_that_keeps_a_text_or_skips_a_row_fails_it_and_nothing_is_writ
             let (database, client) = seeded(&orgs(4)).await;
             before_update(&client, "meddle", "OLD.organization_id <> 'org002'", body).await;
             let before = snapshot(&client).await;
-            let site = Site::new(&database).set("rewrap.pooler", format!("\"{pooler}\""));
+            let site = Site::new(&database).set("rewrap.pool_mode", format!("\"{pooler}\""));
             let server = site.start().await;
             for (updated, on_target) in [(1, 0), (0, 1)] {
                 let report = run(&server, false).await;
@@ -208,7 +208,7 @@ async fn a_table_that_is_locked_for_a_moment_ends_no_run() {
             let (database, client) = seeded(&orgs(5)).await;
             let site = Site::new(&database)
                 .set("rewrap.lock_timeout", "\"300ms\"")
-                .set("rewrap.pooler", format!("\"{pooler}\""));
+                .set("rewrap.pool_mode", format!("\"{pooler}\""));
             let server = site.start().await;
             let lock = format!("BEGIN; LOCK TABLE {table}");
             client.batch_execute(&lock).await.unwrap();

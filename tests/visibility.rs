@@ -69,7 +69,7 @@ async fn policies_that_can_hide_rows_are_refused_and_others_are_not() {
         let before = written(&admin).await;
         admin.batch_execute(&change).await.unwrap();
         for pooler in ["session", "transaction"] {
-            let site = Site::with_url(&url).set("rewrap.pooler", format!("\"{pooler}\""));
+            let site = Site::with_url(&url).set("rewrap.pool_mode", format!("\"{pooler}\""));
             let server = site.start().await;
             for request in [
                 json!({"dryRun": true}),
@@ -116,7 +116,7 @@ async fn a_policy_that_appears_in_mid_run_leaves_no_clean_report() {
     seed::insert(&owner, &orgs(60)).await;
     slow_writes(&owner, 0.02).await;
     let site = Site::with_url(&url).set("rewrap.page_size", "10");
-    let server = site.set("rewrap.max_connections", "2").start().await;
+    let server = site.set("rewrap.database_pool_size", "2").start().await;
     let hide = async {
         until_written(&admin, 5).await;
         let hide = "ALTER TABLE tenant_identity_config ENABLE ROW LEVEL SECURITY";
@@ -157,7 +157,7 @@ async fn a_row_that_the_index_has_lost_is_told_of() {
     follow_the_index(&database).await;
     insert_past_the_index(&database, "lost").await;
     for pooler in ["session", "transaction"] {
-        let site = Site::new(&database).set("rewrap.pooler", format!("\"{pooler}\""));
+        let site = Site::new(&database).set("rewrap.pool_mode", format!("\"{pooler}\""));
         let server = site.set("rewrap.page_size", "7").start().await;
         for request in [
             json!({"dryRun": true}),
@@ -226,7 +226,7 @@ async fn rows_that_come_and_go_in_mid_run_are_no_fault_and_new_ones_are_done() {
     let (database, client) = seeded(&orgs(60)).await;
     slow_writes(&client, 0.02).await;
     let site = Site::new(&database).set("rewrap.page_size", "10");
-    let server = site.set("rewrap.max_connections", "2").start().await;
+    let server = site.set("rewrap.database_pool_size", "2").start().await;
     let meanwhile = async {
         until_written(&client, 15).await;
         // Behind the run, and ahead of it.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The role for the service, with a password: as docs/deploy.md has it. Where there is no terminal, \password reads its
-# input; the server gets to see a hash.
+# Creates the database role of the service and sets its password, as docs/install/postgres.md says. Without a terminal,
+# \password reads standard input. The server sees only a hash.
 set -euo pipefail
 psql() { command psql -qX -d "$DATABASE_URL" "$@"; }
 psql -v ON_ERROR_STOP=1 -f /deploy/postgres/role.sql

@@ -1,10 +1,10 @@
-# Vault Agent, run once before nico-rewrap starts: it logs in, renders the secrets file, and ends. nico-rewrap reads its
-# keys at its start only, so there is nothing to watch. VAULT_ADDR and VAULT_CACERT come from the environment.
+# Vault Agent runs once before nico-rewrap starts: it logs in, renders the secrets file, and ends. nico-rewrap reads its
+# keys only at its start. VAULT_ADDR and VAULT_CACERT come from the environment.
 exit_after_auth = true
 
 vault {
   retry {
-    # A key that is listed and can't be read is tried again for four seconds, not for the five minutes of the default.
+    # Four seconds for a key that is listed and cannot be read. The default is five minutes.
     num_retries = 4
   }
 }
@@ -20,7 +20,7 @@ auto_auth {
 }
 
 template_config {
-  # No file rather than half of one.
+  # If a key is missing, write no file.
   exit_on_retry_failure = true
 }
 

@@ -1,4 +1,4 @@
-# What the agent's role needs: to list the keys, and to read them. "secrets" is the KV v2 mount.
+# The policy for the role of the agent: list the keys and read them. "secrets" is the KV v2 mount.
 path "secrets/metadata/machine_identity/encryption_keys" {
   capabilities = ["list"]
 }

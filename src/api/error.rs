@@ -11,7 +11,8 @@ use tonic::{Code, Status, metadata::MetadataValue};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
-    api::grpc::forge::RUN_ID_HEADER,
+    api::run_id::RUN_ID_HEADER,
+    audit::{NotRecorded, Outcome},
     auth::authorize::Denial,
     domain::organization::{InvalidOrganizationId, OrganizationId},
     store::{SetupError, StoreError},
@@ -89,7 +90,7 @@ pub enum ServiceError {
     #[error("the call was cancelled; what was committed stays")]
     Cancelled,
     /// The request was not there in time.
-    #[error("the request was not complete within [rewrap].request_timeout")]
+    #[error("the request was not complete within [rewrap].request_read_timeout")]
     SlowRequest,
     /// There is no such method here, or the request is not one of gRPC.
     #[error("no such method, or a request or message encoding that is not gRPC's")]
@@ -157,10 +158,32 @@ impl From<StoreError> for ServiceError {
     }
 }
 
+impl ServiceError {
+    /// For the audit record.
+    pub(crate) fn outcome(&self) -> Outcome {
+        Outcome {
+            name: self.code_and_reason().1,
+            error: Some(self.to_string()),
+        }
+    }
+}
+
+impl From<NotRecorded> for ServiceError {
+    fn from(_: NotRecorded) -> Self {
+        Self::AuditUnavailable
+    }
+}
+
+/// The section about this reason in the documents.
+fn troubleshooting(reason: &str) -> String {
+    format!("docs/troubleshooting.md#{}", reason.to_ascii_lowercase())
+}
+
 impl From<ServiceError> for Status {
     fn from(error: ServiceError) -> Self {
         let (code, reason) = error.code_and_reason();
-        let details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
+        let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
+        details.add_help_link("what to do", troubleshooting(reason));
         Self::with_error_details(code, error.to_string(), details)
     }
 }

@@ -20,14 +20,15 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    api::grpc::forge::Service,
+    api::{call::Calls, grpc, guard::Guard},
     audit::AuditLog,
-    config::{Config, ServerOptions},
+    config::Config,
     domain::{
         envelope::{Buffers, Envelope, Plaintext, seal},
         keyring::{Kek, Keyring, wipe_stack},
     },
     run::Runner,
+    server::ServerOptions,
     server::{self, probes},
     store::{SchemaError, Store},
     telemetry::readiness::Readiness,
@@ -235,18 +236,22 @@ impl App {
         shutdown: CancellationToken,
     ) -> Result<(), AppError> {
         let tasks = TaskTracker::new();
-        let service = Service::new(
+        let calls = Calls::new(
             self.runner.clone(),
-            self.policy,
+            self.policy.clone(),
             readiness.clone(),
             self.audit.clone(),
             self.options.max_runs,
             tasks.clone(),
             shutdown.clone(),
         );
-        let guard = service
-            .into_guard(self.options.request_timeout)
-            .map_err(|error| AppError::Bug(error.to_string()))?;
+        let routes = grpc::routes(calls).map_err(|error| AppError::Bug(error.to_string()))?;
+        let guard = Guard::new(
+            routes,
+            self.policy,
+            self.audit.clone(),
+            self.options.request_read_timeout,
+        );
 
         let grace = self.options.shutdown_grace;
         let reload_interval = self.options.tls_reload_interval;

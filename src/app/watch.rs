@@ -76,7 +76,7 @@ async fn stays(store: &Store, readiness: &Readiness) -> ! {
             connected = Instant::now();
         }
         let ping = ping.map_err(|error| error.to_string());
-        watch.update(ping, began, store.options().pool_wait, readiness);
+        watch.update(ping, began, store.options().pool_acquire_timeout, readiness);
         sleep(INTERVAL).await;
     }
 }

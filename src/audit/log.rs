@@ -24,8 +24,8 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::record::{Record, outcome};
-use crate::{api::error::ServiceError, regular_file, telemetry};
+use super::record::{Outcome, Record};
+use crate::{regular_file, telemetry};
 
 /// How long a disk may take for a line before it counts as not written. A file server
 /// that is gone, or a pipe that nobody empties, takes for ever.
@@ -39,6 +39,10 @@ pub struct AuditOptions {
     /// Whether calls are refused that the file can't take a record of.
     pub required: bool,
 }
+
+/// The audit log is required and took no line.
+#[derive(Debug)]
+pub(crate) struct NotRecorded;
 
 /// The audit log. Clones write to the same one.
 #[derive(Debug, Clone)]
@@ -104,29 +108,24 @@ impl AuditLog {
     ///
     /// # Errors
     ///
-    /// [`ServiceError::AuditUnavailable`] if the log is required, and takes no line.
-    pub(crate) async fn started(&self, record: &Record) -> Result<(), ServiceError> {
+    /// [`NotRecorded`] if the log is required, and takes no line.
+    pub(crate) async fn started(&self, record: &Record) -> Result<(), NotRecorded> {
         if self.0.path.is_none() {
             // The log has a line of its own for this.
             return Ok(());
         }
         record.begin();
         match self.append(record.started(), true).await {
-            Err(()) if self.0.required => Err(ServiceError::AuditUnavailable),
+            Err(()) if self.0.required => Err(NotRecorded),
             Ok(()) | Err(()) => Ok(()),
         }
     }
 
     /// A call ended: writes its record, and the failures of the run to the log.
-    pub(crate) async fn ended(
-        &self,
-        record: Record,
-        duration: Duration,
-        error: Option<&ServiceError>,
-    ) {
+    pub(crate) async fn ended(&self, record: Record, duration: Duration, outcome: &Outcome) {
         record.log_failures();
-        telemetry::call_ended(outcome(error), record.identity_kind(), duration);
-        let line = record.ended(duration, error);
+        telemetry::call_ended(outcome.name, record.identity_kind(), duration);
+        let line = record.ended(duration, outcome);
         let written = self.append(line.clone(), record.has_begun()).await;
         if written.is_err() && self.0.path.is_some() {
             // Better there than nowhere.

@@ -10,4 +10,7 @@ mod log;
 mod record;
 
 pub use self::log::{AuditLog, AuditOptions};
-pub(crate) use self::{log::check, record::Record};
+pub(crate) use self::{
+    log::{NotRecorded, check},
+    record::{Outcome, Record},
+};

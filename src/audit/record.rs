@@ -13,10 +13,9 @@ use serde::Serialize;
 use serde_json::ser::{CharEscape, CompactFormatter, Formatter, Serializer};
 
 use crate::{
-    api::error::ServiceError,
     auth::identity::{Caller, Identity},
+    auth::peer::Peer,
     run::{Mode, Report, Scope},
-    server::Peer,
 };
 
 /// In characters: the path of a request, and the organization that it names, are
@@ -58,7 +57,7 @@ impl Record {
     }
 
     /// What the request wants; no scope where the organization id can't be one.
-    pub(crate) fn asked(&mut self, scope: Option<&Scope>, mode: Mode) {
+    pub(crate) fn set_request(&mut self, scope: Option<&Scope>, mode: Mode) {
         let scope = scope.map_or_else(|| "organization (invalid)".to_owned(), Scope::to_string);
         self.asked = Some((cut(&scope), mode));
     }
@@ -100,12 +99,12 @@ impl Record {
     }
 
     /// The line after it, with what became of it.
-    pub(super) fn ended(&self, duration: Duration, error: Option<&ServiceError>) -> String {
+    pub(super) fn ended(&self, duration: Duration, outcome: &Outcome) -> String {
         let report = &self.report;
         line(&Ended {
             common: self.common("call"),
-            outcome: outcome(error),
-            error: error.map(ToString::to_string),
+            outcome: outcome.name,
+            error: outcome.error.as_deref(),
             rows_examined: report.rows_examined(),
             rows_updated: report.rows_updated,
             rows_skipped_all_on_target: report.rows_on_target,
@@ -146,9 +145,21 @@ fn cut(text: &str) -> String {
     text.chars().take(MAX_TEXT).collect()
 }
 
-/// `OK`, or the reason of the error.
-pub(super) fn outcome(error: Option<&ServiceError>) -> &'static str {
-    error.map_or("OK", |error| error.code_and_reason().1)
+/// How a call ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    /// `OK`, or the reason of the error.
+    pub(crate) name: &'static str,
+    /// The message of the error.
+    pub(crate) error: Option<String>,
+}
+
+impl Outcome {
+    /// The call did what it was to do.
+    pub(crate) const OK: Self = Self {
+        name: "OK",
+        error: None,
+    };
 }
 
 #[derive(Serialize)]
@@ -183,7 +194,7 @@ struct Ended<'a> {
     common: Common<'a>,
     outcome: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<String>,
+    error: Option<&'a str>,
     rows_examined: u32,
     rows_updated: u32,
     rows_skipped_all_on_target: u32,
@@ -263,13 +274,15 @@ mod tests {
                     serial: name.to_owned(),
                     issuer: name.to_owned(),
                 },
-                denial: Arc::default(),
             };
             let record = Record::new("id", Some(Arc::new(peer)), name);
-            let error = ServiceError::Internal;
+            let outcome = Outcome {
+                name: "INTERNAL",
+                error: Some("internal error".to_owned()),
+            };
             for line in [
                 record.started(),
-                record.ended(Duration::from_millis(7), Some(&error)),
+                record.ended(Duration::from_millis(7), &outcome),
             ] {
                 let body = line.strip_suffix('\n').unwrap();
                 assert!(body.bytes().all(|b| (b' '..=b'~').contains(&b)), "{body}");

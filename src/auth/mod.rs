@@ -6,3 +6,4 @@ pub mod authorize;
 pub mod casbin_policy;
 pub(crate) mod distinguished_name;
 pub mod identity;
+pub mod peer;

@@ -4,6 +4,7 @@ mod healthcheck;
 mod keygen;
 mod migrate;
 mod notify;
+mod secrets_file;
 mod serve;
 mod signals;
 
@@ -31,7 +32,7 @@ pub const VERSION: &str = concat!(
 /// site master key (KEK). To change that key: add the new one to the secrets file
 /// beside the old one, set [machine_identity].current_encryption_key_id to its id,
 /// start this server, and call forge.Forge/ReencryptTenantIdentitySecrets, with
-/// dry_run first. The README has the whole run-book.
+/// dry_run first. docs/rotate.md has the whole run-book.
 #[derive(Debug, Parser)]
 #[command(name = "nico-rewrap", version = VERSION)]
 struct Cli {
@@ -56,7 +57,10 @@ enum Command {
     ///
     /// In production nico-api owns the tables: the server never creates or alters any.
     Migrate(ConfigFiles),
-    /// Print a fresh key, ready for the secrets file.
+    /// Make keys.
+    #[command(subcommand)]
+    Keys(Keys),
+    /// The same as `keys generate`.
     Keygen(keygen::Keygen),
     /// Ask a running server whether it is ready: exit code 0 if so, 1 if not.
     ///
@@ -65,6 +69,16 @@ enum Command {
     /// server listens on every address. Exits with 78 when the configuration is at
     /// fault.
     Healthcheck(healthcheck::Healthcheck),
+}
+
+#[derive(Debug, Subcommand)]
+enum Keys {
+    /// Make a fresh key: print it as a line for the secrets file, or add it to that file.
+    ///
+    /// The key is 32 bytes from the operating system. With --into it is added to the secrets
+    /// file, and only its id and its key check value are printed. Exits with 4 if the id is
+    /// taken or the file cannot be changed: then nothing was changed.
+    Generate(keygen::Keygen),
 }
 
 #[derive(Debug, Args)]
@@ -93,7 +107,7 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Serve(files) => serve::run(&files.config, environment),
         Command::Migrate(files) => migrate::run(&files.config, &environment),
-        Command::Keygen(keygen) => keygen.run(),
+        Command::Keys(Keys::Generate(keygen)) | Command::Keygen(keygen) => keygen.run(&environment),
         Command::Healthcheck(healthcheck) => healthcheck.run(&environment),
     }
 }

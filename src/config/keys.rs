@@ -1,7 +1,7 @@
 //! The site's keys: from environment variables if that is switched on, then from the
 //! secrets file, key by key. nico-api asks them in this order, too.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use super::{
     Environment,
@@ -52,6 +52,51 @@ pub(super) fn read(
             None
         }
     }
+}
+
+/// The ids of all keys in our sources and in nico-api's, and the id of the target. `absent` is
+/// a file that need not exist.
+pub(super) fn ids(
+    settings: &mut Settings,
+    environment: &Environment,
+    absent: Option<&Path>,
+    warnings: &mut Vec<String>,
+) -> BTreeSet<String> {
+    let (ours, theirs) = key_sources::read(settings, environment, &mut Vec::new());
+    let mut ids: BTreeSet<_> = settings.non_empty_string(TARGET).into_iter().collect();
+    let mut add = |keks: Vec<Kek>| ids.extend(keks.iter().map(|kek| kek.id().to_string()));
+    if !ours.from_environment && ours.file.is_none() {
+        settings.required_string(FILE, &key_sources::missing_file(environment));
+    }
+    for sources in [&ours, &theirs] {
+        if sources.from_environment {
+            match keks_of_variables(sources, environment) {
+                Ok(keks) => add(keks),
+                Err(problems) => settings.problems(problems),
+            }
+        }
+    }
+    let must_exist = |file: &&SecretsFile| {
+        let absolute = |path| std::path::absolute(path).ok();
+        absent.is_none_or(|absent| absolute(absent) != absolute(&*file.path))
+    };
+    let our_file = ours.file.as_ref().filter(must_exist);
+    add(our_file
+        .and_then(|file| keks_of_file(file, settings))
+        .unwrap_or_default());
+    let their_file = theirs.file.as_ref().filter(must_exist);
+    if let Some(file) = their_file.filter(|file| our_file.is_none_or(|ours| !ours.is(file))) {
+        match read_file(&file.path) {
+            Ok(keks) => add(keks),
+            // It may be out of reach where this program runs.
+            Err(faults) => warnings.push(format!(
+                "nico-api's secrets file {} {}: the new id was not compared with its ids",
+                file.path.display(),
+                faults.join(", ")
+            )),
+        }
+    }
+    ids
 }
 
 fn target(settings: &mut Settings) -> Option<KeyId> {

@@ -6,7 +6,7 @@ use super::{Environment, MachineIdentity, keys, settings::Settings};
 use crate::{
     run::RateOptions,
     store::{
-        Commit, Pooler, StoreOptions,
+        Durability, PoolMode, StoreOptions,
         database::{Database, DatabaseError, SslMode},
     },
 };
@@ -33,7 +33,7 @@ pub(super) fn read(
         store,
         speed: RateOptions {
             max_rows_per_second: settings.number("rewrap.max_rows_per_second", 0, 0..=1_000_000),
-            back_off: settings.bool("rewrap.back_off", true),
+            adaptive_rate: settings.bool("rewrap.adaptive_rate", true),
         },
     })
 }
@@ -128,32 +128,37 @@ fn store(settings: &mut Settings, warnings: &mut Vec<String>) -> StoreOptions {
             settings.source("rewrap.lock_timeout")
         ));
     }
-    let commit = settings.one_of(
-        "rewrap.commit",
-        Commit::Barrier,
-        &[("barrier", Commit::Barrier), ("each", Commit::Each)],
+    let durability = settings.one_of(
+        "rewrap.durability",
+        Durability::PerRun,
+        &[
+            ("per_run", Durability::PerRun),
+            ("per_row", Durability::PerRow),
+        ],
     );
     // Measured: with a barrier, more connections are hardly faster, and slow tenants
     // down; flushes are shared only between connections.
-    let connections = match commit {
-        Commit::Barrier => 5,
-        Commit::Each => 16,
+    let connections = match durability {
+        Durability::PerRun => 5,
+        Durability::PerRow => 16,
     };
     StoreOptions {
-        max_connections: settings.number("rewrap.max_connections", connections, 1..=256) as usize,
+        database_pool_size: settings.number("rewrap.database_pool_size", connections, 1..=256)
+            as usize,
         page_size: settings.number("rewrap.page_size", 1000, 1..=10_000),
         lock_timeout,
         statement_timeout,
-        pool_wait: settings.duration("rewrap.pool_wait", Duration::from_secs(10)),
+        pool_acquire_timeout: settings
+            .duration("rewrap.pool_acquire_timeout", Duration::from_secs(10)),
         max_attempts: settings.number("rewrap.max_attempts", 5, 1..=100),
         pipeline_depth: settings.number("rewrap.pipeline_depth", 32, 1..=64) as usize,
-        commit,
-        pooler: settings.one_of(
-            "rewrap.pooler",
-            Pooler::Session,
+        durability,
+        pool_mode: settings.one_of(
+            "rewrap.pool_mode",
+            PoolMode::Session,
             &[
-                ("session", Pooler::Session),
-                ("transaction", Pooler::Transaction),
+                ("session", PoolMode::Session),
+                ("transaction", PoolMode::Transaction),
             ],
         ),
     }

@@ -10,13 +10,15 @@ mod environment;
 mod key_sources;
 mod keys;
 mod machine_identity;
+mod renamed;
 mod settings;
 mod tls;
 
 use std::{
+    collections::BTreeSet,
     fmt,
     net::{Ipv6Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -32,7 +34,9 @@ use crate::{
     auth::{authorize::Policy, identity::TrustRules},
     domain::keyring::Keyring,
     run::RateOptions,
+    server::ServerOptions,
     store::{StoreOptions, database::Database},
+    telemetry::{LogFormat, LogOptions},
     tls::Loaded,
 };
 
@@ -70,55 +74,6 @@ pub struct MachineIdentity {
     pub speed: RateOptions,
 }
 
-/// Addresses and limits.
-#[derive(Debug, Clone)]
-pub struct ServerOptions {
-    /// Where gRPC is served.
-    pub listen: SocketAddr,
-    /// Where `/livez`, `/readyz` and `/metrics` are served.
-    pub metrics_endpoint: SocketAddr,
-    /// Time for what is under way after SIGTERM.
-    pub shutdown_grace: Duration,
-    /// Time for a TLS handshake.
-    pub handshake_timeout: Duration,
-    /// Time for a request to be complete.
-    pub request_timeout: Duration,
-    /// The certificate files are looked at this often.
-    pub tls_reload_interval: Duration,
-    /// A connection without a call for this long is closed.
-    pub idle_timeout: Duration,
-    /// HTTP/2 pings are sent this often.
-    pub keepalive_interval: Duration,
-    /// A ping that is not answered for this long ends the connection.
-    pub keepalive_timeout: Duration,
-    /// TLS handshakes at once.
-    pub max_handshakes: u32,
-    /// Connections at once, after their handshake.
-    pub max_client_connections: u32,
-    /// Of these, those of one client.
-    pub max_connections_per_client: u32,
-    /// Runs at once.
-    pub max_runs: u32,
-}
-
-/// How to log.
-#[derive(Debug, Clone)]
-pub struct LogOptions {
-    /// The form of a line.
-    pub format: LogFormat,
-    /// What is logged, as `tracing`'s `EnvFilter` spells it.
-    pub filter: String,
-}
-
-/// The form of a log line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// `key=value` pairs, as nico-api writes them.
-    Logfmt,
-    /// A JSON object.
-    Json,
-}
-
 /// Every fault of the configuration, a line each.
 #[derive(Debug, Error)]
 pub struct ConfigError(pub Vec<String>);
@@ -131,16 +86,17 @@ impl fmt::Display for ConfigError {
 
 /// What can be set in `[rewrap]`.
 const KNOWN: [&str; 37] = [
+    "adaptive_rate",
     "admin_issuers_in_root_ca",
     "allowed_services",
     "audit_log",
     "audit_required",
-    "back_off",
-    "commit",
     "connect_timeout",
     "crl_files",
     "crl_policy",
+    "database_pool_size",
     "database_sslmode",
+    "durability",
     "handshake_timeout",
     "idle_timeout",
     "keepalive_interval",
@@ -151,17 +107,16 @@ const KNOWN: [&str; 37] = [
     "log_format",
     "max_attempts",
     "max_client_connections",
-    "max_connections",
+    "max_concurrent_handshakes",
     "max_connections_per_client",
-    "max_handshakes",
     "max_rows_per_second",
     "max_runs",
     "metrics_endpoint",
     "page_size",
     "pipeline_depth",
-    "pool_wait",
-    "pooler",
-    "request_timeout",
+    "pool_acquire_timeout",
+    "pool_mode",
+    "request_read_timeout",
     "secrets_environment_prefix",
     "secrets_file",
     "secrets_from_environment",
@@ -242,6 +197,27 @@ pub fn load_database(
     }
 }
 
+/// The ids of all keys that this program and nico-api find, and the id of the target; and
+/// warnings. For the subcommand that makes a new key. `absent` is a secrets file that need not
+/// exist yet.
+///
+/// # Errors
+///
+/// [`ConfigError`] with everything that keeps ids from being known.
+pub fn load_key_ids(
+    files: &[PathBuf],
+    environment: &Environment,
+    absent: Option<&Path>,
+) -> Result<(BTreeSet<String>, Vec<String>), ConfigError> {
+    let mut settings = Settings::read(files, environment);
+    let mut warnings = Vec::new();
+    let ids = keys::ids(&mut settings, environment, absent, &mut warnings);
+    match settings.into_faults() {
+        faults if faults.is_empty() => Ok((ids, warnings)),
+        faults => Err(ConfigError(faults)),
+    }
+}
+
 /// The address of the probes alone, for the subcommand that asks them. Whatever else
 /// is in the files is not looked at.
 ///
@@ -276,12 +252,16 @@ fn server(settings: &mut Settings) -> ServerOptions {
         metrics_endpoint: metrics_endpoint(settings),
         shutdown_grace: settings.duration("rewrap.shutdown_grace", seconds(15)),
         handshake_timeout: settings.duration("rewrap.handshake_timeout", seconds(5)),
-        request_timeout: settings.duration("rewrap.request_timeout", seconds(10)),
+        request_read_timeout: settings.duration("rewrap.request_read_timeout", seconds(10)),
         tls_reload_interval: settings.duration("rewrap.tls_reload_interval", seconds(10)),
         idle_timeout: settings.duration("rewrap.idle_timeout", seconds(300)),
         keepalive_interval: settings.duration("rewrap.keepalive_interval", seconds(30)),
         keepalive_timeout: settings.duration("rewrap.keepalive_timeout", seconds(10)),
-        max_handshakes: settings.number("rewrap.max_handshakes", 128, 1..=65_536),
+        max_concurrent_handshakes: settings.number(
+            "rewrap.max_concurrent_handshakes",
+            128,
+            1..=65_536,
+        ),
         max_client_connections: settings.number("rewrap.max_client_connections", 256, 1..=65_536),
         max_connections_per_client: settings.number(
             "rewrap.max_connections_per_client",

@@ -10,7 +10,10 @@ use std::{
 
 use config::{Map, Source, Value, ValueKind};
 
-use super::environment::{Environment, overrides};
+use super::{
+    environment::{Environment, overrides},
+    renamed::new_name,
+};
 use crate::regular_file;
 
 /// In bytes: far more than a site config that people wrote.
@@ -160,14 +163,15 @@ impl Settings {
         let mut unknown: Vec<_> = section
             .keys()
             .filter(|key| !known.contains(&key.as_str()))
-            .map(|key| format!("{SECTION}.{key}"))
+            .cloned()
             .collect();
         unknown.sort();
-        for key in unknown {
-            self.problem(
-                &key,
-                format!("no such setting; there are {}", known.join(", ")),
-            );
+        for name in unknown {
+            let problem = match new_name(&name) {
+                Some(new) => format!("this setting was renamed; write {new}"),
+                None => format!("no such setting; there are {}", known.join(", ")),
+            };
+            self.problem(&format!("{SECTION}.{name}"), problem);
         }
     }
 

@@ -43,7 +43,7 @@ fn unreadable(error: &io::Error) -> String {
     let mut fault = format!("can't be read ({error})");
     if error.kind() == io::ErrorKind::NotFound {
         fault +=
-            "; if the keys are in Vault, Vault Agent writes this file: see docs/deploy.md#vault";
+            "; if the keys are in Vault, Vault Agent writes this file: see docs/install/vault.md";
     }
     fault
 }

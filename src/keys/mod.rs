@@ -1,5 +1,6 @@
 //! Reads keys from a file or from environment variables.
 
+pub mod add_key;
 pub mod environment;
 pub mod file;
 mod key_text;

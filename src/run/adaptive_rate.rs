@@ -133,7 +133,7 @@ impl<'a> RateController<'a> {
     fn apply(&mut self, sample: &LoadSample, rate: f64) -> Option<f64> {
         let limit = self.rule.next(sample, rate);
         self.pacer.limit_rate_to(limit);
-        telemetry::database_load(sample, self.rule.baseline, limit);
+        telemetry::database_load(sample.commit, self.rule.baseline, sample.replica_lag, limit);
         limit
     }
 }

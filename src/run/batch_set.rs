@@ -58,7 +58,7 @@ impl BatchSet {
         mode: Mode,
         stop: &CancellationToken,
     ) -> Self {
-        let max_tasks = context.store.options().max_connections;
+        let max_tasks = context.store.options().database_pool_size;
         Self {
             context,
             mode,
@@ -207,7 +207,7 @@ impl BatchSet {
             self.report.add(outcome);
         }
         for (outcome, rows) in done {
-            telemetry::rows_done(self.mode, outcome, rows);
+            telemetry::rows_done(self.mode.label(), outcome, rows);
         }
     }
 }

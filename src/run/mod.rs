@@ -68,6 +68,16 @@ pub enum Mode {
     Apply,
 }
 
+impl Mode {
+    /// The label value for metrics.
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::DryRun => "dry_run",
+            Self::Apply => "apply",
+        }
+    }
+}
+
 /// How much load a run may put on the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RateOptions {
@@ -75,7 +85,7 @@ pub struct RateOptions {
     pub max_rows_per_second: u32,
     /// Whether a site-wide apply slows down while others use the database and their commits
     /// take longer.
-    pub back_off: bool,
+    pub adaptive_rate: bool,
 }
 
 /// Why a run ended without a complete report. Committed rows stay committed.
@@ -113,7 +123,7 @@ struct Context {
     writer_permits: Semaphore,
     pacer: Pacer,
     /// Whether a site-wide apply adapts its rate to the load.
-    back_off: bool,
+    adaptive_rate: bool,
     /// What a run without progress waits for.
     stall: watch::Sender<Option<String>>,
 }
@@ -145,14 +155,14 @@ impl Runner {
     /// rate that `speed` allows.
     #[must_use]
     pub fn new(keyring: Keyring, store: Store, speed: RateOptions) -> Self {
-        let writers = store.options().max_connections.saturating_sub(1).max(1);
+        let writers = store.options().database_pool_size.saturating_sub(1).max(1);
         Self {
             context: Arc::new(Context {
                 keyring,
                 store,
                 writer_permits: Semaphore::new(writers),
                 pacer: Pacer::new(speed.max_rows_per_second),
-                back_off: speed.back_off,
+                adaptive_rate: speed.adaptive_rate,
                 stall: watch::Sender::new(None),
             }),
         }
@@ -257,15 +267,15 @@ impl Runner {
         batches: &mut BatchSet,
     ) -> Result<(), RunError> {
         match scope {
-            Scope::Site if mode == Mode::Apply && self.context.back_off => {
+            Scope::Site if mode == Mode::Apply && self.context.adaptive_rate => {
                 let Context { store, pacer, .. } = &*self.context;
-                let back_off = stop
+                let controller = stop
                     .run_until_cancelled(RateController::new(store, pacer))
                     .await;
-                let back_off = back_off.ok_or(RunError::Stopped)?;
+                let controller = controller.ok_or(RunError::Stopped)?;
                 tokio::select! {
                     result = self.site(stop, batches) => result,
-                    never = back_off.watch() => match never {},
+                    never = controller.watch() => match never {},
                 }
             }
             Scope::Site => self.site(stop, batches).await,

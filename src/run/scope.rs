@@ -127,7 +127,7 @@ impl Runner {
                 let outcome = unreadable(&row.organization_id(), &row.error);
                 batches.count_rows(vec![outcome]);
             }
-            page = if store.options().max_connections == 1 {
+            page = if store.options().database_pool_size == 1 {
                 // The batches need the only connection, so do not read at the same time.
                 batches.start_all(rows).await?;
                 batches.finish().await?;

@@ -15,13 +15,13 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Peer,
+    ServerOptions,
     client_quota::{ClientQuota, QuotaGuard},
 };
 use crate::{
     api::guard::Guard,
     auth::identity::{Caller, TrustRules},
-    config::ServerOptions,
+    auth::peer::Peer,
     limits::{
         connection_slots::{ConnectionSlots, Slot},
         rate_limit::RateLimiter,
@@ -74,7 +74,7 @@ impl Server {
             () = self.shutdown.cancelled() => return,
             () = slot.evicted() => Err(Refusal(
                 "too_many",
-                "others came when [rewrap].max_handshakes were under way".to_owned(),
+                "others came when [rewrap].max_concurrent_handshakes were under way".to_owned(),
             )),
             admitted = self.admit(stream, address) => admitted,
         };
@@ -136,11 +136,7 @@ impl Server {
         Ok(Admitted {
             stream,
             chain,
-            peer: Arc::new(Peer {
-                address,
-                caller,
-                denial: Arc::default(),
-            }),
+            peer: Arc::new(Peer { address, caller }),
             tls,
             _places: (slot, share),
         })
@@ -156,10 +152,11 @@ impl Server {
         } = admitted;
         let (calls, calls_under_way) = watch::channel(0_usize);
         let calls = Arc::new(calls);
+        let guard = self.guard.for_connection();
         let service = service_fn(|mut request: Request<Incoming>| {
             let call = Call::start(&calls);
             request.extensions_mut().insert(peer.clone());
-            let guard = self.guard.clone();
+            let guard = guard.clone();
             async move {
                 let response = guard.handle(request).await;
                 // The call lasts until its answer is sent, not only begun.

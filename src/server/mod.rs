@@ -5,28 +5,29 @@
 //! connection takes one of the places of `max_client_connections` only once its
 //! certificate is verified, so that who has none can't take any, and nobody has more
 //! than `max_connections_per_client` of them. What a client's certificate says is read
-//! once for each connection and travels with every request as [`Peer`]; whether it still
+//! once for each connection and travels with every request as [`crate::auth::peer::Peer`]; whether it still
 //! holds is asked again whenever the files of TLS are looked at.
 
 mod client_quota;
 mod connection;
+mod options;
 pub mod probes;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Mutex, Semaphore, watch},
+    sync::{Semaphore, watch},
     task::JoinSet,
     time::sleep,
 };
 use tokio_util::sync::CancellationToken;
 
+pub use self::options::ServerOptions;
 use self::{client_quota::ClientQuota, connection::Server};
 use crate::{
     api::guard::Guard,
-    auth::identity::{Caller, TrustRules},
-    config::ServerOptions,
+    auth::identity::TrustRules,
     limits::{connection_slots::ConnectionSlots, rate_limit::RateLimiter},
     tls::TlsState,
 };
@@ -34,17 +35,6 @@ use crate::{
 /// Handshakes that came to nothing and have a line in the log, a second: anybody can
 /// make as many as the network bears.
 const REFUSALS_TOLD: u32 = 10;
-
-/// Who is at the other end of a connection.
-#[derive(Debug)]
-pub struct Peer {
-    /// The remote address.
-    pub address: SocketAddr,
-    /// What the verified certificate says.
-    pub caller: Caller,
-    /// Held by the one call of the connection that waits to be denied.
-    pub(crate) denial: Arc<Mutex<()>>,
-}
 
 /// Serves what is behind `guard` until `shutdown`, then lets the calls under way end, and have their
 /// records.
@@ -60,7 +50,7 @@ pub async fn serve(
         tls,
         trust,
         guard,
-        handshakes: ConnectionSlots::new(options.max_handshakes),
+        handshakes: ConnectionSlots::new(options.max_concurrent_handshakes),
         refusals_told: RateLimiter::new(REFUSALS_TOLD),
         quota: ClientQuota::new(options.max_connections_per_client),
         connections: Arc::new(Semaphore::new(options.max_client_connections as usize)),

@@ -232,7 +232,7 @@ impl From<PoolError> for StoreError {
         }
         Self::Unavailable(match error {
             PoolError::Timeout(TimeoutType::Wait) => {
-                "no connection became free within pool_wait".to_owned()
+                "no connection became free within pool_acquire_timeout".to_owned()
             }
             PoolError::Timeout(_) => {
                 "no connection could be opened within connect_timeout".to_owned()

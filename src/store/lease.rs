@@ -69,13 +69,13 @@ impl Drop for Lease<'_> {
 }
 
 impl Store {
-    /// Takes a connection when one is free. Waits for at most `pool_wait`.
+    /// Takes a connection when one is free. Waits for at most `pool_acquire_timeout`.
     ///
     /// # Errors
     ///
     /// [`StoreError::Unavailable`] when no connection became free or none can be opened.
     pub(super) async fn client(&self) -> Result<Lease<'_>, StoreError> {
-        let limit = self.options.pool_wait;
+        let limit = self.options.pool_acquire_timeout;
         timeout(limit, self.patient_client())
             .await
             .unwrap_or_else(|_| Err(no_free_connection()))
@@ -124,7 +124,8 @@ impl Store {
     /// Takes the connection of the load probe, on which no statement waits for a row. This
     /// fails while Postgres allows fewer connections than the pool may open.
     pub(super) async fn probe_client(&self) -> Result<Lease<'_>, StoreError> {
-        self.probe_client_within(self.options.pool_wait).await
+        self.probe_client_within(self.options.pool_acquire_timeout)
+            .await
     }
 
     /// Takes the connection of the load probe if it is free now, otherwise any other.
@@ -182,13 +183,17 @@ impl Store {
 
     fn note_connection_limit(&self) {
         let withheld = self.withheld_slots.fetch_add(1, Ordering::Relaxed) + 1;
-        let in_use = self.options.max_connections.saturating_sub(withheld).max(1);
+        let in_use = self
+            .options
+            .database_pool_size
+            .saturating_sub(withheld)
+            .max(1);
         if !self.limit_was_logged.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 connections = in_use,
-                "Postgres allows this role fewer connections than [rewrap].max_connections asks \
+                "Postgres allows this role fewer connections than [rewrap].database_pool_size asks \
                  for (SQLSTATE 53300). The run continues with fewer and is slower. Lower \
-                 max_connections, or raise the CONNECTION LIMIT of the role or max_connections \
+                 database_pool_size, or raise the CONNECTION LIMIT of the role or max_connections \
                  of Postgres"
             );
         }
@@ -201,5 +206,5 @@ fn is_connection_limit(error: &PoolError) -> bool {
 }
 
 fn no_free_connection() -> StoreError {
-    StoreError::Unavailable("no connection became free within pool_wait".to_owned())
+    StoreError::Unavailable("no connection became free within pool_acquire_timeout".to_owned())
 }

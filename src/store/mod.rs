@@ -73,7 +73,7 @@ use crate::store::database::{Database, Notices};
 pub struct StoreOptions {
     /// Maximum number of connections that read and write rows. One more connection measures
     /// the load.
-    pub max_connections: usize,
+    pub database_pool_size: usize,
     /// Number of rows in a page.
     pub page_size: u32,
     /// How long a statement waits for a row lock.
@@ -81,32 +81,32 @@ pub struct StoreOptions {
     /// How long one statement may run.
     pub statement_timeout: Duration,
     /// How long a caller waits for a free connection of the pool.
-    pub pool_wait: Duration,
+    pub pool_acquire_timeout: Duration,
     /// How often a statement is tried if Postgres rolls it back for a deadlock (40P01) or a
     /// serialization failure (40001), or if its connection is lost.
     pub max_attempts: u32,
     /// Maximum number of statements in flight on one connection.
     pub pipeline_depth: usize,
     /// When written rows become durable.
-    pub commit: Commit,
+    pub durability: Durability,
     /// The connection pooler in front of Postgres, if there is one.
-    pub pooler: Pooler,
+    pub pool_mode: PoolMode,
 }
 
 /// When Postgres flushes a written row to disk and to synchronous replicas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Commit {
+pub enum Durability {
     /// Once for all rows of a run, before the report: see [`Store::barrier`]. A row that is
     /// not flushed yet is safe too: its envelope names its key, and the secrets still hold
     /// both keys.
-    Barrier,
+    PerRun,
     /// At the commit of each row.
-    Each,
+    PerRow,
 }
 
 /// How a connection pooler in front of Postgres assigns server connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pooler {
+pub enum PoolMode {
     /// No pooler, or a pooler that keeps one server connection for a session.
     Session,
     /// The pooler may use another server connection for every transaction. Statements are
@@ -155,8 +155,13 @@ impl Store {
     pub fn new(database: &Database, options: StoreOptions) -> Result<Self, StoreError> {
         let notices = Arc::<Notices>::default();
         Ok(Self {
-            pool: pool(database, &options, options.max_connections, notices.clone())?,
-            slots: Semaphore::new(options.max_connections),
+            pool: pool(
+                database,
+                &options,
+                options.database_pool_size,
+                notices.clone(),
+            )?,
+            slots: Semaphore::new(options.database_pool_size),
             withheld_slots: AtomicUsize::new(0),
             limit_was_logged: AtomicBool::new(false),
             backends: Mutex::default(),
@@ -329,10 +334,10 @@ fn pool(
     );
     let mut pool = Pool::builder(manager)
         .max_size(size)
-        .wait_timeout(Some(options.pool_wait))
+        .wait_timeout(Some(options.pool_acquire_timeout))
         // No limit for a new connection here: the connector has one for each server.
         .runtime(deadpool_postgres::Runtime::Tokio1);
-    if options.pooler == Pooler::Session {
+    if options.pool_mode == PoolMode::Session {
         pool = pool.post_create(configure_session(options));
     }
     pool.build()
@@ -348,9 +353,9 @@ fn unread_limit(options: &StoreOptions) -> Duration {
 
 /// Sets the options of a session. Runs once for each connection.
 fn configure_session(options: &StoreOptions) -> Hook {
-    let commit = match options.commit {
-        Commit::Barrier => "SET synchronous_commit = off; ",
-        Commit::Each => "",
+    let commit = match options.durability {
+        Durability::PerRun => "SET synchronous_commit = off; ",
+        Durability::PerRow => "",
     };
     let settings = format!(
         "{commit}SET statement_timeout = {statement}; SET lock_timeout = {lock}; \

@@ -41,7 +41,7 @@ const MISSING_PRIVILEGES: Statement = Statement {
 
 impl Store {
     /// Checks whether the tables still exist, and which privileges are missing. Uses a
-    /// connection only if one is free, and waits at most `pool_wait` for an answer. With
+    /// connection only if one is free, and waits at most `pool_acquire_timeout` for an answer. With
     /// `reconnect`, it opens a new connection and closes it afterwards.
     ///
     /// # Errors
@@ -86,7 +86,10 @@ impl Store {
     }
 
     async fn ask(&self, client: Object, keep: bool) -> Result<Ping, SchemaError> {
-        let limit = self.options.pool_wait.max(Duration::from_secs(1));
+        let limit = self
+            .options
+            .pool_acquire_timeout
+            .max(Duration::from_secs(1));
         let missing = match timeout(limit, self.missing(&client)).await {
             Ok(missing) => missing,
             Err(_) => Err(StoreError::NoAnswer(limit).into()),

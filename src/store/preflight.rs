@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use tokio_postgres::Row as PgRow;
 
-use super::{Hidden, Moment, Pooler, SetupError, Store, StoreError, statement::Statement};
+use super::{Hidden, Moment, PoolMode, SetupError, Store, StoreError, statement::Statement};
 
 // Returns one row. Every list in it is NULL if all is well. A missing column is not listed
 // as a missing privilege: the schema check reports it.
@@ -237,10 +237,10 @@ impl Store {
         } else {
             "off"
         };
-        let limits = match self.options.pooler {
+        let limits = match self.options.pool_mode {
             // The session has these settings already.
-            Pooler::Session => String::new(),
-            Pooler::Transaction => format!(
+            PoolMode::Session => String::new(),
+            PoolMode::Transaction => format!(
                 "; SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {}",
                 self.options.lock_timeout.as_millis(),
                 self.options.statement_timeout.as_millis()

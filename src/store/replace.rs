@@ -13,7 +13,7 @@ use deadpool_postgres::Object;
 use tokio_postgres::types::{ToSql, Type};
 
 use super::{
-    CasOutcome, Commit, Pooler, Row, RowError, Store, StoreError, row::next_version,
+    CasOutcome, Durability, PoolMode, Row, RowError, Store, StoreError, row::next_version,
     statement::Statement,
 };
 use crate::domain::{keyring::KeyId, rewrap::Envelopes};
@@ -104,17 +104,17 @@ const SELF_CONTAINED_WITH_KEY_ID: Statement = Statement {
 /// Which form of the statement fits the pooler and the schema.
 #[derive(Clone, Copy)]
 pub(super) struct StatementVariant {
-    pooler: Pooler,
+    pool_mode: PoolMode,
     with_key_id: bool,
 }
 
 impl StatementVariant {
     pub(super) fn sql(self) -> &'static Statement {
-        match (self.pooler, self.with_key_id) {
-            (Pooler::Session, false) => &SESSION,
-            (Pooler::Session, true) => &SESSION_WITH_KEY_ID,
-            (Pooler::Transaction, false) => &SELF_CONTAINED,
-            (Pooler::Transaction, true) => &SELF_CONTAINED_WITH_KEY_ID,
+        match (self.pool_mode, self.with_key_id) {
+            (PoolMode::Session, false) => &SESSION,
+            (PoolMode::Session, true) => &SESSION_WITH_KEY_ID,
+            (PoolMode::Transaction, false) => &SELF_CONTAINED,
+            (PoolMode::Transaction, true) => &SELF_CONTAINED_WITH_KEY_ID,
         }
     }
 }
@@ -147,7 +147,7 @@ impl Replacement<'_> {
         ];
         let mut params = Vec::with_capacity(12);
         params.extend(row_params);
-        if self.variant.pooler == Pooler::Transaction {
+        if self.variant.pool_mode == PoolMode::Transaction {
             params.push(&self.lock_timeout);
             params.push(&self.synchronous_commit);
         }
@@ -186,7 +186,7 @@ impl Store {
 
     pub(super) fn variant(&self) -> StatementVariant {
         StatementVariant {
-            pooler: self.options.pooler,
+            pool_mode: self.options.pool_mode,
             with_key_id: self.has_key_id_column.load(Ordering::Relaxed),
         }
     }
@@ -203,11 +203,11 @@ impl Store {
             row,
             texts,
             next_version: next_version(row.version.as_deref(), SystemTime::now())?,
-            lock_timeout: (variant.pooler == Pooler::Transaction)
+            lock_timeout: (variant.pool_mode == PoolMode::Transaction)
                 .then(|| self.options.lock_timeout.as_millis().to_string()),
-            synchronous_commit: match self.options.commit {
-                Commit::Barrier => Some("off"),
-                Commit::Each => None,
+            synchronous_commit: match self.options.durability {
+                Durability::PerRun => Some("off"),
+                Durability::PerRow => None,
             },
             target: target.as_str(),
         })

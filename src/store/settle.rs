@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_postgres::types::Type;
 
 use super::{
-    Pooler, Row, Store, StoreError,
+    PoolMode, Row, Store, StoreError,
     page::{select_row, text, texts, version},
     statement::Statement,
 };
@@ -72,7 +72,7 @@ impl Store {
         };
         let mut backends = self.backends();
         // Entries of closed connections are dropped now and then.
-        if backends.len() > 4 * self.options.max_connections {
+        if backends.len() > 4 * self.options.database_pool_size {
             backends.clear();
         }
         backends.insert(id, backend);
@@ -82,7 +82,7 @@ impl Store {
     /// The process that serves this connection. `None` behind a pooler that may use another
     /// server connection for every transaction.
     pub(super) async fn backend(&self, client: &Object) -> Result<Option<Backend>, StoreError> {
-        if self.options.pooler == Pooler::Transaction {
+        if self.options.pool_mode == PoolMode::Transaction {
             return Ok(None);
         }
         let rows = self.query(client, &BACKEND_PID, &[]).await?;

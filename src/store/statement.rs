@@ -11,7 +11,7 @@ use tokio_postgres::{
     types::{ToSql, Type},
 };
 
-use super::{Pooler, Store, StoreError};
+use super::{PoolMode, Store, StoreError};
 
 /// How much longer than Postgres' own limit this program waits for an answer.
 pub(super) const ANSWER_MARGIN: Duration = Duration::from_secs(1);
@@ -116,9 +116,9 @@ impl Store {
         client: &Object,
         sql: &'static Statement,
     ) -> Result<Runnable, tokio_postgres::Error> {
-        Ok(match self.options.pooler {
-            Pooler::Transaction => Runnable::Unprepared(sql),
-            Pooler::Session => {
+        Ok(match self.options.pool_mode {
+            PoolMode::Transaction => Runnable::Unprepared(sql),
+            PoolMode::Session => {
                 Runnable::Prepared(client.prepare_typed_cached(sql.text, sql.types).await?)
             }
         })

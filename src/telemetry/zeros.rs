@@ -3,7 +3,7 @@
 
 use metrics::counter;
 
-use super::{CALLS, DECISIONS, DISTRUSTED, HANDSHAKES_REFUSED, RELOADS, ROWS};
+use super::metrics::{CALLS, DECISIONS, DISTRUSTED, HANDSHAKES_REFUSED, RELOADS, ROWS};
 
 /// The kinds of identity.
 const IDENTITY_KINDS: [&str; 4] = ["service", "machine", "external", "none"];

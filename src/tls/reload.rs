@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    Fault, Paths, TlsFiles, TlsState,
+    Expiry, Fault, Paths, TlsFiles, TlsState,
     check::check,
     file_contents::{CRLS, Fingerprint, TlsFileContents},
     format_time,
@@ -113,7 +113,7 @@ impl Reloader {
             state,
         } = loaded;
         state.log(&files);
-        telemetry::tls_loaded(state.expiry());
+        report_expiry(state.expiry());
         Self {
             files,
             fingerprint,
@@ -158,7 +158,7 @@ impl Reloader {
             }
             Ok(Some((fingerprint, state))) => {
                 state.log(&self.files);
-                telemetry::tls_loaded(state.expiry());
+                report_expiry(state.expiry());
                 telemetry::tls_reloaded(true);
                 telemetry::tls_reload_failing(false);
                 tracing::info!(
@@ -216,6 +216,18 @@ impl Reloader {
             telemetry::tls_reload_failing(true);
         }
         self.failure = Some(failure);
+    }
+}
+
+/// Has the metrics say when the loaded certificates and lists end.
+fn report_expiry(expiry: &Expiry) {
+    telemetry::certificate_expiry("server", expiry.server);
+    telemetry::certificate_expiry("root_ca", expiry.root_ca);
+    if let Some(end) = expiry.admin_root_ca {
+        telemetry::certificate_expiry("admin_root_ca", end);
+    }
+    if let Some(end) = expiry.crl {
+        telemetry::crl_expiry(end);
     }
 }
 

@@ -248,7 +248,7 @@ mod tests {
     #[test]
     fn every_kind_of_symbol_is_found_and_what_is_unknown_is_an_answer_too() {
         let reflection = Reflection::new(&[
-            super::super::forge::proto::DESCRIPTORS,
+            super::super::proto::DESCRIPTORS,
             tonic_health::pb::FILE_DESCRIPTOR_SET,
         ])
         .unwrap();

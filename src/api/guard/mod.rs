@@ -23,24 +23,27 @@ use axum::{
     http::{HeaderName, HeaderValue, Method, Request, Response, header::CONTENT_TYPE},
 };
 use http_body_util::{BodyExt, Full, Limited};
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::{Mutex, Semaphore},
+    time::timeout,
+};
 use tokio_util::task::TaskTracker;
 use tonic::{Code, Status, body::Body, codegen::StdError, service::Routes};
 use tower::ServiceExt;
 use tracing::Instrument;
 
+use super::{
+    admission::decide,
+    error::ServiceError,
+    run_id::{RUN_ID_HEADER, run_id},
+};
 use crate::{
-    api::{
-        error::ServiceError,
-        grpc::forge::{MAX_REQUEST_BYTES, RUN_ID_HEADER, run_id},
-    },
     audit::{AuditLog, Record},
     auth::{
-        authorize::{ACTION, Denial, Permit, Policy, authorize},
-        identity::Caller,
+        authorize::{Policy, authorize},
+        peer::Peer,
     },
     limits::rate_limit::RateLimiter,
-    server::Peer,
     telemetry,
 };
 
@@ -58,6 +61,9 @@ const PUBLIC_SERVICES: [&str; 2] = ["/grpc.health.v1.Health/", "/grpc.reflection
 /// takes some more, so that the answer can be one of gRPC.
 const MAX_HEADER_BYTES: usize = 16 << 10;
 
+/// The largest request. A request has two small fields.
+pub(super) const MAX_REQUEST_BYTES: usize = 16 << 10;
+
 /// What stands before a message: whether it is compressed, and its length (gRPC over
 /// HTTP/2, "Length-Prefixed-Message").
 const MESSAGE_HEADER_LEN: usize = 5;
@@ -68,27 +74,44 @@ pub struct Guard {
     routes: Routes,
     policy: Policy,
     audit: AuditLog,
-    request_timeout: Duration,
+    request_read_timeout: Duration,
     denials: Arc<RateLimiter>,
     /// Of `MAX_QUEUED_DENIALS`.
     waiting: Arc<Semaphore>,
+    /// Held by the one call of a connection that waits to be denied.
+    denial: Arc<Mutex<()>>,
     tasks: TaskTracker,
 }
 
 impl Guard {
     /// Guards `routes` with `policy`; refusals go to `audit`. A request that is not
-    /// complete within `request_timeout` is refused, but for the open services, which
+    /// complete within `request_read_timeout` is refused, but for the open services, which
     /// have requests that go on.
     #[must_use]
-    pub fn new(routes: Routes, policy: Policy, audit: AuditLog, request_timeout: Duration) -> Self {
+    pub fn new(
+        routes: Routes,
+        policy: Policy,
+        audit: AuditLog,
+        request_read_timeout: Duration,
+    ) -> Self {
         Self {
             routes: routes.prepare(),
             policy,
             audit,
-            request_timeout,
+            request_read_timeout,
             denials: Arc::new(RateLimiter::new(DENIALS_PER_SECOND)),
             waiting: Arc::new(Semaphore::new(MAX_QUEUED_DENIALS)),
+            denial: Arc::default(),
             tasks: TaskTracker::new(),
+        }
+    }
+
+    /// The guard for the calls of one connection.
+    #[must_use]
+    pub fn for_connection(&self) -> Self {
+        Self {
+            denial: Arc::default(),
+            ..self.clone()
         }
     }
 
@@ -129,7 +152,7 @@ impl Guard {
     {
         let request = match request {
             Ok(request) if compression::is_announced(&request) => {
-                compression::check_first(request, self.request_timeout).await
+                compression::check_first(request, self.request_read_timeout).await
             }
             Ok(request) => return self.route(request).await,
             Err(error) => Err(error),
@@ -153,7 +176,7 @@ impl Guard {
     {
         let unrecorded = telemetry::denial_waits();
         // One of each connection, or its others would stand before everybody else.
-        let first = peer.denial.clone().lock_owned().await;
+        let first = self.denial.clone().lock_owned().await;
         let place = self.waiting.clone().acquire_owned().await;
         unrecorded.over();
         let guard = self.clone();
@@ -204,7 +227,7 @@ impl Guard {
         let record = Record::new(&run_id, peer, &path);
         let (audit, duration) = (self.audit.clone(), started.elapsed());
         let recorded = async move {
-            audit.ended(record, duration, Some(&error)).await;
+            audit.ended(record, duration, &error.outcome()).await;
             error.into_status(&run_id).into_http()
         };
         self.spawn_detached(recorded.instrument(span)).await
@@ -244,7 +267,7 @@ impl Guard {
     {
         let (mut head, body) = request.into_parts();
         let body = Limited::new(body, MESSAGE_HEADER_LEN + MAX_REQUEST_BYTES).collect();
-        match timeout(self.request_timeout, body).await {
+        match timeout(self.request_read_timeout, body).await {
             Err(_) => Err(ServiceError::SlowRequest),
             Ok(Err(_)) => Err(ServiceError::MalformedRequest),
             Ok(Ok(body)) => {
@@ -279,25 +302,4 @@ fn is_grpc<B>(request: &Request<B>) -> bool {
     let kind = kind.split(';').next().unwrap_or_default().trim_end();
     request.method() == Method::POST
         && matches!(kind, "application/grpc" | "application/grpc+proto")
-}
-
-/// The decision about one call, counted, and logged where a site should hear of it.
-pub(crate) fn decide(policy: &Policy, caller: &Caller) -> Result<Permit, Denial> {
-    let decision = authorize(policy, caller);
-    let outcome = match &decision {
-        Ok(permit) if permit.overrides_casbin() => "allowed_by_permissive_mode",
-        Ok(_) => "allowed",
-        Err(Denial::NoIdentity) => "no_identity",
-        Err(Denial::NotAllowed) => "not_allowed",
-        Err(Denial::CasbinPolicy) => "denied_by_policy",
-    };
-    telemetry::decided(caller.kind(), outcome);
-    if decision.as_ref().is_ok_and(Permit::overrides_casbin) {
-        tracing::warn!(
-            action = ACTION,
-            identity_kind = caller.kind(),
-            "the Casbin policy denies this call, and [auth].permissive_mode lets it pass"
-        );
-    }
-    decision
 }

@@ -1,64 +1,50 @@
-//! The site's Casbin policy, `[auth].casbin_policy_file`: enforced by the `casbin`
-//! crate with nico-api's model.
+//! The site's Casbin policy, `[auth].casbin_policy_file`, evaluated as nico-api's Casbin
+//! evaluates it.
 //!
-//! A line `p, subject, glob` lets a subject or a role do something, a line
-//! `g, subject, role` gives a subject or a role another role, and what no `p` line
-//! allows is denied. `*` in a glob stops at a slash, `**` does not.
+//! A line `p, subject, glob` allows a subject or a role the actions that the glob matches.
+//! A line `g, subject, role` gives a role to a subject or to another role. Everything else
+//! is denied. `*` in a glob stops at a slash, `**` does not. This is nico-api's model (the
+//! contract, section 7):
 //!
-//! The file is read here and not by Casbin, which skips lines that it does not know,
-//! takes white space after a quoted field for a field of its own, and panics on a bad
-//! glob when it first comes to it. Here each of these is a fault that names its line.
+//! ```text
+//! e = some(where (p.eft == allow))
+//! m = g(r.sub, p.sub) && globMatch(r.act, p.act)
+//! ```
+//!
+//! The `casbin` crate is not part of the program: it brings a script engine, and it reads
+//! files less strictly. Casbin skips lines that it does not know, takes white space after a
+//! quoted field for another field, and panics on a bad glob at the first call. Here each of
+//! these is a fault that names its line. The tests compare every decision with the crate's.
 
 mod line;
+mod roles;
 
 use std::fmt;
 
-use casbin::{CoreApi, DefaultModel, Enforcer, Model};
-use futures_util::FutureExt;
-use globset::{GlobBuilder, GlobSet};
+use globset::{Glob, GlobBuilder, GlobSet};
 use thiserror::Error;
 
-use self::line::Fields;
+use self::{line::Fields, roles::Roles};
 
-/// nico-api's model (the contract, section 7).
-const MODEL: &str = "
-[request_definition]
-r = sub, act
-[policy_definition]
-p = sub, act
-[role_definition]
-g = _, _
-[policy_effect]
-e = some(where (p.eft == allow))
-[matchers]
-m = g(r.sub, p.sub) && globMatch(r.act, p.act)
-";
-
-/// In bytes. No subject, role or method comes near it, and no glob of this length is
-/// too large for its regular expression, which Casbin compiles without asking.
+/// In bytes. Names of subjects, roles and methods are much shorter. The regular expression
+/// of a glob of this length is always small enough to be compiled.
 const MAX_FIELD: usize = 1024;
 
 /// A policy that was read without a fault.
 pub struct CasbinPolicy {
-    enforcer: Enforcer,
-    /// How many `p` lines there are.
-    rules: usize,
+    /// The `p` lines.
+    rules: Vec<Rule>,
+    roles: Roles,
 }
 
-/// What keeps a policy from being used.
+/// A line that keeps a policy from being used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum PolicyError {
-    /// A line that is no rule.
-    #[error("line {line} {what}")]
-    Line {
-        /// Its number, from 1.
-        line: usize,
-        /// What is wrong with it, and what to do.
-        what: LineError,
-    },
-    /// Casbin does not take what was read here without a fault: a bug.
-    #[error("was refused by Casbin ({0}): please report this")]
-    Casbin(String),
+#[error("line {line} {what}")]
+pub struct PolicyError {
+    /// Its number, from 1.
+    pub line: usize,
+    /// What is wrong with it, and what to do.
+    pub what: LineError,
 }
 
 /// What can be wrong with a line.
@@ -97,98 +83,103 @@ impl CasbinPolicy {
     ///
     /// Every line that is neither a rule, nor a comment, nor blank.
     pub fn parse(text: &str) -> Result<Self, Vec<PolicyError>> {
-        let mut rules = Vec::new();
+        let mut policy = Self {
+            rules: Vec::new(),
+            roles: Roles::default(),
+        };
         let mut faults = Vec::new();
         for (line, content) in (1..).zip(text.lines()) {
-            match rule(content) {
-                Ok(rule) => rules.extend(rule),
-                Err(what) => faults.push(PolicyError::Line { line, what }),
+            match Line::read(content) {
+                Ok(Line::Nothing) => {}
+                Ok(Line::Role { subject, role }) => policy.roles.add(subject, role),
+                Ok(Line::Rule(rule)) => policy.rules.push(rule),
+                Err(what) => faults.push(PolicyError { line, what }),
             }
         }
-        if !faults.is_empty() {
-            return Err(faults);
+        if faults.is_empty() {
+            Ok(policy)
+        } else {
+            Err(faults)
         }
-        Self::load(rules).map_err(|error| vec![PolicyError::Casbin(error.to_string())])
     }
 
-    fn load(rules: Vec<Rule>) -> casbin::Result<Self> {
-        let loading = async {
-            let mut model = DefaultModel::from_str(MODEL).await?;
-            let mut count = 0;
-            for Rule { kind, fields } in rules {
-                count += usize::from(kind == "p");
-                // False where the line was there before.
-                model.add_policy(kind, kind, fields);
-            }
-            let mut enforcer = Enforcer::new_raw(model, ()).await?;
-            enforcer.build_role_links()?;
-            // Whether the matcher works: of a subject that no rule can name.
-            enforcer.enforce(("", "any"))?;
-            Ok(Self {
-                enforcer,
-                rules: count,
-            })
-        };
-        // Casbin is asynchronous for files. This is all in memory, and never waits.
-        let loaded = loading.now_or_never();
-        loaded.unwrap_or_else(|| Err(std::io::Error::other("it waits").into()))
-    }
-
-    /// Whether `subject`, or a role that it has, may do `action`. What Casbin can't
-    /// decide is denied.
+    /// Whether `subject`, or a role that it has, may do `action`.
     #[must_use]
     pub fn allows(&self, subject: &str, action: &str) -> bool {
-        let decide = || self.enforcer.enforce((subject, action));
-        // Without rules Casbin tries one with empty fields.
-        !self.allows_nothing() && decide().unwrap_or(false)
+        let names = self.roles.of(subject);
+        let mut rules = self.rules.iter();
+        rules.any(|rule| names.contains(rule.subject.as_str()) && rule.allows(action))
     }
 
     /// Whether there is no rule at all that could allow anything.
     #[must_use]
     pub fn allows_nothing(&self) -> bool {
-        self.rules == 0
+        self.rules.is_empty()
     }
 }
 
-/// A `p` or `g` line, as Casbin takes it.
+/// A `p` line.
 struct Rule {
-    kind: &'static str,
-    fields: Vec<String>,
+    subject: String,
+    /// Compiled for each decision, as Casbin does it: compiled, it needs 20 kB.
+    action: Glob,
 }
 
-/// The rule of a line; none in a comment and a blank one.
-fn rule(line: &str) -> Result<Option<Rule>, LineError> {
-    let line = line.trim();
-    if line.is_empty() || line.starts_with('#') {
-        return Ok(None);
+impl Rule {
+    fn allows(&self, action: &str) -> bool {
+        self.action.compile_matcher().is_match(action)
     }
-    let fields = Fields::of(line).collect::<Result<Vec<_>, _>>()?;
-    let kind = match fields.first() {
-        Some(&"p") => "p",
-        Some(&"g") => "g",
-        _ => return Err(LineError::NoRule),
-    };
-    let &[_, subject, object] = fields.as_slice() else {
-        return Err(LineError::Fields(fields.len()));
-    };
-    if subject.is_empty() || object.is_empty() {
-        return Err(LineError::EmptyField);
-    }
-    if subject.len().max(object.len()) > MAX_FIELD {
-        return Err(LineError::TooLong);
-    }
-    if kind == "p" {
-        check_glob(object).map_err(|error| LineError::Glob(error.kind().clone()))?;
-    }
-    let fields = vec![subject.to_owned(), object.to_owned()];
-    Ok(Some(Rule { kind, fields }))
 }
 
-/// Built as Casbin builds it for every decision, but for a set of one, which gives an
-/// error where a single matcher panics.
-fn check_glob(text: &str) -> Result<(), globset::Error> {
+/// One line of the file.
+enum Line {
+    /// A comment, or a blank line.
+    Nothing,
+    /// `p, subject, action`
+    Rule(Rule),
+    /// `g, subject, role`
+    Role { subject: String, role: String },
+}
+
+impl Line {
+    fn read(line: &str) -> Result<Self, LineError> {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            return Ok(Self::Nothing);
+        }
+        let fields = Fields::of(line).collect::<Result<Vec<_>, _>>()?;
+        let is_rule = match fields.first() {
+            Some(&"p") => true,
+            Some(&"g") => false,
+            _ => return Err(LineError::NoRule),
+        };
+        let &[_, subject, object] = fields.as_slice() else {
+            return Err(LineError::Fields(fields.len()));
+        };
+        if subject.is_empty() || object.is_empty() {
+            return Err(LineError::EmptyField);
+        }
+        if subject.len().max(object.len()) > MAX_FIELD {
+            return Err(LineError::TooLong);
+        }
+        let subject = subject.to_owned();
+        if is_rule {
+            let action = glob(object).map_err(|error| LineError::Glob(error.kind().clone()))?;
+            Ok(Self::Rule(Rule { subject, action }))
+        } else {
+            let role = object.to_owned();
+            Ok(Self::Role { subject, role })
+        }
+    }
+}
+
+/// A glob as Casbin's `globMatch` builds it, which is known to compile.
+fn glob(text: &str) -> Result<Glob, globset::Error> {
     let glob = GlobBuilder::new(text).literal_separator(true).build()?;
-    GlobSet::builder().add(glob).build().map(drop)
+    // A single matcher panics if its regular expression does not compile. A set, even of one
+    // glob, gives an error.
+    GlobSet::builder().add(glob.clone()).build()?;
+    Ok(glob)
 }
 
 /// The message may quote a character of the glob, which need not be one for a log line.
@@ -197,11 +188,11 @@ fn printable(error: &globset::ErrorKind) -> String {
     error.to_string().replace(odd, "?")
 }
 
-/// Casbin's own would fill pages of the log.
+/// Without the rules, which would fill pages of the log.
 impl fmt::Debug for CasbinPolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CasbinPolicy")
-            .field("rules", &self.rules)
+            .field("rules", &self.rules.len())
             .finish_non_exhaustive()
     }
 }

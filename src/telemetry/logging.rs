@@ -1,0 +1,79 @@
+//! The log: logfmt or JSON lines on standard error.
+
+use std::{io, time::Duration};
+
+use tracing_subscriber::{
+    EnvFilter, Layer, filter::filter_fn, layer::SubscriberExt, util::SubscriberInitExt,
+};
+
+use super::stderr;
+
+/// The driver of Postgres. It logs the texts of notices, SQL, and the parameters of statements,
+/// which are ciphertexts, so no filter may let its lines through.
+const SILENT: &str = "tokio_postgres";
+
+/// How to log.
+#[derive(Debug, Clone)]
+pub struct LogOptions {
+    /// The form of a line.
+    pub format: LogFormat,
+    /// What is logged, as `tracing`'s `EnvFilter` spells it.
+    pub filter: String,
+}
+
+/// The form of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// `key=value` pairs, as nico-api writes them.
+    Logfmt,
+    /// A JSON object.
+    Json,
+}
+
+/// Sends log lines to standard error from now on, and the messages of panics with them. Nobody
+/// waits for a line to be written.
+///
+/// # Errors
+///
+/// When the system gives no thread to write them.
+pub fn start_logging(options: &LogOptions) -> io::Result<()> {
+    let writer = stderr::start()?;
+    let format = match options.format {
+        LogFormat::Logfmt => tracing_logfmt::builder()
+            .with_target(true)
+            .layer()
+            .with_writer(writer)
+            .boxed(),
+        LogFormat::Json => tracing_subscriber::fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_writer(writer)
+            .boxed(),
+    };
+    // Checked when the configuration was read.
+    let filter = EnvFilter::try_new(&options.filter).unwrap_or_default();
+    let _ = tracing_subscriber::registry()
+        .with(format)
+        .with(filter)
+        .with(filter_fn(|event| !event.target().starts_with(SILENT)))
+        .try_init();
+    std::panic::set_hook(Box::new(|panic| {
+        let location = panic.location().map(ToString::to_string);
+        let payload = panic.payload();
+        let what = payload.downcast_ref::<&str>().copied();
+        let what = what.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        tracing::error!(location, what, "panic: this is a bug");
+    }));
+    Ok(())
+}
+
+/// Waits until the log lines are written, but not for longer than `limit`.
+pub fn flush_logs(limit: Duration) {
+    stderr::flush(limit);
+}
+
+/// Writes a message to standard error outside of the log, and waits at most `limit` for somebody
+/// who reads it.
+pub fn say(text: String, limit: Duration) {
+    stderr::say(text, limit);
+}

@@ -1,0 +1,257 @@
+//! Metrics. They never carry names of organizations or callers.
+
+use std::time::Duration;
+
+use metrics::{
+    Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+
+pub(super) const CALLS: &str = "nico_rewrap_calls_total";
+pub(super) const DECISIONS: &str = "nico_rewrap_authorization_decisions_total";
+const DENIALS_UNRECORDED: &str = "nico_rewrap_audit_denials_dropped_total";
+const CALL_SECONDS: &str = "nico_rewrap_call_duration_seconds";
+const COMMIT_SECONDS: &str = "nico_rewrap_database_commit_seconds";
+const USUAL_COMMIT_SECONDS: &str = "nico_rewrap_database_commit_baseline_seconds";
+const REPLICA_LAG_SECONDS: &str = "nico_rewrap_database_replica_lag_seconds";
+const RATE_LIMIT: &str = "nico_rewrap_rate_limit_rows_per_second";
+const RUN_STALLED: &str = "nico_rewrap_run_stalled";
+pub(super) const ROWS: &str = "nico_rewrap_rows_processed_total";
+pub(super) const HANDSHAKES_REFUSED: &str = "nico_rewrap_tls_handshake_failures_total";
+const CONNECTIONS: &str = "nico_rewrap_connections_open";
+pub(super) const DISTRUSTED: &str = "nico_rewrap_connections_revoked_total";
+pub(super) const RELOADS: &str = "nico_rewrap_tls_reloads_total";
+const RELOAD_FAILING: &str = "nico_rewrap_tls_reload_failing";
+const CERTIFICATE_EXPIRY: &str = "nico_rewrap_certificate_expiry_timestamp_seconds";
+const CRL_EXPIRY: &str = "nico_rewrap_crl_next_update_timestamp_seconds";
+const AUDIT_FAILURES: &str = "nico_rewrap_audit_failures_total";
+const LOG_LINES_DROPPED: &str = "nico_rewrap_log_lines_dropped_total";
+
+/// Upper bounds of the duration histogram, in seconds: from a single row to a
+/// large site.
+const CALL_BUCKETS: [f64; 12] = [
+    0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
+];
+
+/// Starts to gather metrics; the handle renders them.
+///
+/// # Errors
+///
+/// When this process gathers metrics already.
+pub fn start_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus::BuildError> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets(&CALL_BUCKETS)?
+        .install_recorder()?;
+    describe_counter!(
+        CALLS,
+        "Calls of the re-wrap RPC by outcome and kind of identity"
+    );
+    describe_counter!(
+        DECISIONS,
+        "Decisions whether a caller may re-wrap, by kind of identity and outcome"
+    );
+    describe_counter!(
+        DENIALS_UNRECORDED,
+        "Denied calls that their clients gave up before they had their turn to be recorded"
+    );
+    describe_histogram!(
+        CALL_SECONDS,
+        Unit::Seconds,
+        "Duration of calls of the re-wrap RPC"
+    );
+    describe_counter!(
+        ROWS,
+        "Rows evaluated, by mode and outcome; progress, not yet known to be durable"
+    );
+    describe_gauge!(
+        COMMIT_SECONDS,
+        Unit::Seconds,
+        "What a durable commit of next to nothing took, at the last look during a site-wide apply"
+    );
+    describe_gauge!(
+        USUAL_COMMIT_SECONDS,
+        Unit::Seconds,
+        "What such a commit takes without the apply, as far as that is known"
+    );
+    describe_gauge!(
+        REPLICA_LAG_SECONDS,
+        Unit::Seconds,
+        "By how much the slowest replica was behind at that look"
+    );
+    describe_gauge!(
+        RATE_LIMIT,
+        "Rows a second that an apply holds back to for the sake of others; 0 for no limit"
+    );
+    describe_gauge!(
+        RUN_STALLED,
+        "1 while a run makes no progress because it waits for a lock or for a synchronous standby"
+    );
+    describe_counter!(
+        HANDSHAKES_REFUSED,
+        "Connections that ended before HTTP/2, by reason"
+    );
+    describe_gauge!(CONNECTIONS, "Connections whose client is verified");
+    describe_counter!(
+        DISTRUSTED,
+        "Connections closed because their certificate is not what it was, by reason"
+    );
+    describe_counter!(RELOADS, "Changes of the TLS files, by outcome");
+    describe_gauge!(
+        RELOAD_FAILING,
+        "1 while the TLS files are not those that are in use"
+    );
+    describe_gauge!(
+        CERTIFICATE_EXPIRY,
+        Unit::Seconds,
+        "When the server's certificate, or the first CA of a bundle, expires"
+    );
+    describe_gauge!(
+        CRL_EXPIRY,
+        Unit::Seconds,
+        "When the first certificate revocation list goes out of date"
+    );
+    describe_counter!(AUDIT_FAILURES, "Audit records that could not be written");
+    describe_counter!(
+        LOG_LINES_DROPPED,
+        "Log lines that were dropped because standard error was not read or not writable"
+    );
+    // So that alerts on them have something to go by from the start.
+    super::zeros::register();
+    gauge!(RELOAD_FAILING).set(0.0);
+    gauge!(RUN_STALLED).set(0.0);
+    gauge!(CONNECTIONS).set(0.0);
+    counter!(AUDIT_FAILURES).absolute(0);
+    counter!(LOG_LINES_DROPPED).absolute(0);
+    counter!(DENIALS_UNRECORDED).absolute(0);
+    Ok(handle)
+}
+
+/// A call ended. `outcome` is `OK` or the reason of its error.
+pub(crate) fn call_ended(outcome: &'static str, identity_kind: &'static str, duration: Duration) {
+    counter!(CALLS, "outcome" => outcome, "identity_kind" => identity_kind).increment(1);
+    histogram!(CALL_SECONDS, "outcome" => outcome).record(duration);
+}
+
+/// It was decided whether a caller may re-wrap.
+pub(crate) fn decided(identity_kind: &'static str, outcome: &'static str) {
+    counter!(DECISIONS, "identity_kind" => identity_kind, "outcome" => outcome).increment(1);
+}
+
+/// A call that waits to be denied. Given up before the wait is over, it leaves no record.
+pub(crate) struct PendingDenial {
+    is_over: bool,
+}
+
+/// A call waits to be denied.
+pub(crate) fn denial_waits() -> PendingDenial {
+    PendingDenial { is_over: false }
+}
+
+impl PendingDenial {
+    /// The call will have its record.
+    pub(crate) fn over(mut self) {
+        self.is_over = true;
+    }
+}
+
+impl Drop for PendingDenial {
+    fn drop(&mut self) {
+        if !self.is_over {
+            counter!(DENIALS_UNRECORDED).increment(1);
+        }
+    }
+}
+
+/// What became of so many rows; with `durability = "per_run"`, before it is durable.
+pub(crate) fn rows_done(mode: &'static str, outcome: &'static str, rows: u64) {
+    counter!(ROWS, "mode" => mode, "outcome" => outcome).increment(rows);
+}
+
+/// A connection ended before HTTP/2.
+pub(crate) fn handshake_refused(reason: &'static str) {
+    counter!(HANDSHAKES_REFUSED, "reason" => reason).increment(1);
+}
+
+/// A connection that is open for as long as this exists.
+pub(crate) struct OpenConnection(());
+
+/// A client is verified.
+pub(crate) fn connection_opened() -> OpenConnection {
+    gauge!(CONNECTIONS).increment(1.0);
+    OpenConnection(())
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        gauge!(CONNECTIONS).decrement(1.0);
+    }
+}
+
+/// A connection is closed because of what became of its certificate.
+pub(crate) fn connection_distrusted(reason: &'static str) {
+    counter!(DISTRUSTED, "reason" => reason).increment(1);
+}
+
+/// When a certificate of the TLS files expires, in seconds since the epoch: that of the server, or
+/// the first one of a bundle.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "seconds since the epoch are far below 2^52"
+)]
+pub(crate) fn certificate_expiry(certificate: &'static str, end: i64) {
+    gauge!(CERTIFICATE_EXPIRY, "certificate" => certificate).set(end as f64);
+}
+
+/// When the first revocation list goes out of date, in seconds since the epoch.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "seconds since the epoch are far below 2^52"
+)]
+pub(crate) fn crl_expiry(end: i64) {
+    gauge!(CRL_EXPIRY).set(end as f64);
+}
+
+/// The TLS files had changed, and are in use now or not.
+pub(crate) fn tls_reloaded(success: bool) {
+    let outcome = if success { "success" } else { "failure" };
+    counter!(RELOADS, "outcome" => outcome).increment(1);
+}
+
+/// Whether the TLS files are other than those in use.
+pub(crate) fn tls_reload_failing(failing: bool) {
+    gauge!(RELOAD_FAILING).set(f64::from(u8::from(failing)));
+}
+
+/// Log lines were dropped.
+pub(super) fn log_lines_dropped(lines: u64) {
+    counter!(LOG_LINES_DROPPED).increment(lines);
+}
+
+/// The audit log did not take a line.
+pub(crate) fn audit_failed() {
+    counter!(AUDIT_FAILURES).increment(1);
+}
+
+/// What a probe of the database found: the latency of its commit, the latency without the run,
+/// the lag of the slowest replica, and the rate that the run may have now.
+pub(crate) fn database_load(
+    commit: Duration,
+    baseline: Option<Duration>,
+    replica_lag: Option<Duration>,
+    limit: Option<f64>,
+) {
+    gauge!(COMMIT_SECONDS).set(commit.as_secs_f64());
+    gauge!(USUAL_COMMIT_SECONDS).set(baseline.unwrap_or_default().as_secs_f64());
+    gauge!(REPLICA_LAG_SECONDS).set(replica_lag.unwrap_or_default().as_secs_f64());
+    backed_off(limit);
+}
+
+/// The rate limit of the run in rows per second; `None` for no limit.
+pub(crate) fn backed_off(limit: Option<f64>) {
+    gauge!(RATE_LIMIT).set(limit.unwrap_or_default());
+}
+
+/// Whether a run waits for something that somebody else has to give.
+pub(crate) fn run_stalled(stalled: bool) {
+    gauge!(RUN_STALLED).set(f64::from(u8::from(stalled)));
+}

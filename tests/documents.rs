@@ -1,0 +1,338 @@
+//! The documents: every link and anchor exists, the README stays short, the reference has every setting, metric, reason
+//! and failure of the program, and the Debian package has every page.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The files below a folder with this ending, as paths from the root of the repository.
+fn files(folder: &str, ending: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(root().join(folder)).unwrap() {
+        let entry = entry.unwrap();
+        let path = format!("{folder}/{}", entry.file_name().to_string_lossy());
+        if entry.file_type().unwrap().is_dir() {
+            found.extend(files(&path, ending));
+        } else if path.ends_with(ending) {
+            found.push(path.into());
+        }
+    }
+    found.sort();
+    found
+}
+
+fn pages() -> Vec<PathBuf> {
+    let mut pages = files("docs", ".md");
+    pages.extend(["README.md", "SECURITY.md"].map(PathBuf::from));
+    pages
+}
+
+/// The page without its code blocks, in which a link is no link and a heading no heading.
+fn prose(page: &str) -> String {
+    let pieces = page.split("```").step_by(2);
+    pieces.collect::<Vec<_>>().join("\n")
+}
+
+/// The anchors that GitHub makes of the headings.
+fn anchors(page: &str) -> BTreeSet<String> {
+    let mut anchors = BTreeSet::new();
+    for line in prose(page).lines().filter(|line| line.starts_with('#')) {
+        let heading = line.trim_start_matches('#').trim().to_lowercase();
+        let kept = heading
+            .chars()
+            .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+        let anchor = kept.collect::<String>().replace(' ', "-");
+        assert!(anchors.insert(anchor), "two headings are {line:?}");
+    }
+    anchors
+}
+
+/// The targets of the links and pictures of a page.
+fn links(page: &str) -> Vec<String> {
+    let text = prose(page);
+    let targets = text.split("](").skip(1);
+    targets
+        .map(|rest| rest.split(')').next().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn every_link_and_every_anchor_exists() {
+    let mut count = 0;
+    for page in pages() {
+        let text = read(&page);
+        for link in links(&text) {
+            if link.starts_with("https://") {
+                continue;
+            }
+            count += 1;
+            let (path, anchor) = link.split_once('#').unwrap_or((&link, ""));
+            let from = page.display();
+            let target = match path {
+                "" => root().join(&page),
+                path => root().join(page.parent().unwrap()).join(path),
+            };
+            assert!(target.exists(), "{from}: no file {link}");
+            if !anchor.is_empty() {
+                let anchors = anchors(&fs::read_to_string(&target).unwrap());
+                assert!(anchors.contains(anchor), "{from}: no anchor {link}");
+            }
+        }
+    }
+    assert!(count > 150, "{count}");
+}
+
+#[test]
+fn links_in_the_source_and_in_files_to_install_exist() {
+    let mut count = 0;
+    let mut sources = files("src", ".rs");
+    sources.extend(files("deploy", ""));
+    sources.extend(files("scripts", ".sh"));
+    sources.extend(["Dockerfile", "Makefile", "Cargo.toml"].map(PathBuf::from));
+    for source in sources {
+        let text = read(&source);
+        for rest in text.split("docs/").skip(1) {
+            let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && !"/._-#".contains(c));
+            let link = rest[..end.unwrap_or(rest.len())].trim_end_matches('.');
+            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+            // A pattern of the package.
+            if !path.ends_with(".md") {
+                continue;
+            }
+            count += 1;
+            let page = read(Path::new("docs").join(path));
+            let exists = anchor.is_empty() || anchors(&page).contains(anchor);
+            assert!(exists, "{}: docs/{link}", source.display());
+        }
+    }
+    assert!(count >= 8, "{count}");
+}
+
+#[test]
+fn the_readme_stays_short() {
+    assert!(read("README.md").lines().count() <= 120);
+}
+
+#[test]
+fn every_step_of_the_run_book_has_a_way_back() {
+    let page = read("docs/rotate.md");
+    let is_step = |section: &&str| section.starts_with(|c: char| c.is_ascii_digit());
+    let steps: Vec<_> = page.split("\n## ").filter(is_step).collect();
+    assert_eq!(steps.len(), 10);
+    for step in steps {
+        assert!(step.contains("\n**Way back:** "), "{step}");
+    }
+}
+
+#[test]
+fn every_page_can_be_reached_from_the_readme() {
+    let mut reached = BTreeSet::new();
+    let mut open = vec![root().join("README.md")];
+    while let Some(page) = open.pop() {
+        let page = page.canonicalize().unwrap();
+        if !reached.insert(page.clone()) {
+            continue;
+        }
+        let links = links(&fs::read_to_string(&page).unwrap());
+        let paths = links.iter().map(|link| link.split('#').next().unwrap());
+        let paths = paths.filter(|path| path.ends_with(".md") && !path.starts_with("https://"));
+        open.extend(paths.map(|path| page.parent().unwrap().join(path)));
+    }
+    for page in pages() {
+        let page = root().join(page).canonicalize().unwrap();
+        assert!(reached.contains(&page), "{}", page.display());
+    }
+}
+
+/// The first cells of the rows of a section's tables, each piece between backticks.
+fn first_cells(page: &str, section: &str) -> BTreeSet<String> {
+    let section = page.split(&format!("# {section}\n")).nth(1).unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| "));
+    rows.flat_map(|row| {
+        row.split(" | ")
+            .next()
+            .unwrap()
+            .split('`')
+            .skip(1)
+            .step_by(2)
+    })
+    .map(str::to_owned)
+    .collect()
+}
+
+/// The pieces of the program's source between this prefix and the next quote, without the tests in it.
+fn quoted(prefix: &str) -> BTreeSet<String> {
+    let opening = format!("\"{prefix}");
+    let mut found = BTreeSet::new();
+    for source in files("src", ".rs") {
+        let text = read(&source);
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        let pieces = code.split(&opening).skip(1);
+        found.extend(pieces.map(|rest| rest.split('"').next().unwrap().to_owned()));
+    }
+    found
+}
+
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+}
+
+#[test]
+fn the_reference_has_every_setting_and_no_other() {
+    let page = read("docs/reference/configuration.md");
+    let documented = first_cells(&page, "Settings of nico-rewrap");
+    let settings = quoted("rewrap.").into_iter().filter(|name| is_name(name));
+    let settings: BTreeSet<_> = settings.collect();
+    assert!(settings.len() > 30, "{settings:?}");
+    assert_eq!(documented, settings);
+}
+
+#[test]
+fn the_reference_has_every_metric_and_no_other() {
+    let page = read("docs/reference/metrics.md");
+    let cells = first_cells(&page, "Metrics").into_iter();
+    let documented: BTreeSet<_> = cells
+        .map(|cell| cell.split('{').next().unwrap().to_owned())
+        .collect();
+    let metrics = quoted("nico_rewrap_").into_iter();
+    let metrics: BTreeSet<_> = metrics.map(|name| format!("nico_rewrap_{name}")).collect();
+    assert!(metrics.len() > 15, "{metrics:?}");
+    assert_eq!(documented, metrics);
+}
+
+/// The reasons of errors that the source names.
+fn reasons() -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for source in files("src", ".rs") {
+        let text = read(&source);
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+        if !code.contains("fn code_and_reason(") && !code.contains("fn reason(") {
+            continue;
+        }
+        let is_reason = |piece: &&str| {
+            let letters = |c: char| c.is_ascii_uppercase() || c == '_';
+            piece.len() > 4 && piece.chars().all(letters)
+        };
+        let pieces = code.split('"').filter(is_reason);
+        found.extend(pieces.map(str::to_owned));
+    }
+    found
+}
+
+/// A section of a page, up to the next heading of its level or a higher one.
+fn section<'a>(page: &'a str, heading: &str) -> &'a str {
+    let rest = page.split(&format!("\n### {heading}\n")).nth(1);
+    let rest = rest.unwrap_or_else(|| panic!("no section {heading}"));
+    rest.split("\n## ")
+        .next()
+        .unwrap()
+        .split("\n### ")
+        .next()
+        .unwrap()
+}
+
+fn assert_says_what_to_do(section: &str, heading: &str) {
+    for word in ["* **Symptom:**", "* **Cause:**", "* **Command:**"] {
+        assert!(section.contains(word), "{heading}: no {word}");
+    }
+}
+
+#[test]
+fn every_reason_is_in_the_reference_and_has_a_section_in_troubleshooting() {
+    let (errors, troubleshooting) = (
+        read("docs/reference/errors.md"),
+        read("docs/troubleshooting.md"),
+    );
+    let reasons = reasons();
+    assert!(reasons.len() > 20, "{reasons:?}");
+    for reason in &reasons {
+        let anchor = reason.to_lowercase();
+        let linked = format!("[`{reason}`](../troubleshooting.md#{anchor})");
+        assert!(errors.contains(&linked), "{reason}");
+        assert_says_what_to_do(section(&troubleshooting, reason), reason);
+    }
+    let of_calls = troubleshooting.split("\n## Errors of a call\n").nth(1);
+    let of_calls = of_calls.unwrap().split("\n## ").next().unwrap();
+    let headings = of_calls
+        .lines()
+        .filter_map(|line| line.strip_prefix("### "));
+    assert_eq!(
+        headings.map(str::to_owned).collect::<BTreeSet<_>>(),
+        reasons
+    );
+}
+
+#[test]
+fn every_failure_of_a_row_has_a_section_in_troubleshooting() {
+    let (errors, troubleshooting) = (
+        read("docs/reference/errors.md"),
+        read("docs/troubleshooting.md"),
+    );
+    let table = errors.split("\n## Failures\n").nth(1).unwrap();
+    let rows: Vec<_> = table
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .collect();
+    assert!(rows.len() > 15, "{rows:?}");
+    for row in rows {
+        let text = row.split('`').nth(1).unwrap().split('…').next().unwrap();
+        let link = links(row).pop().unwrap();
+        let anchor = link.split_once("troubleshooting.md#").unwrap().1;
+        let mut headings = troubleshooting
+            .lines()
+            .filter_map(|line| line.strip_prefix("### "));
+        let heading = headings.find(|text| anchors(&format!("### {text}")).contains(anchor));
+        let heading = heading.unwrap_or_else(|| panic!("{text}: no section {anchor}"));
+        let section = section(&troubleshooting, heading);
+        assert_says_what_to_do(section, heading);
+        assert!(
+            section.contains(&format!("`{}", text.trim_end())),
+            "{heading}: not about {text}"
+        );
+    }
+}
+
+#[test]
+fn the_debian_package_has_every_page_and_picture() {
+    let manifest: toml::Table = read("Cargo.toml").parse().unwrap();
+    let assets = manifest["package"]["metadata"]["deb"]["assets"].as_array();
+    let assets: Vec<_> = assets
+        .unwrap()
+        .iter()
+        .filter_map(toml::Value::as_array)
+        .collect();
+    let mut documents = pages();
+    documents.extend(files("docs/pictures", ".svg"));
+    for document in documents {
+        let (folder, ending) = (document.parent().unwrap(), document.extension().unwrap());
+        let pattern = folder.join("*").with_extension(ending);
+        let sources = [document.clone(), pattern];
+        let target = Path::new("usr/share/doc/nico-rewrap").join(folder);
+        let packed = assets.iter().any(|asset| {
+            let (source, to) = (asset[0].as_str().unwrap(), asset[1].as_str().unwrap());
+            sources.contains(&source.into())
+                && to.trim_end_matches('/') == target.to_str().unwrap().trim_end_matches('/')
+        });
+        assert!(packed, "{}", document.display());
+    }
+}
+
+#[test]
+fn pictures_have_a_description_and_colours_for_a_dark_page() {
+    for picture in files("docs/pictures", ".svg") {
+        let text = read(&picture);
+        for part in ["<title id=", "<desc id=", "prefers-color-scheme: dark"] {
+            assert!(text.contains(part), "{}: no {part}", picture.display());
+        }
+    }
+}
