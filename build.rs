@@ -1,5 +1,5 @@
-//! Generates the gRPC types with `protox`, a protobuf compiler in Rust, so that
-//! no `protoc` has to be installed; and the source revision for `--version`.
+//! Generates the gRPC types with `protox`, a protobuf compiler in Rust, so that `protoc`
+//! need not be installed. Also sets the source revision for `--version`.
 
 use std::{
     env,
@@ -12,7 +12,7 @@ use prost::Message;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let protos = protox::compile(["forge.proto"], ["proto"])?;
-    // For reflection.
+    // For the reflection service.
     std::fs::write(out.join("forge.bin"), protos.encode_to_vec())?;
 
     tonic_prost_build::configure()
@@ -21,14 +21,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .compile_fds(protos)?;
     println!("cargo:rerun-if-changed=proto");
 
-    // A release tarball and a container build have no .git: they pass the revision in.
+    // A release tarball and a container build have no .git, so they pass the revision in.
     let revision = env::var("NICO_REWRAP_REVISION")
         .ok()
         .or_else(git_revision)
         .unwrap_or_else(|| "unknown".to_owned());
     println!("cargo:rustc-env=NICO_REWRAP_REVISION={revision}");
     println!("cargo:rerun-if-env-changed=NICO_REWRAP_REVISION");
-    // A file that is named and not there would mean a rebuild each time.
+    // If a listed file does not exist, Cargo rebuilds every time.
     for file in [".git/HEAD", ".git/logs/HEAD"] {
         if Path::new(file).exists() {
             println!("cargo:rerun-if-changed={file}");

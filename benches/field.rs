@@ -1,5 +1,5 @@
-//! One secret: opening, sealing, and the whole re-wrap (open, seal, read back,
-//! compare), against the plain way of doing the same.
+//! Measures the work on one secret: open, seal, and the whole re-wrap (open, seal, read
+//! back, compare). The baseline is a simple implementation of the same steps.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot run should end")]
 
@@ -41,7 +41,7 @@ fn benches(criterion: &mut Criterion) {
     let mut secret = SIGNING_KEY;
     let secret = Plaintext::new(&mut secret);
     let mut buffers = Buffers::default();
-    let mut workspace = Scratch::default();
+    let mut scratch = Scratch::default();
     let text = seal(&old, &secret, &mut buffers).unwrap();
     let texts = [Some(text.clone()), None, None];
     let keyring = Keyring::new(
@@ -71,12 +71,10 @@ fn benches(criterion: &mut Criterion) {
 
     let mut rewrap = criterion.benchmark_group("rewrap");
     rewrap.bench_function("ours", |b| {
-        b.iter(
-            || match decide(&keyring, black_box(&texts), &mut workspace) {
-                decision @ Decision::Replace { .. } => decision,
-                other => panic!("{other:?}"),
-            },
-        )
+        b.iter(|| match decide(&keyring, black_box(&texts), &mut scratch) {
+            decision @ Decision::Replace { .. } => decision,
+            other => panic!("{other:?}"),
+        })
     });
     rewrap.bench_function("plain", |b| b.iter(|| plain_rewrap(black_box(&text))));
     rewrap.finish();

@@ -1,9 +1,9 @@
-//! What nico-rewrap is measured against, for `make bench`: other ways to re-wrap
-//! the same rows, and a tenant who writes meanwhile.
+//! Programs that `make bench` compares with nico-rewrap: other ways to re-wrap the same
+//! rows, and tenants that write at the same time.
 //!
-//! Each way connects and prepares, says `ready`, waits for a line on its standard
-//! input, works, says `done`, and lives on until its standard input is closed: so
-//! whoever runs it can read clocks and CPU times from outside, at rest.
+//! Each program connects and prepares its statements, prints `ready`, and waits for a line
+//! on standard input. Then it works, prints `done`, and waits until its standard input is
+//! closed. So the benchmark script can read clocks and CPU times while the program is idle.
 
 #[path = "../benches/plain/mod.rs"]
 mod plain;
@@ -31,14 +31,14 @@ use tokio::{
 };
 use tokio_postgres::{Client, NoTls, Row, Statement};
 
-/// What is re-wrapped to, and what from by its id in the envelope.
+/// The target key id. The envelopes name the old keys.
 const TARGET: &str = "kv2";
 
-/// Neighbouring rows that one connection of the ceiling takes at a time: with them
-/// spread over all connections, these would wait for each other's pages.
+/// Number of adjacent rows that one connection of the ceiling takes at a time. If all
+/// connections shared adjacent rows, they would wait for each other's pages.
 const CHUNK: usize = 32;
 
-/// Connections of the tenants who write: one slow write must not delay the next.
+/// Number of connections of the tenants. One slow write must not delay the next.
 const TENANT_CONNECTIONS: u32 = 4;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -59,23 +59,23 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Way {
-    /// The reference product's algorithm: one row after the other, on one connection.
+    /// The algorithm of the reference product: one row after the other, on one connection.
     Reference,
-    /// nico-rewrap's row transaction with the new texts computed beforehand: how fast
-    /// Postgres can commit one transaction a row.
+    /// nico-rewrap's row transaction with texts that are computed beforehand. It shows how
+    /// fast Postgres can commit one transaction per row.
     Ceiling {
         #[arg(long)]
         connections: usize,
-        /// Statements under way on each connection.
+        /// Number of statements in flight on each connection.
         #[arg(long)]
         in_flight: usize,
         #[arg(long)]
         commit: Commit,
     },
-    /// Tenants who write their own rows at a fixed rate, until the second line on
-    /// standard input. Each write's latency in microseconds goes to a line of FILE.
+    /// Tenants that write their own rows at a fixed rate, until the second line on standard
+    /// input. Each write's latency in microseconds goes to a line of FILE.
     Tenants {
-        /// Writes a second.
+        /// Writes per second.
         #[arg(long)]
         rate: u32,
         #[arg(long, value_name = "FILE")]
@@ -85,7 +85,7 @@ enum Way {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Commit {
-    /// Asynchronous for each row, and a durable commit at the end.
+    /// Asynchronous for each row, with one durable commit at the end.
     Barrier,
     /// Durable for each row.
     Each,
@@ -111,7 +111,7 @@ fn main() -> Result<()> {
 
 fn reference(args: &Args) -> Result<()> {
     let keys = read_keys(args)?;
-    // One thread: a round trip then needs no other one to be woken.
+    // One thread, so that a round trip does not wake another thread.
     let runtime = Builder::new_current_thread().enable_all().build()?;
     let mut client = runtime.block_on(connect(args))?;
     say("ready");
@@ -187,7 +187,7 @@ const REPLACE_ROW: &str = "WITH written AS (\
        END \
      FROM written WHERE tenants.organization_id = written.organization_id";
 
-/// A row's write, everything computed.
+/// The write of one row, with all values computed.
 struct Write {
     organization_id: String,
     old: Envelopes,
@@ -261,10 +261,10 @@ async fn write_all(
 ) -> Result<()> {
     let writes = Arc::new(writes);
     let next_row = Arc::new(AtomicUsize::new(0));
-    let mut lanes = JoinSet::new();
+    let mut workers = JoinSet::new();
     for (client, statement) in clients {
         let (writes, next_row) = (writes.clone(), next_row.clone());
-        lanes.spawn(async move {
+        workers.spawn(async move {
             let rows = std::iter::from_fn(|| {
                 let start = next_row.fetch_add(CHUNK, Relaxed);
                 (start < writes.len()).then(|| start..writes.len().min(start + CHUNK))
@@ -276,8 +276,8 @@ async fn write_all(
                 .await
         });
     }
-    while let Some(lane) = lanes.join_next().await {
-        lane??;
+    while let Some(worker) = workers.join_next().await {
+        worker??;
     }
     Ok(())
 }
@@ -298,8 +298,8 @@ async fn replace(client: &Client, statement: &Statement, write: &Write) -> Resul
     }
 }
 
-/// A commit waits for all WAL before its own, and only if it has some: a message
-/// that nobody reads gives it that.
+/// A commit is flushed only if its transaction wrote WAL, and it then flushes all earlier
+/// WAL too. The message is the WAL that this transaction writes. Nobody reads it.
 async fn make_durable(args: &Args) -> Result<()> {
     let barrier = "SELECT pg_logical_emit_message(true, 'barrier', '')";
     connect(args).await?.batch_execute(barrier).await?;
@@ -349,8 +349,8 @@ fn tenants(args: &Args, rate: u32, latencies: &PathBuf) -> Result<()> {
     hear()
 }
 
-/// Writes at `first` and every `interval` after it. A write that comes late because
-/// the one before took so long is counted from when it was due.
+/// Writes at `first` and then at every `interval`. If the previous write delays a write,
+/// its latency is counted from the time when it was due.
 async fn write_as_tenants(
     mut client: Client,
     ids: Arc<Vec<String>>,
@@ -387,7 +387,7 @@ async fn write_as_tenants(
     }
 }
 
-// ---- what they share
+// ---- shared functions
 
 async fn connect(args: &Args) -> Result<Client> {
     let (client, connection) = tokio_postgres::connect(&args.database, NoTls).await?;
@@ -408,7 +408,7 @@ fn read_keys(args: &Args) -> Result<Keys> {
         .collect()
 }
 
-/// The three texts of a row, from its column `first` on.
+/// The three texts of a row, beginning with the column `first`.
 fn texts(row: &Row, first: usize) -> Result<Envelopes> {
     Ok([
         row.try_get(first)?,
@@ -417,7 +417,7 @@ fn texts(row: &Row, first: usize) -> Result<Envelopes> {
     ])
 }
 
-/// Opens and seals each text, without reading anything back.
+/// Opens and seals each text, without reading the result back.
 fn rewrapped(keys: &Keys, old: &Envelopes) -> Result<Envelopes> {
     let mut new = Envelopes::default();
     for (new, old) in new.iter_mut().zip(old) {
@@ -431,12 +431,15 @@ fn rewrapped(keys: &Keys, old: &Envelopes) -> Result<Envelopes> {
     Ok(new)
 }
 
-#[expect(clippy::print_stdout, reason = "whoever runs this waits for the word")]
+#[expect(
+    clippy::print_stdout,
+    reason = "the benchmark script waits for this word"
+)]
 fn say(word: &str) {
     println!("{word}");
 }
 
-/// Waits for a line, or the end, of standard input.
+/// Waits for a line or the end of standard input.
 fn hear() -> Result<()> {
     io::stdin().read_line(&mut String::new())?;
     Ok(())

@@ -1,6 +1,6 @@
-//! A stand-in for nico-api, as far as the container tests need one: a tenant's
-//! writes, with nico-api's order of locks and its own version bumps, and a look at
-//! every secret that shares no code with the service.
+//! A stand-in for nico-api in the container tests. It makes the writes of tenants, with
+//! nico-api's order of locks and its own version bumps. It can also decrypt every secret,
+//! with code that it does not share with the service.
 
 #[path = "../benches/plain/mod.rs"]
 mod plain;
@@ -40,16 +40,16 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Opens every secret; prints how many there are under each key, and a digest of
-    /// all that is in them, which no re-wrap may change.
+    /// Opens every secret. Prints how many secrets each key has, and a digest of all
+    /// plaintexts, which a re-wrap must not change.
     Look,
-    /// Rotates signing keys from before COMMAND starts until after it ends, and then
-    /// looks whether one of the rotations was lost. Ends with COMMAND's exit code.
+    /// Rotates signing keys while COMMAND runs, and then checks that no rotation was lost.
+    /// Exits with COMMAND's exit code.
     Rotate {
         /// The key to seal new signing keys under.
         #[arg(long)]
         key_id: String,
-        /// What to do meanwhile.
+        /// The command to run at the same time.
         #[arg(last = true, required = true, value_name = "COMMAND")]
         meanwhile: Vec<String>,
     },
@@ -95,7 +95,7 @@ async fn look(client: &Client, keys: &Keys) -> Result<ExitCode> {
 
 // ---- writing
 
-/// What this program wrote last to an organization.
+/// The last write of this program to an organization.
 struct Written {
     slot: usize,
     signing_key: String,
@@ -151,8 +151,8 @@ async fn rotate(
     Ok(ExitCode::from(code.unwrap_or(1)))
 }
 
-/// A new signing key in the slot that is not in use, which then is. The public half is
-/// left as it was: nobody issues tokens here.
+/// Writes a new signing key to the slot that is not in use, and makes it the current slot.
+/// The public key is not changed, because nobody issues tokens here.
 async fn rotate_one(
     client: &mut Client,
     id: &str,
@@ -184,8 +184,8 @@ async fn rotate_one(
     })
 }
 
-/// An error unless the organization has what was written to it, in a version that is
-/// no older.
+/// Fails unless the organization has the key that was written last, and a version that is
+/// not older.
 async fn find(client: &Client, keys: &Keys, id: &str, written: &Written) -> Result<()> {
     let sql = "SELECT version, encrypted_signing_key_1, encrypted_signing_key_2 \
         FROM tenant_identity_config JOIN tenants USING (organization_id) \
@@ -230,12 +230,12 @@ fn read_keys(file: &PathBuf) -> Result<Keys> {
         .collect()
 }
 
-#[expect(clippy::print_stdout, reason = "this is what it is asked for")]
+#[expect(clippy::print_stdout, reason = "the output of the command")]
 fn say(line: &str) {
     println!("{line}");
 }
 
-#[expect(clippy::print_stderr, reason = "standard output is COMMAND's")]
+#[expect(clippy::print_stderr, reason = "standard output belongs to COMMAND")]
 fn warn(line: &str) {
     eprintln!("{line}");
 }

@@ -1,9 +1,9 @@
-//! Fills an empty, migrated database with organizations as nico-api would have
-//! made them: real P-256 signing keys and delegation secrets, sealed under one key
-//! of the secrets file. For the demo and for trying things out.
+//! Fills an empty, migrated database with organizations as nico-api makes them: real P-256
+//! signing keys and delegation secrets, sealed under one key of the secrets file. It is for
+//! the demo and for experiments.
 //!
-//! Of 20 organizations, 20 have a first signing key, 6 a second one, and 10 a
-//! delegation secret: 1.8 secrets each.
+//! Of 20 organizations, 20 have a first signing key, 6 have a second one, and 10 have a
+//! delegation secret. That is 1.8 secrets per organization.
 
 use std::{error::Error, path::PathBuf};
 
@@ -23,10 +23,10 @@ use ring::{
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-/// Rows of one INSERT.
+/// Number of rows in one INSERT.
 const BATCH: usize = 500;
 
-/// A SubjectPublicKeyInfo of P-256 (RFC 5480) up to the point itself.
+/// A SubjectPublicKeyInfo of P-256 (RFC 5480), up to the point itself.
 const P256_SPKI: [u8; 26] = [
     0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a,
     0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
@@ -85,7 +85,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-#[expect(clippy::print_stdout, reason = "this is what the program is for")]
+#[expect(clippy::print_stdout, reason = "the output of the program")]
 fn say(organizations: usize, secrets: usize) {
     println!("organizations={organizations} secrets={secrets}");
 }
@@ -127,7 +127,7 @@ impl Batch {
     }
 }
 
-/// A fresh signing key, sealed, and what is public of it.
+/// A new signing key, sealed, and its public part.
 fn signing_key(kek: &Kek) -> Result<(String, serde_json::Value), Box<dyn Error>> {
     let random = SystemRandom::new();
     let algorithm = &ECDSA_P256_SHA256_FIXED_SIGNING;

@@ -1,10 +1,10 @@
-//! Files that are read whole: configuration, keys, certificates, policies.
+//! Reads whole files: configuration, keys, certificates, policies.
 //!
-//! A file that is not a regular file can block its reader for ever: a FIFO waits for a
-//! writer, and a terminal for input. Such a file is refused before it is opened. A
-//! regular file on a server that is gone blocks in the kernel, where nothing can
-//! interrupt the reader. Every file is therefore read in a thread of its own, and that
-//! thread is given up after [`READ_TIMEOUT`].
+//! A file that is not a regular file can block its reader forever: a FIFO waits for a
+//! writer, and a terminal waits for input. Such a file is refused before it is opened. A
+//! regular file on a dead server blocks in the kernel, where nothing can interrupt the
+//! reader. So every file is read in its own thread, and after [`READ_TIMEOUT`] the caller
+//! stops waiting for that thread.
 
 use std::{
     collections::HashMap,
@@ -19,38 +19,38 @@ use std::{
 use rustix::fs::OFlags;
 use zeroize::Zeroizing;
 
-/// How long one file may take.
+/// Time limit for reading one file.
 pub(crate) const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long the first thread that is stuck keeps others from the same file. Doubles with
-/// each further one, up to [`LONGEST_PAUSE`], so that a server that is gone for days does
-/// not cost a thread at every look.
+/// How long a stuck thread prevents further reads of the same file. The pause doubles with
+/// each stuck thread up to [`LONGEST_PAUSE`], so that a server that is gone for days does
+/// not cost a thread at every reload.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
-/// The stack of a thread that does nothing but read.
+/// Stack size of a thread that only reads.
 const STACK_BYTES: usize = 128 << 10;
 
-/// Reads the whole file at `path`, which must be a regular file of at most `max_bytes`.
+/// Reads the whole file at `path`. It must be a regular file of at most `max_bytes`.
 ///
 /// # Errors
 ///
-/// The system's, or one whose text says what the file is; [`io::ErrorKind::TimedOut`]
-/// after [`READ_TIMEOUT`]. The text does not have the path in it.
+/// The error of the system, or one that says what kind of file it is.
+/// [`io::ErrorKind::TimedOut`] after [`READ_TIMEOUT`]. The text does not contain the path.
 pub(crate) fn read(path: &Path, max_bytes: u64) -> io::Result<Zeroizing<Vec<u8>>> {
     let file = path.to_owned();
     bounded(path, READ_TIMEOUT, move || read_here(&file, max_bytes))
 }
 
-/// The same, as text.
+/// Reads the file as text.
 ///
 /// # Errors
 ///
-/// Those of [`read`], and [`io::ErrorKind::InvalidData`] if the file is not UTF-8.
+/// As [`read`], and [`io::ErrorKind::InvalidData`] if the file is not UTF-8.
 pub(crate) fn read_text(path: &Path, max_bytes: u64) -> io::Result<Zeroizing<String>> {
     let bytes = read(path, max_bytes)?;
     match std::str::from_utf8(&bytes) {
-        // Copied once, so that the bytes keep their owner that wipes them.
+        // This copies the text once, so that `bytes` still wipes its own copy.
         Ok(text) => Ok(Zeroizing::new(text.to_owned())),
         Err(_) => Err(io::Error::new(
             io::ErrorKind::InvalidData,
@@ -59,18 +59,19 @@ pub(crate) fn read_text(path: &Path, max_bytes: u64) -> io::Result<Zeroizing<Str
     }
 }
 
-/// Runs `work` on the file at `path` in a thread of its own, and gives it up after `patience`.
+/// Runs `work` on the file at `path` in its own thread, and waits at most `limit` for the
+/// result.
 ///
 /// # Errors
 ///
-/// That of `work`, or [`io::ErrorKind::TimedOut`].
+/// The error of `work`, or [`io::ErrorKind::TimedOut`].
 pub(crate) fn bounded<T: Send + 'static>(
     path: &Path,
-    patience: Duration,
+    limit: Duration,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     if stuck().get(path).is_some_and(Stuck::must_wait) {
-        return Err(timed_out(patience));
+        return Err(timed_out(limit));
     }
     let (sender, receiver) = mpsc::sync_channel(0);
     let file = path.to_owned();
@@ -79,12 +80,12 @@ pub(crate) fn bounded<T: Send + 'static>(
         .stack_size(STACK_BYTES)
         .spawn(move || {
             let result = work();
-            // Nobody takes the result of a thread that was given up.
+            // If the caller no longer waits, the file system has answered late.
             if sender.send(result).is_err() {
                 Stuck::end(&file);
             }
         })?;
-    match receiver.recv_timeout(patience) {
+    match receiver.recv_timeout(limit) {
         Ok(result) => result,
         Err(mpsc::RecvTimeoutError::Disconnected) => {
             drop(thread);
@@ -92,19 +93,19 @@ pub(crate) fn bounded<T: Send + 'static>(
         }
         Err(mpsc::RecvTimeoutError::Timeout) => {
             Stuck::begin(path);
-            // The thread may have ended in between.
+            // The thread may have ended in the meantime.
             match receiver.try_recv() {
                 Ok(result) => {
                     Stuck::end(path);
                     result
                 }
-                Err(_) => Err(timed_out(patience)),
+                Err(_) => Err(timed_out(limit)),
             }
         }
     }
 }
 
-/// Has the next read of every file make an attempt, whoever is stuck.
+/// Makes the next read of every file an attempt, even if threads are stuck.
 pub(crate) fn try_again() {
     for stuck in stuck().values_mut() {
         stuck.not_before = Instant::now();
@@ -112,8 +113,8 @@ pub(crate) fn try_again() {
 }
 
 fn read_here(path: &Path, max_bytes: u64) -> io::Result<Zeroizing<Vec<u8>>> {
-    // Before it is opened as well: opening a FIFO wakes the process that writes to it, and
-    // opening a device can have an effect.
+    // Check before opening too: opening a FIFO wakes the process that writes to it, and
+    // opening a device can have side effects.
     let metadata = std::fs::metadata(path)?;
     check(&metadata)?;
     let not_blocking = OFlags::NONBLOCK | OFlags::NOCTTY;
@@ -126,8 +127,8 @@ fn read_here(path: &Path, max_bytes: u64) -> io::Result<Zeroizing<Vec<u8>>> {
     if metadata.len() > max_bytes {
         return Err(too_large(max_bytes));
     }
-    // One byte more than is allowed, for a file that grows. A buffer that had to grow would
-    // leave copies of a key behind.
+    // One more byte than the size, to notice a file that grows. A buffer that grows would
+    // leave copies of a key in memory.
     let capacity = usize::try_from(metadata.len()).unwrap_or_default() + 1;
     let mut bytes = Zeroizing::new(Vec::with_capacity(capacity));
     (&mut file).take(max_bytes + 1).read_to_end(&mut bytes)?;
@@ -170,17 +171,17 @@ fn too_large(max_bytes: u64) -> io::Error {
     )
 }
 
-/// The same words whether this attempt waited or an earlier one still does: what is the same
-/// is logged once.
-fn timed_out(patience: Duration) -> io::Error {
+/// The text is the same for a new time-out and for a thread that is still stuck, so that
+/// the log shows it once.
+fn timed_out(limit: Duration) -> io::Error {
     let text = format!(
         "its file system did not answer within {}: check that it is available",
-        humantime::format_duration(patience)
+        humantime::format_duration(limit)
     );
     io::Error::new(io::ErrorKind::TimedOut, text)
 }
 
-/// Threads that were given up and have not ended, by their file.
+/// Threads that are stuck, by their file.
 static STUCK: LazyLock<Mutex<HashMap<PathBuf, Stuck>>> = LazyLock::new(Mutex::default);
 
 struct Stuck {
@@ -210,7 +211,8 @@ impl Stuck {
         stuck.not_before = Instant::now() + stuck.pause;
     }
 
-    /// One of the threads ended. Its file system answers again, so nothing waits for the others.
+    /// A stuck thread has ended. The file system answers again, so the next read need not
+    /// wait.
     fn end(path: &Path) {
         let mut all = stuck();
         if let Some(stuck) = all.get_mut(path) {
@@ -273,7 +275,7 @@ mod tests {
         assert_eq!(read(&path, MAX).unwrap().len(), max);
         fs::write(&path, vec![b'x'; max + 1]).unwrap();
         assert_eq!(refused(&path), "it is larger than 1 MiB");
-        // A file of which the system does not say the size.
+        // A file whose size the system does not report.
         assert!(
             !read(Path::new("/proc/self/status"), MAX)
                 .unwrap()
@@ -297,14 +299,14 @@ mod tests {
             "{error}"
         );
 
-        // No second thread for now, except when somebody asks.
+        // No second thread is started yet, unless `try_again` is called.
         let again = bounded(path, soon, || Ok(2)).unwrap_err();
         assert_eq!(again.to_string(), error.to_string());
         assert_eq!(bounded(Path::new("/another"), soon, || Ok(3)).unwrap(), 3);
         try_again();
         assert_eq!(bounded(path, READ_TIMEOUT, || Ok(4)).unwrap(), 4);
 
-        // The file system answers again: nothing is left of it.
+        // The file system answers again, so the entry is removed.
         drop(release);
         let deadline = Instant::now() + READ_TIMEOUT;
         while stuck().contains_key(path) {

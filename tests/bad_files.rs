@@ -66,11 +66,11 @@ json | "kv1": "TWOTWO", "kv2": "*ONE" | "kv2" is not standard base64
 yaml | kv1: "PASSWORD" ; kv2: TWO | "kv1" is not standard base64
 json | "kv1": "ONE", "kv2": "" | "kv2" decodes to 0 bytes instead of 32
 json | "": "ONE", "kv2": "TWO" | key "" can't be used: a key id has 1 to 255 bytes
-json | "kv2": "ONE", "kv2": "TWO" | key id "kv2" is there twice; which of the two is meant?
-yaml | kv2: ONE ; kv2: TWO | is not the JSON or YAML that is expected at line 5
-json | "kv2": {"password": "TWO"} | is not the JSON or YAML that is expected at line 1
-json | "kv2": "TWO", PASSWORD | is not the JSON or YAML that is expected at line 1
-yaml | kv2: [TWO, PASSWORD] | is not the JSON or YAML that is expected at line 4
+json | "kv2": "ONE", "kv2": "TWO" | key id "kv2" appears twice: keep only the right entry
+yaml | kv2: ONE ; kv2: TWO | is not the expected JSON or YAML at line 5
+json | "kv2": {"password": "TWO"} | is not the expected JSON or YAML at line 1
+json | "kv2": "TWO", PASSWORD | is not the expected JSON or YAML at line 1
+yaml | kv2: [TWO, PASSWORD] | is not the expected JSON or YAML at line 4
 json | | has no keys in machine_identity.encryption_keys
 yaml | | has no keys in machine_identity.encryption_keys
 "#;
@@ -119,7 +119,7 @@ async fn a_bad_secrets_file_is_named_and_not_quoted() {
         "[rewrap].secrets_file: ",
         "/secrets.json ",
         "can't be read (",
-        "where the keys are in Vault, Vault Agent makes this file: docs/install/vault.md",
+        "if the keys are in Vault, Vault Agent writes this file: see docs/install/vault.md",
     ];
     refused(&database, &missing, Site::missing_secrets).await;
     refused(

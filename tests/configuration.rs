@@ -509,7 +509,7 @@ async fn all_faults_are_reported_at_once() {
         "[machine_identity].algorithm: must be \"ES256\"",
         "[machine_identity].current_encryption_key_id: is missing",
         "[rewrap].secrets_file: ",
-        "database_url: sslmode is one of",
+        "database_url: sslmode must be one of",
         "[tls].identity_pemfile_path: ",
         "[tls].identity_keyfile_path: ",
         "[tls].root_cafile_path: is missing",
@@ -566,7 +566,7 @@ async fn a_bad_database_url_is_named_and_not_quoted() {
         ),
         (
             format!("{url}?sslmode={p}"),
-            "sslmode is one of disable, allow, prefer, require, verify-ca and verify-full",
+            "sslmode must be one of disable, allow, prefer, require, verify-ca and verify-full",
         ),
         (
             format!("{url}?sslmode=verify-full"),

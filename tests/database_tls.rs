@@ -140,7 +140,7 @@ async fn a_server_with_tls_only_refuses_to_do_without() {
     let cases = [
         (
             parameters("disable", None),
-            "nor with this sslmode (SQLSTATE 28000)",
+            "does not allow the role from this address with this sslmode (SQLSTATE 28000)",
         ),
         (String::new(), TLS),
         (parameters("verify-full", Some(certs::root_ca())), TLS),
@@ -203,7 +203,7 @@ async fn a_chain_with_an_intermediate_is_verified_up_to_the_root() {
 #[tokio::test]
 async fn a_certificate_of_version_1_is_taken_where_nobody_is_verified() {
     let leaf = version_1("/CN=localhost");
-    let version = "the server's certificate is of X.509 version 1, which can't be verified here";
+    let version = "the server's certificate has X.509 version 1, which can't be verified here";
     for tls in ["TLSv1.2", "TLSv1.3"] {
         let server = pg::Server::options()
             .tls(&leaf)
@@ -228,7 +228,7 @@ async fn a_self_signed_certificate_is_taken_if_sslrootcert_holds_it() {
     let leaf = own("localhost").self_signed();
     let server = pg::Server::options().tls(&leaf).start();
     let root = Some(certs::root_ca());
-    let not_there = "the server's certificate is marked as that of a CA, and is not in sslrootcert: \
+    let not_there = "the server's certificate is marked as a CA certificate and is not in sslrootcert: \
                      put the certificate itself into sslrootcert";
     let cases = [
         (pinned("require", &leaf), TLS),

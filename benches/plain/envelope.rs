@@ -1,6 +1,6 @@
-//! The format read and written the straightforward way: `serde_json`, and the
-//! rules that a type can't express. What the codec has to agree with, in its unit
-//! tests and in the fuzz target, and what it is measured against.
+//! A simple implementation of the envelope format: `serde_json`, and the rules that a type
+//! cannot express. The unit tests and the fuzz target compare the codec with it, and the
+//! benchmarks use it as the baseline.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +14,7 @@ pub(crate) struct Envelope {
 }
 
 impl Envelope {
-    /// An object, not the array of values that a derived reader takes as well.
+    /// Accepts only an object. A derived reader would also accept an array of the values.
     pub(crate) fn read(json: &[u8]) -> Option<Self> {
         let is_object = json.trim_ascii_start().first() == Some(&b'{');
         serde_json::from_slice(json).ok().filter(|read: &Self| {
@@ -25,7 +25,7 @@ impl Envelope {
         })
     }
 
-    /// Compact, in the format's order.
+    /// Compact, with the members in the order of the format.
     pub(crate) fn write(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("numbers and a string")
     }

@@ -1,6 +1,6 @@
-//! The plain way to read and write an envelope: `base64`, `serde_json` on arrays
-//! of numbers, a fresh key schedule each time. What the codec is measured against,
-//! and what the rivals of the end-to-end benchmark do.
+//! A simple way to read and write an envelope: `base64`, `serde_json` for the arrays of
+//! numbers, and a fresh key schedule for each call. It is the baseline of the codec's
+//! benchmark, and the other programs of the end-to-end benchmark use it.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot run should end")]
 

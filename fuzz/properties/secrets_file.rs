@@ -8,49 +8,50 @@ use serde::{Deserialize, de::IgnoredAny};
 
 /// Every message there is, with `ID` for a key id and `N` for a number.
 const MESSAGES: [&str; 26] = [
-    "is not the JSON or YAML that is expected: \
+    "is not the expected JSON or YAML: \
      machine_identity.encryption_keys must map key ids to baseN texts",
-    "is not the JSON or YAML that is expected at line N column N: \
+    "is not the expected JSON or YAML at line N column N: \
      machine_identity.encryption_keys must map key ids to baseN texts",
-    "is over a limit of the YAML reader, which reads at most N nested levels: write the file as \
+    "exceeds a limit of the YAML reader, which reads at most N nested levels: write the file as \
      JSON, or use fewer aliases and levels",
-    "is over a limit of the YAML reader at line N column N, which reads at most N nested levels: \
+    "exceeds a limit of the YAML reader at line N column N, which reads at most N nested levels: \
      write the file as JSON, or use fewer aliases and levels",
-    "is over a limit of the YAML reader at line N column N, which reads at most N MiB of text, \
+    "exceeds a limit of the YAML reader at line N column N, which reads at most N MiB of text, \
      aliases included: write the file as JSON, or use fewer aliases and levels",
-    "is over a limit of the YAML reader, which reads at most N values that aliases and merge keys \
+    "exceeds a limit of the YAML reader, which reads at most N values that aliases and merge keys \
      repeat: write the file as JSON, or use fewer aliases and levels",
-    "is over a limit of the YAML reader at line N column N, which reads at most N values that \
+    "exceeds a limit of the YAML reader at line N column N, which reads at most N values that \
      aliases and merge keys repeat: write the file as JSON, or use fewer aliases and levels",
-    "key id ID is there twice; which of the two is meant?",
-    "key id number N is there twice; which of the two is meant?",
-    "key number N has what looks like a key for its id: write the id first, and the key behind it",
+    "key id ID appears twice: keep only the right entry",
+    "key id number N appears twice: keep only the right entry",
+    "key number N has a text that looks like a key in the place of its id: write the id first and \
+     the key after it",
     "key ID can't be used: a key id has N to N bytes",
     "key ID is not standard baseN: it has no padding: add `=` at its end",
     "key ID is not standard baseN: it is URL-safe baseN: replace every `-` with `+` and every `_` \
      with `/`, and end it with `=`",
-    "key ID is not standard baseN: there is white space in it: write it in one line",
-    "key ID is not standard baseN: there are quotes or a prefix in it: keep what is between them",
-    "key ID is not standard baseN: take it from where nico-api's keys come from; a new key does \
-     not open what this one sealed",
+    "key ID is not standard baseN: it contains white space: write it on one line",
+    "key ID is not standard baseN: it contains quotes or a prefix: keep only the baseN text",
+    "key ID is not standard baseN: copy it again from the source of nico-api's keys; a new \
+     key cannot decrypt what this key encrypted",
     "key ID is not standard baseN: it is encrypted by sops (ENC[…]): decrypt the file with \
      `sops --decrypt`",
     "key ID is not standard baseN: it is encrypted by Ansible Vault: decrypt it with \
      `ansible-vault decrypt`",
     "key ID is not standard baseN: it is a PEM block; a key is the baseN of N bytes",
     "key ID is not standard baseN: it is a placeholder that was not replaced (like ${…}, {{…}} or \
-     <…>): have the program that writes the file put the key there",
+     <…>): correct the program that writes the file",
     "key ID is not standard baseN: it is N hexadecimal digits: write the same N bytes as baseN, \
      with `xxd -r -p | baseN`",
-    "key ID decodes to N bytes instead of N: there is nothing in it",
+    "key ID decodes to N bytes instead of N: it is empty",
     "key ID decodes to N bytes instead of N: they are N hexadecimal digits: write the same N bytes \
      as baseN, with `baseN -d | xxd -r -p | baseN`",
-    "key ID decodes to N bytes instead of N: it was encoded twice: decode it once, with \
-     `baseN -d`, and write what comes out",
+    "key ID decodes to N bytes instead of N: it was encoded twice: decode it once with \
+     `baseN -d`, and write the result",
     "key ID decodes to N bytes instead of N: a line break was encoded with the key: encode the N \
      bytes without it, with `baseN -d | head -c N | baseN`",
-    "key ID decodes to N bytes instead of N: take it from where nico-api's keys come from; a new \
-     key does not open what this one sealed",
+    "key ID decodes to N bytes instead of N: copy it again from the source of nico-api's keys; \
+     a new key cannot decrypt what this key encrypted",
 ];
 
 /// Says whether `input` is an `accepted` file or `refused`.

@@ -1,10 +1,9 @@
-//! Keys: [`KeyId`], [`Kek`] and the [`Keyring`] that a run works with.
+//! Keys: [`KeyId`], [`Kek`], and the [`Keyring`] that a run uses.
 //!
-//! A keyring that exists is valid: every id is well-formed and names one key, every
-//! key has 32 bytes, and exactly one of them is the target. Keys are found by their
-//! id, never by trial, so that "no such key" and "does not authenticate" stay
-//! different things. Where the keys come from is the business of
-//! [`crate::keys::file`].
+//! A [`Keyring`] is always valid: every id is well-formed and has one key, every key has 32
+//! bytes, and exactly one key is the target. Keys are looked up by id and never tried in
+//! turn. So "no such key" and "authentication failed" are different errors. The module
+//! [`crate::keys::file`] reads the keys.
 
 use std::{borrow::Borrow, collections::BTreeMap, fmt, path::PathBuf};
 
@@ -16,11 +15,11 @@ use zeroize::Zeroizing;
 /// Length of a key in bytes: AES-256.
 pub const KEY_BYTES: usize = 32;
 
-/// The label hashed before a key to get its check value, so that the value is of
-/// no use against a bare hash of the key somewhere else.
+/// The check value is a hash of this label and the key. Because of the label, nobody can
+/// compare it with a plain hash of the key from elsewhere.
 const CHECK_VALUE_LABEL: &[u8] = b"nico-rewrap key check value v1\0";
 
-/// The name of a KEK, as envelopes and the site config spell it: 1 to 255 bytes of UTF-8.
+/// The id of a KEK in envelopes and in the site config: 1 to 255 bytes of UTF-8.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyId(String);
 
@@ -30,7 +29,7 @@ pub struct KeyId(String);
 pub struct InvalidKeyId;
 
 impl KeyId {
-    /// Checks the length.
+    /// Makes a key id and checks its length.
     ///
     /// # Errors
     ///
@@ -41,7 +40,7 @@ impl KeyId {
         Ok(Self(id))
     }
 
-    /// Whether `id` can be a key id.
+    /// Checks whether `id` can be a key id.
     pub(crate) fn check(id: &str) -> Result<(), InvalidKeyId> {
         match id.len() {
             1..=255 => Ok(()),
@@ -56,7 +55,7 @@ impl KeyId {
     }
 }
 
-/// Ordered and hashed like the text, so that a key is found by it.
+/// The order and the hash equal those of the text, so a key can be looked up by text.
 impl Borrow<str> for KeyId {
     fn borrow(&self) -> &str {
         &self.0
@@ -69,8 +68,8 @@ impl fmt::Display for KeyId {
     }
 }
 
-/// The first four bytes of a labelled SHA-256 of a key: enough to compare two
-/// machines by eye, of no use for finding the key.
+/// The first four bytes of a labelled SHA-256 of a key. People use it to compare keys on
+/// two machines. It does not help to find the key.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct KeyCheckValue([u8; 4]);
 
@@ -89,7 +88,7 @@ impl fmt::Debug for KeyCheckValue {
 /// Where a key was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeySource {
-    /// It was made here.
+    /// This program made the key.
     Program,
     /// An environment variable, by its name.
     Environment(String),
@@ -107,10 +106,10 @@ impl fmt::Display for KeySource {
     }
 }
 
-/// A site master key, its AES key schedule expanded once. Wiped on drop.
+/// A site master key with its expanded AES key schedule. It is wiped on drop.
 ///
-/// The key's bytes can't be had back from it, and it is only ever printed by its
-/// id and check value.
+/// The bytes of the key cannot be read back. Only its id and its check value are ever
+/// printed.
 pub struct Kek {
     id: KeyId,
     check_value: KeyCheckValue,
@@ -119,7 +118,7 @@ pub struct Kek {
 }
 
 impl Kek {
-    /// Expands `bytes`; the caller's copy is wiped when it is dropped.
+    /// Expands `bytes`. The caller's copy is wiped when it is dropped.
     #[must_use]
     pub fn new(id: KeyId, bytes: &Zeroizing<[u8; KEY_BYTES]>) -> Self {
         let kek = Self::expand(id, bytes);
@@ -141,25 +140,25 @@ impl Kek {
         }
     }
 
-    /// The same key, found in `source`.
+    /// The same key, with `source` as the place where it was found.
     #[must_use]
     pub fn found_in(self, source: KeySource) -> Self {
         Self { source, ..self }
     }
 
-    /// Where it was found.
+    /// The place where the key was found.
     #[must_use]
     pub fn source(&self) -> &KeySource {
         &self.source
     }
 
-    /// The id that envelopes carry.
+    /// The id that envelopes use.
     #[must_use]
     pub fn id(&self) -> &KeyId {
         &self.id
     }
 
-    /// What to compare between machines.
+    /// The value by which two machines compare their keys.
     #[must_use]
     pub fn check_value(&self) -> KeyCheckValue {
         self.check_value
@@ -176,22 +175,22 @@ impl fmt::Debug for Kek {
     }
 }
 
-/// Writes over the part of the stack that calls before this one have used. AES spreads its round
-/// keys over the stack, the first two of which are the key itself, and leaves them there.
+/// Overwrites the part of the stack that earlier calls have used. AES leaves its round keys
+/// there, and the first two of them are the key itself.
 #[inline(never)]
 pub(crate) fn wipe_stack() {
-    /// More than the frames of the cipher take. Those of a debug build are larger.
+    /// More than the stack frames of the cipher need. A debug build has larger frames.
     const BYTES: usize = if cfg!(debug_assertions) {
         64 << 10
     } else {
         8 << 10
     };
-    // A variable: a constant would not be on the stack.
+    // A variable, because a constant would not be on the stack.
     let mut zeros = [0_u8; BYTES];
     std::hint::black_box(&mut zeros);
 }
 
-/// Every KEK of the site, one of them the target of re-wrapping.
+/// All KEKs of the site. One of them is the target of re-wrapping.
 #[derive(Debug)]
 pub struct Keyring {
     keks: BTreeMap<KeyId, Kek>,
@@ -204,13 +203,13 @@ pub struct Keyring {
 pub struct NoTargetKey(pub KeyId);
 
 impl Keyring {
-    /// A keyring of `keks` that wraps to `target`. Of two keys with one id, the
-    /// later is taken: a source of keys has to refuse those itself, where it can
-    /// say which line is wrong.
+    /// Makes a keyring of `keks` with the target key `target`. If two keys have the same
+    /// id, the later one is used. The source of the keys must refuse such ids, because it
+    /// can name the line.
     ///
     /// # Errors
     ///
-    /// [`NoTargetKey`] when `target` names none of them.
+    /// [`NoTargetKey`] when none of the keys has the id `target`.
     pub fn new(keks: impl IntoIterator<Item = Kek>, target: KeyId) -> Result<Self, NoTargetKey> {
         let keks: BTreeMap<_, _> = keks.into_iter().map(|kek| (kek.id.clone(), kek)).collect();
         if keks.contains_key(&target) {
@@ -220,7 +219,7 @@ impl Keyring {
         }
     }
 
-    /// The key that is wrapped to.
+    /// The target key.
     #[must_use]
     pub fn target(&self) -> &Kek {
         &self.keks[&self.target]
@@ -232,13 +231,13 @@ impl Keyring {
         self.keks.get(id)
     }
 
-    /// Every key, in the order of their ids.
+    /// All keys, in the order of their ids.
     pub fn iter(&self) -> impl Iterator<Item = &Kek> {
         self.keks.values()
     }
 
-    /// Pairs of ids that have the same key bytes: a copy-and-paste mistake that
-    /// makes a rotation change nothing.
+    /// Pairs of ids with the same key bytes: a copy-and-paste mistake that makes a rotation
+    /// useless.
     #[must_use]
     pub fn duplicate_keys(&self) -> Vec<(&KeyId, &KeyId)> {
         let keks: Vec<_> = self.keks.values().collect();
@@ -278,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_shows_id_and_check_value_only() {
+    fn debug_shows_only_id_and_check_value() {
         let ring = Keyring::new([kek("kv1", 0x11)], KeyId::new("kv1").unwrap()).unwrap();
         assert_eq!(
             format!("{ring:?}"),
@@ -287,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_keyring_has_its_target() {
+    fn a_keyring_contains_its_target() {
         let target = KeyId::new("kv2").unwrap();
         let missing = Keyring::new([kek("kv1", 1)], target.clone()).unwrap_err();
         assert_eq!(missing, NoTargetKey(target.clone()));

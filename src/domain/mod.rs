@@ -1,6 +1,7 @@
 //! The core: envelopes, keys, and the decision about one row.
 //!
-//! Pure: no I/O but the operating system's randomness for nonces, no clock, no SQL.
+//! This module is pure. Its only I/O is the operating system's randomness for nonces. It
+//! uses no clock and no SQL.
 
 pub mod envelope;
 pub mod keyring;

@@ -1,24 +1,23 @@
-//! Organization ids at the edge of the program.
+//! Validation of organization ids from callers.
 
 use std::fmt;
 
 use thiserror::Error;
 
-/// The id of an organization as a caller may name it: one or more ASCII letters,
-/// digits, `_` or `-`.
+/// The id of an organization: one or more ASCII letters, digits, `_` or `-`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OrganizationId(String);
 
-/// A text that can't be an organization id. Does not quote it.
+/// A text that is not an organization id. The message does not quote it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum InvalidOrganizationId {
-    /// Empty, or white space only: an unset shell variable, most likely.
+    /// Empty or only white space. The usual cause is an unset shell variable.
     #[error(
-        "organization_id is blank: name one organization, or leave the field out to mean the \
+        "organization_id is blank: name one organization, or leave the field out for the \
          whole site"
     )]
     Blank,
-    /// Other characters.
+    /// The text contains other characters.
     #[error("organization_id has characters other than ASCII letters, digits, '_' and '-'")]
     Characters,
 }
@@ -28,7 +27,7 @@ impl OrganizationId {
     ///
     /// # Errors
     ///
-    /// [`InvalidOrganizationId`] for anything that is not an id.
+    /// [`InvalidOrganizationId`] if the text is not an id.
     pub fn parse(text: &str) -> Result<Self, InvalidOrganizationId> {
         let id = text.trim();
         if id.is_empty() {
@@ -51,7 +50,7 @@ impl OrganizationId {
     }
 }
 
-/// A precision cuts the id off, for messages that must not grow with it.
+/// A format precision truncates the id, for messages whose length is limited.
 impl fmt::Display for OrganizationId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)

@@ -1,12 +1,13 @@
-//! The decision about one row, taken as a pure function of the keyring and the
-//! row's texts: nothing to do, these new texts, or these failures.
+//! Decides what happens to one row: nothing, new texts, or failures. The decision is a pure
+//! function of the keyring and the row's texts.
 //!
-//! No I/O but the operating system's randomness for nonces, no clock, no SQL, no
-//! metrics: what is decided here can be tested on its own, and can be decided
-//! again as often as a row changes under our hands.
+//! This module has no clock, no SQL and no metrics. Its only I/O is the operating system's
+//! randomness for nonces. So a decision can be tested alone and repeated when a row
+//! changes.
 //!
-//! Every secret is opened, also one that already names the target (a label is no
-//! proof), and every new text is read back and compared before it is handed out.
+//! Every secret is decrypted, even if its label already names the target key, because the
+//! label may be wrong. Every new text is decrypted again and compared before it is
+//! returned.
 
 use thiserror::Error;
 
@@ -15,7 +16,7 @@ use crate::domain::{
     keyring::{Keyring, wipe_stack},
 };
 
-/// How many secrets a row has room for.
+/// Number of secrets in a row.
 pub const COLUMN_COUNT: usize = 3;
 
 /// The columns of `tenant_identity_config` that hold envelopes, in the order of
@@ -26,35 +27,35 @@ pub const COLUMNS: [&str; COLUMN_COUNT] = [
     "encrypted_auth_method_config",
 ];
 
-/// The three secrets of a row as they stand in the database, in the order of
-/// [`COLUMNS`]. `None` is NULL.
+/// The three secrets of a row as the database stores them, in the order of [`COLUMNS`].
+/// `None` is NULL.
 pub type Envelopes = [Option<String>; COLUMN_COUNT];
 
-/// Stands for a text of more than 1 MiB, which is not read. No envelope looks like it.
+/// Replaces a text of more than 1 MiB, which is not read. It is not a valid envelope.
 pub const OVERSIZED: &str = "<more than 1 MiB>";
 
-/// What is to be done with a row.
+/// The decision about a row.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Every secret opens under the target key; nothing is written.
+    /// Every secret decrypts under the target key. Nothing is written.
     OnTarget {
-        /// Fields that were verified.
+        /// The number of fields that were verified.
         fields: u32,
     },
-    /// The row's texts are to be replaced by these.
+    /// These texts replace the texts of the row.
     Replace {
-        /// All three texts: new ones, and the old ones where nothing changes.
+        /// All three texts. Unchanged fields keep their old text.
         texts: Envelopes,
-        /// Fields with a new text.
+        /// The number of fields with a new text.
         reencrypted: u32,
-        /// Fields that were on target already.
+        /// The number of fields that were already on target.
         on_target: u32,
     },
-    /// The row stays as it is; one entry for each field that is wrong.
+    /// The row is not changed. There is one entry for each bad field.
     Failed(Vec<FieldFailure>),
 }
 
-/// A field that can't be re-wrapped.
+/// A field that cannot be re-wrapped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FieldFailure {
     /// The column.
@@ -63,33 +64,33 @@ pub struct FieldFailure {
     pub error: FieldError,
 }
 
-/// Why a field can't be re-wrapped, in words for the operator.
+/// Why a field cannot be re-wrapped. The text is for the operator.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum FieldError {
-    /// The text is not an envelope at all.
+    /// The text is not an envelope.
     #[error("unreadable envelope: {0}")]
     Unreadable(ParseError),
-    /// An envelope of a version that this program does not know.
-    #[error("unsupported scheme version: only version 1 is known")]
+    /// The envelope has a scheme version that this program does not support.
+    #[error("unsupported scheme version: only version 1 is supported")]
     SchemeVersion,
     /// The envelope names a key that is not in the secrets.
     #[error("key id {:?} is not in the secrets: add that key and run again", .0)]
     UnknownKey(String),
-    /// The envelope's key is there, and does not open it.
+    /// The secrets have the key of the envelope, but it does not decrypt the text.
     #[error(
-        "authentication failed under key id {:?}, which the secrets have: \
+        "authentication failed under key id {:?}, which is in the secrets: \
          the text was altered, or that id has other key bytes here",
         .0
     )]
     NotAuthentic(String),
-    /// No randomness for a nonce.
+    /// The operating system gave no randomness for a nonce.
     #[error("{0}")]
     Seal(#[from] SealError),
-    /// The target's key id makes the text too long to be read again.
+    /// The id of the target key makes the new text too long to be read again.
     #[error("the re-wrapped text would be longer than 1 MiB; nothing was written")]
     TooLong,
-    /// The new text did not read back as what was sealed.
-    #[error("the re-wrapped text did not read back as the same secret; nothing was written")]
+    /// The new text does not decrypt to the same secret.
+    #[error("the re-wrapped text does not decrypt to the same secret; nothing was written")]
     ReadBack,
 }
 
@@ -102,19 +103,19 @@ impl From<ParseError> for FieldError {
     }
 }
 
-/// Memory that decisions are taken in, kept from one row to the next.
+/// Memory for decisions. It is reused from row to row.
 #[derive(Default)]
 pub struct Scratch {
-    /// For what a field holds.
+    /// For the current content of a field.
     opened: Buffers,
-    /// For what it is to hold, and for reading that back.
+    /// For the new content, and for reading it back.
     rewrapped: Buffers,
 }
 
-/// Decides about a row: opens every secret, and seals those that are not yet
-/// under the target key anew.
+/// Decides about a row: decrypts every secret, and encrypts those under other keys again
+/// under the target key.
 #[must_use]
-pub fn decide(keyring: &Keyring, texts: &Envelopes, workspace: &mut Scratch) -> Decision {
+pub fn decide(keyring: &Keyring, texts: &Envelopes, scratch: &mut Scratch) -> Decision {
     let mut new_texts = Envelopes::default();
     let mut reencrypted = 0;
     let mut on_target = 0;
@@ -124,7 +125,7 @@ pub fn decide(keyring: &Keyring, texts: &Envelopes, workspace: &mut Scratch) -> 
         let Some(text) = text.as_deref().filter(|text| !text.is_empty()) else {
             continue;
         };
-        match field(keyring, text, workspace) {
+        match field(keyring, text, scratch) {
             Ok(None) => on_target += 1,
             Ok(rewrapped) => {
                 reencrypted += 1;
@@ -153,18 +154,18 @@ pub fn decide(keyring: &Keyring, texts: &Envelopes, workspace: &mut Scratch) -> 
     }
 }
 
-/// The new text of a field, or `None` when it is on target. Not inlined, so that all of its frame
-/// is wiped afterwards.
+/// The new text of a field, or `None` if the field is on target. Not inlined, so that its
+/// whole stack frame is wiped afterwards.
 #[inline(never)]
 fn field(
     keyring: &Keyring,
     text: &str,
-    workspace: &mut Scratch,
+    scratch: &mut Scratch,
 ) -> Result<Option<String>, FieldError> {
     if text == OVERSIZED {
         return Err(FieldError::Unreadable(ParseError::TooLong));
     }
-    let Scratch { opened, rewrapped } = workspace;
+    let Scratch { opened, rewrapped } = scratch;
     let target = keyring.target();
     let under_target = target.id().as_str();
     let (is_on_target, plaintext) = open(keyring, text, opened, under_target)?;
@@ -181,7 +182,7 @@ fn field(
     }
 }
 
-/// The plaintext, and whether it was under the key `expected`.
+/// The plaintext, and whether the envelope names the key `expected`.
 fn open<'b>(
     keyring: &Keyring,
     text: &str,
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_under_another_key_is_rewrapped_and_the_rest_kept() {
+    fn only_secrets_under_other_keys_are_rewrapped() {
         let on_target = sealed(&kek("kv2", 2), b"b");
         let texts = [sealed(&kek("kv1", 1), b"a"), None, on_target.clone()];
         match decide(&keyring(), &texts) {
@@ -266,13 +267,13 @@ mod tests {
     }
 
     #[test]
-    fn absent_and_empty_are_nothing_to_do() {
+    fn null_and_empty_texts_need_no_rewrap() {
         let texts = [None, Some(String::new()), None];
         assert_eq!(decide(&keyring(), &texts), Decision::OnTarget { fields: 0 });
     }
 
     #[test]
-    fn an_empty_text_beside_a_secret_is_kept_as_it_is() {
+    fn an_empty_text_beside_a_secret_is_kept() {
         let texts = [sealed(&kek("kv1", 1), b"a"), Some(String::new()), None];
         match decide(&keyring(), &texts) {
             Decision::Replace { texts, .. } => assert_eq!(texts[1], Some(String::new())),
@@ -281,8 +282,8 @@ mod tests {
     }
 
     #[test]
-    fn a_label_is_no_proof() {
-        // Says kv2, and is sealed with other bytes.
+    fn a_wrong_label_is_a_failure() {
+        // The label says kv2, but the text is sealed with other key bytes.
         let texts = [sealed(&kek("kv2", 9), b"a"), None, None];
         assert_eq!(
             errors(&texts),
@@ -308,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_for_an_oversized_text_is_a_failure_of_that_kind() {
+    fn an_oversized_text_is_reported_as_too_long() {
         let texts = [Some(OVERSIZED.to_owned()), None, None];
         let too_long = FieldError::Unreadable(ParseError::TooLong);
         assert_eq!(errors(&texts), [(COLUMNS[0], too_long)]);
@@ -342,7 +343,8 @@ mod tests {
     }
 
     proptest! {
-        /// Against a model that knows how the fields were made: `kv3` is not in the keyring.
+        /// Compares with a model that knows how the fields were made. `kv3` is not in the
+        /// keyring.
         #[test]
         fn decisions_follow_the_rules(fields in [field(), field(), field()]) {
             let texts = [text(&fields[0]), text(&fields[1]), text(&fields[2])];

@@ -1,45 +1,44 @@
-//! Keys in environment variables, as nico-api takes them where it is told to.
+//! Reads keys from environment variables, as nico-api does if it is configured so.
 //!
-//! nico-api hands its environment to figment (`Env::prefixed(…).split("__")`), and the
-//! names are read here the way that does it: prefix and sections in any case, `__` and
-//! `.` both separate, and what is left, the key id, comes out in lower case.
+//! nico-api uses figment for this (`Env::prefixed(…).split("__")`). Names are read here in
+//! the same way. The prefix and the sections may have any case. `__` and `.` both separate
+//! sections. The rest of the name is the key id, in lower case.
 
 use std::collections::BTreeMap;
 
 use super::file::kek;
 use crate::domain::keyring::{Kek, KeySource};
 
-/// The sections below the prefix, as the secrets file nests them.
+/// The sections below the prefix, as in the secrets file.
 const SECTIONS: [&str; 2] = ["machine_identity", "encryption_keys"];
 
-/// How the variables of keys are called.
+/// The naming scheme of the variables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Variables {
-    /// Without underscores at its end.
+    /// The prefix without trailing underscores.
     prefix: String,
 }
 
 impl Variables {
-    /// The variables with this prefix; underscores at its end don't count.
+    /// The variables with this prefix. Trailing underscores of `prefix` are ignored.
     #[must_use]
     pub fn with_prefix(prefix: &str) -> Self {
         let prefix = prefix.trim_end_matches('_').to_owned();
         Self { prefix }
     }
 
-    /// The name for a key with this id.
+    /// The variable name for the key with this id.
     #[must_use]
     pub fn name(&self, id: &str) -> String {
         let [outer, inner] = SECTIONS.map(str::to_ascii_uppercase);
         format!("{}__{outer}__{inner}__{id}", self.prefix)
     }
 
-    /// The keys of `environment`, which may well be none. A value that is not UTF-8 is
-    /// `None`.
+    /// Reads the keys of `environment`. There may be none. A value of `None` is not UTF-8.
     ///
     /// # Errors
     ///
-    /// One sentence for each fault, which begins with the name of the variable.
+    /// One sentence for each problem. It begins with the name of the variable.
     pub fn read<'a>(
         &self,
         environment: impl IntoIterator<Item = (&'a str, Option<&'a str>)>,
@@ -52,7 +51,8 @@ impl Variables {
                 None => continue,
                 Some(Ok(id)) => match seen.insert(id.clone(), variable) {
                     Some(other) => Err(format!(
-                        "sets key {id:?}, as {other} does: ids come out in lower case; unset one"
+                        "sets key {id:?}, which {other} sets too (ids are read in lower \
+                         case): unset one"
                     )),
                     None => value
                         .ok_or_else(|| "is not UTF-8".to_owned())
@@ -73,14 +73,14 @@ impl Variables {
         }
     }
 
-    /// Whether `variable` is meant to hold keys, well or badly named.
+    /// Whether `variable` is meant to hold keys, even if its name is wrong.
     #[must_use]
     pub fn is_one(&self, variable: &str) -> bool {
         self.key_id(variable).is_some()
     }
 
-    /// The id in the name of a variable, a fault if the name has none to be used, and
-    /// nothing if it is about something else.
+    /// The key id in the name of a variable, or what is wrong with the name. `None` if the
+    /// variable is not about keys.
     fn key_id(&self, variable: &str) -> Option<Result<String, String>> {
         let name = variable.trim().to_ascii_lowercase();
         let prefix = format!("{}__", self.prefix.to_ascii_lowercase());
@@ -90,14 +90,15 @@ impl Variables {
             return None;
         }
         match (names.next(), names.next()) {
-            // nico-api takes a whole section in one value, too.
+            // nico-api also accepts a whole section in one value.
             (None, _) | (Some(_), None) => Some(Err(format!(
-                "several keys in one variable are not read here: set one for each, {}",
+                "several keys in one variable are not supported: set one variable for each key, {}",
                 self.name("<id>")
             ))),
             (Some(section), _) if section != SECTIONS[1] => None,
             (_, Some(id)) if id.is_empty() || id.contains('.') => Some(Err(
-                "is no name for a key: its end is to be the key id, without \"__\" and \".\" in it"
+                "is not the name of a key: it must end with a key id that contains no \"__\" \
+                 and no \".\""
                     .to_owned(),
             )),
             (_, Some(id)) => Some(Ok(id.to_owned())),
@@ -105,7 +106,7 @@ impl Variables {
     }
 }
 
-/// What figment makes of a value: one in double quotes is what is between them.
+/// The value as figment reads it: without surrounding double quotes.
 fn unquoted(value: &str) -> &str {
     let value = value.trim();
     value
@@ -149,7 +150,7 @@ mod tests {
                 ("OTHER__MACHINE_IDENTITY__ENCRYPTION_KEYS__KV1", "x"),
             ],
         );
-        // The check values are those of keyring.rs and of the second key by the same formula.
+        // The first check value is the one in keyring.rs.
         let a = "8c5c4580";
         let keys = keys.unwrap();
         assert_eq!(keys.len(), 4);
@@ -160,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn every_bad_variable_is_named_and_none_is_quoted() {
+    fn every_bad_variable_is_named_and_no_value_is_quoted() {
         let faults = read(
             "P__",
             &[
@@ -179,12 +180,12 @@ mod tests {
         let ends = [
             "KV1: key \"kv1\" decodes to 6 bytes instead of 32",
             "KV2: key \"kv2\" is not standard base64",
-            "kv2: sets key \"kv2\", as P__MACHINE_IDENTITY__ENCRYPTION_KEYS__KV2 does",
-            "A__B: is no name for a key",
-            "A.B: is no name for a key",
-            "KEYS__: is no name for a key",
-            "KEYS: several keys in one variable are not read here",
-            "IDENTITY: several keys in one variable are not read here",
+            "kv2: sets key \"kv2\", which P__MACHINE_IDENTITY__ENCRYPTION_KEYS__KV2 sets too",
+            "A__B: is not the name of a key",
+            "A.B: is not the name of a key",
+            "KEYS__: is not the name of a key",
+            "KEYS: several keys in one variable are not supported",
+            "IDENTITY: several keys in one variable are not supported",
         ];
         assert_eq!(lines.len(), ends.len(), "{faults}");
         for (line, end) in lines.iter().zip(ends) {
@@ -197,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn an_environment_without_keys_is_no_fault() {
+    fn an_environment_without_keys_is_allowed() {
         assert_eq!(read("P", &[("PATH", "/bin"), ("P", "x")]), Ok(Vec::new()));
     }
 }

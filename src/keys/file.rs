@@ -1,10 +1,10 @@
-//! The secrets file: the same JSON or YAML file that nico-api reads. Keys in
-//! environment variables are read by [`super::environment`].
+//! Reads keys from the secrets file, the JSON or YAML file that nico-api reads too. The
+//! module [`super::environment`] reads keys from environment variables.
 //!
-//! Only `machine_identity.encryption_keys` is looked at, a map from key id to
-//! the standard base64 of 32 bytes; the other credentials in the file are
-//! skipped without being kept. Every key is checked, and every fault is
-//! reported, with the key id and never with the key.
+//! Only the map `machine_identity.encryption_keys` is read: from key id to the standard
+//! base64 of 32 bytes. All other credentials in the file are skipped and not kept in
+//! memory. Every key is checked, and every problem is reported with the key id but without
+//! the key.
 
 use std::{collections::BTreeSet, fmt, io, path::Path};
 
@@ -17,15 +17,16 @@ use zeroize::{Zeroize, Zeroizing};
 use super::{key_text, yaml};
 use crate::domain::keyring::{Kek, KeyId, KeySource};
 
-/// The largest file, in bytes. A site of 100,000 machines has some 10 MiB of credentials.
+/// Maximum size of the file, in bytes. A site of 100,000 machines has about 10 MiB of
+/// credentials.
 pub const MAX_BYTES: u64 = 64 << 20;
 
-/// The keys of the file at `path`, which may well have none. `content` is what came of
-/// reading it: this module reads no file itself, so that it can be fuzzed alone.
+/// Reads the keys in the content of the file at `path`. There may be none. `content` is the
+/// result of reading the file: this module does no I/O, so that it can be fuzzed alone.
 ///
 /// # Errors
 ///
-/// One sentence for each fault, without the name of the file.
+/// One sentence for each problem, without the name of the file.
 pub fn of_file(
     path: &Path,
     content: io::Result<Zeroizing<Vec<u8>>>,
@@ -42,19 +43,19 @@ fn unreadable(error: &io::Error) -> String {
     let mut fault = format!("can't be read ({error})");
     if error.kind() == io::ErrorKind::NotFound {
         fault +=
-            "; where the keys are in Vault, Vault Agent makes this file: docs/install/vault.md";
+            "; if the keys are in Vault, Vault Agent writes this file: see docs/install/vault.md";
     }
     fault
 }
 
-/// Reads the keys out of `text`: JSON if it is that, else YAML, whatever the file is
-/// called, as nico-api does it.
+/// Reads the keys in `text`. As in nico-api, the text is parsed as JSON first and then as
+/// YAML, whatever the name of the file.
 ///
 /// # Errors
 ///
-/// One sentence for each fault, which quotes nothing of the text but key ids.
+/// One sentence for each problem. It quotes only key ids, no other text.
 pub fn parse(text: &str) -> Result<Vec<Kek>, Vec<String>> {
-    // Neither parser's message is passed on: both may quote what they choked on.
+    // The messages of the parsers are not passed on: both may quote the file.
     let file: SecretsFile = match serde_json::from_str(text) {
         Ok(file) => file,
         Err(json_error) => {
@@ -73,7 +74,8 @@ pub fn parse(text: &str) -> Result<Vec<Kek>, Vec<String>> {
     let mut faults = Vec::new();
     let mut seen = BTreeSet::new();
     for (i, (id, key)) in entries.iter().enumerate() {
-        // Not quoted where id and key are the wrong way round.
+        // An id that looks like a key is reported by its number: id and key may have been
+        // swapped.
         let number = i + 1;
         let is_key = key_text::is_like_a_key(id);
         if !seen.insert(id) {
@@ -83,15 +85,15 @@ pub fn parse(text: &str) -> Result<Vec<Kek>, Vec<String>> {
                 format!("{id:?}")
             };
             faults.push(format!(
-                "key id {shown} is there twice; which of the two is meant?"
+                "key id {shown} appears twice: keep only the right entry"
             ));
             continue;
         }
         match kek(id, &key.0) {
             Ok(kek) => keks.push(kek),
             Err(_) if is_key => faults.push(format!(
-                "key number {number} has what looks like a key for its id: write the id first, and \
-                 the key behind it"
+                "key number {number} has a text that looks like a key in the place of its id: write \
+                 the id first and the key after it"
             )),
             Err(fault) => faults.push(format!("key {id:?} {fault}")),
         }
@@ -103,7 +105,7 @@ pub fn parse(text: &str) -> Result<Vec<Kek>, Vec<String>> {
     }
 }
 
-/// What is wrong with a file that is neither JSON nor YAML.
+/// Explains why a file is neither valid JSON nor valid YAML.
 fn misread(text: &str, json_error: &serde_json::Error, yaml_error: &serde_saphyr::Error) -> String {
     let of_yaml = yaml_error
         .location()
@@ -116,7 +118,7 @@ fn misread(text: &str, json_error: &serde_json::Error, yaml_error: &serde_saphyr
     if let Some(limit) = yaml::over_limit(yaml_error) {
         let place = at(of_yaml);
         return format!(
-            "is over a limit of the YAML reader{place}, which reads at most {limit}: write the file \
+            "exceeds a limit of the YAML reader{place}, which reads at most {limit}: write the file \
              as JSON, or use fewer aliases and levels"
         );
     }
@@ -126,12 +128,12 @@ fn misread(text: &str, json_error: &serde_json::Error, yaml_error: &serde_saphyr
         of_yaml
     });
     format!(
-        "is not the JSON or YAML that is expected{place}: \
+        "is not the expected JSON or YAML{place}: \
          machine_identity.encryption_keys must map key ids to base64 texts"
     )
 }
 
-/// The key in `text`, under `id`.
+/// Makes the key `id` from its text.
 pub(super) fn kek(id: &str, text: &str) -> Result<Kek, String> {
     let id = KeyId::new(id).map_err(|error| format!("can't be used: {error}"))?;
     Ok(Kek::new(id, &key_text::decode(text)?))
@@ -147,7 +149,7 @@ struct MachineIdentity {
     encryption_keys: Option<KeyEntries>,
 }
 
-/// In the order of the file, repeated ids included: a map type would drop them.
+/// In the order of the file and with repeated ids, which a map type would drop.
 struct KeyEntries(Vec<(String, KeyText)>);
 
 #[derive(Deserialize)]
@@ -200,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn json_and_yaml_with_other_credentials_around() {
+    fn json_and_yaml_may_contain_other_credentials() {
         let json = format!(
             r#"{{"bmc": {{"root": {{"UsernamePassword": {{"username": "r", "password": "p"}}}}}},
                 "machine_identity": {{"encryption_keys": {{"kv1": "{A}", "kv2": " {B}\n"}}, "x": 1}}}}"#
@@ -215,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn every_bad_key_is_named_and_none_is_quoted() {
+    fn every_bad_key_is_named_and_no_key_is_quoted() {
         let text = r#"{"machine_identity": {"encryption_keys": {
             "short": "c2VjcmV0", "odd": "s3cr3t!", "": "ERERERERERERERERERERERERERERERERERERERERERE=",
             "kv1": "ERERERERERERERERERERERERERERERERERERERERERE=",
@@ -230,7 +232,7 @@ mod tests {
             "{faults}"
         );
         assert!(faults.contains("key \"\" can't be used"), "{faults}");
-        assert!(faults.contains("key id \"kv1\" is there twice"), "{faults}");
+        assert!(faults.contains("key id \"kv1\" appears twice"), "{faults}");
         for secret in ["c2VjcmV0", "s3cr3t", "ERER", "S0tL"] {
             assert!(!faults.contains(secret), "{faults}");
         }
@@ -243,15 +245,12 @@ mod tests {
         );
         let faults = faults(&swapped);
         assert!(
-            faults.starts_with("key number 2 has what looks like a key for its id"),
+            faults.starts_with("key number 2 has a text that looks like a key"),
             "{faults}"
         );
         let twice = swapped.replace("kv1", B);
         let faults = format!("{faults}{}", super::parse(&twice).unwrap_err().join(""));
-        assert!(
-            faults.contains("key id number 2 is there twice"),
-            "{faults}"
-        );
+        assert!(faults.contains("key id number 2 appears twice"), "{faults}");
         assert!(!faults.contains(&B[..10]), "{faults}");
     }
 
@@ -272,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_keys_is_no_fault() {
+    fn a_file_without_keys_is_allowed() {
         for text in [
             "{}",
             r#"{"machine_identity": {}}"#,

@@ -1,8 +1,9 @@
-//! The text of one key: standard base64 of 32 bytes, with any white space around it.
+//! Decodes the text of one key: standard base64 of 32 bytes. White space around it is
+//! ignored.
 //!
-//! A text that is something else is recognized where that is possible. The key behind it
-//! may be in use, so the advice is how to write the same bytes, and never to make new
-//! ones. Nothing of the text is quoted.
+//! If a text has another form, this module tries to recognize it. The key may be in use, so
+//! the advice says how to write the same bytes, and never to make a new key. No message
+//! quotes the text.
 
 use base64::{
     Engine, alphabet,
@@ -12,21 +13,21 @@ use zeroize::Zeroizing;
 
 use crate::domain::keyring::KEY_BYTES;
 
-/// With or without padding.
+/// Accepts base64 with and without padding.
 const LENIENT: GeneralPurposeConfig =
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
 const STANDARD_LENIENT: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, LENIENT);
 const URL_SAFE_LENIENT: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, LENIENT);
 
-const RESTORE: &str = "take it from where nico-api's keys come from; a new key does not open what \
-                       this one sealed";
+const RESTORE: &str = "copy it again from the source of nico-api's keys; a new key cannot decrypt \
+                       what this key encrypted";
 
-/// The bytes of a key.
+/// Decodes the bytes of a key.
 ///
 /// # Errors
 ///
-/// What is wrong with the text, and how to write the same key, as the end of a sentence
-/// that begins with the key's name.
+/// What is wrong with the text, and how to write the same key. It is the end of a sentence
+/// that begins with the name of the key.
 pub(super) fn decode(text: &str) -> Result<Zeroizing<[u8; KEY_BYTES]>, String> {
     let text = text.trim();
     if let Some(what) = foreign(text) {
@@ -45,7 +46,7 @@ pub(super) fn decode(text: &str) -> Result<Zeroizing<[u8; KEY_BYTES]>, String> {
     })
 }
 
-/// Whether `text` could be a key in any of the usual spellings.
+/// Whether `text` could be a key in any common encoding.
 pub(super) fn is_like_a_key(text: &str) -> bool {
     let text = text.trim();
     let decodes = |engine: &GeneralPurpose| {
@@ -59,7 +60,7 @@ fn key(bytes: &[u8]) -> Option<Zeroizing<[u8; KEY_BYTES]>> {
     bytes.try_into().map(Zeroizing::new).ok()
 }
 
-/// Recognizes a text that another program left in the place of the key.
+/// Recognizes a text that another program has left in the place of the key.
 fn foreign(text: &str) -> Option<&'static str> {
     let placeholder = ["${", "{{", "$(", "%{"]
         .iter()
@@ -72,8 +73,8 @@ fn foreign(text: &str) -> Option<&'static str> {
         Some("is a PEM block; a key is the base64 of 32 bytes")
     } else if placeholder || (text.starts_with('<') && text.ends_with('>')) {
         Some(
-            "is a placeholder that was not replaced (like ${…}, {{…}} or <…>): have the program \
-             that writes the file put the key there",
+            "is a placeholder that was not replaced (like ${…}, {{…}} or <…>): correct the \
+             program that writes the file",
         )
     } else if is_hex(text.as_bytes())
         || text
@@ -106,26 +107,26 @@ fn misspelled(text: &str) -> &'static str {
     } else if is_key(&URL_SAFE_LENIENT, text) {
         "it is URL-safe base64: replace every `-` with `+` and every `_` with `/`, and end it with `=`"
     } else if is_key(&STANDARD_LENIENT, &compact) {
-        "there is white space in it: write it in one line"
+        "it contains white space: write it on one line"
     } else if is_key(&STANDARD_LENIENT, bare) {
-        "there are quotes or a prefix in it: keep what is between them"
+        "it contains quotes or a prefix: keep only the base64 text"
     } else {
         RESTORE
     }
 }
 
-/// Explains what `bytes` of another length are.
+/// Explains what `bytes` are if they have another length.
 fn wrong_length(bytes: &[u8]) -> &'static str {
     let text = bytes.trim_ascii();
     if text.is_empty() {
-        return "there is nothing in it";
+        return "it is empty";
     }
     let again = STANDARD_LENIENT.decode(text).map(Zeroizing::new);
     if is_hex(text) {
         "they are 64 hexadecimal digits: write the same 32 bytes as base64, with \
          `base64 -d | xxd -r -p | base64`"
     } else if again.is_ok_and(|bytes| bytes.len() == KEY_BYTES) {
-        "it was encoded twice: decode it once, with `base64 -d`, and write what comes out"
+        "it was encoded twice: decode it once with `base64 -d`, and write the result"
     } else if let [_, .., b'\n'] = bytes
         && matches!(bytes.len(), 33 | 34)
     {
@@ -146,7 +147,7 @@ mod tests {
 
     use super::*;
 
-    /// Its base64 has all of the 64 characters' odd ones.
+    /// The base64 of this key contains the characters that differ between base64 alphabets.
     const KEY: [u8; KEY_BYTES] = [
         0xfb, 0xff, 0xbf, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22,
         23, 24, 25, 26, 27, 28, 29, 30, 31,
@@ -157,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_read_with_white_space_around_it() {
+    fn a_key_may_have_white_space_around_it() {
         let text = STANDARD.encode(KEY);
         for text in [text.clone(), format!(" \t{text}\r\n")] {
             assert_eq!(*decode(&text).unwrap(), KEY);
@@ -188,7 +189,7 @@ mod tests {
             ),
             (
                 with(b"x"),
-                "decodes to 33 bytes instead of 32: take it from where",
+                "decodes to 33 bytes instead of 32: copy it again from",
             ),
             (hex(), "is not standard base64: it is 64 hexadecimal digits"),
             (hex().to_uppercase(), "it is 64 hexadecimal digits"),
@@ -206,13 +207,10 @@ mod tests {
                 STANDARD_NO_PAD.encode(KEY),
                 "is not standard base64: it has no padding",
             ),
-            (format!("{first}\n  {second}"), "there is white space in it"),
-            (format!("'{text}'"), "there are quotes or a prefix in it"),
-            (format!("b'{text}'"), "there are quotes or a prefix in it"),
-            (
-                format!("base64:{text}"),
-                "there are quotes or a prefix in it",
-            ),
+            (format!("{first}\n  {second}"), "it contains white space"),
+            (format!("'{text}'"), "it contains quotes or a prefix"),
+            (format!("b'{text}'"), "it contains quotes or a prefix"),
+            (format!("base64:{text}"), "it contains quotes or a prefix"),
             (
                 format!("ENC[AES256_GCM,data:{text},iv:{text},tag:{text},type:str]"),
                 "it is encrypted by sops (ENC[…])",
@@ -230,15 +228,15 @@ mod tests {
             ),
             (
                 String::new(),
-                "decodes to 0 bytes instead of 32: there is nothing in it",
+                "decodes to 0 bytes instead of 32: it is empty",
             ),
             (
                 first.to_owned(),
-                "decodes to 15 bytes instead of 32: take it from where",
+                "decodes to 15 bytes instead of 32: copy it again from",
             ),
             (
                 format!("{first}!"),
-                "is not standard base64: take it from where",
+                "is not standard base64: copy it again from",
             ),
         ];
         for (text, words) in cases {

@@ -1,4 +1,4 @@
-//! Where keys come from: a file, or environment variables.
+//! Reads keys from a file or from environment variables.
 
 pub mod add_key;
 pub mod environment;

@@ -1,21 +1,23 @@
-//! What the YAML reader may be asked to do for a secrets file.
+//! Limits of the YAML reader for a secrets file.
 
-/// Nested levels of a YAML file. The reader needs some kB of stack for each.
+/// Maximum nesting of a YAML file. The reader needs some kB of stack for each level.
 const MAX_DEPTH: usize = 64;
 
-/// Nested brackets that the scanner may see before the reader does. It looks 1,024
-/// characters ahead, and its own limit has an error without a name.
+/// Maximum nesting of brackets for the scanner. It runs up to 1,024 characters ahead of the
+/// reader, and its own error does not say which limit was exceeded. So its limit must be
+/// higher.
 const SCANNED_AHEAD: usize = 2048;
 
-/// What aliases and merge keys of a YAML file may repeat, in parser events: 100,000 hosts
-/// that share five defaults need 1.2 million.
+/// How many parser events aliases and merge keys may repeat: 100,000 hosts that share five
+/// defaults need 1.2 million.
 const MAX_REPEATED: usize = 3_000_000;
 
-/// Text of a YAML file, with what aliases repeat of it.
+/// Maximum size of all texts in a YAML file, including those that aliases repeat.
 const MAX_SCALAR_BYTES: usize = 512 << 20;
 
-/// Limits of the YAML reader. A file has as many nodes and aliases as fit into it; what
-/// aliases and merge keys repeat is bounded apart, or a small file could make any number.
+/// Limits of the YAML reader. The size of a file limits its nodes and aliases. Repetitions
+/// by aliases and merge keys have their own limit, because a small file could cause any
+/// number of them.
 pub(super) fn options(text: &str) -> serde_saphyr::Options {
     let written = text.len();
     let all = written.saturating_add(MAX_REPEATED);
@@ -35,12 +37,12 @@ pub(super) fn options(text: &str) -> serde_saphyr::Options {
         alias_limits: serde_saphyr::alias_limits! {
             max_total_replayed_events: MAX_REPEATED,
         },
-        // It would copy a part of the file.
+        // A snippet would copy a part of the file.
         with_snippet: false,
     }
 }
 
-/// Which limit of [`options`] a file is over.
+/// The limit of [`options`] that a file exceeds.
 pub(super) fn over_limit(error: &serde_saphyr::Error) -> Option<String> {
     use serde_saphyr::{Error, budget::BudgetBreach};
     match error.without_snippet() {
@@ -108,8 +110,8 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_that_a_yaml_file_is_over_is_named() {
-        // Each level repeats the one before ten times.
+    fn an_exceeded_limit_is_named() {
+        // Each level repeats the previous one ten times.
         let mut bomb = "l0: &l0 [s3cr3t]\n".to_owned();
         for level in 1..12 {
             let ten = vec![format!("*l{}", level - 1); 10].join(", ");
@@ -128,7 +130,7 @@ mod tests {
         ] {
             let faults = faults(&text);
             assert!(
-                faults.contains("is over a limit of the YAML reader"),
+                faults.contains("exceeds a limit of the YAML reader"),
                 "{faults}"
             );
             assert!(faults.contains(limit), "{faults}");

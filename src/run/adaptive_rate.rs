@@ -1,11 +1,12 @@
-//! How fast rows may be written while others use the database.
+//! Adapts the rate of writes while others use the database.
 //!
-//! As long as nobody else does, a run takes what there is. Beside others it starts
-//! slowly and becomes faster for as long as a durable commit takes hardly longer than
-//! without it, and gives way when it does, or when a replica falls behind.
-//! Both go by factors, since a site may be a laptop or a rack. What a commit takes without
-//! the run is found out before it, and time and again in pauses of a few milliseconds: a
-//! disk is not for long what it was.
+//! A run that is alone on the database writes without a limit. If others use the database,
+//! the run starts slowly. It becomes faster while a durable commit takes hardly longer than
+//! without the run. It becomes slower when commits take longer, or when a replica lags.
+//!
+//! All thresholds are factors, because a site may be a laptop or a rack. The run measures
+//! the latency of a commit without its own load before it starts. It repeats this in pauses
+//! of a few milliseconds, because the latency of a disk changes over time.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -17,41 +18,41 @@ use crate::{
     telemetry,
 };
 
-/// Between two looks at the database.
+/// Time between two load samples.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// Looks at a run that goes on, for each at one that pauses.
+/// Number of load samples between two pauses.
 const SAMPLES_PER_PAUSE: usize = 10;
 
-/// A pause is over after this even if a commit in it is not: one that waits for a
-/// synchronous replica may do so for minutes.
+/// Limit for a pause, even if its commit has not ended: a commit can wait for a synchronous
+/// replica for minutes.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Commits that tell what one takes without the run, and the limit for all of them.
+/// Number of commits that measure the baseline latency, and the time limit for all of them.
 const BASELINE_COMMITS: usize = 15;
 const BASELINE_LIMIT: Duration = Duration::from_secs(2);
 
-/// Rows a second: what a run begins with beside others, and what it keeps.
+/// Rows per second: the initial limit while others use the database, and the lowest limit.
 const INITIAL_RATE: f64 = 2000.0;
 const MIN_RATE: f64 = 200.0;
 
-/// What a look does to the limit: it settles where one look in eight finds a slow commit.
+/// How a sample changes the limit. The limit is stable if one commit in eight is slow.
 const INCREASE: f64 = 1.05;
 const DECREASE: f64 = 0.7;
 
-/// A commit has climbed when it takes this many times what it took, and so much more
-/// that it is not the timer's own inaccuracy.
+/// A commit is slow if it takes longer than the baseline times this factor, plus a
+/// tolerance for the inaccuracy of the timer.
 const LATENCY_FACTOR: f64 = 1.75;
 const LATENCY_TOLERANCE: Duration = Duration::from_micros(300);
 
-/// By how much a commit in a pause moves what is usual, whatever it took: one that took a
-/// hundred times as long is the disk's affair.
+/// The factor by which a commit in a pause moves the baseline. It does not depend on how
+/// slow the commit was: one very slow commit is an outlier of the disk.
 const BASELINE_STEP: f64 = 1.1;
 
-/// A replica is behind beyond this.
+/// A replica with more lag than this makes the run slower.
 const REPLICA_LAG: Duration = Duration::from_secs(5);
 
-/// Watches the database and sets `pacer` accordingly, until it is dropped.
+/// Measures the load of the database and sets the limit of `pacer`, until it is dropped.
 pub(super) struct RateController<'a> {
     load_probe: LoadProbe<'a>,
     pacer: &'a Pacer,
@@ -59,8 +60,8 @@ pub(super) struct RateController<'a> {
 }
 
 impl<'a> RateController<'a> {
-    /// Learns what a commit takes before the run, or where the database does not say, from
-    /// the first look that succeeds.
+    /// Measures the baseline latency before the run. If that fails, the first successful
+    /// sample sets the baseline.
     pub(super) async fn new(store: &'a Store, pacer: &'a Pacer) -> Self {
         let mut commits = Vec::with_capacity(BASELINE_COMMITS);
         let mut last = None;
@@ -73,7 +74,7 @@ impl<'a> RateController<'a> {
                 last = Some(sample);
             }
         };
-        // A synchronous standby that does not answer must not keep the run from its rows.
+        // A synchronous standby that does not answer must not block the run.
         let _ = timeout(BASELINE_LIMIT, baseline).await;
         commits.sort_unstable();
         let baseline = commits.get(commits.len() / 2).copied();
@@ -88,17 +89,20 @@ impl<'a> RateController<'a> {
         controller
     }
 
-    /// Never ends by itself.
+    /// Measures until the future is dropped. It never returns.
     pub(super) async fn watch(mut self) -> Infallible {
-        let mut blind = false;
+        let mut failing = false;
         loop {
             match self.sample_and_pause().await {
-                Ok(()) => blind = false,
+                Ok(()) => failing = false,
                 Err(error) => {
-                    if !blind {
-                        tracing::warn!(%error, "can't see how busy the database is: the limit stays as it is");
+                    if !failing {
+                        tracing::warn!(
+                            %error,
+                            "cannot measure the load of the database: the rate limit does not change"
+                        );
                     }
-                    blind = true;
+                    failing = true;
                 }
             }
         }
@@ -116,7 +120,7 @@ impl<'a> RateController<'a> {
         }
         if limit.is_some() {
             let commit = async {
-                // With what was under way.
+                // The first sample waits for the statements that are still in flight.
                 self.load_probe.sample().await?;
                 Ok::<_, StoreError>(self.load_probe.sample().await?.commit)
             };
@@ -141,9 +145,9 @@ impl Drop for RateController<'_> {
     }
 }
 
-/// From what is seen to how many rows a second may be written. Pure.
+/// Computes the limit in rows per second from the samples. It does no I/O.
 struct RateRule {
-    /// What a commit takes without the run, as far as that is known.
+    /// Latency of a commit without the run, if it is known.
     baseline: Option<Duration>,
     limit: f64,
 }
@@ -156,7 +160,8 @@ impl RateRule {
         }
     }
 
-    /// The limit until the next look, if any; `rate` is what was written since the last.
+    /// The limit until the next sample, if there is one. `rate` is the number of rows per
+    /// second since the last sample.
     fn next(&mut self, sample: &LoadSample, rate: f64) -> Option<f64> {
         let behind = sample.replica_lag.is_some_and(|lag| lag > REPLICA_LAG);
         if !sample.other_activity && !behind {
@@ -164,18 +169,19 @@ impl RateRule {
             return None;
         }
         let baseline = *self.baseline.get_or_insert(sample.commit);
-        let climbed = sample.commit > baseline.mul_f64(LATENCY_FACTOR) + LATENCY_TOLERANCE;
-        if behind || climbed {
+        let is_slow = sample.commit > baseline.mul_f64(LATENCY_FACTOR) + LATENCY_TOLERANCE;
+        if behind || is_slow {
             self.limit *= DECREASE;
         } else if rate > self.limit / 2.0 {
-            // A limit that is not made use of says nothing about a higher one.
+            // The run does not use the limit, so a fast commit says nothing about a higher
+            // one.
             self.limit *= INCREASE;
         }
         self.limit = self.limit.max(MIN_RATE);
         Some(self.limit)
     }
 
-    /// Moves what is usual towards the median of commits that are made in pauses.
+    /// Moves the baseline towards the median latency of the commits in pauses.
     fn learn(&mut self, commit: Duration) {
         let Some(baseline) = &mut self.baseline else {
             return;
@@ -203,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn alone_there_is_no_limit_however_slow_commits_are() {
+    fn a_run_that_is_alone_has_no_limit() {
         assert_eq!(
             RateRule::new(Some(BASELINE)).next(&sample(50, false), 9e9),
             None
@@ -211,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn beside_others_the_limit_follows_the_commits() {
+    fn with_other_activity_the_limit_follows_the_latency() {
         let mut rule = RateRule::new(Some(BASELINE));
         let mut last = INITIAL_RATE;
         for _ in 0..10 {
@@ -227,14 +233,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_usual_is_learnt_anew_in_pauses() {
+    fn commits_in_pauses_move_the_baseline() {
         let mut rule = RateRule::new(Some(BASELINE));
         let slow_is_fine = |rule: &mut RateRule| {
             let before = rule.next(&sample(2, true), 1e9).unwrap();
             rule.next(&sample(9, true), 1e9).unwrap() > before
         };
         assert!(!slow_is_fine(&mut rule));
-        // One that hangs says little.
+        // A single very slow commit changes little.
         rule.learn(Duration::from_secs(10));
         assert!(!slow_is_fine(&mut rule));
         for _ in 0..20 {
@@ -254,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_look_before_the_run_the_first_one_says_what_is_usual() {
+    fn without_a_baseline_the_first_sample_sets_it() {
         let mut rule = RateRule::new(None);
         assert!(rule.next(&sample(9, true), 1e9).unwrap() > INITIAL_RATE);
         assert!(rule.next(&sample(9, true), 1e9).unwrap() > INITIAL_RATE);
@@ -262,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replica_that_falls_behind_slows_a_run_that_is_alone() {
+    fn a_lagging_replica_slows_a_run_that_is_alone() {
         let mut rule = RateRule::new(Some(BASELINE));
         let behind = LoadSample {
             replica_lag: Some(REPLICA_LAG * 2),

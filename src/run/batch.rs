@@ -1,4 +1,4 @@
-//! A few rows on one connection: decide, compare-and-set, decide again.
+//! Processes a few rows: decide, compare-and-set, and decide again if the row has changed.
 
 use std::{
     collections::VecDeque,
@@ -24,43 +24,44 @@ use crate::{
     store::{CasOutcome, Row, RowError, StoreError, Writer, next_counter},
 };
 
-/// Compare-and-set tries before a row is locked for the last one.
+/// Compare-and-set attempts before the row is locked for the last attempt.
 const OPTIMISTIC_TRIES: u32 = 3;
 
-/// How long a run that was told to stop waits for answers to statements that it sent.
+/// How long a stopped run waits for the answers to its statements.
 const STOP_GRACE: Duration = Duration::from_millis(300);
 
-/// How long the fate of writes without an answer is looked up.
+/// Time limit for finding out the outcome of writes that got no answer.
 const SETTLE_LIMIT: Duration = Duration::from_secs(1);
 
-/// What the rows of a batch have in common.
+/// What the rows of a batch share.
 pub(super) struct Batch {
     pub(super) context: Arc<Context>,
     pub(super) mode: Mode,
-    /// Whether these rows belong to a run over the whole site.
+    /// Whether these rows belong to a site-wide run.
     pub(super) is_site: bool,
-    /// No row is begun after this.
+    /// After this is cancelled, no row is started.
     pub(super) stop: CancellationToken,
-    /// Somebody waits for the end of the run. It follows `stop`, or comes with it.
+    /// Cancelled when a caller waits for the end of the run, at the same time as `stop` or
+    /// later.
     pub(super) hurry: CancellationToken,
-    /// Never waited for: the rows of a batch are decided by one task.
+    /// Never contended: one task decides all rows of a batch.
     pub(super) scratch: Mutex<Scratch>,
 }
 
-/// What became of the rows of a batch.
+/// The result of a batch.
 pub(super) struct BatchEnd {
-    /// One for each row whose outcome is known.
+    /// One outcome for each row whose outcome is known.
     pub(super) outcomes: Vec<RowOutcome>,
-    /// Organizations that were deleted meanwhile.
+    /// Organizations that were deleted during the run.
     pub(super) gone: Vec<String>,
-    /// Rows whose last write has an unknown outcome.
+    /// Number of rows whose last write has an unknown outcome.
     pub(super) in_doubt: u64,
-    /// Why not all rows were worked on.
+    /// Why some rows were not processed.
     pub(super) result: Result<(), RunError>,
 }
 
 impl Batch {
-    /// Works on `rows`.
+    /// Processes `rows`.
     pub(super) async fn run(self, rows: Vec<Row>) -> BatchEnd {
         let mut end = BatchEnd {
             outcomes: Vec::with_capacity(rows.len()),
@@ -97,7 +98,8 @@ impl Batch {
         end
     }
 
-    /// Writes all rows. Connections that were given up are noted in `sessions`.
+    /// Writes all rows. The sessions of connections that were given up are added to
+    /// `sessions`.
     async fn write_all(
         &self,
         rows: &mut [Pending],
@@ -126,7 +128,7 @@ impl Batch {
                 Err(RunError::Store(StoreError::ConnectionLost(_)))
                     if connections < store.options().max_attempts =>
                 {
-                    // Their next attempt looks at the rows first.
+                    // The next attempt reads these rows before it writes them.
                     rows.iter_mut().for_each(Pending::keep_in_doubt);
                     store.retry_backoff().await;
                 }
@@ -136,14 +138,14 @@ impl Batch {
         Ok(())
     }
 
-    /// Ends a while after somebody began to wait for the end of the run.
+    /// Returns a short time after a caller began to wait for the end of the run.
     async fn stop_grace_is_over(&self) {
         self.hurry.cancelled().await;
         sleep(STOP_GRACE).await;
     }
 
-    /// Writes rows on one connection, as many at a time as fit into its pipeline. Rows that
-    /// change faster than they can be written follow at the end, each under its lock.
+    /// Writes rows on one connection, up to `pipeline_depth` at a time. Rows that change
+    /// faster than they can be written follow at the end, each under a lock.
     async fn write(&self, writer: &mut Writer<'_>, rows: &mut [Pending]) -> Result<(), RunError> {
         self.write_pipelined(writer, rows).await?;
         for row in rows.iter_mut().filter(|row| row.is_open()) {
@@ -162,35 +164,35 @@ impl Batch {
     ) -> Result<(), RunError> {
         let depth = self.context.store.options().pipeline_depth;
         let mut todo: VecDeque<_> = rows.iter_mut().filter(|row| row.is_open()).collect();
-        let mut under_way = FuturesUnordered::new();
+        let mut in_flight = FuturesUnordered::new();
         let mut acquire = std::pin::pin!(Fuse::terminated());
         let mut silence = std::pin::pin!(writer.silence());
-        // Rows that may be sent now.
+        // Number of rows that may be sent now.
         let mut due = 0;
         loop {
             while due > 0
-                && under_way.len() < depth
+                && in_flight.len() < depth
                 && let Some(row) = todo.pop_front()
             {
-                under_way.push(self.replace(writer, row));
+                in_flight.push(self.replace(writer, row));
                 due -= 1;
             }
             if due == 0 && acquire.is_terminated() && !todo.is_empty() && !self.stop.is_cancelled()
             {
                 acquire.set(self.context.pacer.acquire(todo.len()).fuse());
             }
-            let waits_for_turn = !acquire.is_terminated();
+            let waits_for_pacer = !acquire.is_terminated();
             tokio::select! {
-                Some(result) = under_way.next() => result?,
-                rows = acquire.as_mut(), if waits_for_turn => due = rows,
-                () = self.stop.cancelled(), if waits_for_turn => acquire.set(Fuse::terminated()),
-                error = silence.as_mut(), if !under_way.is_empty() => return Err(error.into()),
+                Some(result) = in_flight.next() => result?,
+                rows = acquire.as_mut(), if waits_for_pacer => due = rows,
+                () = self.stop.cancelled(), if waits_for_pacer => acquire.set(Fuse::terminated()),
+                error = silence.as_mut(), if !in_flight.is_empty() => return Err(error.into()),
                 else => return Ok(()),
             }
         }
     }
 
-    /// Compare-and-set; the row stays open if it changes too often meanwhile.
+    /// Compare-and-set. The row stays open if it changes too often.
     async fn replace(&self, writer: &Writer<'_>, pending: &mut Pending) -> Result<(), StoreError> {
         let attempt = self.try_to_replace(writer, pending).await;
         pending.conclude(attempt)
@@ -206,7 +208,7 @@ impl Batch {
         }
         let target = self.context.keyring.target().id();
         let mut tries = 0;
-        // After a lost connection it is unknown what the row holds.
+        // After a lost connection, the content of the row is unknown.
         let mut look = pending.has_doubts();
         loop {
             if look {
@@ -217,7 +219,8 @@ impl Batch {
                     return Ok(Some(outcome));
                 }
                 if row.texts == pending.texts {
-                    // Written, and yet no version was bumped: by a trigger on tenants.
+                    // The row has the new texts, but its version was not bumped: a trigger
+                    // on tenants did that.
                     return Err(RowError::NotBumped.into());
                 }
                 match self.decide(&row) {
@@ -258,7 +261,7 @@ impl Batch {
         pending.conclude(written.map(|outcome| Some(outcome.unwrap_or(RowOutcome::Gone))))
     }
 
-    /// Finds out what became of writes without an answer, and returns how many rows stay in
+    /// Finds out the outcome of writes that got no answer. Returns how many rows stay in
     /// doubt.
     async fn settle(&self, rows: &mut [Pending], sessions: &[Option<i32>]) -> u64 {
         rows.iter_mut().for_each(Pending::keep_in_doubt);
@@ -278,7 +281,11 @@ impl Batch {
         let settled = match store.settle(sessions, &ids, SETTLE_LIMIT).await {
             Ok(settled) => settled,
             Err(error) => {
-                tracing::warn!(%error, rows = doubtful.len(), "the outcome of writes is unknown");
+                tracing::warn!(
+                    %error,
+                    rows = doubtful.len(),
+                    "cannot find out whether some rows were written: the database gave no answer"
+                );
                 return doubtful.len() as u64;
             }
         };
@@ -288,9 +295,10 @@ impl Batch {
             .sum()
     }
 
-    /// The texts to write and what became of the row then, or what became of it already.
+    /// The texts to write and the outcome after that, or the outcome if there is nothing to
+    /// write.
     fn decide(&self, row: &Row) -> Result<(Envelopes, RowOutcome), RowOutcome> {
-        // A panic may have left anything in there: every decision overwrites it.
+        // After a panic the content is undefined, but every decision overwrites it.
         let scratch = self.scratch.lock();
         let mut scratch = scratch.unwrap_or_else(PoisonError::into_inner);
         match decide(&self.context.keyring, &row.texts, &mut scratch) {

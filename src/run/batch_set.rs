@@ -1,4 +1,4 @@
-//! The batches of a run: tasks, bounded in number, and what they counted.
+//! The batches of a run: a limited number of tasks, and the sum of their counts.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -20,12 +20,12 @@ use super::{
 };
 use crate::{store::Row, telemetry};
 
-/// Rows of one batch: many, since a connection falls idle at the end of each, and yet few
-/// enough that a page of the default size makes two batches for every writer.
+/// Rows of one batch. A connection is idle at the end of each batch, so batches are large.
+/// A page of the default size still makes two batches for every writer.
 const BATCH_ROWS: usize = 125;
 
-/// Bytes of texts in one batch, and in all batches of a run together. A batch has one row at
-/// least.
+/// Maximum size of the texts in one batch, and in all batches of a run, in bytes. A batch
+/// has at least one row.
 const BATCH_BYTES: usize = 1 << 20;
 const BYTES_AT_ONCE: usize = 3 << 20;
 
@@ -34,16 +34,16 @@ pub(super) struct BatchSet {
     context: Arc<Context>,
     mode: Mode,
     is_site: bool,
-    /// No batch begins another row after this.
+    /// After this is cancelled, no batch starts another row.
     stop: CancellationToken,
-    /// Somebody waits for the end of the run.
+    /// Cancelled when a caller waits for the end of the run.
     hurry: CancellationToken,
     running: JoinSet<BatchEnd>,
-    /// How many rows each task has, and how many bytes of texts.
+    /// For each task, the number of rows and the size of their texts in bytes.
     sizes: HashMap<Id, (u64, usize)>,
-    /// The bytes of all of them.
+    /// The sum of the bytes in `sizes`.
     bytes: usize,
-    /// What the run came to.
+    /// The organizations that the run has visited.
     pub(super) visited: Visited,
     max_tasks: usize,
     report: Report,
@@ -51,7 +51,7 @@ pub(super) struct BatchSet {
 }
 
 impl BatchSet {
-    /// No batches yet. All of them end soon after `stop`.
+    /// Makes an empty set. All its batches end soon after `stop`.
     pub(super) fn new(
         context: Arc<Context>,
         scope: &Scope,
@@ -75,32 +75,32 @@ impl BatchSet {
         }
     }
 
-    /// Has every batch end before its next row.
+    /// Makes every batch end before its next row.
     pub(super) fn stop(&self) {
         self.stop.cancel();
     }
 
-    /// What [`BatchSet::stop`] cancels.
+    /// The token that [`BatchSet::stop`] cancels.
     pub(super) fn stop_token(&self) -> CancellationToken {
         self.stop.clone()
     }
 
-    /// Changes whenever a batch has ended.
+    /// A counter that changes when a batch ends.
     pub(super) fn progress(&self) -> Arc<AtomicU64> {
         self.progress.clone()
     }
 
-    /// What was counted so far.
+    /// The counts so far.
     pub(super) fn report(&self) -> &Report {
         &self.report
     }
 
-    /// What was counted; the counters start again at zero.
+    /// Returns the counts and resets them to zero.
     pub(super) fn take_report(&mut self) -> Report {
         mem::take(&mut self.report)
     }
 
-    /// Starts batches for all of `rows`.
+    /// Starts batches for all `rows`.
     pub(super) async fn start_all(&mut self, mut rows: Vec<Row>) -> Result<(), RunError> {
         while !rows.is_empty() {
             let rest = rows.split_off(Self::batch(&rows));
@@ -109,7 +109,7 @@ impl BatchSet {
         Ok(())
     }
 
-    /// How many of `rows` one batch takes.
+    /// How many of the first `rows` fit into one batch.
     fn batch(rows: &[Row]) -> usize {
         let mut bytes = 0;
         let fits = |row: &&Row| {
@@ -120,17 +120,17 @@ impl BatchSet {
         fitting.max(1).min(rows.len())
     }
 
-    /// Whether `rows` are enough for a batch.
+    /// Whether `rows` fill a batch.
     pub(super) fn is_batch(rows: &[Row]) -> bool {
         rows.len() >= BATCH_ROWS || Self::batch(rows) < rows.len()
     }
 
-    /// What the run does with rows.
+    /// The mode of the run.
     pub(super) fn mode(&self) -> Mode {
         self.mode
     }
 
-    /// Starts a batch of `rows` as soon as there is room for one.
+    /// Starts a batch of `rows` when the limits allow another one.
     pub(super) async fn start(&mut self, rows: Vec<Row>) -> Result<(), RunError> {
         let bytes = rows.iter().map(Row::bytes).sum::<usize>();
         while self.running.len() >= self.max_tasks
@@ -153,8 +153,7 @@ impl BatchSet {
         Ok(())
     }
 
-    /// Waits for all batches, also after an error, so that their rows are counted and none
-    /// is under way any more.
+    /// Waits for all batches, even after an error, so that all their rows are counted.
     pub(super) async fn finish(&mut self) -> Result<(), RunError> {
         let mut result = Ok(());
         while !self.running.is_empty() {
@@ -183,7 +182,7 @@ impl BatchSet {
         }
     }
 
-    /// How many rows a task had that has ended.
+    /// Removes an ended task, and returns how many rows it had.
     fn forget(&mut self, task: Id) -> u64 {
         let (rows, bytes) = self.sizes.remove(&task).unwrap_or_default();
         self.bytes -= bytes;
@@ -199,9 +198,9 @@ impl BatchSet {
         end.result
     }
 
-    /// Counts rows with their outcomes.
+    /// Counts rows by their outcomes.
     pub(super) fn count_rows(&mut self, outcomes: Vec<RowOutcome>) {
-        // Together: a counter has to be looked up each time.
+        // Add up first: each change of a metric needs a look-up.
         let mut done = BTreeMap::new();
         for outcome in outcomes {
             *done.entry(outcome.name()).or_default() += 1;

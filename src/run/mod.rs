@@ -1,16 +1,15 @@
-//! One re-wrap run: pages of rows in, a [`Report`] out.
+//! One re-wrap run: it reads pages of rows and returns a [`Report`].
 //!
-//! Rows of a page go to a bounded number of tasks, which take a database connection
-//! each for as long as they write, while the next page is fetched. A row that changes
-//! under our hands is decided again from its new content, and under a row lock
-//! when that happens too often. One row's failure is an entry in the report; a
-//! database that is gone ends the run.
+//! A limited number of tasks processes the rows of a page while the run reads the next
+//! page. Each task uses one database connection while it writes. If a row changes during
+//! the run, its new content is decided again, and after several changes under a row lock. A
+//! failed row is an entry in the report. A lost database ends the run.
 //!
-//! A run that is told to stop ends within two seconds, whatever the database does: it
-//! waits a moment for statements that it sent, gives their connections up, and looks up
-//! what became of them. Rows whose fate stays unknown are counted as in doubt.
+//! A stopped run ends within two seconds, whatever the database does. It waits briefly for
+//! statements in flight, gives up their connections, and finds out the outcome of their
+//! writes. Rows with an unknown outcome are counted as in doubt.
 //!
-//! Knows the store and the pure core; no gRPC and no SQL.
+//! This module uses the store and the domain. It contains no gRPC and no SQL.
 
 mod adaptive_rate;
 mod batch;
@@ -39,7 +38,7 @@ use crate::{
     store::{Store, StoreError, Writer},
 };
 
-/// How long a run that was told to stop waits for the flush of what it wrote.
+/// How long a stopped run waits for the flush of the rows that it wrote.
 const STOPPED_FLUSH_LIMIT: Duration = Duration::from_millis(500);
 
 /// What a run covers.
@@ -60,17 +59,17 @@ impl fmt::Display for Scope {
     }
 }
 
-/// Whether a run writes.
+/// Whether a run writes rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Decide and report; write nothing.
+    /// Decide and report, but write nothing.
     DryRun,
-    /// Write what is decided.
+    /// Write the rows.
     Apply,
 }
 
 impl Mode {
-    /// For metrics.
+    /// The label value for metrics.
     pub(super) fn label(self) -> &'static str {
         match self {
             Self::DryRun => "dry_run",
@@ -79,29 +78,29 @@ impl Mode {
     }
 }
 
-/// What a run may ask of a database that others use, too.
+/// How much load a run may put on the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RateOptions {
-    /// Rows that are written in a second, at most, over all runs; zero for no limit.
+    /// Maximum number of rows per second that all runs together write. Zero means no limit.
     pub max_rows_per_second: u32,
-    /// Whether a site-wide apply becomes slower by itself while others use the database
-    /// and their commits would take longer for it.
+    /// Whether a site-wide apply slows down while others use the database and their commits
+    /// take longer.
     pub adaptive_rate: bool,
 }
 
-/// Why a run ended without a report. What was committed stays.
+/// Why a run ended without a complete report. Committed rows stay committed.
 #[derive(Debug, Error)]
 pub enum RunError {
-    /// The one organization that was asked for is not there.
+    /// The requested organization does not exist.
     #[error("no organization {0}")]
     NotFound(OrganizationId),
-    /// The run was told to stop.
+    /// A caller stopped the run.
     #[error("the run was stopped")]
     Stopped,
-    /// The database can't be worked with.
+    /// The database or one of its rows could not be used.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// Somebody cancelled a commit's wait for its synchronous standby.
+    /// Somebody cancelled the wait of a commit for its synchronous standby.
     #[error("a commit of this run was not confirmed by its synchronous standby")]
     NotReplicated,
     /// A bug in this program.
@@ -109,7 +108,7 @@ pub enum RunError {
     Panicked,
 }
 
-/// What every run works with.
+/// Starts runs. All runs share its keyring, store and limits.
 #[derive(Debug, Clone)]
 pub struct Runner {
     context: Arc<Context>,
@@ -119,28 +118,28 @@ pub struct Runner {
 struct Context {
     keyring: Keyring,
     store: Store,
-    /// Connections that write for site-wide runs: one less than there are, so that a page
-    /// never waits for rows that somebody has locked.
+    /// Permits for the connections of site-wide runs that write: one fewer than there are
+    /// connections, so that reading a page never waits for a locked row.
     writer_permits: Semaphore,
     pacer: Pacer,
-    /// Whether a site-wide apply makes room for others.
+    /// Whether a site-wide apply adapts its rate to the load.
     adaptive_rate: bool,
-    /// What a run waits for, if it waits for long.
+    /// What a run without progress waits for.
     stall: watch::Sender<Option<String>>,
 }
 
 impl Context {
-    /// A connection to write with, as soon as one is free.
+    /// Takes a connection to write with, when one is free.
     ///
-    /// A site-wide run waits for its other tasks, whose statements have limits of their
-    /// own. A run of one organization waits for nobody else's rows: it goes on with the
-    /// connection that is kept for it.
+    /// A site-wide run waits for its other tasks, whose statements have time limits. A run
+    /// of one organization must not wait for the rows of another run. If all permits are
+    /// taken, it uses the reserved connection.
     async fn writer(
         &self,
         is_site: bool,
     ) -> Result<(Writer<'_>, Option<SemaphorePermit<'_>>), StoreError> {
         if is_site {
-            // Never closed.
+            // The semaphore is never closed.
             let permit = self.writer_permits.acquire().await.ok();
             return Ok((self.store.writer().await?, permit));
         }
@@ -152,8 +151,8 @@ impl Context {
 }
 
 impl Runner {
-    /// A runner that re-wraps what is in `store` to the target of `keyring`, as fast as
-    /// `speed` allows.
+    /// A runner that re-wraps the rows of `store` to the target key of `keyring`, at the
+    /// rate that `speed` allows.
     #[must_use]
     pub fn new(keyring: Keyring, store: Store, speed: RateOptions) -> Self {
         let writers = store.options().database_pool_size.saturating_sub(1).max(1);
@@ -169,25 +168,25 @@ impl Runner {
         }
     }
 
-    /// The keys.
+    /// The keys of all runs.
     #[must_use]
     pub fn keyring(&self) -> &Keyring {
         &self.context.keyring
     }
 
-    /// The database.
+    /// The database of all runs.
     #[must_use]
     pub fn store(&self) -> &Store {
         &self.context.store
     }
 
-    /// What a run waits for, while it makes no progress for seconds.
+    /// What a run waits for while it makes no progress.
     #[must_use]
     pub fn stall(&self) -> watch::Receiver<Option<String>> {
         self.context.stall.subscribe()
     }
 
-    /// Runs to the end, or until `stop`; then within two seconds.
+    /// Runs to the end. After `stop`, it returns within two seconds.
     pub async fn run(
         &self,
         _permit: &Permit,
@@ -212,7 +211,7 @@ impl Runner {
         batches: &mut BatchSet,
     ) -> Ended {
         let store = &self.context.store;
-        // Before anything is read: the server is to be the same one at the end.
+        // Before the first read: at the end, the server must still be the same.
         let server = until_stopped(stop, store.incarnation()).await;
         let unreplicated = store.unreplicated_commits();
         let mut result = match &server {
@@ -285,7 +284,7 @@ impl Runner {
     }
 }
 
-/// Reads until the run is told to stop.
+/// Waits for `reading`, but not after `stop`.
 async fn until_stopped<T>(
     stop: &CancellationToken,
     reading: impl Future<Output = Result<T, StoreError>>,
@@ -296,7 +295,7 @@ async fn until_stopped<T>(
     }
 }
 
-/// Ends so long after `stop`.
+/// Returns `limit` after `stop`.
 async fn after(stop: &CancellationToken, limit: Duration) {
     stop.cancelled().await;
     sleep(limit).await;

@@ -1,4 +1,4 @@
-//! No more rows a second than the site allows, over all runs together.
+//! Limits the rows per second of all runs together.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -10,29 +10,29 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-/// Rows that go at once where there is a limit. More would take every processor of a
-/// small database for as long as they last, however long they had waited before.
+/// Rows that start at once if there is a limit. A larger burst would use every processor of
+/// a small database while it lasts.
 const MAX_BURST: u32 = 4;
 
-/// How late a group may be without those behind it being late, too: the timer has a
-/// resolution of a millisecond. More is idle time, or a machine that has enough to do.
+/// How late a group may start without moving the groups behind it. The timer has a
+/// resolution of a millisecond. A longer delay means idle time or a busy machine.
 const TIMER_SLACK: Duration = Duration::from_millis(2);
 
-/// Gives rows their turn. Rows go in groups; the average is what is kept.
+/// Paces rows in small groups, so that the average rate keeps the limit.
 #[derive(Debug)]
 pub(super) struct Pacer {
-    /// Between one row and the next, as the site has set it.
+    /// The interval between two rows, from the configured limit.
     interval: Duration,
-    /// The same in nanoseconds, as the database can bear it; zero for no limit.
+    /// The interval from the adaptive rate limit, in nanoseconds. Zero means no limit.
     rate_limit: AtomicU64,
     /// When the next group may start.
     next: Mutex<Instant>,
-    /// Rows that had their turn.
+    /// Number of rows that have been allowed to start.
     rows: AtomicU64,
 }
 
 impl Pacer {
-    /// At most `per_second` rows a second; without a limit for zero.
+    /// Allows at most `per_second` rows per second. Zero means no limit.
     pub(super) fn new(per_second: u32) -> Self {
         let interval = match per_second {
             0 => Duration::ZERO,
@@ -46,8 +46,7 @@ impl Pacer {
         }
     }
 
-    /// Not more than so many rows a second until further notice, whatever the site
-    /// allows.
+    /// Also limits the rate to `per_second` rows per second, until the next call.
     pub(super) fn limit_rate_to(&self, per_second: Option<f64>) {
         let interval = per_second.map_or(Duration::ZERO, |rows| {
             Duration::try_from_secs_f64(rows.recip()).unwrap_or_default()
@@ -56,8 +55,8 @@ impl Pacer {
         self.rate_limit.store(nanoseconds, Ordering::Relaxed);
     }
 
-    /// No row has its turn, where there is a limit, while `work` is done; nothing is left
-    /// of it after `limit`.
+    /// Runs `work` for at most `limit`. If there is a rate limit, no row may start
+    /// meanwhile. Returns `None` if `work` did not end in time.
     pub(super) async fn pause_for<T>(
         &self,
         limit: Duration,
@@ -67,7 +66,7 @@ impl Pacer {
         timeout(limit, work).await.ok()
     }
 
-    /// How many rows had their turn.
+    /// How many rows have been allowed to start.
     pub(super) fn rows(&self) -> u64 {
         self.rows.load(Ordering::Relaxed)
     }
@@ -77,8 +76,8 @@ impl Pacer {
         self.interval.max(rate_limit)
     }
 
-    /// Waits until more rows may be written, and says how many of `rows`: at least one,
-    /// if there are any. Nothing is owed for a wait that is given up.
+    /// Waits until more rows may be written, and returns how many of `rows`. This is at
+    /// least one, unless `rows` is zero. If the future is dropped, no rows are charged.
     pub(super) async fn acquire(&self, rows: usize) -> usize {
         if rows == 0 {
             return 0;
@@ -112,7 +111,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[tokio::test(start_paused = true)]
-    async fn groups_wait_for_those_before_them() {
+    async fn groups_wait_for_earlier_groups() {
         let pacer = Pacer::new(100);
         let start = Instant::now();
         for (rows, now) in [(3, 3), (1000, 4), (0, 0), (1, 1)] {
@@ -123,7 +122,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_timer_of_milliseconds_keeps_a_fast_pace() {
+    async fn a_timer_of_milliseconds_keeps_a_high_rate() {
         for rows_per_second in [2000, 3000, 10_000] {
             let pacer = Pacer::new(rows_per_second);
             let start = Instant::now();
@@ -147,7 +146,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_slower_of_two_limits_holds() {
+    async fn the_lower_of_two_limits_applies() {
         let pacer = Pacer::new(100);
         for (limit, expected) in [(Some(50.0), 80), (Some(1e6), 40), (None, 40)] {
             pacer.limit_rate_to(limit);
@@ -160,7 +159,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_has_a_turn_in_a_pause() {
+    async fn no_row_starts_in_a_pause() {
         let pacer = Pacer::new(1000);
         let work = async {
             sleep(SECOND).await;
@@ -171,7 +170,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_pause_ends_although_its_work_does_not() {
+    async fn a_pause_ends_even_if_its_work_does_not() {
         let pacer = Pacer::new(1000);
         let start = Instant::now();
         let work = future::pending::<()>();
@@ -181,7 +180,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_a_limit_nobody_waits() {
+    async fn without_a_limit_no_row_waits() {
         let pacer = Pacer::new(0);
         let start = Instant::now();
         for _ in 0..1000 {

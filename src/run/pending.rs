@@ -1,4 +1,4 @@
-//! A row that is to be written, and what is known of its writes.
+//! A row to write, and what is known about its writes.
 
 use std::mem;
 
@@ -8,29 +8,29 @@ use crate::{
     store::{Row, Settled, StoreError},
 };
 
-/// How far a row has got.
+/// The progress of a row.
 #[derive(Debug)]
 pub(super) enum Progress {
-    /// Nothing is under way.
+    /// No write is in flight.
     Open,
-    /// The write of [`Pending::texts`] was sent and has no answer.
+    /// The write of [`Pending::texts`] was sent and has no answer yet.
     Sent,
-    /// This became of it.
+    /// The row is finished, with this outcome.
     Finished(RowOutcome),
 }
 
-/// A row that is to be written.
+/// A row to write.
 #[derive(Debug)]
 pub(super) struct Pending {
-    /// As it was read.
+    /// The row as it was read.
     pub(super) row: Row,
-    /// What to write.
+    /// The texts to write.
     pub(super) texts: Envelopes,
-    /// What becomes of the row once `texts` is written.
+    /// The outcome of the row after `texts` is written.
     outcome: RowOutcome,
     pub(super) progress: Progress,
-    /// Writes whose connection died before their answer came. They may be committed. Every
-    /// envelope has a fresh nonce: a row that holds these texts was written by us.
+    /// Writes whose connection died before the answer came. They may be committed. Every
+    /// envelope has a fresh nonce, so a row with these texts was written by this program.
     in_doubt: Vec<(Envelopes, RowOutcome)>,
 }
 
@@ -57,7 +57,7 @@ impl Pending {
         }
     }
 
-    /// Whether a write of the past may be committed.
+    /// Whether an earlier write may have been committed.
     pub(super) fn has_doubts(&self) -> bool {
         !self.in_doubt.is_empty()
     }
@@ -66,7 +66,8 @@ impl Pending {
         self.in_doubt.push((texts, outcome));
     }
 
-    /// A write that was sent will have no answer any more: its connection was given up.
+    /// Marks a write in flight as in doubt: its connection was given up, so no answer can
+    /// come.
     pub(super) fn keep_in_doubt(&mut self) {
         if matches!(self.progress, Progress::Sent) {
             self.progress = Progress::Open;
@@ -74,17 +75,17 @@ impl Pending {
         }
     }
 
-    /// The row was read again and decided again.
+    /// Replaces the row, after it was read and decided again.
     pub(super) fn replan(&mut self, row: Row, texts: Envelopes, outcome: RowOutcome) {
         (self.row, self.texts, self.outcome) = (row, texts, outcome);
     }
 
-    /// Takes down how an attempt ended: with the row's outcome, with nothing yet, or with an
-    /// error. A failure of this row is its outcome.
+    /// Records how an attempt ended: with an outcome, without one, or with an error. An
+    /// error of this row is its outcome.
     ///
     /// # Errors
     ///
-    /// An error that concerns the connection is passed on.
+    /// Returns an error that concerns the connection.
     pub(super) fn conclude(
         &mut self,
         attempt: Result<Option<RowOutcome>, StoreError>,
@@ -102,18 +103,19 @@ impl Pending {
         Ok(())
     }
 
-    /// What becomes of the row once [`Pending::texts`] is written.
+    /// Takes the outcome of the row after [`Pending::texts`] is written.
     pub(super) fn take_outcome(&mut self) -> RowOutcome {
         mem::replace(&mut self.outcome, RowOutcome::Gone)
     }
 
-    /// What became of the row, if it holds `texts` by a write whose answer was lost.
+    /// The outcome of the row if `texts` are those of a write whose answer was lost.
     pub(super) fn written_as(&mut self, texts: &Envelopes) -> Option<RowOutcome> {
         let written = self.in_doubt.iter().position(|(sent, _)| sent == texts)?;
         Some(self.in_doubt.swap_remove(written).1)
     }
 
-    /// Concludes from what was `settled` what became of the row; whether it stays in doubt.
+    /// Concludes the outcome of the row from `settled`. Returns whether the row stays in
+    /// doubt.
     pub(super) fn settle(&mut self, settled: &Settled) -> bool {
         let id = &self.row.organization_id;
         let Some(row) = settled.rows.iter().find(|row| row.organization_id == *id) else {
@@ -124,7 +126,7 @@ impl Pending {
             self.progress = Progress::Finished(outcome);
             return false;
         }
-        // A row that is as it was read was not written. Any other text may have followed ours.
+        // A row with its old texts was not written. Other texts may have replaced ours.
         !(settled.is_final && row.texts == self.row.texts)
     }
 }
@@ -159,7 +161,8 @@ mod tests {
 
     #[test]
     fn a_write_without_an_answer_is_settled_by_what_the_row_holds() {
-        // What the row holds (`None`: deleted), whether that is final, and then: in doubt?
+        // The current text (`None`: deleted), whether it is final, and whether the row
+        // stays in doubt.
         let cases = [
             (Some("new"), true, false, Some(UPDATED)),
             (Some("new"), false, false, Some(UPDATED)),

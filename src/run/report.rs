@@ -1,23 +1,23 @@
-//! What a run found and did.
+//! The counts and failures of a run.
 
 use std::collections::BTreeMap;
 
 use super::RunError;
 use crate::domain::rewrap::COLUMNS;
 
-/// Failures are kept up to this many bytes of text and message overhead: half of
-/// what a gRPC client takes by default (4 MiB).
+/// Maximum size of the kept failures, in bytes of text and message overhead: half of what a
+/// gRPC client accepts by default (4 MiB).
 const FAILURE_BYTES: usize = 2 << 20;
 
-/// Tag and length of the message and of its three fields, at most.
+/// Maximum size of the tags and lengths of the message and its three fields.
 const FAILURE_OVERHEAD: usize = 24;
 
-/// One field that could not be re-wrapped, or a whole row.
+/// The failure of one field or of a whole row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     /// The organization of the row.
     pub organization_id: String,
-    /// The column; empty for the row as a whole.
+    /// The column. Empty if the row as a whole failed.
     pub field: &'static str,
     /// What is wrong.
     pub error: String,
@@ -29,21 +29,21 @@ impl Failure {
     }
 }
 
-/// What became of one row.
+/// The outcome of one row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum RowOutcome {
-    /// Written, or in a dry run would be.
+    /// The row was written. In a dry run: it would be written.
     Updated { reencrypted: u32, on_target: u32 },
-    /// Nothing to do.
+    /// All fields are on target.
     OnTarget { fields: u32 },
-    /// Left as it was.
+    /// The row failed and was not changed.
     Failed(Vec<Failure>),
-    /// Deleted meanwhile: nothing is left to re-wrap.
+    /// The row was deleted during the run, so there is nothing to re-wrap.
     Gone,
 }
 
 impl RowOutcome {
-    /// The row as a whole failed.
+    /// A failure of the row as a whole.
     pub(super) fn row_failed(organization_id: &str, error: String) -> Self {
         Self::Failed(vec![Failure {
             organization_id: organization_id.to_owned(),
@@ -52,7 +52,7 @@ impl RowOutcome {
         }])
     }
 
-    /// For metrics.
+    /// The label value for metrics.
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Updated { .. } => "updated",
@@ -63,31 +63,31 @@ impl RowOutcome {
     }
 }
 
-/// The counters of the contract, and the failures. Counters stop at the highest
-/// number instead of starting over.
+/// The counters of a run, and its failures. Counters stop at their maximum instead of
+/// wrapping.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Report {
-    /// Rows in which at least one field was re-wrapped, or would be.
+    /// Rows in which at least one field was re-wrapped. In a dry run: would be re-wrapped.
     pub rows_updated: u32,
     /// Rows with nothing to do.
     pub rows_on_target: u32,
-    /// Rows that stayed as they were for a failure.
+    /// Rows that failed and were not changed.
     pub rows_failed: u32,
-    /// Fields that were re-wrapped, or would be.
+    /// Fields that were re-wrapped. In a dry run: would be re-wrapped.
     pub fields_reencrypted: u32,
-    /// Fields that opened under the target key.
+    /// Fields that decrypt under the target key.
     pub fields_on_target: u32,
-    /// Rows whose last write has an unknown outcome. They are in no other counter.
+    /// Rows whose last write has an unknown outcome. No other counter includes them.
     pub rows_in_doubt: u64,
-    /// Failures that did not fit.
+    /// Failures that were omitted because the report was full.
     pub failures_omitted: u64,
-    /// By organization and column, which is also the order of the report.
+    /// By organization and column, in the order of the report.
     failures: BTreeMap<(String, usize), Failure>,
     failure_bytes: usize,
 }
 
 impl Report {
-    /// Rows evaluated.
+    /// The number of rows that were evaluated.
     #[must_use]
     pub fn rows_examined(&self) -> u32 {
         self.rows_updated
@@ -95,8 +95,8 @@ impl Report {
             .saturating_add(self.rows_failed)
     }
 
-    /// The failures that fit, in ascending order of the organization: the first
-    /// ones, whatever order the rows were finished in.
+    /// The failures that were kept, in ascending order of the organization. These are the
+    /// first ones, in whatever order the rows finished.
     pub fn failures(&self) -> impl Iterator<Item = &Failure> {
         self.failures.values()
     }
@@ -143,19 +143,19 @@ impl Report {
     }
 }
 
-/// How a run ended, and what it counted until then.
+/// How a run ended, and its counts until then.
 #[derive(Debug)]
 pub struct Ended<E = RunError> {
-    /// What was counted; also of a run that did not reach its end.
+    /// The counts. A run that ended early has counts too.
     pub report: Report,
-    /// Whether no crash of Postgres can undo what the report tells.
+    /// Whether no crash of Postgres can undo what the report says.
     pub durable: bool,
-    /// Why the report is not complete.
+    /// The error if the report is not complete.
     pub result: Result<(), E>,
 }
 
 impl Ended {
-    /// A run that ended before it looked at a row.
+    /// A run that ended before it read a row.
     pub(super) fn without_rows(error: RunError) -> Self {
         Self {
             report: Report::default(),
@@ -164,7 +164,7 @@ impl Ended {
         }
     }
 
-    /// The same with another error.
+    /// Converts the error.
     pub fn map_err<E>(self, map: impl FnOnce(RunError) -> E) -> Ended<E> {
         Ended {
             report: self.report,
@@ -189,7 +189,7 @@ mod tests {
     #[test]
     fn a_long_report_keeps_the_first_failures_and_every_count() {
         let mut report = Report::default();
-        // Finished from back to front.
+        // The last organization finishes first.
         for i in (0..3000).rev() {
             report.add(failed(&format!("org{i:04}"), 1000));
         }

@@ -1,5 +1,5 @@
-//! Which rows a run comes to: those of the site, or that of one organization. A run that cannot
-//! be sure to see every row does not end well.
+//! Runs over the whole site or over one organization. A run that may have missed rows ends
+//! with an error.
 
 use std::collections::HashSet;
 
@@ -28,7 +28,7 @@ impl Runner {
             .run_until_cancelled(both)
             .await
             .ok_or(RunError::Stopped)?;
-        fit(&preflight?, batches.mode())?;
+        check_preflight(&preflight?, batches.mode())?;
         match row {
             Ok(Some(row)) => {
                 batches.start(vec![row]).await?;
@@ -43,8 +43,8 @@ impl Runner {
         if batches.report().rows_examined() > 0 {
             return Ok(());
         }
-        // Not there, or deleted between the two, if that is not a policy or the index.
-        fit(
+        // The row does not exist or was deleted, unless a policy or the index hides it.
+        check_preflight(
             &until_stopped(stop, store.preflight()).await?,
             batches.mode(),
         )?;
@@ -62,9 +62,9 @@ impl Runner {
     ) -> Result<(), RunError> {
         let store = &self.context.store;
         let preflight = until_stopped(stop, store.preflight()).await?;
-        fit(&preflight, batches.mode())?;
+        check_preflight(&preflight, batches.mode())?;
         until_stopped(stop, store.check_collation(&preflight)).await?;
-        self.walk(stop, batches).await?;
+        self.scan(stop, batches).await?;
 
         let repeated = batches.visited.settle();
         let mut passed_over = 0;
@@ -73,14 +73,14 @@ impl Runner {
             let sweep = store.sweep(preflight.moment, is_visited);
             let sweep = until_stopped(stop, sweep).await?;
             passed_over += sweep.passed_over;
-            self.late(sweep.found, stop, batches).await?;
+            self.process_missed(sweep.found, stop, batches).await?;
             if !sweep.more || passed_over > 0 {
                 break;
             }
             batches.visited.settle();
         }
-        // A policy can have come into force meanwhile.
-        fit(
+        // A policy may have come into force during the run.
+        check_preflight(
             &until_stopped(stop, store.preflight()).await?,
             batches.mode(),
         )?;
@@ -91,8 +91,8 @@ impl Runner {
         Ok(())
     }
 
-    /// Follows the primary key's index from its first row to its last.
-    async fn walk(&self, stop: &CancellationToken, batches: &mut BatchSet) -> Result<(), RunError> {
+    /// Reads all rows along the index of the primary key.
+    async fn scan(&self, stop: &CancellationToken, batches: &mut BatchSet) -> Result<(), RunError> {
         let store = &self.context.store;
         let no_more_rows = batches.stop_token();
         let read = async |position: Option<Position>| -> Result<Page, RunError> {
@@ -101,7 +101,7 @@ impl Runner {
             };
             let page = until_stopped(stop, store.page(&position)).await;
             if page.is_err() {
-                // No row has to find out for itself.
+                // Without the next page, the run has failed: start no more rows.
                 no_more_rows.cancel();
             }
             page
@@ -117,7 +117,7 @@ impl Runner {
             if rows.is_empty() && broken.is_empty() {
                 break;
             }
-            // An index in a wrong order can lead back to where the walk was before.
+            // An index in a wrong order can lead back to an earlier position.
             next = next.filter(|next| positions.insert(next.clone()));
             for row in &rows {
                 batches.visited.add(row.organization_id.as_bytes());
@@ -128,25 +128,25 @@ impl Runner {
                 batches.count_rows(vec![outcome]);
             }
             page = if store.options().database_pool_size == 1 {
-                // Its own batches have the connection, for as long as they need it.
+                // The batches need the only connection, so do not read at the same time.
                 batches.start_all(rows).await?;
                 batches.finish().await?;
                 read(next).await?
             } else {
-                // The next page is on its way while this one is worked on; asked for first,
-                // so that Postgres has something to do from the start.
+                // Read the next page while the rows of this page are processed. The read
+                // comes first, so that Postgres is busy from the start.
                 let (page, started) = future::join(read(next), batches.start_all(rows)).await;
                 let page = page?;
                 started?;
                 page
             };
         }
-        // Whoever watches the database does so until the last row is done.
+        // The rate controller must run until the last row is done.
         batches.finish().await
     }
 
-    /// Works on rows that the walk did not come to.
-    async fn late(
+    /// Processes rows that the scan along the index missed.
+    async fn process_missed(
         &self,
         ids: Vec<String>,
         stop: &CancellationToken,
@@ -173,8 +173,8 @@ impl Runner {
     }
 }
 
-/// Whether a run may begin, or has seen everything.
-fn fit(preflight: &Preflight, mode: Mode) -> Result<(), StoreError> {
+/// Checks whether a run may begin, or whether it could have missed rows.
+fn check_preflight(preflight: &Preflight, mode: Mode) -> Result<(), StoreError> {
     if let Some(fault) = &preflight.unfit {
         return Err(fault.clone().into());
     }
@@ -185,13 +185,13 @@ fn fit(preflight: &Preflight, mode: Mode) -> Result<(), StoreError> {
             Ok(())
         }
         (None, Mode::Apply) if preflight.is_standby => Err(StoreError::Unavailable(
-            "it is a standby, and read-only for as long as it is one".to_owned(),
+            "it is a standby, which is read-only until it is promoted".to_owned(),
         )),
         (None, _) => Ok(()),
     }
 }
 
-/// One failure for each column that cannot be read, or one of the row as a whole.
+/// One failure for each unreadable column, or one for the row as a whole.
 fn unreadable(organization_id: &str, error: &RowError) -> RowOutcome {
     let failure = |field| Failure {
         organization_id: organization_id.to_owned(),

@@ -1,5 +1,5 @@
-//! Says what a run waits for while it makes no progress: a lock, or a synchronous standby
-//! that does not answer. Costs nothing as long as rows are done.
+//! Reports what a run without progress waits for: a lock, or a synchronous standby. A run
+//! that makes progress sends no query for this.
 
 use std::{
     convert::Infallible,
@@ -15,13 +15,13 @@ use tokio::time::sleep;
 use super::Context;
 use crate::telemetry;
 
-/// A run without progress for this long is looked at.
+/// After this time without progress, the program checks what the run waits for.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// Intervals between two lines in the log about the same wait.
+/// Number of intervals between two log lines about the same wait.
 const LOG_EVERY: u32 = 15;
 
-/// Clears what was said when the run ends, or goes on.
+/// Publishes the wait of a run. Clears it when the run continues or ends.
 struct Stall<'a>(&'a Context);
 
 impl Stall<'_> {
@@ -41,11 +41,11 @@ impl Drop for Stall<'_> {
     }
 }
 
-/// Watches a run until it is dropped. `progress` changes whenever rows are done.
+/// Watches a run until the future is dropped. `progress` changes when rows are done.
 pub(super) async fn watch(context: &Context, progress: Arc<AtomicU64>) -> Infallible {
     let stall = Stall(context);
     let mut last = u64::MAX;
-    let mut looks = 0;
+    let mut checks = 0;
     loop {
         let paced = context.pacer.rows();
         let now = progress.load(Ordering::Relaxed).wrapping_add(paced);
@@ -54,14 +54,14 @@ pub(super) async fn watch(context: &Context, progress: Arc<AtomicU64>) -> Infall
         if is_stalled {
             let wait = context.store.wait().await.ok().flatten();
             if let Some(wait) = &wait
-                && looks % LOG_EVERY == 0
+                && checks % LOG_EVERY == 0
             {
                 tracing::warn!("the run makes no progress: {wait}");
             }
-            looks += 1;
+            checks += 1;
             stall.set(wait.map(|wait| wait.to_string()));
         } else {
-            looks = 0;
+            checks = 0;
             stall.set(None);
         }
         sleep(INTERVAL).await;

@@ -1,18 +1,18 @@
-//! Which organizations a run came to, in eight bytes each.
+//! The set of organizations that a run has visited, in eight bytes each.
 
 use std::{
     collections::HashSet,
     hash::{BuildHasher, RandomState},
 };
 
-/// A set of ids, kept as keyed hashes: two ids have the same one once in 2^64, and nobody can
-/// choose such ids.
+/// A set of ids, stored as keyed hashes. Two ids collide with a probability of 2^-64, and
+/// an attacker cannot choose colliding ids.
 #[derive(Default)]
 pub(super) struct Visited {
     keys: RandomState,
     /// Sorted after [`Visited::settle`].
     hashes: Vec<u64>,
-    /// Those that were deleted when it was their turn, and that may be there again.
+    /// Organizations that were deleted before they were processed. They may exist again.
     gone: HashSet<u64>,
 }
 
@@ -24,12 +24,12 @@ impl Visited {
         self.hashes.push(hash);
     }
 
-    /// Takes an organization out that was deleted meanwhile.
+    /// Removes an organization that was deleted during the run.
     pub(super) fn gone(&mut self, id: &str) {
         self.gone.insert(self.keys.hash_one(id.as_bytes()));
     }
 
-    /// Makes ready for [`Visited::contains`], and says how many were added more than once.
+    /// Prepares for [`Visited::contains`]. Returns how many ids were added more than once.
     pub(super) fn settle(&mut self) -> u64 {
         self.hashes.sort_unstable();
         let before = self.hashes.len();
@@ -37,7 +37,7 @@ impl Visited {
         (before - self.hashes.len()) as u64
     }
 
-    /// Whether the organization was visited and is not gone.
+    /// Whether the organization was visited and not deleted.
     pub(super) fn contains(&self, id: &[u8]) -> bool {
         let hash = self.keys.hash_one(id);
         self.hashes.binary_search(&hash).is_ok() && !self.gone.contains(&hash)
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_organization_is_in_unless_it_is_gone() {
+    fn an_organization_is_contained_unless_it_is_gone() {
         let mut visited = Visited::default();
         for id in ["b", "a", "c", "a"] {
             visited.add(id.as_bytes());
@@ -62,6 +62,9 @@ mod tests {
         assert!(!visited.contains(b"b"));
         visited.add(b"b");
         visited.settle();
-        assert!(visited.contains(b"b"), "evaluated after it was there again");
+        assert!(
+            visited.contains(b"b"),
+            "visited again after it was created again"
+        );
     }
 }

@@ -1,14 +1,15 @@
-//! What makes a report true: everything that it tells of is durable, on the server that
-//! was there when the run began.
+//! Makes sure that everything in a report is durable, and that Postgres did not crash since
+//! the run began.
 
 use deadpool_postgres::Object;
 use tokio_postgres::Row as PgRow;
 
 use super::{Store, StoreError, statement::Statement};
 
-// What a crash changes, and nothing else does but somebody who resets the statistics: the
-// postmaster survives that of another process, and recovery then begins them anew. What a
-// standby shows was durable before it got there, whichever of several it is.
+// A value that changes with a crash of Postgres. A reset of the statistics also changes it.
+// The start time of the postmaster is not enough: it survives the crash of another process,
+// and the recovery after that resets the statistics. A standby shows only rows that are
+// durable on its primary, so all standbys are equal here.
 macro_rules! incarnation {
     () => {
         "CASE WHEN pg_is_in_recovery() THEN 'a standby' ELSE concat_ws(' ', \
@@ -17,9 +18,9 @@ macro_rules! incarnation {
     };
 }
 
-// A commit flushes nothing unless its transaction wrote to the log itself: that is
-// what the message is for. It waits for what the site's setting asks for, replicas
-// included; only a site that has asynchronous commits throughout is overruled.
+// A commit is flushed only if its transaction wrote to the log. The logical message is such
+// a write. The commit waits as the site's `synchronous_commit` demands, replicas included.
+// Only the value `off` is replaced, by `on`.
 macro_rules! flush {
     () => {
         "set_config('synchronous_commit', \
@@ -42,8 +43,8 @@ const BARRIER: Statement = Statement {
     types: &[],
 };
 
-/// A Postgres server from one start or recovery to the next: it keeps all that was
-/// committed meanwhile, flushed or not.
+/// Identifies a Postgres server between two starts or recoveries. While it is the same, no
+/// committed transaction was lost, flushed or not.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Incarnation(String);
 
@@ -53,28 +54,27 @@ impl Incarnation {
     }
 }
 
-/// How long a flush may take, in multiples of `statement_timeout`: a synchronous standby
-/// may be slow, and Postgres itself sets no limit.
+/// Limit for a flush, in multiples of `statement_timeout`. A synchronous standby may be
+/// slow, and Postgres itself has no limit.
 const FLUSH_TIMEOUTS: usize = 12;
 
 impl Store {
-    /// The server as it is now.
+    /// Reads the current incarnation of the server.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Unavailable`] when it does not say.
+    /// [`StoreError::Unavailable`] when the server does not answer.
     pub async fn incarnation(&self) -> Result<Incarnation, StoreError> {
         let rows = self.read(&INCARNATION, &[]).await?;
         Incarnation::from_pg(rows.first().ok_or_else(StoreError::no_answer)?)
     }
 
-    /// Makes everything durable that was committed before, by whom ever: when this
-    /// returns, no crash of Postgres takes it back, and none has since the server was
-    /// `before`.
+    /// Flushes everything that any transaction committed before. When this returns, no
+    /// crash of Postgres can undo it, and Postgres has not crashed since it was `before`.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Unavailable`]: nothing is known to be durable.
+    /// [`StoreError::Unavailable`]: committed rows may not be durable.
     pub async fn barrier(&self, before: &Incarnation) -> Result<(), StoreError> {
         let client = self.client().await?;
         let rows = self.flush(&client, &BARRIER).await;
@@ -86,16 +86,16 @@ impl Store {
             return Ok(());
         }
         Err(StoreError::Unavailable(
-            "it was restarted during the run, or its statistics were reset: rows that it had \
-             committed before may be lost"
+            "it was restarted during the run, or its statistics were reset: rows that were \
+             committed before that may be lost"
                 .to_owned(),
         ))
     }
 
-    /// Commits on the connections that read and write rows which Postgres reported as done
-    /// although their synchronous standby had not confirmed them: somebody cancelled the
-    /// wait. If the number differs before and after a statement, that statement's commit may
-    /// be one of them.
+    /// Number of commits that Postgres reported as done although no synchronous standby had
+    /// confirmed them, because somebody cancelled the wait. Only the connections that read
+    /// and write rows are counted. If this number changes during a statement, the commit of
+    /// that statement may be one of them.
     #[must_use]
     pub fn unreplicated_commits(&self) -> u64 {
         self.notices.unreplicated_commits()

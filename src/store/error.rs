@@ -1,5 +1,4 @@
-//! What can go wrong with the database: with one row, with a connection, or with
-//! the whole of it.
+//! Errors of the database: of one row, of one connection, or of the whole database.
 
 use std::time::Duration;
 
@@ -10,123 +9,130 @@ use tokio_postgres::error::SqlState;
 use super::{Hidden, SetupError, VersionError};
 use crate::store::database::tls_problem;
 
-/// A failure below the run.
+/// Why the store could not do what it was asked.
 #[derive(Debug, Error)]
 pub enum StoreError {
-    /// One row could not be written; the next one may well be.
+    /// This row could not be written. Others may still be writable.
     #[error("{0}")]
     Row(#[from] RowError),
-    /// The connection died, or is in an unknown state. Another one may do.
+    /// The connection died or is in an unknown state. Another connection may work.
     #[error("the connection to the database was lost: {0}")]
     ConnectionLost(String),
-    /// Nothing was heard for this long; the connection is in an unknown state.
+    /// The server was silent for this long. The connection is in an unknown state.
     #[error("no answer from the database within {}", humantime::format_duration(*.0))]
     NoAnswer(Duration),
-    /// No database to work with for now.
+    /// The database cannot be used now, but may be later.
     #[error("the database can't be used: {0}")]
     Unavailable(String),
-    /// The database has to be set up otherwise first.
+    /// The database or its role must be changed first.
     #[error(transparent)]
     Setup(#[from] SetupError),
-    /// The prepared plan no longer fits the table: prepare again.
+    /// The prepared plan no longer fits the table: prepare it again.
     #[error("a prepared statement is out of date (SQLSTATE {})", .0.code())]
     StalePlan(SqlState),
-    /// Rolled back by Postgres for the sake of another transaction: try again.
+    /// Postgres rolled the statement back because of another transaction: try again.
     #[error("rolled back by Postgres ({})", .0.code())]
     Conflict(SqlState),
-    /// A column went away under our hands: `encryption_key_id`, most likely.
-    #[error("a column is gone")]
+    /// A column was dropped while the program ran, most likely `encryption_key_id`.
+    #[error("a column was dropped while the program ran")]
     ColumnGone,
 }
 
-/// Why a row as a whole could not be written, in words for the operator.
+/// Why a row as a whole could not be written. The text is for the operator.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum RowError {
-    /// Somebody else held the row for longer than `lock_timeout`.
+    /// Another transaction held the row for longer than `lock_timeout`.
     #[error("the row was locked by another transaction for longer than lock_timeout; run again")]
     RowLocked,
-    /// Somebody else held a lock on the whole table for longer than `lock_timeout`.
+    /// Another transaction held a lock on the whole table for longer than `lock_timeout`.
     #[error(
         "a table was locked by another transaction (a migration?) for longer than lock_timeout; \
          run again"
     )]
     TableLocked,
-    /// A statement took longer than `statement_timeout`, or somebody cancelled it.
-    #[error("the database took longer than statement_timeout, or was told to give up; run again")]
+    /// A statement took longer than `statement_timeout`, or it was cancelled.
+    #[error(
+        "the database took longer than statement_timeout, or somebody cancelled the \
+         statement; run again"
+    )]
     StatementTimeout,
-    /// Deadlocks or serialization failures, as often as is allowed.
-    #[error("gave way to other transactions max_attempts times (SQLSTATE {0}); run again")]
+    /// Deadlocks or serialization failures in all `max_attempts` attempts.
+    #[error(
+        "other transactions made Postgres roll the write back max_attempts times (SQLSTATE \
+         {0}); run again"
+    )]
     Conflicts(String),
     /// The version could not be bumped.
     #[error("{0}")]
     Version(#[from] VersionError),
-    /// The role that we connect as may not do something that the write does.
+    /// The database role lacks a privilege for the write.
     #[error(
         "the database role lacks a privilege that this write needs (SQLSTATE 42501), on a table or \
-         on what a trigger uses: Postgres' log names it; grant it and run again"
+         on an object that a trigger uses: the log of Postgres names the object; grant the \
+         privilege and run again"
     )]
     Privilege,
-    /// A policy for UPDATE is in the way.
+    /// A row-level security policy for UPDATE forbids the write.
     #[error(
-        "a row-level security policy keeps the database role from writing this row: nothing was \
+        "a row-level security policy forbids the database role to write this row: nothing was \
          written; give the role BYPASSRLS and run again"
     )]
     Policy,
-    /// A trigger put another text in the place of one that was sent.
+    /// A trigger replaced a text that was sent.
     #[error(
         "a trigger put another text in the place of the re-wrapped one: nothing was written; \
-         change or disable that trigger of tenant_identity_config and run again"
+         change or disable that trigger on tenant_identity_config and run again"
     )]
     TextNotKept,
-    /// The row was written, and `tenants` was not.
+    /// The row was written, but `tenants.version` was not.
     #[error(
         "a trigger, a rule or a policy kept tenants.version from being bumped: nothing was \
          written; change or disable it and run again"
     )]
     NotBumped,
-    /// The row is there, unchanged, and an UPDATE does not touch it.
+    /// The row exists and is unchanged, but an UPDATE has no effect on it.
     #[error(
         "the database ignored the write, though the row is unchanged: a trigger or a policy skips \
-         it; nothing was written; change or disable it and run again"
+         it; nothing was written; change or disable that trigger or policy and run again"
     )]
     Ignored,
-    /// Postgres cannot read what it has stored, in these columns if it says so.
+    /// Postgres cannot read the stored row. `columns` is empty if the columns are unknown.
     #[error(
-        "Postgres cannot read what it has stored here (SQLSTATE {sqlstate}): its log has the \
-         details; restore the row from a backup, or have nico-api make the secret anew"
+        "Postgres cannot read what it has stored here (SQLSTATE {sqlstate}): see its log; \
+         restore the row from a backup, or create the secret again with nico-api"
     )]
     Unreadable {
         /// The columns of [`crate::domain::rewrap::COLUMNS`] that cannot be read.
         columns: Vec<&'static str>,
-        /// What Postgres says.
+        /// The SQLSTATE that Postgres reports.
         sqlstate: String,
     },
-    /// Everything else that Postgres may say of one statement.
-    #[error("the database refused the write (SQLSTATE {0}); its log has the details")]
+    /// Any other error that Postgres reports for one statement.
+    #[error("the database refused the write (SQLSTATE {0}); see its log")]
     Refused(String),
 }
 
-/// The settings that the write of a row asks for to raise an error of its own. There are no
-/// such settings: Postgres names them in its message, in every language.
+/// The write of a row reads one of these settings to raise an error. The settings do not
+/// exist, and Postgres names a missing setting in its message in every language.
 pub(super) const TEXT_NOT_KEPT: &str = "nico_rewrap.text_not_kept";
 pub(super) const NOT_BUMPED: &str = "nico_rewrap.version_not_bumped";
 
 impl StoreError {
     pub(super) fn no_connection() -> Self {
-        Self::ConnectionLost("it is not used any more".to_owned())
+        Self::ConnectionLost("this program has already given it up".to_owned())
     }
 
-    /// A statement that always answers with a row did not.
+    /// A statement that always returns a row returned none.
     pub(super) fn no_answer() -> Self {
-        Self::Unavailable("it gave an empty answer".to_owned())
+        Self::Unavailable("it returned no row".to_owned())
     }
 
-    /// What is not a text where there should be one.
+    /// A column that must be of type text has another type.
     pub(super) fn not_a_text(column: &str) -> Self {
         SetupError::Schema(format!("column {column} is not of type text")).into()
     }
 
-    /// Whether Postgres refused to read one of the rows, which others may not share.
+    /// Whether Postgres could not read one of the rows. Other rows may be readable.
     pub(super) fn is_of_some_row(&self) -> bool {
         match self {
             Self::Row(RowError::StatementTimeout) => true,
@@ -135,8 +141,9 @@ impl StoreError {
         }
     }
 
-    /// The same for a statement that concerns no row alone: what passes by itself is
-    /// [`StoreError::Unavailable`], what does not is [`StoreError::Setup`].
+    /// Converts the error of a statement that is not about a single row. If the problem can
+    /// pass by itself, the result is [`StoreError::Unavailable`]. If somebody must change
+    /// something, the result is [`StoreError::Setup`].
     pub(super) fn into_unavailable(self) -> Self {
         match self {
             Self::Unavailable(_) | Self::Setup(_) => self,
@@ -145,13 +152,13 @@ impl StoreError {
                 "a privilege on the tables, their schema or a function (SQLSTATE 42501)".to_owned(),
             )
             .into(),
-            Self::ColumnGone => {
-                SetupError::Schema("a column that is needed is gone (SQLSTATE 42703)".to_owned())
-                    .into()
-            }
+            Self::ColumnGone => SetupError::Schema(
+                "a column that this program needs was dropped (SQLSTATE 42703)".to_owned(),
+            )
+            .into(),
             Self::Row(RowError::Refused(code)) => match lasting_fault(&code) {
                 Some(fault) => fault.into(),
-                // Bytes that are no text, and damaged pages.
+                // Bytes that are not valid text, and damaged pages.
                 None if matches!(code.as_str(), "22021" | "22P05" | "XX001" | "XX002") => {
                     SetupError::from(Hidden::ByDamage(code)).into()
                 }
@@ -162,11 +169,11 @@ impl StoreError {
     }
 }
 
-/// What a SQLSTATE says about the database as a whole, if it lasts.
+/// The permanent problem that a SQLSTATE reports, if any.
 fn lasting_fault(code: &str) -> Option<SetupError> {
     let schema = |what: &str| Some(SetupError::Schema(format!("{what} (SQLSTATE {code})")));
     match code {
-        "42P01" => schema("a table that is needed is missing"),
+        "42P01" => schema("a table that this program needs is missing"),
         "3F000" => schema("a schema of the search_path is missing"),
         "42883" | "42804" | "42846" => schema("a column is of an unexpected type"),
         _ => None,
@@ -176,21 +183,21 @@ fn lasting_fault(code: &str) -> Option<SetupError> {
 impl From<tokio_postgres::Error> for StoreError {
     fn from(error: tokio_postgres::Error) -> Self {
         let Some(db) = error.as_db_error() else {
-            // Not Postgres's word but the driver's: I/O, TLS, a closed connection.
+            // The driver raised this error, not Postgres: I/O, TLS, a closed connection.
             return Self::ConnectionLost(describe(&error));
         };
         let code = db.code();
         match code.code() {
             "40001" | "40P01" => Self::Conflict(code.clone()),
-            // feature_not_supported "cached plan must not change result type", and
-            // invalid_sql_statement_name when a pooler forgot it.
+            // feature_not_supported, "cached plan must not change result type", and
+            // invalid_sql_statement_name, when a pooler dropped the prepared statement.
             "0A000" | "26000" => Self::StalePlan(code.clone()),
             "42703" => Self::ColumnGone,
-            // Postgres says what it did only when it waited for a row.
+            // Postgres adds a context (`where`) only if the statement waited for a row.
             "55P03" if db.where_().is_none() => Self::Row(RowError::TableLocked),
             "55P03" => Self::Row(RowError::RowLocked),
             "57014" => Self::Row(RowError::StatementTimeout),
-            // The name of a function of Postgres, the same in every language.
+            // The name of a C function in Postgres. It is the same in every language.
             "42501" if db.routine() == Some("check_enable_rls") => Self::Row(RowError::Policy),
             "42501" => Self::Row(RowError::Privilege),
             "42704" if db.message().contains(TEXT_NOT_KEPT) => Self::Row(RowError::TextNotKept),
@@ -198,8 +205,8 @@ impl From<tokio_postgres::Error> for StoreError {
             "23502" if db.table() == Some("tenants") && db.column() == Some("version") => {
                 Self::Row(RowError::Version(VersionError::Malformed))
             }
-            // The server goes down, comes up, is a standby, is full, or takes no more
-            // connections: nothing to do with the row.
+            // The server shuts down, starts up, is a standby, has no space, or takes no
+            // more connections. The row is not the cause.
             "25006" | "57P01" | "57P02" | "57P03" | "57P04" | "57P05" => {
                 Self::ConnectionLost(describe(&error))
             }
@@ -227,32 +234,37 @@ impl From<PoolError> for StoreError {
             PoolError::Timeout(TimeoutType::Wait) => {
                 "no connection became free within pool_acquire_timeout".to_owned()
             }
-            PoolError::Timeout(_) => "no connection within connect_timeout".to_owned(),
+            PoolError::Timeout(_) => {
+                "no connection could be opened within connect_timeout".to_owned()
+            }
             PoolError::Backend(error) => describe(&error),
-            PoolError::PostCreateHook(_) => "a new connection could not be set up".to_owned(),
+            PoolError::PostCreateHook(_) => "a new connection could not be configured".to_owned(),
             PoolError::Closed => "shutting down".to_owned(),
             PoolError::NoRuntimeSpecified => "the pool has no runtime".to_owned(),
         })
     }
 }
 
-/// The driver's words with its causes. They carry no SQL, no parameters and no
-/// connection string; the server's message can, so only its code is taken.
+/// The driver's message and its causes. These contain no SQL, no parameters and no
+/// connection string. A message of the server can contain them, so only its SQLSTATE is
+/// used.
 fn describe(error: &tokio_postgres::Error) -> String {
     if let Some(db) = error.as_db_error() {
         return match db.code().code() {
-            "28P01" => "it refused our role or password (SQLSTATE 28P01)".to_owned(),
+            "28P01" => {
+                "it refused the role or the password of database_url (SQLSTATE 28P01)".to_owned()
+            }
             "28000" => {
-                "it does not know our role, or its pg_hba.conf lets us in neither from this \
-                        address nor with this sslmode (SQLSTATE 28000)"
+                "it does not know the role of database_url, or its pg_hba.conf does not allow \
+                 the role from this address with this sslmode (SQLSTATE 28000)"
                     .to_owned()
             }
             "3D000" => "the database of database_url does not exist (SQLSTATE 3D000)".to_owned(),
-            "42501" => "our role may not connect to the database of database_url (SQLSTATE 42501)"
+            "42501" => "the role may not connect to the database of database_url (SQLSTATE 42501)"
                 .to_owned(),
-            "53300" => "it takes no more connections (SQLSTATE 53300)".to_owned(),
+            "53300" => "it accepts no more connections (SQLSTATE 53300)".to_owned(),
             "57P03" => "it is starting up or shutting down (SQLSTATE 57P03)".to_owned(),
-            "25006" => "it is read-only, a standby perhaps (SQLSTATE 25006)".to_owned(),
+            "25006" => "it is read-only, perhaps a standby (SQLSTATE 25006)".to_owned(),
             code => format!("it answered with SQLSTATE {code}"),
         };
     }

@@ -1,10 +1,10 @@
-//! A connection of the pool for a few statements.
+//! Lends a connection of the pool for a few statements.
 //!
-//! A connection on which a statement may still be under way must not go back to the
-//! pool: the next user would wait behind that statement. So a lease gives its
-//! connection back only when it is told that every statement was answered. In every
-//! other case (an error, a future that was dropped) it closes the connection and asks
-//! Postgres to cancel the statement, so that no session stays behind.
+//! A connection with a statement in flight must not go back to the pool: the next user
+//! would wait behind that statement. So a lease returns its connection only through
+//! [`Lease::release`], which says that every statement was answered. In every other case
+//! (an error, a dropped future) the lease closes the connection and asks Postgres to cancel
+//! the statement, so that no session stays behind.
 
 use std::{ops::Deref, sync::atomic::Ordering, time::Duration};
 
@@ -18,7 +18,7 @@ use tokio_postgres::error::SqlState;
 
 use super::{Store, StoreError};
 
-/// Limit for one cancel request. Nobody waits for it.
+/// Limit for one cancel request. It runs in the background.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Pause between two attempts to open the only connection. Postgres counts a session
@@ -42,8 +42,8 @@ impl<'a> Lease<'a> {
         }
     }
 
-    /// Gives the connection back to the pool. Call this only when every statement on it
-    /// was answered.
+    /// Returns the connection to the pool. Call this only when every statement on it was
+    /// answered.
     pub(super) fn release(mut self) {
         drop(self.client.take());
     }
@@ -69,11 +69,11 @@ impl Drop for Lease<'_> {
 }
 
 impl Store {
-    /// A connection, once one is free. Waits for at most `pool_acquire_timeout`.
+    /// Takes a connection when one is free. Waits for at most `pool_acquire_timeout`.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Unavailable`] when none became free, or none can be opened.
+    /// [`StoreError::Unavailable`] when no connection became free or none can be opened.
     pub(super) async fn client(&self) -> Result<Lease<'_>, StoreError> {
         let limit = self.options.pool_acquire_timeout;
         timeout(limit, self.patient_client())
@@ -81,11 +81,11 @@ impl Store {
             .unwrap_or_else(|_| Err(no_free_connection()))
     }
 
-    /// The same without a limit for the wait, for a reader that waits only for writers of
-    /// its own run, which have their own limits.
+    /// Takes a connection, without a limit for the wait. This is for a reader that waits
+    /// only for the writers of its own run, and these have their own limits.
     ///
-    /// When Postgres refuses another connection, this store goes on with those that it
-    /// has: one is enough.
+    /// When Postgres refuses another connection, this store continues with those that are
+    /// open. One is enough.
     pub(super) async fn patient_client(&self) -> Result<Lease<'_>, StoreError> {
         let mut attempts = 0;
         loop {
@@ -121,14 +121,14 @@ impl Store {
         }
     }
 
-    /// The connection that only looks: no statement on it waits for a row. There is none
-    /// while Postgres allows fewer connections than the pool may open.
+    /// Takes the connection of the load probe, on which no statement waits for a row. This
+    /// fails while Postgres allows fewer connections than the pool may open.
     pub(super) async fn probe_client(&self) -> Result<Lease<'_>, StoreError> {
         self.probe_client_within(self.options.pool_acquire_timeout)
             .await
     }
 
-    /// The same if it is free now, otherwise any other connection.
+    /// Takes the connection of the load probe if it is free now, otherwise any other.
     pub(super) async fn any_client(&self) -> Result<Lease<'_>, StoreError> {
         match self.probe_client_within(Duration::ZERO).await {
             Ok(client) => Ok(client),
@@ -150,8 +150,8 @@ impl Store {
         Ok(Lease::without_slot(self, client))
     }
 
-    /// The connection that is kept for runs of one organization. Where Postgres allows no
-    /// further connection, one of the others.
+    /// Takes the connection that is reserved for runs of one organization. If Postgres
+    /// allows no further connection, this takes one of the others.
     pub(super) async fn reserve_client(&self) -> Result<Lease<'_>, StoreError> {
         match self.reserve_pool.get().await {
             Ok(client) => Ok(Lease::without_slot(self, client)),
@@ -160,22 +160,22 @@ impl Store {
         }
     }
 
-    /// Tries to open as many connections as are configured again: the limit may be
-    /// another one by now.
+    /// Lets the pool open as many connections as are configured again: the limit in
+    /// Postgres may have changed.
     pub fn restore_connections(&self) {
         self.slots
             .add_permits(self.withheld_slots.swap(0, Ordering::Relaxed));
     }
 
-    /// Closes the connection and asks Postgres to cancel what it does for it.
+    /// Closes the connection and asks Postgres to cancel the statement that runs on it.
     pub(super) fn abandon(&self, client: Object) {
         let cancel = client.cancel_token();
         let tls = self.tls.clone();
-        // This ends the task that owns the socket, and so closes the socket.
+        // This ends the task that owns the socket, which closes the socket.
         drop(Object::take(client));
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(async move {
-                // A session that has ended already is all that is wanted.
+                // An error means that the session has ended, which is the goal.
                 let _ = timeout(CANCEL_TIMEOUT, cancel.cancel_query(tls)).await;
             });
         }

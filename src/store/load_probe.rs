@@ -1,4 +1,4 @@
-//! How busy the database is, as whoever else uses it feels it.
+//! Measures the load of the database as other users of it experience it.
 
 use std::time::{Duration, Instant};
 
@@ -7,33 +7,33 @@ use tokio_postgres::types::PgLsn;
 
 use super::{Store, StoreError, barrier::flush, statement::Statement};
 
-/// One look at the database.
+/// One measurement of the load.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LoadSample {
-    /// What a durable commit of next to nothing took: a tenant's own, but for the
-    /// statements in it.
+    /// Latency of a small durable commit. A commit of a tenant takes as long.
     pub commit: Duration,
-    /// Somebody else used this database in the last two seconds, or may have: another
-    /// role's sessions are counted if we are not allowed to see what they do.
+    /// Another program used this database in the last two seconds. Sessions of another role
+    /// are counted if this role may not see their state.
     pub other_activity: bool,
-    /// By how much the slowest replica is behind, as it says or by what it has not said;
-    /// none where there is none, or where our role may not know (it needs
+    /// The lag of the slowest replica: as Postgres reports it, or how long the replica has
+    /// been silent. `None` without replicas, or if the role may not see the lag (it needs
     /// `pg_read_all_stats`).
     pub replica_lag: Option<Duration>,
 }
 
-/// Looks at the database, time and again.
+/// Measures the load of the database repeatedly.
 #[derive(Debug)]
 pub struct LoadProbe<'a> {
     store: &'a Store,
     watermark: ReplayWatermark,
 }
 
-// Who has our name is another nico-rewrap, which is no tenant and backs off by itself. Of
-// another role's session, neither its kind nor its state are shown to us; what has no user
-// is autovacuum.
-// Who replays nothing is no replica, but an archive of the log, for example; Postgres says
-// that it is ever further behind.
+// A session with this program's name is another nico-rewrap. It is not a tenant, and it has
+// its own rate control. Postgres hides the kind and the state of sessions of other roles. A
+// session without a user is an autovacuum worker.
+//
+// A receiver that replays nothing is not a replica but, for example, an archive of the log.
+// Postgres reports an ever-growing lag for it.
 const SAMPLE: Statement = Statement {
     text: "-- look\n\
            SELECT EXISTS (SELECT FROM pg_stat_activity \
@@ -49,14 +49,14 @@ const SAMPLE: Statement = Statement {
     types: &[],
 };
 
-// The barrier, without what is no part of a commit.
+// The flush of the barrier alone: the rest of the barrier is not part of a commit.
 const FLUSH: Statement = Statement {
     text: concat!("-- flush\nSELECT ", flush!()),
     types: &[],
 };
 
 impl Store {
-    /// An observer that has not looked yet.
+    /// Makes a probe that has not measured yet.
     #[must_use]
     pub fn load_probe(&self) -> LoadProbe<'_> {
         LoadProbe {
@@ -67,11 +67,11 @@ impl Store {
 }
 
 impl LoadProbe<'_> {
-    /// Looks at how busy the database is.
+    /// Measures the load of the database.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Unavailable`] when it does not say.
+    /// [`StoreError::Unavailable`] when the database does not answer.
     pub async fn sample(&mut self) -> Result<LoadSample, StoreError> {
         let client = self.store.probe_client().await?;
         let sample = self.query_sample(&client).await;
@@ -100,14 +100,15 @@ impl LoadProbe<'_> {
     }
 }
 
-/// A position of the log that every replica has to pass, and since when: what Postgres says
-/// of a replica's lag stays as it is when that replica falls silent.
+/// A position in the log that every replica must pass, and the time when it was set. It is
+/// needed because Postgres repeats the last known lag of a replica that has gone silent.
 #[derive(Debug, Default)]
 struct ReplayWatermark(Option<(PgLsn, Instant)>);
 
 impl ReplayWatermark {
     /// How long the slowest replica, which has replayed the log up to `replayed`, has not
-    /// passed the mark. If it has, the next one is set to where the log ends now.
+    /// passed the watermark. If it has passed, the watermark moves to the current end of
+    /// the log.
     fn overdue(
         &mut self,
         replayed: Option<PgLsn>,
@@ -129,24 +130,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_replica_that_falls_silent_is_ever_further_behind() {
+    fn the_lag_of_a_silent_replica_grows() {
         let (start, second) = (Instant::now(), Duration::from_secs(1));
         let lsn = |position: u64| Some(PgLsn::from(position));
         let mut watermark = ReplayWatermark::default();
-        // What it has replayed, where the log ends, and for how long the mark is overdue.
-        let looks = [
+        // The replayed position, the end of the log, and for how long the watermark is
+        // overdue.
+        let samples = [
             (lsn(10), lsn(20), None),
             (lsn(20), lsn(30), None),
             (lsn(29), lsn(40), Some(second)),
             (lsn(29), lsn(50), Some(2 * second)),
             (lsn(30), lsn(60), None),
             (lsn(59), lsn(70), Some(second)),
-            // Postgres has given it up.
+            // Postgres has dropped the connection to the replica.
             (None, lsn(80), None),
             (lsn(59), lsn(90), None),
         ];
         let mut now = start;
-        for (step, (replayed, end, overdue)) in looks.into_iter().enumerate() {
+        for (step, (replayed, end, overdue)) in samples.into_iter().enumerate() {
             assert_eq!(
                 watermark.overdue(replayed, end, now),
                 overdue,

@@ -1,10 +1,9 @@
-//! A transaction that locks one row, and holds the lock for no longer than a decision and
-//! one round trip.
+//! A transaction that locks one row for the time of a decision and one round trip.
 //!
-//! The driver's own transactions take a round trip for each of BEGIN, statement and
-//! COMMIT. Here the COMMIT goes out right behind the write, before there is an answer to
-//! it. That is safe, since Postgres makes a ROLLBACK of it if the write fails; it says
-//! that this went well, too, so that only the answer to the write tells what happened.
+//! The transactions of the driver need a round trip for each of BEGIN, statement and
+//! COMMIT. Here the COMMIT is sent right behind the write, before the answer to the write
+//! arrives. That is safe: if the write fails, Postgres treats the COMMIT as a ROLLBACK. It
+//! reports success for that too, so only the answer to the write tells what happened.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -28,21 +27,22 @@ const LOCK_ROW: Statement = Statement {
     types: &[Type::TEXT],
 };
 
-/// The transaction, with its row locked. Nothing else may be under way on the connection.
+/// The open transaction with its locked row. No other statement may be in flight on the
+/// connection.
 pub(super) struct Locked<'a> {
     store: &'a Store,
     client: &'a Object,
     variant: StatementVariant,
     replace_row: Runnable,
-    /// Whether it has not ended, for all we know.
+    /// Whether the transaction may still be open.
     open: bool,
-    /// What says that the connection is of no use to others.
+    /// Set when the connection must not be used again.
     lost: &'a AtomicBool,
 }
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        // Given up half-way, it ends with its connection.
+        // An unfinished transaction ends with its connection.
         if self.open {
             self.lost.store(true, Ordering::Relaxed);
         }
@@ -50,7 +50,7 @@ impl Drop for Locked<'_> {
 }
 
 impl<'a> Locked<'a> {
-    /// Locks the row, and gives it as it is then; `None` if it is gone.
+    /// Locks the row and returns its current content, or `None` if it is gone.
     pub(super) async fn row(
         store: &'a Store,
         client: &'a Object,
@@ -58,7 +58,7 @@ impl<'a> Locked<'a> {
         organization_id: &str,
     ) -> Result<(Self, Option<Row>), StoreError> {
         let variant = store.variant();
-        // One that had to be prepared first would be overtaken by the COMMIT.
+        // Prepare first: otherwise the COMMIT would be sent before the statement.
         let lock_row = store.within(store.ready(client, &LOCK_ROW)).await?;
         let replace_row = store.within(store.ready(client, variant.sql())).await?;
         let locked = Self {
@@ -89,7 +89,7 @@ impl<'a> Locked<'a> {
         }
     }
 
-    /// Ends the transaction with nothing written.
+    /// Ends the transaction without a write.
     pub(super) async fn rollback(mut self) -> Result<(), StoreError> {
         let rollback = self.client.batch_execute("ROLLBACK");
         self.store.within(rollback).await?;
@@ -97,7 +97,7 @@ impl<'a> Locked<'a> {
         Ok(())
     }
 
-    /// Gives the row these texts, bumps the version, and ends the transaction.
+    /// Writes these texts to the row, bumps the version, and ends the transaction.
     pub(super) async fn replace(
         mut self,
         row: &Row,
@@ -118,7 +118,7 @@ impl<'a> Locked<'a> {
                 self.client.batch_execute("COMMIT"),
             )
             .await?;
-        // It was answered, with whatever word: a COMMIT that fails is the end as well.
+        // An answer, even an error, means that the transaction has ended.
         self.open = false;
         let rows = written?;
         committed?;

@@ -1,14 +1,13 @@
-//! The database: pages of rows, the guarded write of one row, and all SQL.
+//! All SQL of this program: it reads pages of rows and writes one row at a time.
 //!
-//! A row is written by a single statement, which is a transaction of its own: a
-//! compare-and-set on the three texts that were read, and in the same statement
-//! the bump of `tenants.version`. It locks `tenant_identity_config` first and
-//! `tenants` second, as nico-api does. Nothing can be awaited while a row is
-//! locked, but for [`Writer::replace_locked`], whose decision is a synchronous
-//! closure.
+//! One statement, which is also one transaction, writes a row. It compares the three texts
+//! with those that were read, replaces them, and bumps `tenants.version`. It locks
+//! `tenant_identity_config` first and `tenants` second, as nico-api does. No code can await
+//! while a row is locked, except in [`Writer::replace_locked`], whose decision is a
+//! synchronous closure.
 //!
-//! Limits and the kind of commit are settings of the session, or, behind a pooler in
-//! transaction mode, travel with each write.
+//! Time limits and the kind of commit are settings of the session. Behind a pooler in
+//! transaction mode, each write carries them itself.
 
 mod barrier;
 pub mod database;
@@ -72,70 +71,70 @@ use crate::store::database::{Database, Notices};
 /// How the store uses the database. Durations are upper bounds.
 #[derive(Debug, Clone)]
 pub struct StoreOptions {
-    /// Connections that rows are read and written with, at most; one more looks at the
-    /// load.
+    /// Maximum number of connections that read and write rows. One more connection measures
+    /// the load.
     pub database_pool_size: usize,
-    /// Rows of a page.
+    /// Number of rows in a page.
     pub page_size: u32,
-    /// Wait for a row lock.
+    /// How long a statement waits for a row lock.
     pub lock_timeout: Duration,
-    /// Run time of one statement.
+    /// How long one statement may run.
     pub statement_timeout: Duration,
-    /// Wait for a free connection of the pool.
+    /// How long a caller waits for a free connection of the pool.
     pub pool_acquire_timeout: Duration,
-    /// Tries of a statement that Postgres rolls back for a deadlock (40P01) or a
-    /// serialization failure (40001), or whose connection is lost.
+    /// How often a statement is tried if Postgres rolls it back for a deadlock (40P01) or a
+    /// serialization failure (40001), or if its connection is lost.
     pub max_attempts: u32,
-    /// Statements under way at once on one connection.
+    /// Maximum number of statements in flight on one connection.
     pub pipeline_depth: usize,
-    /// When rows are made durable.
+    /// When written rows become durable.
     pub durability: Durability,
-    /// What stands between us and Postgres.
+    /// The connection pooler in front of Postgres, if there is one.
     pub pool_mode: PoolMode,
 }
 
-/// When a written row is flushed to disk, and to synchronous replicas.
+/// When Postgres flushes a written row to disk and to synchronous replicas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
-    /// All rows of a run together, before anything is reported: see
-    /// [`Store::barrier`]. A row on its way is safe either way, since its envelope names
-    /// its key and both keys are there.
+    /// Once for all rows of a run, before the report: see [`Store::barrier`]. A row that is
+    /// not flushed yet is safe too: its envelope names its key, and the secrets still hold
+    /// both keys.
     PerRun,
-    /// Each row by itself.
+    /// At the commit of each row.
     PerRow,
 }
 
-/// A connection pooler on the way to Postgres, as far as it matters to us.
+/// How a connection pooler in front of Postgres assigns server connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PoolMode {
-    /// None, or one that keeps a server connection for a session.
+    /// No pooler, or a pooler that keeps one server connection for a session.
     Session,
-    /// One that may use another server connection for every transaction:
-    /// statements are not prepared by name and no session is configured.
+    /// The pooler may use another server connection for every transaction. Statements are
+    /// not prepared by name, and no session is configured.
     Transaction,
 }
 
 /// The site's database.
 pub struct Store {
     pool: Pool,
-    /// One for each connection that the pool may have.
+    /// One permit for each connection that the pool may open.
     slots: Semaphore,
-    /// Slots that are taken away for now, since Postgres allows fewer connections.
+    /// Permits that are withheld because Postgres allows fewer connections.
     withheld_slots: AtomicUsize,
     limit_was_logged: AtomicBool,
-    /// The process in Postgres by the connection to it.
+    /// The Postgres process behind each connection.
     backends: Mutex<HashMap<ObjectId, Backend>>,
     tls: MakeRustlsConnect,
-    /// Of one connection that never waits for rows.
+    /// Has one connection, which never waits for rows.
     probe_pool: Pool,
-    /// Of one connection for runs of one organization.
+    /// Has one connection, for runs of one organization.
     reserve_pool: Pool,
-    /// Of the connections of `pool`.
+    /// Counts the notices on the connections of `pool` and `reserve_pool`.
     notices: Arc<Notices>,
     options: StoreOptions,
-    /// Sites from before June 2026 label the row's key in a column of its own.
+    /// Sites from before June 2026 store the key id of a row in a column too.
     has_key_id_column: AtomicBool,
-    /// There are policies on the tables, and they let everything pass.
+    /// The tables have row-level security policies, and these allow every row.
     policies_apply: AtomicBool,
 }
 
@@ -148,7 +147,7 @@ impl fmt::Debug for Store {
 }
 
 impl Store {
-    /// A store on `database`. Connects when it is first used.
+    /// Makes a store on `database`. It connects when it is first used.
     ///
     /// # Errors
     ///
@@ -182,13 +181,13 @@ impl Store {
         &self.options
     }
 
-    /// Finds out whether the tables and columns are there that this program reads
-    /// and writes, and warns of what else would keep a run from its work.
+    /// Checks that the tables and columns that this program uses exist, and warns about
+    /// everything else that would make a run fail.
     ///
     /// # Errors
     ///
-    /// [`SchemaError::Missing`] names what is not there; [`SchemaError::Store`]
-    /// means that the database could not be asked.
+    /// [`SchemaError::Missing`] names the missing tables and columns.
+    /// [`SchemaError::Store`] means that the database could not be asked.
     pub async fn check_schema(&self) -> Result<(), SchemaError> {
         let client = self.client().await?;
         match schema::check(self, &client).await {
@@ -202,19 +201,19 @@ impl Store {
         Ok(preflight::warn(self).await?)
     }
 
-    /// A connection to write rows with.
+    /// Takes a connection to write rows with.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Unavailable`] when none is to be had within the pool's wait.
+    /// [`StoreError::Unavailable`] when no connection becomes free within the pool's wait.
     pub async fn writer(&self) -> Result<Writer<'_>, StoreError> {
         let client = self.client().await?;
         let backend = self.known_backend(&client).await?;
         Ok(Writer::new(self, client, backend))
     }
 
-    /// The connection that is kept for writing single organizations, which must not wait
-    /// for the rows of a site-wide run.
+    /// Takes the connection that is reserved for runs of one organization, so that they do
+    /// not wait for a site-wide run.
     ///
     /// # Errors
     ///
@@ -226,11 +225,11 @@ impl Store {
     }
 
     fn backends(&self) -> MutexGuard<'_, HashMap<ObjectId, Backend>> {
-        // A panic leaves nothing half done in there.
+        // A panic cannot leave the map half changed.
         self.backends.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads rows; an error is one of the database, not of a row.
+    /// Reads rows. Every error is about the database, none about a row.
     async fn read(
         &self,
         sql: &'static Statement,
@@ -240,7 +239,7 @@ impl Store {
         rows.map_err(StoreError::into_unavailable)
     }
 
-    /// Reads rows, and says exactly what is wrong.
+    /// Reads rows, and returns the error as it is.
     async fn read_raw(
         &self,
         sql: &'static Statement,
@@ -256,7 +255,7 @@ impl Store {
                     return Ok(rows);
                 }
                 Err(error) => {
-                    // Closed: in whatever state it is.
+                    // The state of the connection is unknown: close it.
                     drop(client);
                     self.retry(error, attempt).await?;
                 }
@@ -264,15 +263,16 @@ impl Store {
         }
     }
 
-    /// Waits for another attempt to read, or returns the error if there is to be none.
+    /// Waits before another attempt to read, or returns the error if there must not be one.
     async fn retry(&self, error: StoreError, attempt: u32) -> Result<(), StoreError> {
         match error {
-            // Once is always allowed: it is no conflict with anybody.
+            // One retry is always allowed: no other transaction is in conflict with this
+            // one.
             StoreError::StalePlan(_) if attempt == 1 => {
                 self.clear_statement_caches();
                 return Ok(());
             }
-            // A connection of the pool can have died unnoticed; the others with it.
+            // If one connection died unnoticed, others of the pool may have died too.
             StoreError::ConnectionLost(_) => {
                 self.pool.retain(|client, _| !client.is_closed());
             }
@@ -287,7 +287,7 @@ impl Store {
         Ok(())
     }
 
-    /// Has every connection prepare its statements anew.
+    /// Makes every connection prepare its statements again.
     fn clear_statement_caches(&self) {
         self.pool.manager().statement_caches.clear();
     }
@@ -298,8 +298,8 @@ impl Store {
         sql: &'static Statement,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<PgRow>, StoreError> {
-        // One that had to be prepared first would be overtaken by the COMMIT, which sees
-        // to it that no transaction is left open, whatever comes of the rest.
+        // Prepare first: otherwise the COMMIT would be sent before the statement. The
+        // COMMIT goes out in any case, so that no transaction stays open.
         let statement = self.within(self.ready(client, sql)).await?;
         let begin = self.begin_reading(false);
         let begin = client.batch_execute(&begin);
@@ -312,8 +312,8 @@ impl Store {
         Ok(rows)
     }
 
-    /// A short wait with jitter before a statement is tried again, so that the two
-    /// sides of a deadlock do not meet again.
+    /// Waits for a short random time before a retry, so that the two sides of a deadlock do
+    /// not collide again.
     pub(crate) async fn retry_backoff(&self) {
         tokio::time::sleep(Duration::from_millis(fastrand::u64(5..50))).await;
     }
@@ -345,13 +345,13 @@ fn pool(
 }
 
 /// How long Postgres may leave sent data unread. It reads nothing while a statement waits
-/// for a lock, and as many statements may be under way on a connection.
+/// for a lock, and up to `pipeline_depth` statements may be in flight.
 fn unread_limit(options: &StoreOptions) -> Duration {
     let statements = u32::try_from(options.pipeline_depth).unwrap_or(u32::MAX);
     options.statement_timeout.saturating_mul(statements.max(1)) + ANSWER_MARGIN
 }
 
-/// What a session of our own is told once.
+/// Sets the options of a session. Runs once for each connection.
 fn configure_session(options: &StoreOptions) -> Hook {
     let commit = match options.durability {
         Durability::PerRun => "SET synchronous_commit = off; ",
@@ -371,7 +371,9 @@ fn configure_session(options: &StoreOptions) -> Hook {
             let configured = timeout(limit, client.batch_execute(&settings)).await;
             match configured {
                 Ok(result) => result.map_err(HookError::Backend),
-                Err(_) => Err(HookError::message("no answer to its settings")),
+                Err(_) => Err(HookError::message(
+                    "the server did not answer when the session was configured",
+                )),
             }
         })
     })

@@ -1,18 +1,18 @@
-//! Reading rows: a page of them, or the row of one organization.
+//! Reads rows: a page of rows, or the row of one organization.
 //!
-//! A page is bounded by bytes as well as by rows, and a text over the limit of an
-//! envelope does not leave the database, so that memory does not grow with what is stored.
-//! `octet_length` looks at a stored text's header and does not unpack it.
+//! The size of a page is limited in bytes and in rows. SQL replaces a text that is longer
+//! than an envelope may be. So memory use does not depend on what is stored. `octet_length`
+//! reads only the header of a stored text and does not decompress it.
 
 use tokio_postgres::types::Type;
 
 use super::{Row, RowError, Store, StoreError, statement::Statement};
 
-/// Bytes of texts in a page. The last row may exceed it, by its own texts.
+/// Maximum size of the texts in a page, in bytes. Only the last row may exceed it.
 const PAGE_BYTES: u32 = 3 << 20;
 
-// The version is looked up for each row that is returned. A join would be planned over
-// the whole of `tenants`, and each page read it from the start.
+// A subquery reads the version of each returned row. With a join, Postgres would read the
+// whole of `tenants` for each page.
 macro_rules! version {
     ($row:literal) => {
         concat!(
@@ -23,8 +23,8 @@ macro_rules! version {
     };
 }
 
-// 1048576 is `envelope::MAX_TEXT_BYTES`, the other text `rewrap::OVERSIZED`: a test compares
-// them. `$if` is a cheaper condition that is true for every longer text.
+// 1048576 is `envelope::MAX_TEXT_BYTES`, and the text is `rewrap::OVERSIZED`; a test checks
+// both. `$if` is a cheaper condition that is true for every longer text.
 macro_rules! text {
     ($row:literal, $if:literal, $column:literal) => {
         concat!(
@@ -69,11 +69,11 @@ macro_rules! select_row {
 }
 pub(super) use {select_row, text, texts, version};
 
-// Pages follow the primary key's own index and so its collation. `COLLATE "C"`
-// could not use that index: every page would scan and sort the whole table, and
-// a site of a million rows would be read thousands of times over.
-// The sum runs in the order in which the rows come out of the index. Floating point counts
-// bytes exactly up to 2^53, and its sum costs less than that of bigint, which is numeric.
+// Pages follow the index of the primary key, and so its collation. `COLLATE "C"` could not
+// use that index: every page would scan and sort the whole table.
+//
+// The running sum follows the order of the index. float8 counts bytes exactly up to 2^53,
+// and its sum is cheaper than that of bigint, which is numeric.
 macro_rules! select_page {
     ($name:literal, $where:literal) => {
         concat!(
@@ -121,34 +121,34 @@ pub(super) const READ_ROW: Statement = Statement {
 /// Where a page begins.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Position {
-    /// Behind this organization; from the start if there is none.
+    /// The page begins after this organization. `None` stands for the start of the table.
     pub(super) after: Option<String>,
-    /// So many rows further on: rows whose id cannot be read, and so cannot be named.
+    /// Rows to skip after that: their ids can't be read, so `after` cannot name them.
     pub(super) skip: u32,
 }
 
-/// Some rows, in the order of the primary key's index.
+/// Some rows in the order of the primary key's index.
 #[derive(Debug, Default)]
 pub struct Page {
     /// Rows that could be read.
     pub rows: Vec<Row>,
     /// Rows that Postgres could not read.
     pub unreadable: Vec<Unreadable>,
-    /// Where the next page begins; `None` if there are no more rows.
+    /// Where the next page begins; `None` after the last row.
     pub next: Option<Position>,
 }
 
 /// A row that Postgres could not read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unreadable {
-    /// The organization's id as it is stored, which may not be UTF-8.
+    /// The id of the organization as it is stored. It may not be UTF-8.
     pub id: Vec<u8>,
-    /// Why not.
+    /// Why Postgres could not read the row.
     pub error: RowError,
 }
 
 impl Unreadable {
-    /// The id, as far as it can be printed.
+    /// The id, with a replacement character for each invalid byte.
     #[must_use]
     pub fn organization_id(&self) -> String {
         String::from_utf8_lossy(&self.id).into_owned()
@@ -156,13 +156,14 @@ impl Unreadable {
 }
 
 impl Page {
-    /// Whether texts of so many bytes are enough for one page.
+    /// Whether texts of `bytes` bytes are enough for one page.
     pub(super) fn is_full(bytes: usize) -> bool {
         bytes >= PAGE_BYTES as usize / 2
     }
 
-    /// Whether a page of `rows`, of which up to `limit` were asked for, need not be the last.
-    /// The server counted bytes in its own encoding, in which a text may be somewhat longer.
+    /// Whether more rows may follow a page of `rows`, which could hold `limit` rows. The
+    /// server counts bytes in its own encoding, so the page can end a little earlier than
+    /// this program would expect.
     pub(super) fn may_go_on(rows: &[Row], limit: u32) -> bool {
         let bytes: usize = rows.iter().map(Row::bytes).sum();
         rows.len() >= limit as usize || rows.iter().any(Row::is_cut) || Self::is_full(bytes)
@@ -170,11 +171,11 @@ impl Page {
 }
 
 impl Store {
-    /// The page of rows from `from` on, read in READ ONLY transactions.
+    /// Reads the page of rows that begins at `from`, in a READ ONLY transaction.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Unavailable`] or [`StoreError::Setup`] when the page can't be had.
+    /// [`StoreError::Unavailable`] or [`StoreError::Setup`] when the page can't be read.
     pub async fn page(&self, from: &Position) -> Result<Page, StoreError> {
         let limit = self.options.page_size;
         let (sql, params) = PageParams::new(from, 0, limit).statement();
@@ -183,7 +184,7 @@ impl Store {
             Err(error) if error.is_of_some_row() => return self.page_in_parts(from).await,
             Err(error) => return Err(error.into_unavailable()),
         };
-        // One by one, so that the memory of the answer is given back as rows are made of it.
+        // Convert row by row, so that each row of the answer is freed early.
         let rows = rows.into_iter().map(|row| Row::from_pg(&row));
         let rows = rows.collect::<Result<Vec<_>, _>>()?;
         let next = match rows.last() {
@@ -200,12 +201,12 @@ impl Store {
         })
     }
 
-    /// The row of one organization, read in a READ ONLY transaction.
+    /// Reads the row of one organization, in a READ ONLY transaction.
     ///
     /// # Errors
     ///
     /// [`StoreError::Row`] when this row can't be read; [`StoreError::Unavailable`] or
-    /// [`StoreError::Setup`] when none can.
+    /// [`StoreError::Setup`] when no row can be read.
     pub async fn row(&self, organization_id: &str) -> Result<Option<Row>, StoreError> {
         match self.read_raw(&READ_ROW, &[&organization_id]).await {
             Ok(rows) => rows.first().map(Row::from_pg).transpose(),
@@ -217,7 +218,7 @@ impl Store {
     }
 }
 
-/// What a page's statement is told.
+/// The parameters of the statement that reads a page.
 pub(super) struct PageParams<'a> {
     limit: i64,
     skip: i64,
@@ -226,7 +227,7 @@ pub(super) struct PageParams<'a> {
 }
 
 impl<'a> PageParams<'a> {
-    /// `limit` rows, `further` than `from`.
+    /// `limit` rows, beginning `further` rows after `from`.
     pub(super) fn new(from: &'a Position, further: u32, limit: u32) -> Self {
         Self {
             limit: limit.into(),
@@ -266,7 +267,7 @@ mod tests {
     };
 
     #[test]
-    fn the_statements_cut_off_at_the_limit_of_an_envelope() {
+    fn statements_cut_texts_at_the_limit_of_an_envelope() {
         for sql in [&FIRST_PAGE, &NEXT_PAGE, &READ_ROW] {
             for column in COLUMNS {
                 let cut = format!(".{column}) > {MAX_TEXT_BYTES} THEN '{OVERSIZED}' ELSE ");

@@ -1,5 +1,6 @@
-//! A page that Postgres cannot read as a whole: it is read again in smaller parts, down to
-//! the rows that cannot be read, so that these are known by name and no other row minds.
+//! Reads a page that Postgres cannot read as a whole. The page is split into smaller parts,
+//! down to single rows. So each unreadable row is reported by name, and all other rows are
+//! processed.
 
 use deadpool_postgres::Object;
 use tokio_postgres::types::{ToSql, Type};
@@ -28,7 +29,7 @@ macro_rules! id_at {
     };
 }
 
-// The id by itself, or, in a database without an encoding, its bytes as they are.
+// The id as text, or its raw bytes in a database with the encoding SQL_ASCII.
 const FIRST_ID: Statement = id_at!(
     "first_id",
     "c.organization_id, NULL::bytea",
@@ -79,14 +80,14 @@ const READ_VERSION: Statement = Statement {
     types: &[Type::TEXT],
 };
 
-/// What came of the parts, in the order of the rows.
+/// One row of the page.
 enum Part {
     Row(Row),
     Broken { id: Vec<u8>, error: StoreError },
 }
 
 impl Store {
-    /// The page from `from` on, without the rows that cannot be read.
+    /// The page that begins at `from`, with unreadable rows listed apart.
     pub(super) async fn page_in_parts(&self, from: &Position) -> Result<Page, StoreError> {
         let mut attempt = 0;
         let (parts, next) = loop {
@@ -98,7 +99,7 @@ impl Store {
                     break found;
                 }
                 Err(error) => {
-                    // Its transaction is not over.
+                    // The transaction on this connection is still open.
                     drop(lease);
                     self.retry(error, attempt)
                         .await
@@ -125,7 +126,7 @@ impl Store {
         Ok(page)
     }
 
-    /// Why the row of `organization_id` cannot be read: its columns are read one by one.
+    /// Why the row of `organization_id` cannot be read. Each of its columns is read alone.
     pub(super) async fn why_unreadable(
         &self,
         organization_id: &str,
@@ -151,7 +152,7 @@ impl Store {
         Ok(unreadable(columns, last.as_ref().unwrap_or(error)))
     }
 
-    /// All rows from `from` on that a page has room for, by halves where it has to be.
+    /// Reads the rows of one page from `from` on. A part that fails is split in halves.
     async fn parts(
         &self,
         client: &Object,
@@ -159,14 +160,15 @@ impl Store {
     ) -> Result<(Vec<Part>, Option<Position>), StoreError> {
         let limit = self.options.page_size;
         let (sql, _) = PageParams::new(from, 0, limit).statement();
-        // What had to be prepared in the transaction would end it if that failed.
+        // Prepare before the transaction begins: an error while preparing would end it.
         let page = self.within(self.ready(client, sql)).await?;
         let begin = format!("{}; SAVEPOINT part", self.begin_reading(true));
         self.within(client.batch_execute(&begin)).await?;
 
         let mut found = Vec::new();
         let mut next = from.clone();
-        // From the last part to the first: how far from `from`, and how many rows.
+        // A stack of parts, the first part on top: the offset from `from`, and the number
+        // of rows.
         let mut to_do = vec![(0, limit)];
         let mut read = 0;
         while let Some((further, rows)) = to_do.pop() {
@@ -183,7 +185,7 @@ impl Store {
                         };
                         found.push(Part::Row(row));
                     }
-                    // Cut off by its bytes, or at the end of the table.
+                    // The part ended at the limit of bytes, or at the end of the table.
                     if !goes_on || Page::is_full(read) {
                         break;
                     }
@@ -209,12 +211,13 @@ impl Store {
             }
         }
         self.within(client.batch_execute("COMMIT")).await?;
-        // Whatever ended the last part: an empty page is the end, and costs little.
+        // If this was the last row, the next page is empty, which costs little.
         let next = (!found.is_empty()).then_some(next);
         Ok((found, next))
     }
 
-    /// A part of a page, or the error of one of its rows; the transaction goes on.
+    /// Reads a part, or returns the error of one of its rows. The transaction continues
+    /// either way.
     async fn part(
         &self,
         client: &Object,

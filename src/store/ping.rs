@@ -1,4 +1,4 @@
-//! Whether the database can still be used, asked while nobody else asks.
+//! Checks whether the database is still usable, at times when no run uses it.
 
 use std::time::Duration;
 
@@ -8,19 +8,19 @@ use tokio_postgres::error::SqlState;
 
 use super::{SchemaError, Store, StoreError, schema, statement::Statement};
 
-/// What became of a ping.
+/// The result of a ping.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ping {
-    /// The database answered. These privileges are missing, as `UPDATE on table.column`.
+    /// The database answered.
     Answered {
-        /// Privileges that the role does not have.
+        /// Privileges that the role lacks, as `UPDATE on table.column`.
         missing: Vec<String>,
     },
-    /// Every connection is in use, so there is nothing to ask with.
+    /// Every connection is in use, so the ping could not be sent.
     Busy,
 }
 
-// A column that is not there has no privileges to miss.
+// A missing column is not reported here: the schema check reports it.
 const MISSING_PRIVILEGES: Statement = Statement {
     text: "-- missing_privileges\n\
            SELECT privilege || ' on ' || tab || '.' || col \
@@ -40,18 +40,19 @@ const MISSING_PRIVILEGES: Statement = Statement {
 };
 
 impl Store {
-    /// Asks whether the tables are still there, and which privileges are missing. Takes a
+    /// Checks whether the tables still exist, and which privileges are missing. Uses a
     /// connection only if one is free, and waits at most `pool_acquire_timeout` for an answer. With
-    /// `reconnect` over a new connection, which is closed afterwards.
+    /// `reconnect`, it opens a new connection and closes it afterwards.
     ///
     /// # Errors
     ///
-    /// [`SchemaError`] when the database does not answer, refuses the role, or has lost a table.
+    /// [`SchemaError`] when the database does not answer or refuses the role, or when a
+    /// table is missing.
     pub async fn ping(&self, reconnect: bool) -> Result<Ping, SchemaError> {
         if !reconnect && let Some(client) = self.free(&self.pool).await? {
             return self.ask(client, true).await;
         }
-        // Where all are in use, the connection that looks at the load may be free.
+        // If all are in use, the connection of the load probe may be free.
         if reconnect {
             self.probe_pool.retain(|_, _| false);
         }
@@ -64,7 +65,7 @@ impl Store {
         }
     }
 
-    /// A connection that is free now, or that can be made now.
+    /// A connection that is free now or can be opened now.
     async fn free(&self, pool: &deadpool_postgres::Pool) -> Result<Option<Object>, StoreError> {
         let timeouts = Timeouts {
             wait: Some(Duration::ZERO),
@@ -73,7 +74,7 @@ impl Store {
         match pool.timeout_get(&timeouts).await {
             Ok(client) => Ok(Some(client)),
             Err(PoolError::Timeout(TimeoutType::Wait)) => Ok(None),
-            // The server's last slots are taken, perhaps by us: it is there, at least.
+            // All slots of the server are taken, perhaps by this program: the server is up.
             Err(PoolError::Backend(error))
                 if error.code() == Some(&SqlState::TOO_MANY_CONNECTIONS)
                     && self.pool.status().size > 0 =>

@@ -1,4 +1,4 @@
-//! What has to be true of the database for a run, looked at before each and after it.
+//! Checks, before and after each run, that the database allows the run to do its work.
 
 use std::sync::atomic::Ordering;
 
@@ -6,10 +6,11 @@ use tokio_postgres::Row as PgRow;
 
 use super::{Hidden, Moment, PoolMode, SetupError, Store, StoreError, statement::Statement};
 
-// One row, of which every list is NULL if all is well. A column that is not there has no
-// privilege either way: the schema check speaks of those.
-// Row-level security is no matter where policies let the role see and write every row: an
-// unconditional one for it, and no restrictive one with a condition.
+// Returns one row. Every list in it is NULL if all is well. A missing column is not listed
+// as a missing privilege: the schema check reports it.
+//
+// Row-level security is harmless if the role can see and write every row. That is so with
+// an unconditional policy for the role and no restrictive policy with a condition.
 const PREFLIGHT: Statement = Statement {
     text: "-- preflight\n\
 WITH tables (name, oid) AS (VALUES \
@@ -72,7 +73,7 @@ SELECT \
     types: &[],
 };
 
-// The collation that the ids are in order by, as it was when the index was built and as it is.
+// The collation of the ids: its version when the index was built, and its version now.
 macro_rules! collation {
     ($recorded:literal, $actual:literal) => {
         concat!(
@@ -89,7 +90,8 @@ macro_rules! collation {
     };
 }
 
-/// Before version 15 nobody knows what the default collation of a database was.
+/// Before version 15, Postgres does not record the version of a database's default
+/// collation.
 const COLLATION: Statement = Statement {
     text: collation!(
         "c.collversion",
@@ -107,16 +109,16 @@ const COLLATION_15: Statement = Statement {
     types: &[],
 };
 
-/// What a look before a run finds.
+/// The result of the check before a run.
 #[derive(Debug)]
 pub struct Preflight {
-    /// When it looked.
+    /// When the check was made.
     pub moment: Moment,
-    /// Why the run cannot see every row, or cannot be made durable. No run may begin.
+    /// Why the run could miss rows or could not be made durable. No run may begin.
     pub unfit: Option<SetupError>,
-    /// Why no row can be written. An apply may not begin.
+    /// Why no row can be written. A dry run may begin, an apply may not.
     pub unwritable: Option<SetupError>,
-    /// A standby writes nothing, for as long as it is one.
+    /// The server is a standby, which cannot write.
     pub is_standby: bool,
     server_version: i32,
 }
@@ -128,7 +130,8 @@ impl Preflight {
         let mut unfit = None;
         if let Some(tables) = list(0)? {
             let what = format!(
-                "the table {tables} is missing, not in the search_path, or in a schema on which the role lacks USAGE"
+                "the table {tables} is missing, not in the search_path, or in a schema on which the \
+                 role lacks USAGE"
             );
             unfit = Some(SetupError::Schema(what));
         } else if let Some(tables) = list(1)? {
@@ -153,13 +156,13 @@ impl Preflight {
             unwritable = Some(SetupError::Privilege(format!("UPDATE on {columns}")));
         } else if let Some(columns) = list(7)? {
             let what = format!(
-                "the columns {columns} are generated, so that nobody can write them: \
+                "the columns {columns} are generated, so no UPDATE can write them: \
                  drop the expressions"
             );
             unwritable = Some(SetupError::Update(what));
         } else if let Some(tables) = list(8)? {
             let what = format!(
-                "updates of {tables} are published, and the table has no replica identity: \
+                "a publication includes updates of {tables} without a replica identity: \
                  set one (ALTER TABLE ... REPLICA IDENTITY)"
             );
             unwritable = Some(SetupError::Update(what));
@@ -178,7 +181,7 @@ impl Preflight {
 }
 
 impl Store {
-    /// Looks at what a run needs.
+    /// Checks what a run needs.
     ///
     /// # Errors
     ///
@@ -187,12 +190,12 @@ impl Store {
         let rows = self.read(&PREFLIGHT, &[]).await?;
         let row = rows.first().ok_or_else(StoreError::no_answer)?;
         let (preflight, policies_apply) = Preflight::from_pg(row)?;
-        // Policies that let everything pass do so only while they are applied.
+        // Policies that allow every row do so only while row_security is on.
         self.policies_apply.store(policies_apply, Ordering::Relaxed);
         Ok(preflight)
     }
 
-    /// Warns if the key's collation is of another version than the index.
+    /// Warns if the collation of the ids has another version than when the index was built.
     ///
     /// # Errors
     ///
@@ -221,21 +224,21 @@ impl Store {
         Ok(())
     }
 
-    /// What begins a transaction that reads and cannot be misled by a policy.
+    /// The statement that begins a reading transaction in which no policy can hide a row.
     pub(super) fn begin_reading(&self, one_snapshot: bool) -> String {
         let isolation = if one_snapshot {
             "ISOLATION LEVEL REPEATABLE READ "
         } else {
             ""
         };
-        // Switched off, it makes an error of every row that a policy could hide.
+        // When off, Postgres raises an error where a policy could hide a row.
         let row_security = if self.policies_apply.load(Ordering::Relaxed) {
             "on"
         } else {
             "off"
         };
         let limits = match self.options.pool_mode {
-            // Settings of the session.
+            // The session has these settings already.
             PoolMode::Session => String::new(),
             PoolMode::Transaction => format!(
                 "; SET LOCAL lock_timeout = {}; SET LOCAL statement_timeout = {}",
@@ -249,7 +252,7 @@ impl Store {
     }
 }
 
-/// Looks at the database as a run would, and says what is wrong.
+/// Checks the database as a run does, and logs every problem.
 pub(super) async fn warn(store: &Store) -> Result<(), StoreError> {
     let preflight = store.preflight().await?;
     for fault in preflight.unfit.iter().chain(&preflight.unwritable) {

@@ -1,11 +1,11 @@
-//! The statement that writes a row: compare-and-set of the three texts and bump of
-//! the version, in one transaction, which it is itself.
+//! The statement that writes a row. It is one transaction: a compare-and-set of the three
+//! texts and the bump of the version.
 //!
-//! `tenants` is updated from what the update of `tenant_identity_config` returns,
-//! hence after it, and only if it was there. If the version is still the one that was
-//! read, the next one is known beforehand. If not, it is computed from the one that is
-//! found under its lock, and is NULL, which the column refuses, where there is no next
-//! one: then nothing is written.
+//! The update of `tenants` reads from the result of the update of `tenant_identity_config`.
+//! So it runs second, and only if the row was written. If the version is unchanged, the
+//! statement sets the next version that this program computed. Otherwise Postgres computes
+//! the next version from the locked row. If there is no next version, the result is NULL,
+//! which the column refuses, and nothing is written.
 
 use std::{sync::atomic::Ordering, time::SystemTime};
 
@@ -18,8 +18,8 @@ use super::{
 };
 use crate::domain::{keyring::KeyId, rewrap::Envelopes};
 
-// A trigger, rule or policy that has its own way with either row makes the whole statement fail:
-// it then asks for a setting that does not exist, and nothing is written.
+// If a trigger, rule or policy changes or skips either row, the statement reads a setting
+// that does not exist. It then fails, and nothing is written.
 macro_rules! replace_row {
     ($name:literal, $limits:expr, $set_key_id:literal, $condition:expr) => {
         concat!(
@@ -61,7 +61,7 @@ macro_rules! replace_row {
     };
 }
 
-// In a session of our own, whose settings say how long to wait and how to commit.
+// For a session whose settings already say how long to wait and how to commit.
 const SESSION: Statement = Statement {
     text: replace_row!("replace_row", "", "", " WHERE"),
     types: &[Type::TEXT; 9],
@@ -71,8 +71,8 @@ const SESSION_WITH_KEY_ID: Statement = Statement {
     types: &[Type::TEXT; 10],
 };
 
-// Where the session is not ours, the statement makes these settings for its own
-// transaction, in a CTE that the update of the row has to wait for.
+// Behind a pooler, the statement makes these settings for its own transaction. The update
+// reads from this CTE, so it runs after it.
 macro_rules! limits {
     () => {
         "limits AS MATERIALIZED (\
@@ -101,7 +101,7 @@ const SELF_CONTAINED_WITH_KEY_ID: Statement = Statement {
     types: &[Type::TEXT; 12],
 };
 
-/// The form that the statement has to have at the moment.
+/// Which form of the statement fits the pooler and the schema.
 #[derive(Clone, Copy)]
 pub(super) struct StatementVariant {
     pool_mode: PoolMode,
@@ -119,7 +119,7 @@ impl StatementVariant {
     }
 }
 
-/// What the statement is told.
+/// The parameters of the statement.
 pub(super) struct Replacement<'a> {
     variant: StatementVariant,
     row: &'a Row,
@@ -159,7 +159,7 @@ impl Replacement<'_> {
 }
 
 impl CasOutcome {
-    /// From how many rows the statement returned: one for the row that it wrote.
+    /// Converts the number of rows that the statement returned: one if it wrote the row.
     pub(super) fn from_count(written: u64) -> Self {
         match written {
             0 => Self::Conflict,
@@ -169,7 +169,7 @@ impl CasOutcome {
 }
 
 impl Store {
-    /// Compares and sets, and bumps the version.
+    /// Writes the row if its texts are unchanged, and bumps the version.
     pub(super) async fn replace(
         &self,
         client: &Object,

@@ -1,4 +1,4 @@
-//! A row as it was read, and the version format of `tenants`.
+//! One row as it was read, and the version format of `tenants`.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -8,14 +8,14 @@ use tokio_postgres::Row as PgRow;
 use super::StoreError;
 use crate::domain::rewrap::{COLUMNS, Envelopes, OVERSIZED};
 
-/// What is read of an organization: its secrets, and its version.
+/// The secrets and the version of one organization.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
-    /// Primary key of both tables.
+    /// The primary key of both tables.
     pub organization_id: String,
     /// The three secrets.
     pub texts: Envelopes,
-    /// `tenants.version`; `None` when the organization has no row there.
+    /// `tenants.version`; `None` if the organization has no row in `tenants`.
     pub version: Option<String>,
 }
 
@@ -34,37 +34,37 @@ impl Row {
         })
     }
 
-    /// How much memory the texts take.
+    /// How much memory the texts use, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.texts.iter().flatten().map(String::len).sum()
     }
 
-    /// Whether a text was too long to be read.
+    /// Whether SQL replaced a text because it is too long.
     pub(super) fn is_cut(&self) -> bool {
         let mut texts = self.texts.iter().flatten();
         texts.any(|text| text == OVERSIZED)
     }
 }
 
-/// A `tenants.version` that can't be bumped.
+/// Why `tenants.version` can't be bumped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum VersionError {
-    /// Not `V<n>-T<microseconds>`.
+    /// It is not of the form `V<n>-T<microseconds>`.
     #[error(
         "tenants.version is not of the form V<number>-T<microseconds>: \
          nothing was written; correct it and run again"
     )]
     Malformed,
-    /// No number is left to count up to.
-    #[error("tenants.version has reached the highest number: nothing was written")]
+    /// The number has reached its maximum.
+    #[error("tenants.version has reached its highest number: nothing was written")]
     Exhausted,
-    /// No row in `tenants`.
+    /// The organization has no row in `tenants`.
     #[error("the organization has no row in tenants: nothing was written")]
     Missing,
 }
 
-/// The version after `version`, which has the form `V<n>-T<microseconds>`, `n` being an
-/// unsigned 64-bit number: one more, and the time `now`.
+/// The version after `version`: the next number and the time `now`. The form is
+/// `V<n>-T<microseconds>`, where `n` is an unsigned 64-bit number.
 ///
 /// # Errors
 ///
@@ -75,7 +75,7 @@ pub(super) fn next_version(version: Option<&str>, now: SystemTime) -> Result<Str
     Ok(format!("V{counter}-T{}", since_epoch.as_micros()))
 }
 
-/// The counter of the version after `version`.
+/// The number in the version after `version`.
 ///
 /// # Errors
 ///
@@ -95,7 +95,7 @@ pub fn next_counter(version: Option<&str>) -> Result<u64, VersionError> {
         .ok_or(VersionError::Exhausted)
 }
 
-/// Digits only: `parse` would take a leading plus sign.
+/// Only digits. `parse` alone would accept a leading plus sign.
 fn is_number(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
 }
@@ -105,21 +105,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bump_is_one_more_and_the_time() {
+    fn a_bump_increments_the_number_and_sets_the_time() {
         let now = UNIX_EPOCH + std::time::Duration::from_micros(1_700_000_000_000_001);
         let bumped = next_version(Some("V41-T1666644937952267"), now);
         assert_eq!(bumped.as_deref(), Ok("V42-T1700000000000001"));
     }
 
     #[test]
-    fn versions_of_the_reference_product_count_up() {
+    fn versions_of_nico_api_are_accepted() {
         assert_eq!(next_counter(Some("V1-T1666644937952267")), Ok(2));
         assert_eq!(next_counter(Some("V0-T0")), Ok(1));
         assert_eq!(next_counter(Some("V18446744073709551614-T1")), Ok(u64::MAX));
     }
 
     #[test]
-    fn anything_else_is_refused() {
+    fn other_versions_are_refused() {
         for version in [
             "",
             "V",

@@ -1,4 +1,4 @@
-//! What of nico-api's schema has to be there.
+//! Checks that the tables and columns of nico-api that this program uses exist.
 
 use deadpool_postgres::Object;
 use thiserror::Error;
@@ -6,12 +6,13 @@ use tokio_postgres::{Row as PgRow, types::Type};
 
 use super::{Store, StoreError, statement::Statement};
 
-/// The schema is not what is needed, or could not be looked at.
+/// The schema is wrong, or it could not be checked.
 #[derive(Debug, Error)]
 pub enum SchemaError {
-    /// These tables or columns are not there, as `table` or `table.column`.
+    /// These tables or columns are missing.
     #[error(
-        "the database lacks {}: database_url must name nico-api's database, with its migrations run",
+        "the database lacks {}: database_url must name nico-api's database, and nico-api's \
+         migrations must have run",
         .0.join(", ")
     )]
     Missing(Vec<String>),
@@ -20,13 +21,13 @@ pub enum SchemaError {
     Store(#[from] StoreError),
 }
 
-/// What differs between sites.
+/// What differs between the schemas of sites.
 pub(super) struct Found {
     /// `tenant_identity_config.encryption_key_id` exists.
     pub(super) has_key_id_column: bool,
 }
 
-/// Everything that is read or written.
+/// Every table and column that this program reads or writes.
 const NEEDED: [(&str, &[&str]); 2] = [
     ("tenants", &["organization_id", "version"]),
     (
@@ -44,8 +45,7 @@ const NEEDED: [(&str, &[&str]); 2] = [
 const CONFIG_TABLE: &str = "tenant_identity_config";
 const KEY_ID_COLUMN: &str = "encryption_key_id";
 
-/// By way of `to_regclass`, the tables are looked up as every other statement
-/// does: along the search path.
+/// `to_regclass` finds the table along the search path, as every other statement does.
 const COLUMNS_OF_TABLE: Statement = Statement {
     text: "-- columns_of_table\n\
            SELECT a.attname::text, y.typcategory = 'S', format_type(a.atttypid, a.atttypmod) \
@@ -54,7 +54,7 @@ const COLUMNS_OF_TABLE: Statement = Statement {
     types: &[Type::TEXT],
 };
 
-// A schema that the role may not use is passed over along the search path, without a word.
+// Postgres silently skips a schema of the search path on which the role lacks USAGE.
 const WHERE_ELSE: Statement = Statement {
     text: "-- where_else\n\
            SELECT n.nspname::text, has_schema_privilege(n.oid, 'USAGE') FROM pg_class c \
@@ -100,7 +100,7 @@ pub(super) async fn check(store: &Store, client: &Object) -> Result<Found, Schem
     }
 }
 
-/// The table that is not there, and where it is instead.
+/// Describes a missing table, and where a table of that name exists.
 async fn missing_table(store: &Store, client: &Object, table: &str) -> Result<String, StoreError> {
     let rows = store.query(client, &WHERE_ELSE, &[&table]).await?;
     let Some(row) = rows.first() else {
@@ -114,7 +114,7 @@ async fn missing_table(store: &Store, client: &Object, table: &str) -> Result<St
     })
 }
 
-/// Whether the column is there now; nico-api's migration drops it.
+/// Whether the column exists now. A migration of nico-api drops it.
 pub(super) async fn has_key_id_column(store: &Store, client: &Object) -> Result<bool, StoreError> {
     let columns = store.query_behind_rows(client, &COLUMNS_OF_TABLE, &[&CONFIG_TABLE]);
     let columns = names(&columns.await?)?;

@@ -1,8 +1,8 @@
-//! What became of writes that had no answer.
+//! Finds out the outcome of writes that got no answer.
 //!
-//! A connection that was given up may have carried writes that Postgres committed, or
-//! that it is still about to commit. Once the session has ended, the rows show what it
-//! did.
+//! A connection that was given up may carry writes that Postgres has committed or will
+//! still commit. This module ends the sessions first. Then the rows show what was
+//! committed.
 
 use std::time::Duration;
 
@@ -16,18 +16,18 @@ use super::{
     statement::Statement,
 };
 
-/// Between two looks whether the sessions have ended.
+/// Pause between two checks whether the sessions have ended.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// The process of Postgres that serves one connection (`pg_backend_pid()`).
 pub(super) type Backend = i32;
 
-/// What is known of rows whose writes had no answer.
+/// The result of [`Store::settle`].
 #[derive(Debug)]
 pub struct Settled {
-    /// The rows as they are now. A row that was deleted is absent.
+    /// The rows as they are now. Deleted rows are absent.
     pub rows: Vec<Row>,
-    /// Whether the sessions that wrote have ended, so that no write can follow.
+    /// Whether the sessions that wrote have ended, so that no further write can follow.
     pub is_final: bool,
 }
 
@@ -36,8 +36,8 @@ const BACKEND_PID: Statement = Statement {
     types: &[],
 };
 
-// Only sessions of this program and this role: a process id may belong to another session
-// by now.
+// Only sessions of this program and this role: Postgres may have given the process id to
+// another session since.
 const END_SESSIONS: Statement = Statement {
     text: "-- end_sessions\n\
            SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
@@ -71,7 +71,7 @@ impl Store {
             return Ok(None);
         };
         let mut backends = self.backends();
-        // Connections of the past are not worth memory.
+        // Entries of closed connections are dropped now and then.
         if backends.len() > 4 * self.options.database_pool_size {
             backends.clear();
         }
@@ -79,8 +79,8 @@ impl Store {
         Ok(Some(backend))
     }
 
-    /// The process that serves this connection; `None` behind a pooler that may use another
-    /// one for every transaction.
+    /// The process that serves this connection. `None` behind a pooler that may use another
+    /// server connection for every transaction.
     pub(super) async fn backend(&self, client: &Object) -> Result<Option<Backend>, StoreError> {
         if self.options.pool_mode == PoolMode::Transaction {
             return Ok(None);
@@ -90,7 +90,7 @@ impl Store {
     }
 
     /// Ends the sessions `backends`, which may still be writing some of the rows `ids`, and
-    /// reads these rows; within `limit`.
+    /// reads these rows. All of it takes at most `limit`.
     ///
     /// # Errors
     ///
@@ -116,7 +116,7 @@ impl Store {
         let known: Vec<Backend> = backends.iter().flatten().copied().collect();
         let mut is_final = known.len() == backends.len();
         while is_final {
-            // No row: every session has ended before this statement's snapshot.
+            // No row means that every session ended before the snapshot of this statement.
             let live = self.query(&client, &END_SESSIONS, &[&known]).await?;
             if live.is_empty() {
                 break;

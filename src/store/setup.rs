@@ -1,40 +1,41 @@
-//! Faults in how the database is set up. No retry mends them, so they are told apart from
-//! a database that is unavailable for a while.
+//! Problems with the setup of the database. A retry cannot fix them, so they are kept apart
+//! from a database that is unavailable for a while.
 
 use thiserror::Error;
 
-/// The database answers, and this program cannot do its work there until somebody changes
-/// the database or the configuration.
+/// The database answers, but an operator must change it or the configuration first.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum SetupError {
-    /// The run cannot be sure that it sees every row.
+    /// The run could miss rows.
     #[error("{0}")]
     RowsNotVisible(#[from] Hidden),
-    /// The role lacks these privileges.
+    /// The role lacks this privilege.
     #[error(
         "the database role lacks {0}: grant it (deploy/postgres/role.sql has all grants on the \
          tables)"
     )]
     Privilege(String),
-    /// A table or column is missing, or is not what nico-api's migrations make.
-    #[error("{0}: database_url must name nico-api's database, with nico-api's migrations run")]
+    /// A table or column is missing, or differs from what nico-api's migrations create.
+    #[error(
+        "{0}: database_url must name nico-api's database, and nico-api's migrations must have run"
+    )]
     Schema(String),
     /// The database refuses the role, its password, or the database's name.
     #[error("{0}: correct database_url or the role, and check pg_hba.conf")]
     Login(String),
-    /// The role may not write at all.
+    /// All transactions of the role are read-only.
     #[error(
         "transactions of the database role are read-only: reset default_transaction_read_only \
          for the role and the database"
     )]
     ReadOnly,
-    /// An UPDATE would fail for every row.
+    /// Every UPDATE would fail.
     #[error("{0}")]
     Update(String),
 }
 
 impl SetupError {
-    /// The stable reason, for programs.
+    /// The stable reason for programs.
     #[must_use]
     pub fn reason(&self) -> &'static str {
         match self {
@@ -48,14 +49,14 @@ impl SetupError {
     }
 }
 
-/// Why rows can be there that this program does not see.
+/// Why the table can contain rows that this program does not see.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum Hidden {
     /// A policy can hide rows from the role.
     #[error(
         "row-level security on {tables} can hide rows from the database role {role:?}: give the \
-         role BYPASSRLS (ALTER ROLE ... BYPASSRLS), or a policy for SELECT and UPDATE that is \
-         USING (true) for it; if the role owns the table, NO FORCE ROW LEVEL SECURITY does it too"
+         role BYPASSRLS (ALTER ROLE ... BYPASSRLS), or a policy for SELECT and UPDATE with \
+         USING (true); if the role owns the table, NO FORCE ROW LEVEL SECURITY is enough"
     )]
     ByPolicy {
         /// The tables with policies.
@@ -66,27 +67,27 @@ pub enum Hidden {
     /// A policy came into force while a statement ran.
     #[error(
         "row-level security can hide rows from the database role: give the role BYPASSRLS \
-         (ALTER ROLE ... BYPASSRLS), or a policy for SELECT and UPDATE that is USING (true) for it"
+         (ALTER ROLE ... BYPASSRLS), or a policy for SELECT and UPDATE with USING (true)"
     )]
     BySomePolicy,
-    /// There is a view, or a foreign table, in the place of a table.
+    /// A view or a foreign table has the name of the table.
     #[error(
         "{0} is not an ordinary table and can hide rows: database_url must name nico-api's own \
-         tables, along the search_path of the database role"
+         tables, as found along the search_path of the database role"
     )]
     NotATable(String),
-    /// The index does not show what is in the table.
+    /// The index of the primary key differs from the table.
     #[error(
-        "the index {index} does not agree with tenant_identity_config: of {missing} organizations \
-         or more that are in the table, the index does not show some, or shows them in a wrong \
-         order, and it shows {repeated} more than once. Run REINDEX INDEX {index}, and run again"
+        "the index {index} does not match tenant_identity_config: it omits or misplaces at least \
+         {missing} organizations of the table, and returns {repeated} more than once. Run \
+         REINDEX INDEX {index}, then run again"
     )]
     ByIndex {
         /// The index of the primary key.
         index: String,
-        /// Organizations that a walk along the index passed over.
+        /// Organizations that a scan along the index did not return.
         missing: u64,
-        /// Organizations that it came to more than once.
+        /// Organizations that the scan returned more than once.
         repeated: u64,
     },
     /// Postgres cannot read a page of the table or of its index.

@@ -1,9 +1,9 @@
-//! Notices that Postgres does not answer on a connection.
+//! Detects that Postgres has stopped answering on a connection.
 //!
-//! Postgres works on the statements of a connection one after the other, each for at most
-//! `statement_timeout`. So whatever is sent, some answer comes within that time. A frozen
-//! server, or a network that swallows packets, is found by this, and not only after the
-//! time that all statements on their way may take together.
+//! Postgres runs the statements of a connection one after the other, each for at most
+//! `statement_timeout`. So an answer arrives within that time, no matter how many
+//! statements are in flight. This finds a frozen server or a network that drops packets
+//! early, before the limits of all statements in flight have passed.
 
 use std::{
     sync::{
@@ -15,50 +15,56 @@ use std::{
 
 use tokio::time::{Instant, sleep_until};
 
-/// The statements that have no answer yet, and when there was news last.
+/// The number of statements without an answer, and the time of the last activity.
 #[derive(Debug)]
 pub(super) struct Unanswered {
     statements: AtomicUsize,
-    /// When an answer came, or a statement was sent that waits for no other.
-    news: Mutex<Instant>,
+    /// When the last answer came, or when a statement was sent on an idle connection.
+    last_activity: Mutex<Instant>,
 }
 
 impl Unanswered {
     pub(super) fn new() -> Self {
         Self {
             statements: AtomicUsize::new(0),
-            news: Mutex::new(Instant::now()),
+            last_activity: Mutex::new(Instant::now()),
         }
     }
 
     /// Counts `statement` as unanswered until it ends.
     pub(super) async fn count<T>(&self, statement: impl Future<Output = T>) -> T {
         if self.statements.fetch_add(1, Ordering::Relaxed) == 0 {
-            self.note_news();
+            self.note_activity();
         }
         let _answered = Answered(self);
         statement.await
     }
 
-    /// Ends when there are unanswered statements and no answer came for `limit`.
+    /// Returns when statements are unanswered and no answer came for `limit`.
     pub(super) async fn silence(&self, limit: Duration) {
         loop {
-            let news = self.news();
-            sleep_until(news + limit).await;
+            let last_activity = self.last_activity();
+            sleep_until(last_activity + limit).await;
             if self.statements.load(Ordering::Relaxed) == 0 {
-                self.note_news();
-            } else if self.news() == news {
+                self.note_activity();
+            } else if self.last_activity() == last_activity {
                 return;
             }
         }
     }
 
-    fn news(&self) -> Instant {
-        *self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    fn last_activity(&self) -> Instant {
+        *self
+            .last_activity
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note_news(&self) {
-        *self.news.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    fn note_activity(&self) {
+        *self
+            .last_activity
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 }
 
@@ -67,7 +73,7 @@ struct Answered<'a>(&'a Unanswered);
 impl Drop for Answered<'_> {
     fn drop(&mut self) {
         self.0.statements.fetch_sub(1, Ordering::Relaxed);
-        self.0.note_news();
+        self.0.note_activity();
     }
 }
 
@@ -80,7 +86,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[tokio::test(start_paused = true)]
-    async fn answers_one_after_the_other_are_no_silence() {
+    async fn successive_answers_are_not_silence() {
         let unanswered = Unanswered::new();
         let answer_after = |seconds| unanswered.count(sleep(seconds * SECOND));
         let statements = async { tokio::join!(answer_after(4), answer_after(8), answer_after(12)) };
@@ -104,7 +110,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_that_was_idle_has_its_full_time() {
+    async fn the_limit_starts_again_after_an_idle_time() {
         let unanswered = Unanswered::new();
         let idle_then_busy = async {
             sleep(14 * SECOND).await;

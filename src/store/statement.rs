@@ -1,6 +1,6 @@
-//! A statement and how it is run: prepared once for each connection, or, through a
-//! pooler that may use another server connection for every transaction, not
-//! prepared by name at all.
+//! SQL statements and how they run. Each connection prepares a statement once. Behind a
+//! pooler that may use another server connection for every transaction, no statement is
+//! prepared by name.
 
 use std::time::Duration;
 
@@ -13,27 +13,27 @@ use tokio_postgres::{
 
 use super::{PoolMode, Store, StoreError};
 
-/// How much longer than Postgres this program waits for an answer.
+/// How much longer than Postgres' own limit this program waits for an answer.
 pub(super) const ANSWER_MARGIN: Duration = Duration::from_secs(1);
 
-/// The text of a statement, its name in the first line for Postgres' log, and the
-/// types of its parameters: with these said, a statement that is not prepared
-/// beforehand needs one round trip all the same.
+/// The text of a statement and the types of its parameters. The first line of the text
+/// names the statement in the log of Postgres. With known types, an unprepared statement
+/// too needs only one round trip.
 pub(super) struct Statement {
     pub(super) text: &'static str,
     pub(super) types: &'static [Type],
 }
 
-/// A statement whose message goes out when its future is first polled: nothing has to be
-/// asked of the server before.
+/// A statement that is sent at the first poll of its future. It needs no earlier round
+/// trip.
 pub(super) enum Runnable {
     Prepared(PreparedStatement),
-    /// To be prepared, without a name, in the same message.
+    /// The same message also prepares it, without a name.
     Unprepared(&'static Statement),
 }
 
 impl Runnable {
-    /// Runs the statement on the connection for which it was made.
+    /// Runs the statement on the connection that prepared it.
     pub(super) async fn query(
         &self,
         client: &Object,
@@ -45,8 +45,8 @@ impl Runnable {
         }
     }
 
-    /// Runs a statement without parameters and hands its rows over one by one. Postgres waits
-    /// when they are not taken.
+    /// Runs a statement without parameters and returns its rows one by one. If the caller
+    /// takes no rows, Postgres waits.
     pub(super) async fn stream(&self, client: &Object) -> Result<RowStream, tokio_postgres::Error> {
         match self {
             Self::Prepared(statement) => {
@@ -60,7 +60,7 @@ impl Runnable {
         }
     }
 
-    /// The same for a statement of which only the number of rows counts.
+    /// Runs the statement and returns only the number of rows.
     pub(super) async fn execute(
         &self,
         client: &Object,
@@ -74,7 +74,7 @@ impl Runnable {
 }
 
 impl Store {
-    /// Runs one statement, as a transaction of its own, alone on the connection.
+    /// Runs one statement as its own transaction, alone on the connection.
     pub(super) async fn query(
         &self,
         client: &Object,
@@ -85,7 +85,7 @@ impl Store {
         self.within(answer).await
     }
 
-    /// The same, behind as many rows as may be under way on the connection.
+    /// Runs one statement behind up to `pipeline_depth` others on the connection.
     pub(super) async fn query_behind_rows(
         &self,
         client: &Object,
@@ -97,8 +97,8 @@ impl Store {
             .await
     }
 
-    /// Runs a statement that returns nothing but how many rows it wrote, behind the
-    /// others that are under way on the connection.
+    /// Runs a statement that returns only the number of rows that it wrote, behind the
+    /// others that are in flight on the connection.
     pub(super) async fn execute(
         &self,
         client: &Object,
@@ -110,7 +110,7 @@ impl Store {
             .await
     }
 
-    /// Prepares the statement, if that was not done yet and is to be done at all.
+    /// Prepares the statement, unless this was done before or a pooler forbids it.
     pub(super) async fn ready(
         &self,
         client: &Object,
@@ -124,7 +124,7 @@ impl Store {
         })
     }
 
-    /// Sends the one right behind the other, in this order, and waits for both answers.
+    /// Sends both statements at once, in this order, and waits for both answers.
     pub(super) async fn pipeline<A, B>(
         &self,
         first: impl Future<Output = A>,
@@ -134,8 +134,8 @@ impl Store {
         self.with_queue_timeout(2, async { Ok(both.await) }).await
     }
 
-    /// Bounds the wait for an answer on our side too: a server that hangs, or a
-    /// network that swallows packets, sends no error.
+    /// Limits the wait for an answer on this side too. A server that hangs and a network
+    /// that drops packets send no error.
     pub(super) async fn within<T>(
         &self,
         answer: impl Future<Output = Result<T, tokio_postgres::Error>>,
@@ -143,15 +143,15 @@ impl Store {
         self.with_queue_timeout(1, answer).await
     }
 
-    /// The same, for the last of `turns` statements on one connection: those ahead of
-    /// it may take their time first.
+    /// Limits the wait for the last of `queued` statements on one connection. Each
+    /// statement ahead of it may use its full time.
     pub(super) async fn with_queue_timeout<T>(
         &self,
-        turns: usize,
+        queued: usize,
         answer: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, StoreError> {
-        let turns = u32::try_from(turns).unwrap_or(u32::MAX);
-        let limit = self.options.statement_timeout.saturating_mul(turns) + ANSWER_MARGIN;
+        let queued = u32::try_from(queued).unwrap_or(u32::MAX);
+        let limit = self.options.statement_timeout.saturating_mul(queued) + ANSWER_MARGIN;
         match tokio::time::timeout(limit, answer).await {
             Ok(result) => result.map_err(StoreError::from),
             Err(_) => Err(StoreError::NoAnswer(limit)),

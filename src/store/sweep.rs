@@ -1,9 +1,9 @@
-//! What is in the table, by way of no index.
+//! Reads the whole table without an index and finds the rows that a run missed.
 //!
-//! A run follows the primary key's index from page to page. An index that has lost entries, or
-//! is in another order than the collation in force, passes rows over without a word. So at the
-//! end of a run the table itself is read from its first block to its last, ids alone, and rows
-//! that were not visited are looked into, all in one snapshot.
+//! A run reads pages along the index of the primary key. If that index has lost entries, or
+//! its order differs from the current collation, the run silently misses rows. At its end
+//! the run therefore reads all ids from the first block of the table to the last, and looks
+//! up the ids that it has not visited. All this happens in one snapshot.
 
 use std::{collections::HashMap, pin::pin};
 
@@ -13,23 +13,24 @@ use tokio_postgres::types::Type;
 
 use super::{Hidden, SetupError, Store, StoreError, statement::Statement};
 
-/// Organizations of a sweep that are looked into, at most. There is another sweep for the rest.
-const MOST_MISSED: usize = 10_000;
+/// Maximum number of missed organizations that one sweep looks up. Another sweep takes the
+/// rest.
+const MAX_MISSED: usize = 10_000;
 
 const ALL_IDS: Statement = Statement {
     text: "-- all_ids\nSELECT c.organization_id FROM tenant_identity_config c",
     types: &[],
 };
 
-// For a database without an encoding, in which an id need not be UTF-8.
+// For a database with the encoding SQL_ASCII, in which an id need not be UTF-8.
 const ALL_ID_BYTES: Statement = Statement {
     text: "-- all_id_bytes\n\
            SELECT convert_to(c.organization_id, 'SQL_ASCII') FROM tenant_identity_config c",
     types: &[],
 };
 
-// Of these organizations, those that the index shows, and which transaction wrote each; with
-// the next transaction, to tell how long ago that was.
+// Which of these organizations the index returns, and the transaction that wrote each row.
+// The next transaction id tells how long ago that was.
 const BY_INDEX: Statement = Statement {
     text: "-- by_index\n\
            SELECT c.organization_id, c.xmin::text::bigint, \
@@ -54,7 +55,7 @@ const IS_IN_TABLE: Statement = Statement {
     types: &[Type::TEXT],
 };
 
-// The tables themselves are read, from the first block to the last.
+// Makes Postgres read the table itself, from the first block to the last.
 macro_rules! without_index {
     () => {
         "SET LOCAL jit = off; SET LOCAL enable_seqscan = on; SET LOCAL max_parallel_workers_per_gather = 0; \
@@ -63,23 +64,23 @@ macro_rules! without_index {
     };
 }
 
-/// A moment in the history of the database: every transaction before it has ended.
+/// A point in the history of the database. Every transaction with a lower id has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment(pub(super) i64);
 
 /// Organizations that are in the table and were not visited.
 #[derive(Debug, Default)]
 pub struct Sweep {
-    /// Those that the index shows when it is asked for them: they are new, or were passed over.
+    /// Those that the index returns for their id. They are new, or the run missed them.
     pub found: Vec<String>,
-    /// How many were there already when the run began, or are not shown at all.
+    /// How many missed organizations existed before the run began, or are not in the index.
     pub passed_over: u64,
-    /// Whether there are more of them than one sweep looks into.
+    /// Whether the run missed more organizations than one sweep looks up.
     pub more: bool,
 }
 
 impl Store {
-    /// Compares the table with what was visited since `start`.
+    /// Compares the table with the rows that were visited since `start`.
     ///
     /// # Errors
     ///
@@ -112,8 +113,8 @@ impl Store {
         }
     }
 
-    /// Whether an organization is in the table, be it in the index or not; not, if it takes longer
-    /// than a statement may to find out.
+    /// Whether the table contains an organization, read without the index. Returns `false`
+    /// if the answer takes longer than a statement may run.
     ///
     /// # Errors
     ///
@@ -137,11 +138,11 @@ impl Store {
         Ok(found)
     }
 
-    /// The error of a run that an index has led astray.
+    /// The error of a run that missed rows because of a wrong index.
     ///
     /// # Errors
     ///
-    /// As above, when the index has no name to be had.
+    /// As [`Store::sweep`], when the name of the index can't be read.
     pub async fn index_is_wrong(
         &self,
         missing: u64,
@@ -165,8 +166,8 @@ impl Store {
     ) -> Result<Sweep, StoreError> {
         let all = self.within(self.ready(client, sql)).await?;
         let by_index = self.within(self.ready(client, &BY_INDEX)).await?;
-        // A large table takes longer than a statement of any other kind; a server that hangs is
-        // found out between two rows.
+        // Reading a large table takes longer than any other statement. A server that hangs
+        // is noticed by the wait for each row.
         let begin = format!(
             "{}; SET LOCAL statement_timeout = 0; {}",
             self.begin_reading(true),
@@ -183,7 +184,7 @@ impl Store {
                 if is_visited(id) {
                     continue;
                 }
-                if missed.len() < MOST_MISSED {
+                if missed.len() < MAX_MISSED {
                     missed.push(id.to_owned());
                 } else {
                     more = true;
@@ -222,7 +223,7 @@ impl Store {
     }
 }
 
-/// An id in whichever of the two forms it comes.
+/// The bytes of an id, whether the column is text or bytea.
 fn id_bytes(row: &tokio_postgres::Row) -> Result<&[u8], StoreError> {
     let is_bytes = row.columns().first().map(tokio_postgres::Column::type_) == Some(&Type::BYTEA);
     Ok(if is_bytes {
@@ -232,8 +233,8 @@ fn id_bytes(row: &tokio_postgres::Row) -> Result<&[u8], StoreError> {
     })
 }
 
-/// A transaction's number in 64 bits, from the 32 that a row keeps: it is one of those before
-/// `next`. Numbers below 3 are not of transactions, and stand for the distant past.
+/// Extends the 32-bit transaction id of a row to 64 bits. The result is below `next`. Ids
+/// below 3 are special and stand for the distant past.
 fn extended(xmin: i64, next: i64) -> i64 {
     if xmin < 3 {
         return 0;
@@ -246,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rows_transaction_is_one_before_the_next() {
+    fn the_transaction_of_a_row_is_before_the_next_one() {
         let wrapped = 5 << 32;
         for (xmin, next, expected) in [
             (700, 800, 700),

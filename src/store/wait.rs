@@ -1,4 +1,4 @@
-//! What the sessions of this program wait for in Postgres.
+//! Finds out what the sessions of this program wait for in Postgres.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use tokio_postgres::types::Type;
 
 use super::{Store, StoreError, statement::Statement};
 
-/// What a run that makes no progress waits for.
+/// What a run without progress waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wait {
     /// The synchronous standbys that `synchronous_standby_names` asks for.
@@ -14,7 +14,7 @@ pub enum Wait {
         /// The value of `synchronous_standby_names`.
         standbys: String,
     },
-    /// A lock of another transaction, on a row or a table.
+    /// A lock that another transaction holds on a row or a table.
     Lock,
 }
 
@@ -34,7 +34,7 @@ impl fmt::Display for Wait {
     }
 }
 
-// Sessions of one's own role are shown in full to everybody.
+// Postgres shows a role all details of its own sessions.
 const WAIT: Statement = Statement {
     text: "-- wait\n\
            SELECT bool_or(wait_event = 'SyncRep') IS TRUE, \
@@ -48,12 +48,11 @@ const WAIT: Statement = Statement {
 };
 
 impl Store {
-    /// What the sessions of this program wait for, if they wait for anything that somebody
-    /// else has to give.
+    /// What the sessions of this program wait for, if they wait for a standby or a lock.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] when the database does not say.
+    /// [`StoreError`] when the database does not answer.
     pub async fn wait(&self) -> Result<Option<Wait>, StoreError> {
         let client = self.any_client().await?;
         let rows = self.query(&client, &WAIT, &[]).await?;

@@ -1,4 +1,4 @@
-//! The guarded write of one row.
+//! Writes rows, one guarded statement for each.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,23 +11,22 @@ use super::{
 };
 use crate::domain::{keyring::KeyId, rewrap::Envelopes};
 
-/// What became of a compare-and-set.
+/// The result of a compare-and-set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CasOutcome {
-    /// Committed: the row has the new texts, the version is bumped.
+    /// Committed: the row has the new texts, and its version is bumped.
     Applied,
-    /// The row has other texts than those that were read, or is gone. Nothing was
-    /// written.
+    /// The texts of the row have changed, or the row is gone. Nothing was written.
     Conflict,
 }
 
-/// A connection to write rows with. Its methods may be under way several at a
-/// time: their statements go out one behind the other.
+/// A connection to write rows with. Several of its methods may run at the same time. Their
+/// statements are sent one behind the other.
 pub struct Writer<'a> {
     store: &'a Store,
     /// `Some` until the writer is dropped.
     client: Option<Lease<'a>>,
-    /// The process in Postgres that does the writing, where that is one.
+    /// The Postgres process that serves the connection, if it is known.
     backend: Option<Backend>,
     unanswered: Unanswered,
     lost: AtomicBool,
@@ -35,7 +34,7 @@ pub struct Writer<'a> {
 
 impl Drop for Writer<'_> {
     fn drop(&mut self) {
-        // A connection of unknown state must not go back to the pool.
+        // A connection in an unknown state must not go back to the pool.
         if !*self.lost.get_mut()
             && let Some(client) = self.client.take()
         {
@@ -55,27 +54,27 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// The session in Postgres, for [`Store::settle`]; `None` where a pooler stands before
-    /// it.
+    /// The session in Postgres, for [`Store::settle`]. `None` behind a pooler in
+    /// transaction mode.
     #[must_use]
     pub fn session(&self) -> Option<i32> {
         self.backend
     }
 
-    /// Ends when statements are under way and Postgres has answered none of them for longer
-    /// than one may take.
+    /// Returns when statements are in flight and Postgres has answered none of them for
+    /// longer than one statement may take.
     pub async fn silence(&self) -> StoreError {
         let limit = self.store.options.statement_timeout + ANSWER_MARGIN;
         self.unanswered.silence(limit).await;
         StoreError::NoAnswer(limit)
     }
 
-    /// Closes the connection instead of using it again: statements on it have no answer.
+    /// Closes the connection. Statements on it have no answer yet, so it cannot be reused.
     pub fn give_up(self) {
         self.lost.store(true, Ordering::Relaxed);
     }
 
-    /// The row as it is now.
+    /// Reads the current row.
     ///
     /// # Errors
     ///
@@ -98,12 +97,12 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Gives the row `texts` if it still has those that were read, and bumps the
+    /// Writes `texts` to the row if its texts are still those of `row`, and bumps the
     /// version, in one transaction.
     ///
     /// # Errors
     ///
-    /// [`StoreError::Row`] when this row can't be written now; then nothing was.
+    /// [`StoreError::Row`] when this row can't be written now. Then nothing was written.
     /// [`StoreError::ConnectionLost`] when the outcome is unknown.
     pub async fn replace(
         &self,
@@ -123,10 +122,10 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Locks the row, lets `decide` look at it, and writes the texts that it
-    /// returns, if any; its word on the row is what this returns, `None` if the row is
-    /// gone. For rows that change faster than they can be read and written back; the
-    /// lock is held for as long as `decide` and one round trip take.
+    /// Locks the row, calls `decide` with it, and writes the texts that `decide` returns,
+    /// if any. Returns the verdict of `decide`, or `None` if the row is gone. This is for
+    /// rows that change faster than they can be read and written back. The lock is held for
+    /// the time of `decide` and one round trip.
     ///
     /// # Errors
     ///
@@ -162,7 +161,8 @@ impl<'a> Writer<'a> {
             (locked, Some(row)) => (locked, row),
             (locked, None) => {
                 locked.rollback().await?;
-                // It is gone only if a plain read agrees: a policy can hide it from a lock alone.
+                // A policy can hide a row from a lock but not from a read. The row is gone
+                // only if a read does not find it either.
                 return match self.row(organization_id).await? {
                     None => Ok(None),
                     Some(_) => Err(RowError::Ignored.into()),
@@ -176,13 +176,13 @@ impl<'a> Writer<'a> {
         };
         match locked.replace(&row, &texts, target).await? {
             CasOutcome::Applied => Ok(Some(verdict)),
-            // Not possible under the lock, unless a trigger or a policy meddles.
+            // Impossible under the lock, unless a trigger or a policy interferes.
             CasOutcome::Conflict => Err(RowError::Ignored.into()),
         }
     }
 
-    /// Only for as long as it is of use: behind one statement without an answer, no
-    /// other has to find out.
+    /// The connection while it is usable. Once one statement got no answer, the others fail
+    /// at once.
     fn connection(&self) -> Result<&Object, StoreError> {
         let client = self.client.as_deref();
         client
@@ -190,7 +190,7 @@ impl<'a> Writer<'a> {
             .ok_or_else(StoreError::no_connection)
     }
 
-    /// Makes ready for another attempt, or passes the error on.
+    /// Prepares another attempt, or returns the error.
     async fn recover(&self, error: StoreError, attempt: u32) -> Result<(), StoreError> {
         let recovered = self.try_to_recover(error, attempt).await;
         if let Err(StoreError::ConnectionLost(_) | StoreError::NoAnswer(_)) = recovered {
@@ -209,7 +209,8 @@ impl<'a> Writer<'a> {
                 self.store.retry_backoff().await;
                 Ok(())
             }
-            // Once is always allowed: it is no conflict with anybody.
+            // One retry is always allowed: no other transaction is in conflict with this
+            // one.
             StoreError::StalePlan(code) if attempt > 1 && exhausted => {
                 Err(RowError::Refused(code.code().to_owned()).into())
             }
@@ -221,8 +222,9 @@ impl<'a> Writer<'a> {
                 Err(RowError::Refused(SqlState::UNDEFINED_COLUMN.code().to_owned()).into())
             }
             StoreError::ColumnGone => {
-                // A trigger that misses a column of its own says the same, and a column
-                // that is there has to be written on: an old nico-api decrypts by it.
+                // A trigger that lacks a column of its own raises the same error. So ask
+                // whether the column exists. If it does, it must be written: an old
+                // nico-api decrypts by it.
                 let found = schema::has_key_id_column(self.store, self.connection()?).await?;
                 self.store.has_key_id_column.store(found, Ordering::Relaxed);
                 Ok(())

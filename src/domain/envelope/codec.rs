@@ -1,8 +1,8 @@
-//! The text of an envelope: base64 around JSON, read strictly and written canonically.
+//! The text of an envelope: base64 of JSON. It is read strictly and written canonically.
 //!
-//! Byte arrays spelled as numbers are what a generic parser is slowest at, so this
-//! one knows the object. It accepts and refuses what a strict `serde_json` reading
-//! of the object does; the tests hold the two against each other.
+//! A generic JSON parser is slow at arrays of numbers, so this parser knows only this
+//! object. It accepts and refuses the same texts as a strict `serde_json` reader of the
+//! object. The tests compare the two.
 
 use std::borrow::Cow;
 
@@ -11,11 +11,11 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use super::{Buffers, Envelope, NONCE_BYTES, ParseError, SCHEME_VERSION, TAG_BYTES};
 use crate::domain::keyring::KeyId;
 
-/// Reads a text without white space around it.
+/// Reads a text that has no white space around it.
 pub(super) fn read<'b>(text: &str, buffers: &'b mut Buffers) -> Result<Envelope<'b>, ParseError> {
     let Buffers { json, bytes } = buffers;
     json.clear();
-    // What the fast decoder does not take, the other one refuses with the reason.
+    // If the fast decoder refuses the text, the other decoder gives the reason.
     if base64_simd::STANDARD.decode_append(text, json).is_err() {
         json.clear();
         STANDARD.decode_vec(text, json).map_err(base64_error)?;
@@ -30,7 +30,8 @@ pub(super) fn read<'b>(text: &str, buffers: &'b mut Buffers) -> Result<Envelope<
     })
 }
 
-/// Writes compact JSON with the members in the format's order, by way of `json`.
+/// Writes compact JSON with the members in the order of the format. `json` is scratch
+/// memory.
 pub(super) fn write(
     key_id: &str,
     nonce: &[u8; NONCE_BYTES],
@@ -48,7 +49,7 @@ pub(super) fn write(
     base64_simd::STANDARD.encode_to_string(json)
 }
 
-/// With the escapes that the reference product's encoder, `serde_json`, writes.
+/// Uses the same escapes as the reference product's encoder, `serde_json`.
 fn push_string(json: &mut Vec<u8>, text: &str) {
     if text.bytes().all(is_plain) {
         json.push(b'"');
@@ -59,7 +60,7 @@ fn push_string(json: &mut Vec<u8>, text: &str) {
     }
 }
 
-/// Printable ASCII that stands for itself in a JSON string.
+/// Whether `byte` is printable ASCII that needs no escape in a JSON string.
 fn is_plain(byte: u8) -> bool {
     matches!(byte, b' '..=b'~') && byte != b'\\' && byte != b'"'
 }
@@ -72,21 +73,21 @@ fn push_byte_array(json: &mut Vec<u8>, bytes: &[u8]) {
     let mut end = start;
     for byte in bytes {
         let (spelled, length) = SPELLED[usize::from(*byte)];
-        // All of it always, to be overwritten where it was not needed: cheaper than to
-        // branch.
+        // Always copy the whole entry, and overwrite the unused part next: that is cheaper
+        // than a branch.
         json[end..end + SPELLING].copy_from_slice(&spelled.to_le_bytes());
         end += usize::from(length);
     }
-    // Without the last comma; there is none in an empty array.
+    // Remove the last comma. An empty array has none.
     json.truncate(end.saturating_sub(1).max(start));
     json.push(b']');
 }
 
-/// Characters of a spelled byte, at most.
+/// Maximum number of characters of a spelled byte.
 const SPELLING: usize = 4;
 
-/// Every byte in decimal with a comma behind it, and how many characters that are. The
-/// first of them is in the lowest byte, and what is not needed is zero.
+/// Every byte in decimal with a comma after it, and the number of characters. The first
+/// character is in the lowest byte. Unused bytes are zero.
 const SPELLED: [(u32, u8); 256] = {
     let mut table = [(0, 0); 256];
     let mut byte = 0;
@@ -95,7 +96,7 @@ const SPELLED: [(u32, u8); 256] = {
         let mut word = b',' as u32;
         let mut length = 1;
         let mut rest = byte;
-        // From the last digit to the first; there is always one.
+        // From the last digit to the first. There is at least one digit.
         while rest > 0 || length == 1 {
             word = word << 8 | (b'0' as usize + digits[3 - length]) as u32;
             length += 1;
@@ -117,7 +118,7 @@ fn base64_error(error: base64::DecodeError) -> ParseError {
     })
 }
 
-/// Reads exactly this object from exactly this JSON, without a tree in between.
+/// Reads this object directly from the JSON text, without a tree.
 struct Reader<'a> {
     json: &'a [u8],
     at: usize,
@@ -128,7 +129,7 @@ impl<'a> Reader<'a> {
         Self { json, at: 0 }
     }
 
-    /// Key id and nonce; the ciphertext goes to `bytes`.
+    /// Reads the object. Returns key id and nonce, and stores the ciphertext in `bytes`.
     fn envelope(
         &mut self,
         bytes: &mut Vec<u8>,
@@ -155,7 +156,7 @@ impl<'a> Reader<'a> {
                 _ => return Err(error_at(name_at, "an unknown member")),
             };
             if !fresh {
-                return Err(error_at(name_at, "a member that was there before"));
+                return Err(error_at(name_at, "a repeated member"));
             }
             match self.next() {
                 Some(b',') => {}
@@ -175,7 +176,7 @@ impl<'a> Reader<'a> {
     fn end(&mut self) -> Result<(), ParseError> {
         match self.peek() {
             None => Ok(()),
-            Some(_) => Err(self.error("something follows the object")),
+            Some(_) => Err(self.error("there is text after the object")),
         }
     }
 
@@ -198,7 +199,7 @@ impl<'a> Reader<'a> {
         Ok(id)
     }
 
-    /// By way of the end of `bytes`.
+    /// Reads the nonce. The end of `bytes` is scratch memory.
     fn nonce(&mut self, bytes: &mut Vec<u8>) -> Result<[u8; NONCE_BYTES], ParseError> {
         let at = self.at;
         let start = bytes.len();
@@ -208,9 +209,9 @@ impl<'a> Reader<'a> {
         nonce.map_err(|_| error_at(at, "nonce does not have 12 bytes"))
     }
 
-    /// To `bytes`, where it is alone: one that is there twice is an error.
+    /// Reads the ciphertext into `bytes`, which is empty unless the member is repeated.
     fn ciphertext(&mut self, bytes: &mut Vec<u8>) -> Result<(), ParseError> {
-        // Most bytes take four characters; too small a guess only costs a copy.
+        // Most bytes take four characters. A guess that is too small only costs a copy.
         bytes.reserve((self.json.len() - self.at) / 3);
         let start = bytes.len();
         self.byte_array(bytes)?;
@@ -243,9 +244,9 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// As many numbers of an array as are spelled compactly, two at a time and without
-    /// a branch that depends on the digits. Stops before anything else, the last
-    /// numbers included, and leaves it to the careful reading to judge.
+    /// Reads as many compactly spelled numbers as possible, two at a time and without a
+    /// branch that depends on the digits. It stops before anything else, which includes the
+    /// last numbers. The caller reads the rest carefully.
     fn compact_pairs(&mut self, bytes: &mut Vec<u8>) {
         while let Some(window) = self.json[self.at..].first_chunk::<8>() {
             let word = u64::from_le_bytes(*window);
@@ -266,7 +267,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// An unsigned JSON integer, saturating: no leading zeros, no fraction, no exponent.
+    /// Reads an unsigned JSON integer without leading zeros, fraction or exponent.
+    /// Saturates.
     fn integer(&mut self) -> Option<u32> {
         let start = self.at;
         let mut value = 0_u32;
@@ -285,8 +287,8 @@ impl<'a> Reader<'a> {
         well_formed.then_some(value)
     }
 
-    /// A JSON string, escapes resolved. `serde_json` has the last word on what is
-    /// inside the quotes.
+    /// Reads a JSON string and resolves its escapes. `serde_json` checks the text in the
+    /// quotes.
     fn string(&mut self) -> Result<Cow<'a, str>, ParseError> {
         self.expect(b'"', "a string was expected")?;
         let start = self.at - 1;
@@ -295,7 +297,7 @@ impl<'a> Reader<'a> {
                 Some(b'"') => break,
                 Some(b'\\') => self.at += 2,
                 Some(_) => self.at += 1,
-                None => return Err(error_at(start, "a string without an end")),
+                None => return Err(error_at(start, "a string is not closed")),
             }
         }
         self.at += 1;
@@ -308,7 +310,7 @@ impl<'a> Reader<'a> {
         }
         serde_json::from_slice::<String>(quoted)
             .map(Cow::Owned)
-            .map_err(|_| error_at(start, "a string that is not valid JSON"))
+            .map_err(|_| error_at(start, "a string is not valid JSON"))
     }
 
     fn expect(&mut self, byte: u8, reason: &'static str) -> Result<(), ParseError> {
@@ -342,21 +344,22 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The high bit of each byte of `word` that equals `byte`. Above the first such byte,
-/// one that differs from it in the lowest bit alone may pass for it: no digit does so
-/// for a comma.
+/// The high bit of each byte of `word` that equals `byte`. Above the first match, a byte
+/// that differs only in the lowest bit may be reported too. No digit differs from a comma
+/// in only that bit.
 fn bytes_equal(word: u64, byte: u8) -> u64 {
     const ONES: u64 = u64::from_le_bytes([1; 8]);
     let differing = word ^ u64::from_le_bytes([byte; 8]);
     differing.wrapping_sub(ONES) & !differing & (ONES << 7)
 }
 
-/// The number that the lowest `bits` of `word` spell with a comma at their end, and
-/// whether they really do: that is asked of the way it would be written, which leaves
-/// out leading zeros, what are no digits, and what is more than 255.
+/// The number that the lowest `bits` of `word` spell, with a comma at the end, and whether
+/// the spelling is valid. To check this, the function compares the bits with the canonical
+/// spelling. This excludes leading zeros, characters other than digits, and numbers above
+/// 255.
 fn small_number(word: u64, bits: u32) -> (u8, bool) {
     let spelled = word & (u64::MAX >> (64 - bits));
-    // Hundreds in the lowest byte, then tens and ones, if there are so many.
+    // Hundreds in the lowest byte, then tens, then ones. A short number has fewer.
     let digits = spelled.wrapping_shl(32_u32.wrapping_sub(bits)) & 0x000f_0f0f;
     let value = digits * 100 + (digits >> 8) * 10 + (digits >> 16);
     let value = value.to_le_bytes()[0];

@@ -1,9 +1,9 @@
-//! What the processor offers the cryptography, for the log: without its own
-//! instructions AES-GCM gives the same results, many times slower.
+//! Detects processor instructions for AES-GCM, for the log. Without them, AES-GCM is many
+//! times slower, with the same results.
 
-/// Whether `aes-gcm` runs on the processor's own instructions. Its parts look for
-/// these features by themselves, once, and fall back to software where one is missing:
-/// `aes` for the cipher; `polyval` for the tag, which on x86-64 wants AVX too.
+/// Whether `aes-gcm` uses processor instructions. Its parts detect these features
+/// themselves, once, and use software if one is missing. The cipher needs `aes`. The tag
+/// needs `polyval`, and on x86-64 AVX too.
 #[must_use]
 pub fn has_aes_gcm_instructions() -> bool {
     #[cfg(target_arch = "x86_64")]

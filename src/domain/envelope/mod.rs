@@ -1,17 +1,16 @@
 //! The envelope, scheme version 1, and the only AES-GCM calls of the program.
 //!
-//! An envelope is the text of one database column: standard, padded base64 of a
-//! JSON object with the members `scheme_version`, `key_id`, `nonce` and
-//! `ciphertext`, the last two spelled as arrays of numbers. AES-256-GCM (NIST
-//! SP 800-38D) with a 96-bit random nonce, the 128-bit tag appended to the
-//! ciphertext, no associated data.
+//! An envelope is the text of one database column: standard, padded base64 of a JSON object
+//! with the members `scheme_version`, `key_id`, `nonce` and `ciphertext`. The last two are
+//! arrays of numbers. The cipher is AES-256-GCM (NIST SP 800-38D) with a random 96-bit
+//! nonce and no associated data. The 128-bit tag is appended to the ciphertext.
 //!
-//! The way to a plaintext is [`Envelope::parse`], then [`Envelope::open`]: what
-//! does not authenticate is never seen by a caller. Errors say where the text is
-//! wrong and never quote it, since a column may hold a secret by mistake.
+//! A caller gets a plaintext only through [`Envelope::parse`] and then [`Envelope::open`],
+//! so it never sees data that does not authenticate. Errors say where the text is wrong but
+//! never quote it, because a column may hold a secret by mistake.
 //!
-//! Both work in [`Buffers`], which are kept from one field to the next: a ciphertext is
-//! decrypted where it was read, and wiped there when its [`Plaintext`] is dropped.
+//! Both functions work in [`Buffers`], which are reused from field to field. A ciphertext
+//! is decrypted in place, and wiped when its [`Plaintext`] is dropped.
 
 mod codec;
 pub mod hardware;
@@ -27,48 +26,47 @@ use zeroize::Zeroize;
 
 use crate::domain::keyring::Kek;
 
-/// The longest column text that is read, in bytes.
+/// Maximum length of a column text, in bytes.
 pub const MAX_TEXT_BYTES: usize = 1 << 20;
 
-/// The one scheme version there is.
+/// The only scheme version.
 pub const SCHEME_VERSION: u8 = 1;
 
 const NONCE_BYTES: usize = 12;
 const TAG_BYTES: usize = 16;
 
-/// Memory for one envelope at a time, used again for the next one, and wiped on drop.
+/// Memory for one envelope at a time. It is reused, and wiped on drop.
 #[derive(Default)]
 pub struct Buffers {
-    /// What is inside the base64.
+    /// The decoded base64.
     json: Vec<u8>,
-    /// Ciphertext with its tag, and in its place the plaintext.
+    /// The ciphertext with its tag. It is decrypted in place.
     bytes: Vec<u8>,
 }
 
 impl Drop for Buffers {
     fn drop(&mut self) {
-        // A column can hold a bare secret by mistake, and then so does `json`.
+        // A column can hold a bare secret by mistake. Then `json` holds it too.
         self.json.zeroize();
         self.bytes.zeroize();
     }
 }
 
-/// A well-formed envelope. It says which key it names, and nothing about whether
-/// that key opens it.
+/// A well-formed envelope. It names a key, but that key may not be able to open it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Envelope<'b> {
     key_id: Cow<'b, str>,
     nonce: [u8; NONCE_BYTES],
-    /// With the tag at its end.
+    /// The ciphertext, with the tag at its end.
     ciphertext: &'b mut [u8],
 }
 
 impl<'b> Envelope<'b> {
-    /// Reads the text of a column. White space around the base64 is ignored.
+    /// Parses the text of a column. White space around the base64 is ignored.
     ///
     /// # Errors
     ///
-    /// [`ParseError`] for everything that is not exactly the format.
+    /// [`ParseError`] if the text does not have exactly this format.
     pub fn parse(text: &str, buffers: &'b mut Buffers) -> Result<Self, ParseError> {
         if text.len() > MAX_TEXT_BYTES {
             return Err(ParseError::TooLong);
@@ -76,31 +74,32 @@ impl<'b> Envelope<'b> {
         codec::read(text.trim(), buffers)
     }
 
-    /// The id of the key that this envelope says it is sealed under: 1 to 255 bytes.
+    /// The id of the key that this envelope names: 1 to 255 bytes.
     #[must_use]
     pub fn key_id(&self) -> &str {
         &self.key_id
     }
 
-    /// The text of a column as this program writes it: compact JSON, members in the
-    /// format's order, base64.
+    /// The text of a column as this program writes it: base64 of compact JSON, with the
+    /// members in the order of the format.
     #[must_use]
     pub fn to_text(&self) -> String {
         codec::write(&self.key_id, &self.nonce, self.ciphertext, &mut Vec::new())
     }
 
-    /// Decrypts and authenticates under `kek`.
+    /// Decrypts the ciphertext under `kek` and checks its tag.
     ///
     /// # Errors
     ///
-    /// [`NotAuthentic`] when `kek` is not the key, or a bit was changed.
+    /// [`NotAuthentic`] when `kek` is the wrong key, or a bit was changed.
     pub fn open(self, kek: &Kek) -> Result<Plaintext<'b>, NotAuthentic> {
         decrypt(kek.cipher(), &self.nonce, b"", self.ciphertext)
     }
 }
 
-/// Encrypts `plaintext` under `kek` with a fresh nonce from the operating system, and
-/// gives the text of a column: compact JSON, members in the format's order, base64.
+/// Encrypts `plaintext` under `kek` with a fresh nonce from the operating system. Returns
+/// the text of a column: base64 of compact JSON, with the members in the order of the
+/// format.
 ///
 /// # Errors
 ///
@@ -110,8 +109,8 @@ pub fn seal(
     plaintext: &Plaintext<'_>,
     buffers: &mut Buffers,
 ) -> Result<String, SealError> {
-    // Asked for each time: nonces kept in memory would be used twice by two copies of
-    // a virtual machine.
+    // Ask for a nonce each time: two copies of a virtual machine would use a nonce in
+    // memory twice.
     let mut nonce = [0; NONCE_BYTES];
     getrandom::fill(&mut nonce).map_err(|_| SealError)?;
     encrypt(
@@ -129,18 +128,18 @@ pub fn seal(
     ))
 }
 
-/// A decrypted secret. Wiped on drop; not printable, not cloneable.
+/// A decrypted secret. It is wiped on drop, and cannot be printed or cloned.
 #[derive(PartialEq, Eq)]
 pub struct Plaintext<'b>(&'b mut [u8]);
 
 impl<'b> Plaintext<'b> {
-    /// Takes over `bytes`, to be wiped when this is dropped.
+    /// Takes `bytes`, and wipes them when this is dropped.
     #[must_use]
     pub fn new(bytes: &'b mut [u8]) -> Self {
         Self(bytes)
     }
 
-    /// The secret itself.
+    /// The bytes of the secret.
     #[must_use]
     pub fn expose(&self) -> &[u8] {
         self.0
@@ -159,35 +158,35 @@ impl fmt::Debug for Plaintext<'_> {
     }
 }
 
-/// Why a text is not an envelope. Never quotes the text.
+/// Why a text is not an envelope. The message never quotes the text.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ParseError {
-    /// Longer than [`MAX_TEXT_BYTES`].
+    /// The text is longer than [`MAX_TEXT_BYTES`].
     #[error("text is longer than 1 MiB")]
     TooLong,
-    /// Not standard, padded, canonical base64.
+    /// The text is not standard, padded, canonical base64.
     #[error("not standard padded base64: {0}")]
     Base64(&'static str),
-    /// Base64 of something that is not the JSON object of the format.
+    /// The decoded text is not the JSON object of the format.
     #[error("not an envelope object: {reason} at byte {at} of the JSON text")]
     Json {
-        /// What was found or missed there.
+        /// What is wrong at this place.
         reason: &'static str,
-        /// Offset in the decoded text, in bytes.
+        /// The offset in the decoded text, in bytes.
         at: usize,
     },
-    /// An integer other than 1 as `scheme_version`.
+    /// `scheme_version` is an integer other than 1.
     #[error("unsupported scheme version")]
     SchemeVersion,
-    /// A key id that is empty or longer than 255 bytes.
+    /// The key id is empty or longer than 255 bytes.
     #[error("key_id is not 1 to 255 bytes long")]
     KeyId,
-    /// Fewer bytes of ciphertext than the tag alone has.
+    /// The ciphertext has fewer bytes than the tag alone.
     #[error("ciphertext is shorter than its authentication tag")]
     NoTag,
 }
 
-/// The ciphertext does not authenticate under the key it was tried with.
+/// The ciphertext does not authenticate under this key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("authentication failed")]
 pub struct NotAuthentic;
@@ -197,7 +196,7 @@ pub struct NotAuthentic;
 #[error("the operating system gave no randomness for a nonce")]
 pub struct SealError;
 
-/// In place: `ciphertext` becomes the plaintext once its tag has been found right.
+/// Decrypts `ciphertext` in place. It becomes the plaintext only if its tag is correct.
 fn decrypt<'b>(
     cipher: &Aes256Gcm,
     nonce: &[u8; NONCE_BYTES],
@@ -218,7 +217,7 @@ fn decrypt<'b>(
     Ok(Plaintext(body))
 }
 
-/// Into `ciphertext`, whatever was in it before.
+/// Encrypts into `ciphertext` and discards its old content.
 fn encrypt(
     cipher: &Aes256Gcm,
     nonce: &[u8; NONCE_BYTES],

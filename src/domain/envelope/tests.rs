@@ -1,4 +1,4 @@
-/// The format read and written the straightforward way.
+/// A simple implementation of the format, for comparison.
 #[path = "../../../benches/plain/envelope.rs"]
 mod oracle;
 
@@ -53,7 +53,7 @@ impl Vectors {
     }
 }
 
-/// What stands in an envelope.
+/// The content of an envelope.
 #[derive(Debug, PartialEq, Eq)]
 struct Content {
     key_id: String,
@@ -96,7 +96,7 @@ fn kek(id: &str, bytes: [u8; KEY_BYTES]) -> Kek {
     Kek::new(KeyId::new(id).unwrap(), &Zeroizing::new(bytes))
 }
 
-/// Both readings of `json` agree, and so do both writings of what was read.
+/// Checks that both readers agree on `json`, and both writers on the result.
 fn agrees(json: &[u8]) -> Result<(), String> {
     let ours = parse(&STANDARD.encode(json));
     let same = match (&ours, oracle::Envelope::read(json)) {
@@ -139,9 +139,9 @@ fn every_invalid_vector_is_refused() {
     }
 }
 
-/// What the reference product wrote compactly, we would have written the same.
+/// If the reference product wrote an envelope compactly, this program writes the same text.
 #[test]
-fn the_reference_encoder_and_ours_spell_alike() {
+fn the_writer_matches_the_reference_encoder() {
     let mut canonical = 0;
     for vector in vectors().valid {
         let json = STANDARD.decode(vector.envelope.trim()).unwrap();
@@ -196,13 +196,13 @@ fn nonces_are_fresh() {
 }
 
 #[test]
-fn a_long_text_is_refused_unread() {
+fn a_long_text_is_refused_before_it_is_read() {
     let text = " ".repeat(MAX_TEXT_BYTES + 1);
     assert_eq!(parse(&text), Err(ParseError::TooLong));
 }
 
 #[test]
-fn errors_say_where_and_never_what() {
+fn errors_say_where_and_do_not_quote_the_text() {
     let parse = |json: &str| parse(&STANDARD.encode(json)).unwrap_err();
     let json = |reason, at| ParseError::Json { reason, at };
     assert_eq!(parse(r#"{"s3cr3t":1}"#), json("an unknown member", 1));
@@ -242,9 +242,9 @@ fn a_plaintext_is_wiped_where_it_was_opened() {
     assert_eq!(buffers.bytes[..21], [0; 21]);
 }
 
-/// A field says nothing of the one before it, whatever that left in the buffers.
+/// The result does not depend on what an earlier field left in the buffers.
 #[test]
-fn buffers_are_used_again() {
+fn buffers_can_be_reused() {
     let kek = kek("kv1", [7; KEY_BYTES]);
     let mut buffers = Buffers::default();
     for secret in [&[b'x'; 500][..], b"", b"short"] {
@@ -256,7 +256,7 @@ fn buffers_are_used_again() {
     }
 }
 
-/// Spellings around the edges of JSON, each taken or refused as by `serde_json`.
+/// Spellings at the edges of JSON. `serde_json` decides whether each is valid.
 #[test]
 fn odd_spellings_agree_with_the_oracle() {
     let zeros = "0,".repeat(15) + "0";
@@ -278,7 +278,7 @@ fn odd_spellings_agree_with_the_oracle() {
         ("kv1", ""),
         ("key_id", r"key\u005fid"),
         ("key_id", "Key_id"),
-        // What is one bit away from a comma.
+        // Characters that differ from a comma in one bit.
         ("1,1,", "1,-1,"),
         ("1,1,", "1-,1,"),
         ("1,1,", "1,1-"),
@@ -325,7 +325,7 @@ fn any_plaintext() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn what_is_sealed_opens(bytes in any_plaintext(), key: [u8; KEY_BYTES], id in ".{1,60}") {
+    fn a_sealed_secret_opens(bytes in any_plaintext(), key: [u8; KEY_BYTES], id in ".{1,60}") {
         let kek = kek(&id, key);
         let text = sealed(&kek, &bytes);
         let mut envelope = parse(&text).unwrap();
@@ -347,7 +347,7 @@ proptest! {
         prop_assert!(envelope.open(&kek).is_err());
     }
 
-    /// One byte of a good text replaced, removed or doubled.
+    /// One byte of a valid text is replaced, removed or doubled.
     #[test]
     fn mutations_agree_with_the_oracle(at: prop::sample::Index, byte: u8, how in 0..3, spaced: bool) {
         let kek = kek("k\"v\\1é", [3; KEY_BYTES]);

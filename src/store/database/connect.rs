@@ -1,8 +1,8 @@
-//! Connecting: one server after the other, each with a time limit of its own.
+//! Connects to the servers of the URL in turn, with a time limit for each address.
 //!
-//! The driver's limit is for the TCP connection of one address and ends there: a server
-//! that takes the connection and says nothing would be waited for, and the next one never
-//! tried. The limit here is for everything up to a session, for each address by itself.
+//! The driver's own limit covers only the TCP connection. A server that accepts the
+//! connection and then says nothing would block the attempt forever, and the next server
+//! would never be tried. The limit here covers everything up to the session.
 
 use std::{
     convert::Infallible,
@@ -30,37 +30,37 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{Notices, tls_problem};
 
-/// The driver's two halves of a connection.
+/// The driver's two parts of a connection.
 type Halves = (
     Client,
     Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>,
 );
 
-/// Why there is no connection. Never quotes the URL.
+/// Why no connection could be opened. The text never quotes the URL.
 #[derive(Debug, Error)]
 pub enum ConnectError {
-    /// The driver's reason.
+    /// The driver reported an error.
     #[error("{}", describe_driver(.0))]
     Driver(tokio_postgres::Error),
-    /// No TLS with the server.
+    /// TLS with the server failed.
     #[error("{0}")]
     Tls(String),
-    /// A name can't be resolved.
+    /// A host name can't be resolved.
     #[error("the host of database_url can't be resolved ({0})")]
     Name(io::Error),
-    /// The server takes connections, and says nothing; or nobody answers at all.
+    /// The server does not answer, or accepts the connection and then says nothing.
     #[error("no answer within {0}")]
     Timeout(Limit),
-    /// One of the above, and what may help.
+    /// Another error, with advice for the operator.
     #[error("{0}; {1}")]
     Advised(Box<ConnectError>, String),
 }
 
-/// How long one address may take.
+/// The time limit for one address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit {
     pub(super) duration: Duration,
-    /// The setting that it is from.
+    /// The setting that the limit comes from.
     pub(super) setting: &'static str,
 }
 
@@ -74,9 +74,9 @@ impl std::fmt::Display for Limit {
 /// One server of the URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Server {
-    /// `None` where the URL has an address only.
+    /// `None` if the URL gives only an address.
     pub(super) host: Option<Host>,
-    /// `hostaddr`: the address to connect to, whatever the name resolves to.
+    /// `hostaddr`: the address to connect to. The host name is then not resolved.
     pub(super) address: Option<IpAddr>,
     pub(super) port: u16,
 }
@@ -89,13 +89,13 @@ pub(crate) struct Connector {
     pub(super) limit: Limit,
     /// Added to the error if no server accepts the connection.
     pub(super) advice: Option<String>,
-    /// Takes the notices of every connection. The driver would log their texts.
+    /// Receives the notices of every connection. The driver would log their texts.
     pub(super) notices: Arc<Notices>,
 }
 
 impl Connector {
-    /// A connection with the settings of `config`, which names no server itself. A task
-    /// of its own keeps it going until the client is dropped.
+    /// Opens a connection with the settings of `config`, which names no server. A task
+    /// drives the connection until the client is dropped.
     pub(super) async fn open(
         &self,
         config: &Config,
@@ -124,7 +124,7 @@ impl Connector {
             }
             for config in configs {
                 match self.within(config.connect(self.tls.clone())).await {
-                    Ok(halves) => return Ok(self.driven(halves)),
+                    Ok(halves) => return Ok(self.spawn_driver(halves)),
                     Err(error) => {
                         self.failed(server, &error);
                         last = Some(error);
@@ -136,14 +136,14 @@ impl Connector {
         Err(last.unwrap_or_else(none))
     }
 
-    /// Keeps the connection going in a task of its own.
-    fn driven(&self, (client, connection): Halves) -> (Client, JoinHandle<()>) {
+    /// Starts the task that drives the connection.
+    fn spawn_driver(&self, (client, connection): Halves) -> (Client, JoinHandle<()>) {
         let notices = self.notices.clone();
         let task = tokio::spawn(async move { notices.drive(connection).await });
         (client, task)
     }
 
-    /// The addresses of a server; `None` stands for a Unix socket.
+    /// The addresses of a server. `None` stands for a Unix socket.
     async fn addresses(&self, server: &Server) -> Result<Vec<Option<IpAddr>>, ConnectError> {
         let name = match (&server.host, server.address) {
             (_, Some(address)) => return Ok(vec![Some(address)]),
@@ -185,7 +185,7 @@ impl Connector {
         }
     }
 
-    /// `error` with the advice, if there is any.
+    /// Adds the advice to `error`, if there is any.
     pub(super) fn advised(&self, error: ConnectError) -> ConnectError {
         match &self.advice {
             Some(advice) => ConnectError::Advised(Box::new(error), advice.clone()),
@@ -193,10 +193,10 @@ impl Connector {
         }
     }
 
-    /// `error` for the pool, which knows the driver's errors only.
+    /// Converts `error` for the pool, which accepts only errors of the driver.
     async fn driver_error(&self, error: ConnectError) -> tokio_postgres::Error {
         let error = match error {
-            // Its SQLSTATE says what to do, and must not be lost.
+            // The caller needs the SQLSTATE of this error, so return it unchanged.
             ConnectError::Driver(driver) if driver.as_db_error().is_some() => {
                 if let Some(advice) = &self.advice {
                     tracing::warn!("no connection to the database: {advice}");
@@ -249,7 +249,7 @@ impl deadpool_postgres::Connect for Connector {
 }
 
 impl Server {
-    /// `config` for this server at this address.
+    /// `config` with this server and this address.
     fn config(&self, config: &Config, address: Option<IpAddr>) -> Config {
         let mut config = config.clone();
         match &self.host {
@@ -269,7 +269,7 @@ impl Server {
     }
 }
 
-/// The server's own message can quote anything; only its code is told.
+/// Only the SQLSTATE is reported: the message of the server can quote anything.
 fn describe_driver(error: &tokio_postgres::Error) -> String {
     if let Some(db) = error.as_db_error() {
         return format!("the server answered with SQLSTATE {}", db.code().code());
@@ -280,18 +280,19 @@ fn describe_driver(error: &tokio_postgres::Error) -> String {
     }
 }
 
-/// An error of the driver, which makes them from I/O alone: here from a stream that fails.
+/// Makes a driver error out of an I/O error. The driver has no constructor for that, so
+/// this function lets the driver read from a stream that fails.
 async fn failure(error: io::Error) -> tokio_postgres::Error {
     let mut config = Config::new();
     config.user("nobody").ssl_mode(SslMode::Disable);
     match config.connect_raw(Failing(Some(error)), NoTls).await {
         Err(error) => error,
-        // A stream that fails does not connect.
+        // A stream that fails never connects.
         Ok(_) => match std::future::pending::<Infallible>().await {},
     }
 }
 
-/// A stream of which every read fails.
+/// A stream on which every read fails.
 struct Failing(Option<io::Error>);
 
 impl AsyncRead for Failing {
@@ -330,7 +331,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn an_error_of_the_driver_has_our_words() {
+    async fn a_driver_error_keeps_the_text_of_the_io_error() {
         let error = failure(io::Error::new(io::ErrorKind::TimedOut, "our words")).await;
         assert!(describe_driver(&error).ends_with("our words"), "{error:?}");
     }

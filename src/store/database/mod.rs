@@ -1,12 +1,12 @@
-//! Where the database is and how to speak TLS with it: `database_url` of
-//! nico-api's config, with libpq's meaning of `sslmode` and `sslrootcert`.
+//! Where the database is and how to use TLS with it. The source is `database_url` of
+//! nico-api's configuration, with libpq's meaning of `sslmode` and `sslrootcert`.
 //!
-//! Parameters of other programs are ignored, and named. Variables of libpq, like
-//! `PGPASSWORD`, are not read here.
+//! Unknown parameters are ignored, and the log names them. Environment variables of libpq,
+//! such as `PGPASSWORD`, are not read.
 //!
-//! The driver knows `disable`, `prefer` and `require` only, and none of them
-//! looks at the server's certificate. `verify-ca` and `verify-full` are built
-//! in `verifier` on rustls' own verifier.
+//! The driver supports only `disable`, `prefer` and `require`, and verifies no certificate.
+//! The module `verifier` adds `verify-ca` and `verify-full`, based on the verifier of
+//! rustls.
 
 mod connect;
 mod notice;
@@ -42,13 +42,13 @@ use crate::tls::pem;
 pub enum SslMode {
     /// No TLS.
     Disable,
-    /// TLS if the server has it; its certificate is not looked at.
+    /// TLS if the server supports it. Its certificate is not verified.
     Prefer,
-    /// TLS; the certificate is not looked at, unless `sslrootcert` is given.
+    /// TLS. The certificate is verified only if `sslrootcert` is given.
     Require,
     /// TLS with a certificate that chains to `sslrootcert`.
     VerifyCa,
-    /// The same, and the certificate names the host.
+    /// The same, and the certificate must name the host.
     VerifyFull,
 }
 
@@ -58,7 +58,8 @@ impl FromStr for SslMode {
     fn from_str(text: &str) -> Result<Self, DatabaseError> {
         match text {
             "disable" => Ok(Self::Disable),
-            // libpq's `allow` is TLS only where the server insists. `prefer` has it there too.
+            // libpq's `allow` uses TLS only if the server insists. `prefer` uses TLS in
+            // that case too.
             "prefer" | "allow" => Ok(Self::Prefer),
             "require" => Ok(Self::Require),
             "verify-ca" => Ok(Self::VerifyCa),
@@ -68,20 +69,20 @@ impl FromStr for SslMode {
     }
 }
 
-/// Why there is no telling where the database is. Never quotes the URL, which has
-/// a password in it.
+/// Why `database_url` can't be used. The text never quotes the URL, which contains a
+/// password.
 #[derive(Debug, Error)]
 pub enum DatabaseError {
-    /// Not a URL of the form that Postgres' tools take.
+    /// The URL does not have the form that the tools of Postgres accept.
     #[error("is not of the form postgres://user:password@host:5432/database ({0})")]
     Url(String),
-    /// There is nobody to connect to.
+    /// The URL names no host.
     #[error("names no host: write it as in postgres://user:password@host:5432/database")]
     NoHost,
     /// An unknown `sslmode`.
-    #[error("sslmode is one of disable, allow, prefer, require, verify-ca and verify-full")]
+    #[error("sslmode must be one of disable, allow, prefer, require, verify-ca and verify-full")]
     SslMode,
-    /// A verifying mode without anything to verify against.
+    /// A verifying mode without a file to verify against.
     #[error("sslmode verify-ca and verify-full need sslrootcert=FILE in the URL")]
     NoRootCertificate,
     /// The file of `sslrootcert` can't be used.
@@ -92,13 +93,13 @@ pub enum DatabaseError {
     Verifier(String),
 }
 
-/// The default time limit of one attempt to connect.
+/// The default time limit for one address.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A database that can be connected to: parsed, certificates loaded.
+/// A database to connect to. The URL is parsed, and the certificates are loaded.
 #[derive(Clone)]
 pub struct Database {
-    /// Everything but the servers.
+    /// All settings except the servers.
     driver: tokio_postgres::Config,
     connector: Connector,
     root_certificates: Option<(PathBuf, usize)>,
@@ -108,7 +109,7 @@ pub struct Database {
 }
 
 impl Database {
-    /// Parses a URL. `ssl_mode` and `connect_timeout`, if given, win over the URL's.
+    /// Parses a URL. `ssl_mode` and `connect_timeout`, if given, override those of the URL.
     ///
     /// # Errors
     ///
@@ -139,7 +140,7 @@ impl Database {
             SslMode::Prefer => DriverSslMode::Prefer,
             SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => DriverSslMode::Require,
         });
-        // With several servers, the primary is wanted.
+        // With several servers, connect to the primary.
         if servers.len() > 1 && !parameters.has("target_session_attrs") {
             driver.target_session_attrs(TargetSessionAttrs::ReadWrite);
         }
@@ -155,11 +156,11 @@ impl Database {
         if !parameters.options.is_empty() {
             driver.options(parameters.options.join(" "));
         }
-        // For cancel requests, which the driver connects by itself. Longer than the limit of
-        // the connector, whose error names the setting.
+        // For cancel requests, which the driver connects itself. The limit is longer than
+        // that of the connector, because the connector's error names the setting.
         driver.connect_timeout(limit.duration * 2);
-        // Whatever the URL says: it is nico-api's, and the load that others make is told
-        // from ours by the name.
+        // The URL's own name is ignored, because the URL belongs to nico-api. The load
+        // probe tells our sessions from others by this name.
         driver.application_name(env!("CARGO_PKG_NAME"));
         let tls = tls::client_config(ssl_mode, parameters.root_certificate)?;
         Ok(Self {
@@ -184,38 +185,38 @@ impl Database {
         &self.ignored
     }
 
-    /// The file of `sslrootcert`, if it is used, and how many certificates were read of it.
+    /// The file of `sslrootcert`, if it is used, and the number of certificates in it.
     #[must_use]
     pub fn root_certificates(&self) -> Option<(&Path, usize)> {
         let (path, certificates) = self.root_certificates.as_ref()?;
         Some((path, *certificates))
     }
 
-    /// The known parameter that differs from `name` in case alone.
+    /// The known parameter that differs from `name` only in case.
     #[must_use]
     pub fn meant_parameter(name: &str) -> Option<&'static str> {
         url::meant(name)
     }
 
-    /// The variables of libpq that nico-api's driver would read for what the URL leaves out.
+    /// The variables of libpq that nico-api's driver would read for the parts that the URL
+    /// omits.
     #[must_use]
     pub fn left_out(&self) -> &[&'static str] {
         &self.left_out
     }
 
-    /// Adds `advice` to what is said when there is no connection.
+    /// Adds `advice` to the error when no connection can be opened.
     #[must_use]
     pub fn with_advice(mut self, advice: String) -> Self {
         self.connector.advice = Some(advice);
         self
     }
 
-    /// A single connection, outside of any pool; its task runs until the client is
-    /// dropped.
+    /// Opens one connection outside of any pool. It stays open until the client is dropped.
     ///
     /// # Errors
     ///
-    /// [`ConnectError`], which carries no password.
+    /// [`ConnectError`], whose text contains no password.
     pub async fn connect(&self) -> Result<tokio_postgres::Client, ConnectError> {
         match self.connector.open(&self.driver).await {
             Ok((client, _)) => Ok(client),
@@ -223,24 +224,24 @@ impl Database {
         }
     }
 
-    /// The driver's configuration without a server, which the [`Connector`] adds. A
-    /// connection may be idle for `idle` before the kernel asks whether the peer is there,
-    /// and the peer may leave data unread for `unread` before the kernel closes it.
+    /// The driver's configuration without a server; the [`Connector`] adds one. After
+    /// `idle` without data, the kernel checks whether the peer is alive. If the peer leaves
+    /// data unread for `unread`, the kernel closes the connection.
     pub(crate) fn driver_config(&self, idle: Duration, unread: Duration) -> tokio_postgres::Config {
         let mut driver = self.driver.clone();
-        // The kernel counts keepalives in whole seconds, and refuses zero.
+        // The kernel counts keepalives in whole seconds and refuses zero.
         driver.keepalives_idle(idle.max(Duration::from_secs(1)));
-        // This limit holds for a closed receive window, too (tcp(7), TCP_USER_TIMEOUT).
+        // This limit also covers a closed receive window (tcp(7), TCP_USER_TIMEOUT).
         driver.tcp_user_timeout(unread.max(Duration::from_secs(1)));
         driver
     }
 
-    /// TLS as `sslmode` asks for it, for cancel requests.
+    /// The TLS settings, for cancel requests.
     pub(crate) fn tls(&self) -> MakeRustlsConnect {
         self.connector.tls.clone()
     }
 
-    /// What connects the pool; the notices of its connections go to `notices`.
+    /// The connector for a pool. The notices of its connections go to `notices`.
     pub(crate) fn connector(&self, notices: Arc<Notices>) -> Connector {
         Connector {
             notices,
@@ -249,7 +250,7 @@ impl Database {
     }
 }
 
-/// Host, database and user, without the password.
+/// Shows host, database and user, but not the password.
 impl fmt::Debug for Database {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let servers = &self.connector.servers;
@@ -317,7 +318,7 @@ mod tests {
         assert_eq!(forced.ssl_mode, SslMode::Require);
         let limit = forced.connector.limit.to_string();
         assert_eq!(limit, "[rewrap].connect_timeout, 7s");
-        // libpq: no limit. There is one here.
+        // In libpq, these mean no limit. Here the default limit applies.
         for none in ["", "?connect_timeout=0", "?connect_timeout=-1"] {
             let database = parse(&format!("postgres://db/nico{none}")).unwrap();
             assert_eq!(database.connector.limit.duration, CONNECT_TIMEOUT);
@@ -344,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn servers_are_those_of_the_url_and_its_parameters() {
+    fn servers_come_from_the_url_and_its_parameters() {
         for (url, servers) in [
             ("postgres://a,b:1/x", &[("a", 5432), ("b", 1)][..]),
             ("postgres://a,b/x?port=7", &[("a", 7), ("b", 7)]),
@@ -383,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn of_several_servers_one_that_takes_writes_is_meant() {
+    fn with_several_servers_the_primary_is_used() {
         for (url, attributes) in [
             ("postgres://a/x", TargetSessionAttrs::Any),
             ("postgres://a,b/x", TargetSessionAttrs::ReadWrite),
@@ -402,9 +403,9 @@ mod tests {
     }
 
     #[test]
-    fn what_the_url_leaves_out_is_known_by_its_variable() {
+    fn omitted_parts_of_the_url_are_listed_by_variable() {
         let nothing = parse("postgres://u:p@db:1/x?sslmode=require&sslrootcert=&options=a");
-        // An empty name is no file.
+        // An empty `sslrootcert` is not a file.
         assert!(nothing.is_err());
         let all = [
             "PGPORT",
@@ -430,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn all_up_to_the_last_at_sign_is_user_and_password() {
+    fn user_and_password_end_at_the_last_at_sign() {
         for url in [
             "postgres://u:a@s3cr3t@db/nico",
             "postgres://u:a%40s3cr3t@db/nico",
@@ -443,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_do_not_quote_the_url() {
+    fn errors_do_not_quote_the_url() {
         for url in [
             "postgres://u:s3cr3t@db/nico?sslmode=s3cr3t",
             "postgres://u:s3cr3t@db/nico?connect_timeout=s3cr3t",

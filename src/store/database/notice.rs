@@ -1,9 +1,9 @@
-//! The notices of Postgres: messages that the server sends beside its answers.
+//! Handles notices: messages that Postgres sends besides its answers.
 //!
-//! A notice can hold anything: a trigger can raise one with a whole row in it, and with
-//! `client_min_messages = log` the server sends our own SQL back. The log gets the severity
-//! and the SQLSTATE of a notice, never its text. Two notices matter to us and have words of
-//! our own: a collation that changed, and a commit that did not wait for its standby.
+//! A notice can contain anything: a trigger can raise one with a whole row in it, and with
+//! `client_min_messages = log` the server sends our SQL back. So the log gets only the
+//! severity and the SQLSTATE of a notice. Two kinds of notice matter and have messages of
+//! their own: a collation that changed, and a commit that did not wait for its standby.
 
 use std::{
     future::poll_fn,
@@ -20,26 +20,26 @@ use tokio_postgres::{
     error::{DbError, Severity},
 };
 
-/// At most one line in the log in this time for each kind of notice. A trigger can raise one
-/// for each row.
+/// At most one log line per kind of notice in this time: a trigger can raise a notice for
+/// each row.
 const NOTICE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Every new connection gets this warning again.
+/// Postgres repeats this warning on every new connection.
 const COLLATION_INTERVAL: Duration = Duration::from_secs(600);
 
-/// The functions of Postgres that warn of a collation version (`postinit.c`, `pg_locale.c`).
-/// Their names are the same in every language of the server's messages.
+/// The C functions of Postgres that warn about a collation version (`postinit.c`,
+/// `pg_locale.c`). Their names do not depend on the language of the server.
 const COLLATION_ROUTINES: [&str; 3] = [
     "CheckMyDatabase",
     "pg_newlocale_from_collation",
     "create_pg_locale",
 ];
 
-/// The function of Postgres that waits for synchronous standbys (`syncrep.c`). It only warns
-/// when its wait was cancelled after the local commit.
+/// The C function of Postgres that waits for synchronous standbys (`syncrep.c`). It warns
+/// only when somebody cancels its wait after the local commit.
 const STANDBY_ROUTINE: &str = "SyncRepWaitForLSN";
 
-/// What the notices of a group of connections said.
+/// Counts and logs the notices of a group of connections.
 #[derive(Debug, Default)]
 pub(crate) struct Notices {
     unreplicated: AtomicU64,
@@ -57,13 +57,13 @@ enum Kind {
 }
 
 impl Notices {
-    /// Commits that Postgres reported as done although their synchronous standby had not
-    /// confirmed them. A commit is counted before its statement's answer is delivered.
+    /// Number of commits that Postgres reported as done although no synchronous standby had
+    /// confirmed them. A commit is counted before its statement gets its answer.
     pub(crate) fn unreplicated_commits(&self) -> u64 {
         self.unreplicated.load(Ordering::Acquire)
     }
 
-    /// Does the work of a connection until its client is dropped, and takes its notices.
+    /// Drives a connection until its client is dropped, and handles its notices.
     pub(crate) async fn drive<S, T>(&self, mut connection: Connection<S, T>)
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -96,7 +96,7 @@ impl Notices {
                     tracing::warn!(
                         not_logged,
                         "Postgres committed a transaction without its synchronous standby, \
-                         because somebody cancelled the wait: the standby may not have it"
+                         because somebody cancelled the wait: the standby may lack this transaction"
                     );
                 }
             }
@@ -127,8 +127,8 @@ impl Notices {
     }
 }
 
-/// By the function of Postgres that sent it, as texts depend on the server's language. What is
-/// not Postgres itself may not say the function.
+/// Classifies a notice by the C function that sent it, because texts depend on the server's
+/// language. Other servers that speak the protocol may not send the function.
 fn kind(severity: Option<Severity>, routine: Option<&str>, message: &str, detail: &str) -> Kind {
     if severity != Some(Severity::Warning) {
         return Kind::Other;
@@ -155,13 +155,14 @@ fn name(severity: Option<Severity>) -> &'static str {
     }
 }
 
-/// A SQLSTATE, if it is one: five digits and capital letters.
+/// `code` if it has the form of a SQLSTATE: five digits and letters.
 fn code(code: &str) -> &str {
     let is_code = code.len() == 5 && code.bytes().all(|b| b.is_ascii_alphanumeric());
     if is_code { code } else { "unknown" }
 }
 
-/// Why a connection ended. Of an error that the server sent only the SQLSTATE is safe to log.
+/// Logs why a connection ended. If the server sent the error, only the SQLSTATE is safe to
+/// log.
 fn log_connection_error(error: &tokio_postgres::Error) {
     match error.code() {
         Some(sqlstate) => tracing::warn!(
@@ -172,12 +173,12 @@ fn log_connection_error(error: &tokio_postgres::Error) {
     }
 }
 
-/// Lets one event in an interval through, and counts the others.
+/// Lets one event per interval through, and counts the others.
 #[derive(Debug, Default)]
 struct Throttle(Mutex<(Option<Instant>, u64)>);
 
 impl Throttle {
-    /// How many events were held back since the last one, if this one may pass.
+    /// If this event may pass, returns how many events were held back since the last one.
     fn acquire(&self, interval: Duration) -> Option<u64> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (last, held_back) = &mut *state;
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_sqlstate_is_logged_as_one() {
+    fn only_a_valid_sqlstate_is_logged() {
         assert_eq!(code("01000"), "01000");
         assert_eq!(code("P0001"), "P0001");
         for odd in ["", "0100", "01 00", "010000", "0100é"] {
@@ -257,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_throttle_tells_how_much_it_held_back() {
+    fn a_throttle_counts_what_it_held_back() {
         let throttle = Throttle::default();
         let hour = Duration::from_secs(3600);
         assert_eq!(throttle.acquire(hour), Some(0));

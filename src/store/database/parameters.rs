@@ -1,4 +1,4 @@
-//! What the parameters of the URL say, together with what is before them.
+//! Evaluates the parameters of the URL together with its other parts.
 
 use std::{net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
@@ -11,10 +11,10 @@ use super::{
     url::{self, Url},
 };
 
-/// Longer than anybody means: the limit of `connect_timeout` in `[rewrap]` as well.
+/// An upper bound for `connect_timeout`; `[rewrap]` has the same.
 const MAX_CONNECT_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// The parameters of the URL, sorted by who needs them.
+/// The parameters of the URL, by who uses them.
 #[derive(Default)]
 pub(super) struct Parameters {
     pub(super) ssl_mode: Option<SslMode>,
@@ -49,7 +49,8 @@ impl Parameters {
                 "hostaddr" => parsed.addresses = text(),
                 "port" => parsed.ports = text(),
                 "options" => parsed.options.push(value.clone()),
-                // libpq: the server there is that takes writes.
+                // The driver does not know libpq's `primary`: the server that accepts
+                // writes.
                 "target_session_attrs" if value == "primary" => {
                     let value = "read-write".to_owned();
                     parsed.for_driver.push((name.clone(), value));
@@ -62,7 +63,7 @@ impl Parameters {
                 | "load_balance_hosts" => {
                     parsed.for_driver.push((name.clone(), value.clone()));
                 }
-                // Ours says who we are.
+                // This program sets its own name.
                 "application_name" => {}
                 _ => match url::option_name(name) {
                     Some(option) => parsed
@@ -79,7 +80,7 @@ impl Parameters {
         self.for_driver.iter().any(|(other, _)| other == name)
     }
 
-    /// The driver validates its own parameters.
+    /// The driver checks its own parameters.
     pub(super) fn driver(&self) -> Result<tokio_postgres::Config, DatabaseError> {
         let parameters = self.for_driver.iter().map(|(name, value)| {
             let value = utf8_percent_encode(value, NON_ALPHANUMERIC);
@@ -92,7 +93,8 @@ impl Parameters {
     }
 }
 
-/// libpq: whole seconds, and none or less for no limit, which there always is here.
+/// As in libpq: whole seconds, and zero or less means no limit. Here the default applies
+/// then.
 fn connect_timeout(value: &str) -> Result<Option<Duration>, DatabaseError> {
     let seconds: i64 = value
         .trim()
@@ -103,7 +105,7 @@ fn connect_timeout(value: &str) -> Result<Option<Duration>, DatabaseError> {
     Ok(Some(limit).filter(|limit| !limit.is_zero()))
 }
 
-/// As the server takes options apart: at blanks that have no backslash before them.
+/// Escapes a value as the server expects it: a backslash before each blank and backslash.
 fn escaped(value: &str) -> String {
     let mut escaped = String::new();
     for c in value.chars() {
@@ -115,7 +117,8 @@ fn escaped(value: &str) -> String {
     escaped
 }
 
-/// The servers of the URL; its parameters win over what is before them.
+/// The servers of the URL. The parameters `host`, `hostaddr` and `port` override the other
+/// parts.
 pub(super) fn servers(url: &Url, parameters: &Parameters) -> Result<Vec<Server>, DatabaseError> {
     let fault = |what: &str| DatabaseError::Url(what.to_owned());
     let list = |text: &Option<String>| -> Option<Vec<String>> {
@@ -178,7 +181,7 @@ pub(super) fn servers(url: &Url, parameters: &Parameters) -> Result<Vec<Server>,
         .collect())
 }
 
-/// What nico-api's driver (sqlx) takes from the environment where the URL does not say it.
+/// The variables that nico-api's driver (sqlx) reads for the parts that the URL omits.
 pub(super) fn left_out(
     url: &Url,
     parameters: &Parameters,

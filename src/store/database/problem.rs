@@ -1,4 +1,4 @@
-//! Why there is no TLS to the database, in words for the operator.
+//! Explains to the operator why TLS with the database failed.
 
 use std::{error::Error, io};
 
@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use crate::tls::{SUPPORTED_KEYS, SUPPORTED_SIGNATURES, Validity, algorithm_name, spelled_time};
 
-/// What our own verifier finds.
+/// Problems that this program's own verifier finds.
 #[derive(Debug, Error)]
 pub(super) enum Problem {
     #[error(
@@ -18,23 +18,23 @@ pub(super) enum Problem {
     #[error("the server's certificate is {0}: renew it, or set the clock")]
     OutsideValidity(Validity),
     #[error(
-        "the server's certificate is marked as that of a CA, and is not in sslrootcert: put the \
+        "the server's certificate is marked as a CA certificate and is not in sslrootcert: put the \
          certificate itself into sslrootcert, or issue one with basicConstraints=CA:FALSE"
     )]
     Authority,
     #[error(
-        "the server's certificate is of X.509 version 1, which can't be verified here: issue one of \
-         version 3 with a subjectAltName, or put the certificate itself into sslrootcert"
+        "the server's certificate has X.509 version 1, which can't be verified here: issue one with \
+         version 3 and a subjectAltName, or put the certificate itself into sslrootcert"
     )]
     Version,
     #[error(
         "the server's certificate is not for the host {0:?} of database_url: it has no \
-         subjectAltName, and its common name is another one"
+         subjectAltName, and its common name differs"
     )]
     CommonName(String),
 }
 
-/// What went wrong with TLS, if the error of the driver comes from there.
+/// The TLS problem behind an error of the driver, if there is one.
 pub(crate) fn tls_problem(error: &tokio_postgres::Error) -> Option<String> {
     let mut cause: Option<&(dyn Error + 'static)> = error.source();
     while let Some(error) = cause {
@@ -43,20 +43,20 @@ pub(crate) fn tls_problem(error: &tokio_postgres::Error) -> Option<String> {
             .and_then(|error| error.get_ref())
             .and_then(|inner| inner.downcast_ref::<TlsError>());
         if let Some(error) = inner {
-            return Some(format!("TLS with the server failed: {}", words(error)));
+            return Some(format!("TLS with the server failed: {}", describe(error)));
         }
         cause = error.source();
     }
     None
 }
 
-fn words(error: &TlsError) -> String {
+fn describe(error: &TlsError) -> String {
     use CertificateError as E;
     let error = match error {
         TlsError::InvalidCertificate(error) => error,
         TlsError::AlertReceived(AlertDescription::HandshakeFailure) => {
             return format!(
-                "the server has no key or cipher in common with this program. For the server's \
+                "the server and this program have no key type or cipher in common. For the server's \
                  certificate, {SUPPORTED_KEYS}"
             );
         }
@@ -75,7 +75,7 @@ fn words(error: &TlsError) -> String {
             if presented.is_empty() {
                 format!(
                     "the server's certificate has no subjectAltName: issue one with the host \
-                     {host:?} of database_url. Its common name does not count"
+                     {host:?} of database_url. Its common name is ignored"
                 )
             } else {
                 let names = presented.join(", ");
@@ -116,7 +116,7 @@ fn words(error: &TlsError) -> String {
                 .to_owned()
         }
         E::BadEncoding => {
-            "the server's certificate can't be read: issue it again, as X.509 version 3".to_owned()
+            "the server's certificate can't be read: issue it again with X.509 version 3".to_owned()
         }
         other => format!("the server's certificate can't be verified ({other})"),
     }

@@ -1,4 +1,4 @@
-//! What libpq's `sslmode` means for TLS, and the files that it needs.
+//! Maps libpq's `sslmode` to a TLS configuration.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -10,14 +10,14 @@ use super::{
 };
 use crate::tls::{add_anchor, pem::PemFile, provider};
 
-/// TLS as a connection uses it.
+/// The TLS settings of a connection.
 pub(super) struct Tls {
     pub(super) config: ClientConfig,
-    /// How many certificates were read of which file.
+    /// The file of `sslrootcert`, and the number of certificates in it.
     pub(super) root_certificates: Option<(PathBuf, usize)>,
 }
 
-/// TLS as `ssl_mode` asks for it.
+/// Builds the TLS settings for `ssl_mode`.
 pub(super) fn client_config(
     ssl_mode: SslMode,
     root_certificate: Option<PathBuf>,
@@ -35,7 +35,7 @@ pub(super) fn client_config(
             if mode == SslMode::VerifyFull {
                 Check::ChainAndName(trusted)
             } else {
-                // libpq: `require` with a root certificate is `verify-ca`.
+                // In libpq, `require` with a root certificate means `verify-ca`.
                 Check::Chain(trusted)
             }
         }

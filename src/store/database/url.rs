@@ -1,7 +1,7 @@
-//! `database_url`, taken apart as nico-api's own parser does it (the crates `url` and
-//! `sqlx`), and more leniently in two places: special characters in user and password need
-//! not be percent-encoded, and IPv6 addresses need no brackets, as long as the meaning is
-//! clear. nico-api's chart writes the password into the URL as it is.
+//! Parses `database_url` as nico-api's own parser does (the crates `url` and `sqlx`). It is
+//! more lenient in two places, as long as the meaning is clear. Special characters in user
+//! and password need not be percent-encoded, because nico-api's chart writes the password
+//! into the URL unchanged. IPv6 addresses need no brackets.
 
 use std::{net::Ipv6Addr, path::PathBuf};
 
@@ -10,11 +10,11 @@ use tokio_postgres::config::Host;
 
 use super::DatabaseError;
 
-/// Postgres' own port.
+/// The default port of Postgres.
 pub(super) const DEFAULT_PORT: u16 = 5432;
 
-/// Parameters that this program reads or passes on to the driver. Only these may have an
-/// `@` in their value: elsewhere it is the end of a password.
+/// Parameters that this program reads or passes on to the driver. Only their values may
+/// contain an `@`. Elsewhere an `@` is the end of a password.
 const KNOWN: [&str; 22] = [
     "application_name",
     "channel_binding",
@@ -52,16 +52,16 @@ pub(super) struct Url {
 }
 
 impl Url {
-    /// Takes `text` apart.
+    /// Parses `text`.
     pub(super) fn parse(text: &str) -> Result<Self, DatabaseError> {
         let text = without_line_breaks(text);
         let (scheme, rest) = text
             .split_once("://")
             .ok_or_else(|| fault("it has no scheme"))?;
         if !["postgres", "postgresql"].contains(&scheme.to_ascii_lowercase().as_str()) {
-            return Err(fault("another scheme"));
+            return Err(fault("its scheme is not postgres"));
         }
-        // The end of user and password is the first `@` with a meaningful rest behind it.
+        // User and password end at the first `@` after which the rest can be parsed.
         let ends = rest.match_indices('@').map(|(at, _)| Some(at));
         let mut reason = String::new();
         for end in std::iter::once(None).chain(ends) {
@@ -78,18 +78,18 @@ impl Url {
         }
         if rest.contains('@') {
             reason += "; special characters in user and password must be percent-encoded if the \
-                       URL can be read in two ways";
+                       URL could be read in two ways";
         }
         Err(DatabaseError::Url(reason))
     }
 
-    /// Takes `hosts/database?parameters#fragment` apart.
+    /// Parses `hosts/database?parameters#fragment`.
     fn after_credentials(text: &str) -> Result<Self, String> {
         let (text, fragment) = text.split_once('#').unwrap_or((text, ""));
         let (text, query) = text.split_once('?').unwrap_or((text, ""));
         let (hosts, dbname) = text.split_once('/').unwrap_or((text, ""));
         if dbname.contains('@') || fragment.contains('@') {
-            return Err("there is an @ behind the host".to_owned());
+            return Err("there is an @ after the host".to_owned());
         }
         let mut url = Self::default();
         if !hosts.is_empty() {
@@ -106,7 +106,7 @@ impl Url {
     }
 
     fn take_credentials(&mut self, text: &str) {
-        // A text that does not decode was not percent-encoded.
+        // A text that can't be decoded was not percent-encoded.
         let decoded = |text: &str| decoded(text).unwrap_or_else(|| text.to_owned());
         let (user, password) = match text.split_once(':') {
             Some((user, password)) => (user, Some(password)),
@@ -119,8 +119,8 @@ impl Url {
     }
 }
 
-/// The URL standard: blanks around a URL, and tabs and line breaks anywhere in it, are not
-/// part of it. Secrets that are made with `echo` end with a line break.
+/// Removes blanks around a URL, and tabs and line breaks anywhere in it, as the URL
+/// standard says. A Secret that was made with `echo` ends with a line break.
 fn without_line_breaks(text: &str) -> String {
     let text = text.trim_matches(|c| c <= ' ');
     text.replace(['\t', '\n', '\r'], "")
@@ -131,24 +131,24 @@ fn decoded(text: &str) -> Option<String> {
     Some(decoded.into_owned())
 }
 
-/// One of the hosts, and its port if it has one.
+/// Parses one host and its optional port.
 fn host_and_port(text: &str) -> Result<(Host, Option<u16>), String> {
     let (host, port) = if let Some(rest) = text.strip_prefix('[') {
         let (host, rest) = rest.split_once(']').ok_or("a bracket is not closed")?;
         if !is_ipv6(host) {
-            return Err("what is in brackets is not an IPv6 address".to_owned());
+            return Err("the text in brackets is not an IPv6 address".to_owned());
         }
         match rest.strip_prefix(':') {
             Some(port) => (host, port),
             None if rest.is_empty() => (host, ""),
-            None => return Err("there is something behind a bracket".to_owned()),
+            None => return Err("there is text after a closing bracket".to_owned()),
         }
     } else if text.matches(':').count() > 1 {
         ipv6_without_brackets(text)?
     } else {
         let (host, port) = text.split_once(':').unwrap_or((text, ""));
         if host.is_empty() || !host.chars().all(is_in_hosts) {
-            return Err("a host is empty, or has special characters in it".to_owned());
+            return Err("a host is empty or contains special characters".to_owned());
         }
         (host, port)
     };
@@ -159,7 +159,8 @@ fn host_and_port(text: &str) -> Result<(Host, Option<u16>), String> {
     Ok((parse_host(host)?, port))
 }
 
-/// A host of the URL or of its parameter `host`: a name, an address, or a socket's directory.
+/// Parses a host of the URL or of its parameter `host`: a name, an address, or the
+/// directory of a socket.
 pub(super) fn parse_host(text: &str) -> Result<Host, String> {
     let host = decoded(text).ok_or("a host is not UTF-8")?;
     Ok(if host.starts_with('/') {
@@ -169,7 +170,7 @@ pub(super) fn parse_host(text: &str) -> Result<Host, String> {
     })
 }
 
-/// A port of the URL or of its parameter `port`.
+/// Parses a port of the URL or of its parameter `port`.
 pub(super) fn parse_port(text: &str) -> Result<u16, String> {
     let port = text.parse().ok().filter(|port| *port > 0);
     port.ok_or_else(|| "a port is not a number from 1 to 65535".to_owned())
@@ -184,8 +185,8 @@ fn is_ipv6(text: &str) -> bool {
     address.parse::<Ipv6Addr>().is_ok()
 }
 
-/// The last part may be the end of the address or the port. Where it can be both it is the
-/// port if it is the usual one.
+/// The last part may belong to the address or be the port. If both are possible, it is the
+/// port only if it is the default port.
 fn ipv6_without_brackets(text: &str) -> Result<(&str, &str), String> {
     let (address, last) = text.rsplit_once(':').unwrap_or((text, ""));
     let with_port = is_ipv6(address) && parse_port(last).is_ok();
@@ -194,12 +195,12 @@ fn ipv6_without_brackets(text: &str) -> Result<(&str, &str), String> {
         (false, true) => Ok((address, last)),
         (true, true) if last.parse() == Ok(DEFAULT_PORT) => Ok((address, last)),
         (true, true) => Err("write the IPv6 address in brackets, like [fd00::1]:5432".to_owned()),
-        (false, false) => Err("a host has special characters in it".to_owned()),
+        (false, false) => Err("a host contains special characters".to_owned()),
     }
 }
 
 fn name_and_value(parameter: &str) -> Result<(String, String), String> {
-    // As in a form: `+` is a blank.
+    // As in an HTML form, `+` stands for a blank.
     let decoded = |text: &str| decoded(&text.replace('+', " ")).ok_or("a parameter is not UTF-8");
     let (raw_name, raw_value) = parameter.split_once('=').unwrap_or((parameter, ""));
     let (name, value) = (decoded(raw_name)?, decoded(raw_value)?);
@@ -209,19 +210,20 @@ fn name_and_value(parameter: &str) -> Result<(String, String), String> {
         None => &name,
     };
     let is_known = KNOWN.contains(&name.as_str()) || option_name(&name).is_some();
-    // Part of a password with a question mark in it, more likely than not.
+    // Otherwise this is probably part of a password with a question mark in it.
     if base.is_empty() || !base.chars().all(is_in_names) || (!is_known && raw_value.contains('@')) {
-        return Err("the name of a parameter has special characters in it".to_owned());
+        return Err("the name of a parameter contains special characters".to_owned());
     }
     Ok((name, value))
 }
 
-/// `search_path` of `options[search_path]`, which is how sqlx sets a server's setting.
+/// `search_path` of `options[search_path]`. sqlx sets a setting of the server with this
+/// form.
 pub(super) fn option_name(name: &str) -> Option<&str> {
     name.strip_prefix("options[")?.strip_suffix(']')
 }
 
-/// The name that a misspelled one was meant to be: names are case-sensitive.
+/// The known parameter that a misspelled name probably means. Names are case-sensitive.
 pub(super) fn meant(name: &str) -> Option<&'static str> {
     let lower = name.to_ascii_lowercase();
     KNOWN
@@ -319,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_without_user_is_one() {
+    fn a_url_without_a_user_is_valid() {
         let url = parse("postgres://db/nico?application_name=a@b&user=c@d");
         assert_eq!(url.user, None);
         assert_eq!(url.hosts, [(Host::Tcp("db".to_owned()), None)]);
@@ -328,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn ipv6_needs_no_brackets_where_the_meaning_is_clear() {
+    fn ipv6_needs_no_brackets_if_the_meaning_is_clear() {
         for (host, address, port) in [
             ("[fd00::1]:5433", "fd00::1", Some(5433)),
             ("[fe80::1%eth0]", "fe80::1%eth0", None),
@@ -352,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_are_read_as_those_of_a_form() {
+    fn parameters_are_decoded_like_an_html_form() {
         let url =
             parse("postgres://db?options=-c+a%3Db&options%5Bc%5D=d&options[e]=f&currentSchema=x");
         let names: Vec<_> = url
@@ -372,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_do_not_quote_the_url() {
+    fn errors_do_not_quote_the_url() {
         for text in [
             "s3cr3t",
             "mysql://u:s3cr3t@db/nico",

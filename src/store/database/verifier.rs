@@ -1,9 +1,9 @@
-//! The check of the server's certificate.
+//! Verifies the server's certificate.
 //!
-//! Two things go beyond rustls' own verifier. A certificate that `sslrootcert` holds itself is
-//! trusted, as in libpq, although it may be self-signed and marked as a CA. And a certificate
-//! that is not verified at all need not be one that webpki can read, which knows X.509 version
-//! 3 only.
+//! This differs from the verifier of rustls in two ways. As in libpq, a certificate that
+//! `sslrootcert` contains itself is trusted, even if it is self-signed and marked as a CA.
+//! And without verification, a certificate may have a version other than 3, which webpki
+//! cannot read.
 
 use std::sync::Arc;
 
@@ -29,7 +29,7 @@ use crate::{
     tls::{is_supported_key, key_name, validity},
 };
 
-/// What of the server's certificate is checked.
+/// What is checked in the server's certificate.
 #[derive(Debug)]
 pub(super) enum Check {
     Nothing,
@@ -44,17 +44,18 @@ pub(super) struct Trusted {
     pub(super) verifier: Arc<WebPkiServerVerifier>,
 }
 
-/// Checks the server's certificate, and always that the server holds its key. Without the
-/// latter, channel binding (RFC 5929) would not keep anybody out who shows the certificate of
-/// the real server.
+/// Verifies the server's certificate as `check` says. It always verifies that the server
+/// holds the private key: otherwise channel binding (RFC 5929) would accept an attacker who
+/// shows the certificate of the real server.
 #[derive(Debug)]
 pub(super) struct Verifier {
     pub(super) check: Check,
     pub(super) provider: Arc<CryptoProvider>,
 }
 
-/// Signatures of keys that are not supported. They are offered all the same: otherwise such a
-/// server would end the handshake before its certificate says what is wrong.
+/// Signature schemes of unsupported keys. They are offered anyway. Otherwise such a server
+/// would end the handshake before this program can see its certificate and report the
+/// problem.
 const UNSUPPORTED: [SignatureScheme; 5] = [
     SignatureScheme::ECDSA_NISTP521_SHA512,
     SignatureScheme::ED448,
@@ -107,7 +108,8 @@ impl ServerCertVerifier for Verifier {
             now,
         );
         match verified {
-            // The name is the last thing that rustls checks: past it, the chain is good.
+            // rustls checks the name last. An error about the name means that the chain is
+            // valid.
             Err(TlsError::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) if !with_name => Ok(ServerCertVerified::assertion()),
@@ -125,7 +127,7 @@ impl ServerCertVerifier for Verifier {
         let key = certificate.public_key();
         let algorithm = algorithm(key.raw).ok_or(CertificateError::BadEncoding)?;
         let algorithms = &self.provider.signature_verification_algorithms.mapping;
-        // The scheme of TLS 1.2 says nothing of the curve.
+        // In TLS 1.2, the signature scheme does not tell the curve.
         let verifies = algorithms
             .iter()
             .filter(|(scheme, _)| *scheme == dss.scheme)
@@ -171,15 +173,16 @@ fn parsed<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, TlsErr
         .map_err(|_| CertificateError::BadEncoding.into())
 }
 
-/// The content of the AlgorithmIdentifier of a SubjectPublicKeyInfo (RFC 5280, section 4.1).
+/// The content of the AlgorithmIdentifier of a SubjectPublicKeyInfo (RFC 5280, section
+/// 4.1).
 fn algorithm(key: &[u8]) -> Option<&[u8]> {
     let (_, key) = Any::from_der(key).ok()?;
     let (_, algorithm) = Any::from_der(key.data).ok()?;
     Some(algorithm.data)
 }
 
-/// Whether a certificate that is trusted itself names the host. As in libpq, the common name
-/// counts if there is no subject alternative name.
+/// Whether a certificate that is itself trusted names the host. As in libpq, the common
+/// name is used if there is no subject alternative name.
 fn names(
     certificate: &X509Certificate<'_>,
     der: &CertificateDer<'_>,
