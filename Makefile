@@ -1,5 +1,5 @@
-# The same words for people and for CI. Every target runs from a clean checkout: what is missing on the machine is found
-# or installed by scripts/tools.sh, and nothing that is there already is touched.
+# People and CI use the same targets. Every target works from a clean checkout. scripts/tools.sh finds or installs missing
+# tools and does not change tools that are already installed.
 
 TOOL := scripts/tools.sh
 SCRIPTS := .ci/run $(wildcard scripts/*.sh scripts/*/*/*.sh deploy/*/*.sh deploy/*/*/*.sh)
@@ -8,63 +8,63 @@ SCRIPTS := .ci/run $(wildcard scripts/*.sh scripts/*/*/*.sh deploy/*/*.sh deploy
 .PHONY: help build demo test fuzz fuzz-quick image image-inside image-test compose-test bench bench-quick bench-build check advisories deb \
 	package-test clean
 
-help: ## this list
+help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-build: ## the service: target/release/nico-rewrap
+build: ## build the service: target/release/nico-rewrap
 	@$(TOOL) rust cc >/dev/null
 	cargo build --release --locked --bin nico-rewrap
 
-demo: ## the whole procedure on a throwaway site, with 1,000 organizations
+demo: ## run the whole procedure on a throwaway site with 1,000 organizations
 	@$(TOOL) rust cc >/dev/null
 	cargo build --release --locked --bin nico-rewrap --example seed
 	@scripts/demo.sh
 
-test: ## every test, on a real Postgres, with a real PgBouncer and a real grpcurl
+test: ## run all tests, with a real Postgres, PgBouncer and grpcurl
 	@$(TOOL) rust cc openssl >/dev/null
 	@PG_BIN=$$($(TOOL) postgres) && PGBOUNCER=$$($(TOOL) pgbouncer) && GRPCURL=$$($(TOOL) grpcurl) && \
 		KUBECTL=$$($(TOOL) kubectl) && BAO=$$($(TOOL) bao) && \
 		export PG_BIN PGBOUNCER GRPCURL KUBECTL BAO && \
 		echo "cargo test --locked" && cargo test --locked
 
-fuzz: ## hostile inputs, five minutes for each target; TIME=seconds, TARGETS=, see fuzz/README.md
+fuzz: ## fuzz each target for five minutes; TIME=seconds, TARGETS=names; see fuzz/README.md
 	@scripts/fuzz.sh $(or $(TIME),300) $(TARGETS)
 
-fuzz-quick: ## the same for a few seconds: CI's look for what is easily found
+fuzz-quick: ## fuzz each target for five seconds, as CI does
 	@scripts/fuzz.sh 5
 
-image: ## the container image, around a binary that is built here: nico-rewrap:latest
+image: ## build the container image nico-rewrap:latest with a binary compiled on this machine
 	@$(TOOL) docker >/dev/null
 	scripts/image.sh
 
-image-inside: ## the same, compiled in the image, in RUST_IMAGE
+image-inside: ## build the container image, and compile the binary in RUST_IMAGE
 	@$(TOOL) docker >/dev/null
 	scripts/base-images.sh $${RUST_IMAGE:-rust:1.95-slim-bookworm}
 	scripts/image.sh inside
 
-image-test: ## compiles in an image with BuildKit, and looks at what becomes of it; needs Docker
+image-test: ## build the image from sources with BuildKit, and check it; needs Docker
 	@$(TOOL) docker >/dev/null
 	scripts/base-images.sh $${RUST_IMAGE:-rust:1.95-slim-bookworm}
 	@scripts/image_test.sh
 
-compose-test: image ## the run-book, faults between hosts, and the sidecar, in containers; fails without a Docker engine
+compose-test: image ## test the run-book, network faults and the sidecar in containers; needs Docker
 	@$(TOOL) compose >/dev/null
 	scripts/base-images.sh $${POSTGRES_IMAGE:-postgres:15}
 	scripts/runner_image.sh
 	@scripts/compose_test.sh
 
-bench: bench-build ## how fast it is beside other ways; ROWS="20000 200000" REPEAT=3 and more, see scripts/bench.sh
+bench: bench-build ## measure the speed, compared with other ways; ROWS="20000 200000" REPEAT=3; see scripts/bench.sh
 	cargo bench --locked --bench field
 	@MICRO=1 scripts/bench.sh
 
-bench-quick: bench-build ## the same in a minute: does it work? Its figures say nothing
+bench-quick: bench-build ## check in a minute that the benchmark works; its figures have no meaning
 	@ROWS=2000 REPEAT=1 scripts/bench.sh
 
 bench-build:
 	@$(TOOL) rust cc >/dev/null
 	cargo build --release --locked --bin nico-rewrap --example seed --example bench_rivals
 
-check: ## format, lints, documentation, dependencies, scripts, unit and manifests
+check: ## check format, lints, documentation, dependencies, scripts, unit and manifests
 	@$(TOOL) rust rust-lints cc >/dev/null
 	cargo fmt --check && cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --all-targets --locked -- -D warnings
@@ -75,18 +75,18 @@ check: ## format, lints, documentation, dependencies, scripts, unit and manifest
 		echo "shellcheck $(SCRIPTS)" && "$$shellcheck" $(SCRIPTS)
 	@scripts/check_deploy.sh
 
-advisories: ## known vulnerabilities; apart, as it fetches a database
+advisories: ## check dependencies for known vulnerabilities; downloads a database
 	@deny=$$($(TOOL) cargo-deny) && \
 		echo "cargo deny check advisories" && "$$deny" --locked check advisories
 
-deb: build ## the Debian package: target/debian/nico-rewrap_….deb
+deb: build ## build the Debian package: target/debian/nico-rewrap_….deb
 	@deb=$$($(TOOL) cargo-deb) && rm -rf target/debian && \
 		echo "cargo deb" && "$$deb" -q --no-build --locked --output target/debian/
 
-package-test: deb ## that package installed and run in a container, under systemd; needs Docker
+package-test: deb ## install and run the package in a container with systemd; needs Docker
 	@$(TOOL) docker >/dev/null
 	scripts/base-images.sh debian:bookworm-slim
 	@scripts/package_test.sh target/debian/*.deb
 
-clean: ## remove target/, the tools in it included
+clean: ## remove target/, including the tools in it
 	cargo clean

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The role for the service, with a password: as docs/deploy.md has it. Where there is no terminal, \password reads its
-# input; the server gets to see a hash.
+# Creates the role of the service and sets its password, as in docs/deploy.md. Without a terminal, \password reads the
+# password from standard input. psql sends only a hash to the server.
 set -euo pipefail
 psql() { command psql -qX -d "$DATABASE_URL" "$@"; }
 psql -v ON_ERROR_STOP=1 -f /deploy/postgres/role.sql

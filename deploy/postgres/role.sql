@@ -1,13 +1,15 @@
--- The role that nico-rewrap connects as: it reads what it reads, writes the columns that it writes, and is granted nothing
--- else, neither to insert nor to delete nor to create. What PUBLIC may, it may as well: before PostgreSQL 15, and in
--- databases that come from there, that is to create tables in the schema public, unless the site has taken that back
--- (REVOKE CREATE ON SCHEMA public FROM PUBLIC). For nico-api's database, as its owner or a superuser, any number of times,
--- before or after nico-api's migration of June 2026:
+-- Creates the role that nico-rewrap connects as. The role may read and update only the columns that nico-rewrap uses. This
+-- file grants no privilege to insert, delete or create anything. The role also has all privileges of PUBLIC. Before
+-- PostgreSQL 15, and in databases that were upgraded from such a version, PUBLIC may create tables in the schema public,
+-- unless the site has run REVOKE CREATE ON SCHEMA public FROM PUBLIC.
+--
+-- Run this file in nico-api's database, as the database's owner or as a superuser. You can run it again at any time, before
+-- or after nico-api's migration of June 2026:
 --
 --   psql -v ON_ERROR_STOP=1 -d nico -f role.sql
 --   psql -d nico -c '\password nico_rewrap'
 --
--- tests/least_privilege.rs has a run under this role, and tries what it must not be able to do.
+-- tests/least_privilege.rs does a run with this role, and checks that the role can do nothing else.
 
 BEGIN;
 
@@ -17,7 +19,7 @@ BEGIN
         CREATE ROLE nico_rewrap LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOINHERIT;
     END IF;
 
-    -- What an earlier version of this file granted, and this one does not.
+    -- Removes privileges that an earlier version of this file granted.
     REVOKE ALL ON tenants, tenant_identity_config FROM nico_rewrap;
 
     EXECUTE format('GRANT CONNECT ON DATABASE %I TO nico_rewrap', current_database());
@@ -30,15 +32,15 @@ BEGIN
         UPDATE (encrypted_signing_key_1, encrypted_signing_key_2, encrypted_auth_method_config, updated_at)
         ON tenant_identity_config TO nico_rewrap;
 
-    -- Sites from before June 2026. It is written along with the texts and never read.
+    -- Sites from before June 2026 have this column. nico-rewrap writes it together with the secrets and never reads it.
     IF EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'tenant_identity_config'::regclass
             AND attname = 'encryption_key_id' AND NOT attisdropped) THEN
         GRANT UPDATE (encryption_key_id) ON tenant_identity_config TO nico_rewrap;
     END IF;
 END $$;
 
--- To let it see how far replicas are behind, which pg_stat_replication shows to few. A superuser has to do this, in this
--- order: from PostgreSQL 16 on, a grant is inherited if the role inherits when it is made.
+-- Optional: lets the role see the lag of replicas in pg_stat_replication. A superuser must run both statements, in this
+-- order. From PostgreSQL 16 on, the role inherits a grant only if the role has INHERIT at the time of the grant.
 -- ALTER ROLE nico_rewrap INHERIT;
 -- GRANT pg_read_all_stats TO nico_rewrap;
 

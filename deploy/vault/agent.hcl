@@ -1,10 +1,11 @@
-# Vault Agent, run once before nico-rewrap starts: it logs in, renders the secrets file, and ends. nico-rewrap reads its
-# keys at its start only, so there is nothing to watch. VAULT_ADDR and VAULT_CACERT come from the environment.
+# Configuration of Vault Agent, which runs once before nico-rewrap starts. The agent logs in, renders the secrets file, and
+# exits. nico-rewrap reads its keys only at its start, so the agent does not have to keep running. VAULT_ADDR and
+# VAULT_CACERT come from the environment.
 exit_after_auth = true
 
 vault {
   retry {
-    # A key that is listed and can't be read is tried again for four seconds, not for the five minutes of the default.
+    # If a listed key can't be read, the agent gives up after four seconds. The default is five minutes.
     num_retries = 4
   }
 }
@@ -20,7 +21,7 @@ auto_auth {
 }
 
 template_config {
-  # No file rather than half of one.
+  # If a key can't be read, the agent fails and writes no incomplete file.
   exit_on_retry_failure = true
 }
 

@@ -1,4 +1,4 @@
-# What the agent's role needs: to list the keys, and to read them. "secrets" is the KV v2 mount.
+# The policy of the agent's role, which lists and reads the keys. "secrets" is the KV v2 mount.
 path "secrets/metadata/machine_identity/encryption_keys" {
   capabilities = ["list"]
 }
