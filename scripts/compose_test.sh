@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# nico-rewrap in containers: the run-book, what breaks between hosts, and the sidecar of nico-api: `make compose-test`.
+# Tests nico-rewrap in containers: the run-book, network faults, and the sidecar of nico-api: `make compose-test`.
 #
-# With FAULTS=no, only what depends on the compose tool: with another COMPOSE, say.
+# FAULTS=no runs only the tests that depend on the compose tool. Use it to test another tool with COMPOSE.
 #
 # Needs the images nico-rewrap:latest and nico-rewrap-runner:latest (scripts/image.sh, scripts/runner_image.sh), and
-# postgres:15. REWRAP_IMAGE, RUNNER_IMAGE and POSTGRES_IMAGE name others. Everything is in a compose project of its own,
-# publishes no port, and is removed at the end.
+# postgres:15. REWRAP_IMAGE, RUNNER_IMAGE and POSTGRES_IMAGE select other images. The containers are in a separate compose
+# project, publish no ports, and are removed at the end.
 set -euo pipefail
 
 # shellcheck source=scripts/compose_faults.sh
@@ -16,7 +16,7 @@ make_site
 compose up -d postgres nico-rewrap runner >>compose.log 2>&1 || fail "compose up: $(tail -n 5 compose.log)"
 database=$(container postgres) service=$(container nico-rewrap) runner=$(container runner)
 wait_until 60 healthy "$service"
-note "postgres $(sql 'SHOW server_version'), nico-rewrap (healthy by its own health check), a runner with grpcurl; project $project"
+note "postgres $(sql 'SHOW server_version'), nico-rewrap (its health check succeeds), a runner with grpcurl; project $project"
 seeded=$(in_runner seed --config /etc/nico-rewrap/site.toml --config /etc/nico-rewrap/rewrap.toml \
     --key-id kv1 --organizations "$ORGANIZATIONS")
 secrets=${seeded##*secrets=}
@@ -29,10 +29,10 @@ check 'its version' "$(label "$service" version)" "$(sed -n 's/^version = "\(.*\
 check 'its licence' "$(label "$service" licenses)" Apache-2.0
 docker build --quiet --no-cache --target prebuilt --build-arg BINARY=target/image/nico-rewrap \
     --iidfile image.id "$root" >build.log 2>&1 || fail "docker build: $(cat build.log)"
-check 'built again, its layers' "$(layers "$(cat image.id)")" "$(layers "$(image_of "$service")")"
+check 'its layers after another build' "$(layers "$(cat image.id)")" "$(layers "$(image_of "$service")")"
 docker rmi "$(cat image.id)" >/dev/null
 
-step "What the containers may not do"
+step "The restrictions of the containers"
 check 'user of the service' "$(docker inspect -f '{{.Config.User}}' "$service")" 65532:65532
 check 'its root file system is read-only' "$(docker inspect -f '{{.HostConfig.ReadonlyRootfs}}' "$service")" true
 check 'its capabilities' "$(status_of_service CapEff)" 0000000000000000
@@ -43,19 +43,19 @@ check 'ports published' \
 check 'the role it connects as' "$(sql "SELECT DISTINCT usename FROM pg_stat_activity
     WHERE application_name = 'nico-rewrap'")" nico_rewrap
 
-step "The role once more, as docs/deploy.md has it"
+step "The role again, with the commands of docs/deploy.md"
 hash_before=$(role_hash)
 "$root/scripts/doc_commands.sh" "Postgres role" >role.commands
-run_role_commands || fail "the commands of the page: $(cat role.log)"
-check 'the password is hashed anew' "$([ "$(role_hash)" != "$hash_before" ] && echo yes)" yes
+run_role_commands || fail "the commands of docs/deploy.md: $(cat role.log)"
+check 'the password has a new hash' "$([ "$(role_hash)" != "$hash_before" ] && echo yes)" yes
 
 step "The run-book"
 dry_run kv2 "$ORGANIZATIONS" 0 "$secrets" 0
-check 'the dry run wrote' "$(by_key)" "kv1 $secrets"
+check 'secrets by key after the dry run' "$(by_key)" "kv1 $secrets"
 rewrap false "$service" || fail 'apply'
 report 'apply' kv2 "$ORGANIZATIONS" 0 "$secrets" 0
 check 'secrets by key' "$(by_key)" "kv2 $secrets"
-check 'what is in them' "$(digest)" "$digest"
+check 'digest of the decrypted secrets' "$(digest)" "$digest"
 dry_run kv2 0 "$ORGANIZATIONS" 0 "$secrets"
 
 [ "${FAULTS:-yes}" = no ] || fault_client_cut_off
@@ -65,10 +65,10 @@ fault_two_replicas
 sidecar_of_nico_api
 [ "${FAULTS:-yes}" = no ] || fault_rolling_replacement
 
-step "The database stops answering for good"
+step "The database stops"
 docker stop -t 5 "$database" >/dev/null
 check 'a call without a database' "$(call_outcome)" UNAVAILABLE
-check 'alive all the same' "$(docker exec "$service" /nico-rewrap healthcheck --live >/dev/null && echo yes)" yes
+check 'the service is still alive' "$(docker exec "$service" /nico-rewrap healthcheck --live >/dev/null && echo yes)" yes
 
 good "Done in $SECONDS s."
 printf '%s passed, 0 failed\n' "$passed"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The operator's run-book, played from start to end on a throwaway site: `make demo`.
+# Runs the operator's run-book from start to end on a throwaway site: `make demo`.
 #
-# Needs the release build of nico-rewrap and of the example `seed`. With DATABASE_URL set, the demo makes a database of
-# its own on that server instead of starting one, and drops it at the end.
+# Needs the release build of nico-rewrap and of the example `seed`. If DATABASE_URL is set, the demo creates a database on
+# that server, instead of starting a server, and drops the database at the end.
 set -euo pipefail
 
 # shellcheck source=scripts/lib.sh
@@ -11,17 +11,17 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 ORGANIZATIONS=1000
 created_database=''
 
-# ---- saying what happens ---------------------------------------------------------------------------------------------
+# ---- output ----------------------------------------------------------------------------------------------------------
 
 dim=''
 [ ! -t 1 ] || dim=$'\e[2m'
 
-# What run() shows goes past a redirection of the command's own output.
+# run() prints the command here, so that a redirection of the command's output does not catch it.
 exec 4>&1
 
 shown() { printf '  %s$ %s%s\n' "$dim" "$*" "$plain" >&4; }
 
-# run COMMAND... : prints the command as one could type it, then runs it.
+# run COMMAND... : prints the command in the form that you would type, then runs it.
 run() {
     local word line=''
     for word in "$@"; do
@@ -34,13 +34,13 @@ run() {
     "$@" || fail "'$1' ended with exit code $?"
 }
 
-# run_and_show COMMAND... : the same, with the command's output below it.
+# run_and_show COMMAND... : like run, and prints the command's output below it.
 run_and_show() {
     run "$@" >output
     sed 's/^/    /' output
 }
 
-# check NAME GOT WANTED : one line of a report, and the end of the demo if it is not what it must be.
+# check NAME GOT WANTED : prints one value, and fails if it is not the expected one.
 check() {
     printf '    %-34s %10s' "$1" "$2"
     if [ "$2" = "$3" ]; then
@@ -51,7 +51,7 @@ check() {
     fi
 }
 
-# ---- the database of somebody else's server --------------------------------------------------------------------------
+# ---- a database on an existing server --------------------------------------------------------------------------------
 
 create_database() {
     local pattern='^(postgres(ql)?://[^/?]*)(/[^?]*)?(\?.*)?$'
@@ -59,7 +59,7 @@ create_database() {
     local name=nico_rewrap_demo_$$
     database_url=${BASH_REMATCH[1]}/$name${BASH_REMATCH[4]}
     "$PSQL" -qX -d "$DATABASE_URL" -c "CREATE DATABASE $name" ||
-        fail "no database for the demo on the server of DATABASE_URL (its user needs CREATEDB)"
+        fail "can't create a database on the server of DATABASE_URL (its user needs CREATEDB)"
     created_database=$name
 }
 
@@ -69,7 +69,7 @@ at_end() {
         printf 'could not drop the database %s\n' "$created_database" >&2
 }
 
-# ---- what an operator does -------------------------------------------------------------------------------------------
+# ---- the steps of the operator ---------------------------------------------------------------------------------------
 
 start_service() {
     shown "nico-rewrap serve --config site.toml &"
@@ -83,23 +83,23 @@ stop_service() {
     note "stopped, exit code 0"
 }
 
-# rewrap DRY_RUN UPDATED SKIPPED FIELDS FIELDS_SKIPPED : one call; its report must have these numbers.
+# rewrap DRY_RUN UPDATED SKIPPED FIELDS FIELDS_SKIPPED : makes one call, and checks the numbers of its report.
 rewrap() {
     local started=${EPOCHREALTIME/[^0-9]/} ended
     rpc "$1" run >report.json
     ended=${EPOCHREALTIME/[^0-9]/}
     check 'organizations examined' "$(value rowsExamined)" "$ORGANIZATIONS"
     check "  ${6:-re-wrapped}" "$(value rowsUpdated)" "$2"
-    check '  already on the target, all of it' "$(value rowsSkippedAllOnTarget)" "$3"
+    check '  already on the target key' "$(value rowsSkippedAllOnTarget)" "$3"
     check '  failed' "$(value rowsFailed)" 0
     check "secrets ${6:-re-wrapped}" "$(value fieldsReencrypted)" "$4"
-    check 'secrets already on the target' "$(value fieldsSkippedOnTarget)" "$5"
+    check 'secrets already on the target key' "$(value fieldsSkippedOnTarget)" "$5"
     check 'failures listed' "$(grep -c '"field":' report.json || true)" 0
     check 'target key' "$(value currentEncryptionKeyId)" kv2
     note "in $(((ended - started) / 1000)) ms"
 }
 
-# The report is the service's word; the tables are the proof: every secret by the key it names, and a digest of all.
+# The demo checks the report against the tables: the number of secrets by key id, and a digest of all rows.
 envelopes="(SELECT convert_from(decode(text, 'base64'), 'UTF8') AS envelope FROM tenant_identity_config,
     LATERAL (VALUES (encrypted_signing_key_1), (encrypted_signing_key_2), (encrypted_auth_method_config)) AS s(text)
     WHERE text <> '') AS s"
@@ -121,12 +121,12 @@ if [ -n "${DATABASE_URL:-}" ]; then
     note "database: $created_database on the server of DATABASE_URL"
 else
     start_postgres
-    note "database: $("$PG_BIN/postgres" --version), on its own in $work"
+    note "database: $("$PG_BIN/postgres" --version), in $work"
 fi
 
 step "Two master keys: kv1 is the old one, kv2 the new one"
 run_and_show nico-rewrap keygen
-note "(so one makes a key; this demo takes its two from openssl rand -base64 32)"
+note "(keygen makes a key like this; the demo takes its two keys from openssl rand -base64 32)"
 make_keys
 write_config kv2
 
@@ -134,15 +134,15 @@ step "$ORGANIZATIONS organizations, their secrets under kv1"
 run_and_show nico-rewrap migrate --config site.toml
 run_and_show seed --config site.toml --key-id kv1 --organizations "$ORGANIZATIONS"
 secrets=$(sed -n 's/.*secrets=\([0-9]*\).*/\1/p' output)
-[ -n "$secrets" ] || fail "seed did not say how many secrets it made"
-note "one of them, base64 taken off: $(query "SELECT left(envelope, 75) FROM $envelopes LIMIT 1")..."
+[ -n "$secrets" ] || fail "seed did not print the number of secrets"
+note "one of them, decoded from base64: $(query "SELECT left(envelope, 75) FROM $envelopes LIMIT 1")..."
 check 'secrets by key, in the database' "$(count_by_key)" "kv1 $secrets"
 before=$(digest)
 
-step "1. Start with kv2 as the target"
+step "1. Start with kv2 as the target key"
 start_service
 
-step "2. Dry run: what would happen?"
+step "2. Dry run: shows what an apply would do"
 rewrap true "$ORGANIZATIONS" 0 "$secrets" 0 'would be re-wrapped'
 check 'database' "$([ "$(digest)" = "$before" ] && echo untouched || echo changed)" untouched
 
@@ -155,7 +155,7 @@ step "4. Second dry run: nothing is left to do"
 rewrap true 0 "$ORGANIZATIONS" 0 "$secrets" 'would be re-wrapped'
 check 'database' "$([ "$(digest)" = "$before" ] && echo untouched || echo changed)" untouched
 
-step "5. Take kv1 out of the secrets, start again, and open everything with kv2 alone"
+step "5. Remove kv1 from the secrets file, restart, and open every secret with kv2 alone"
 stop_service
 write_secrets "kv2=$kv2"
 note "secrets.json: kv2 only"
@@ -163,4 +163,5 @@ start_service
 rewrap true 0 "$ORGANIZATIONS" 0 "$secrets" 'would be re-wrapped'
 stop_service
 
-good "Done in $SECONDS s: $secrets secrets of $ORGANIZATIONS organizations went from kv1 to kv2, and nothing needs kv1 any more."
+moved="$secrets secrets of $ORGANIZATIONS organizations moved from kv1 to kv2"
+good "Done in $SECONDS s: $moved. kv1 is no longer needed."

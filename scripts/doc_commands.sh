@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Prints the commands of a section of docs/deploy.md, for the tests that run them:
+# Prints the commands in a section of docs/deploy.md. Tests run them:
 #
 #   scripts/doc_commands.sh HEADING
 #
-# Those are the lines of its console blocks that begin with a prompt ($, or # for root), and the lines that they are
-# continued on. A section without any is an error: a test that runs nothing must not pass.
+# Commands are the lines in console blocks that begin with a prompt ($, or # for root), with their continuation lines. A
+# section without commands is an error, because a test that runs nothing must not pass.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2016
-# A container that systemd runs as process 1, and what package_test.sh asks of it.
+# Starts a container in which systemd is process 1, and provides the checks of package_test.sh.
 
 image=nico-rewrap-package-test:latest
 container=nico-rewrap-package-test-$$
@@ -17,14 +17,14 @@ cleanup() {
 }
 trap cleanup EXIT
 
-# inside SCRIPT : in the directory with the operator's files.
+# inside SCRIPT : runs the script in the container, in the directory with the operator's files.
 inside() { docker exec -w /root/site "$container" bash -euo pipefail -c "$1"; }
-# expect WHAT SCRIPT
+# expect WHAT SCRIPT : fails if the script fails.
 expect() {
     inside "$2" >"$work/out" 2>&1 || { cat "$work/out" >&2; die "$1"; }
     say "ok: $1"
 }
-# wait_for WHAT SCRIPT
+# wait_for WHAT SCRIPT : repeats the script until it succeeds; fails after a minute.
 wait_for() {
     for _ in $(seq 300); do
         if inside "$2" >/dev/null 2>&1; then
@@ -35,16 +35,16 @@ wait_for() {
     done
     die "$1"
 }
-# documented HEADING : into $work/commands.
+# documented HEADING : writes the commands of this section of docs/deploy.md to $work/commands.
 documented() { scripts/doc_commands.sh "$1" >"$work/commands"; }
 
-# in_journal WORDS, of the service since it was started last.
+# in_journal WORDS : prints a script that searches the journal of the service since its last start.
 in_journal() {
     echo "journalctl --sync && journalctl -u nico-rewrap _SYSTEMD_INVOCATION_ID=\$(systemctl show -P InvocationID nico-rewrap) |
         grep >/dev/null '$1'"
 }
 
-# What systemd needs of a container: its own cgroups, and to mount, where mounts of its children can be seen. Not
+# systemd needs cgroups of its own and the right to mount, and its child processes must see the mounts. It does not need
 # --privileged.
 start_container() {
     docker build --quiet --tag "$image" scripts/package_test >/dev/null
@@ -58,7 +58,7 @@ start_container() {
         'grep -qx systemd /proc/1/comm && systemctl is-active postgresql@15-main'
 }
 
-# What the operator has before: a database with nico-api's tables to come, certificates, site config, secrets.
+# What the operator has before the installation: an empty database, certificates, the site config, and the secrets file.
 make_site() {
     inside '
         runuser -u postgres -- psql -qc "CREATE ROLE nico LOGIN PASSWORD '"'a password of a test'"'" -c "CREATE DATABASE nico OWNER nico"
@@ -96,10 +96,10 @@ admin_root_cafile_path = "/etc/nico/admin-ca.pem"
 [auth.trust]
 spiffe_trust_domain = "nico.local"
 additional_issuer_cns = ["admin-ca"]
-END' >"$work/out" 2>&1 || { cat "$work/out" >&2; die "a site to install it on"; }
+END' >"$work/out" 2>&1 || { cat "$work/out" >&2; die "can't set up the site"; }
 }
 
-# A Vault (OpenBao, its fork) with two keys, and what its agent needs to log in.
+# Starts a Vault (OpenBao, a fork of it) with two keys, and writes the files that the agent needs to log in.
 start_vault() {
     docker cp "$(scripts/tools.sh bao)" "$container:/usr/bin/vault" 2>/dev/null
     inside '
@@ -119,5 +119,5 @@ start_vault() {
         umask 077
         vault read -field=role_id $role/role-id >/etc/nico-rewrap/vault-role-id
         vault write -f -field=secret_id $role/secret-id >/etc/nico-rewrap/vault-secret-id
-        echo VAULT_ADDR=$VAULT_ADDR >/etc/nico-rewrap/vault.env' >"$work/out" 2>&1 || { cat "$work/out" >&2; die "a Vault"; }
+        echo VAULT_ADDR=$VAULT_ADDR >/etc/nico-rewrap/vault.env' >"$work/out" 2>&1 || { cat "$work/out" >&2; die "can't set up Vault"; }
 }
