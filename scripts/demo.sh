@@ -47,7 +47,7 @@ check() {
         printf '  %sok%s\n' "$green" "$plain"
     else
         printf '  %snot %s%s\n' "$red" "$3" "$plain"
-        fail "${1#"  "}: $2, must be $3"
+        fail "${1#"  "}: got $2, expected $3"
     fi
 }
 

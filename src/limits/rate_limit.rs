@@ -1,4 +1,4 @@
-//! A rate limiter with a burst of 10 seconds. It limits events that clients can cause for free
+//! A rate limiter with a burst of 10 seconds. It limits events that clients can cause at no cost
 //! and that take space in a log.
 
 use std::time::Duration;

@@ -45,7 +45,7 @@ pub(super) struct Server {
     pub(super) trust: Arc<TrustRules>,
     pub(super) guard: Guard,
     pub(super) handshakes: Arc<ConnectionSlots>,
-    pub(super) refusals_told: RateLimiter,
+    pub(super) refusal_log_limit: RateLimiter,
     /// The limit of `max_client_connections`.
     pub(super) connections: Arc<Semaphore>,
     /// The limit of `max_connections_per_client`.
@@ -90,7 +90,7 @@ impl Server {
             Err(Refusal(reason, error)) => {
                 telemetry::handshake_refused(reason);
                 // Port checks connect and close again and again: they would fill the log.
-                if reason == "closed" || !self.refusals_told.try_acquire() {
+                if reason == "closed" || !self.refusal_log_limit.try_acquire() {
                     tracing::debug!(peer = %address, reason, error, "TLS handshake refused");
                 } else {
                     tracing::info!(peer = %address, reason, error, "TLS handshake refused");

@@ -34,7 +34,7 @@ use crate::{
 
 /// How many refused handshakes the log shows per second. Anybody who reaches the port can cause
 /// any number of them.
-const REFUSALS_TOLD: u32 = 10;
+const REFUSALS_LOGGED_PER_SECOND: u32 = 10;
 
 /// The client of a connection.
 #[derive(Debug)]
@@ -62,7 +62,7 @@ pub async fn serve(
         trust,
         guard,
         handshakes: ConnectionSlots::new(options.max_handshakes),
-        refusals_told: RateLimiter::new(REFUSALS_TOLD),
+        refusal_log_limit: RateLimiter::new(REFUSALS_LOGGED_PER_SECOND),
         quota: ClientQuota::new(options.max_connections_per_client),
         connections: Arc::new(Semaphore::new(options.max_client_connections as usize)),
         options,

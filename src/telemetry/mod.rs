@@ -47,7 +47,7 @@ const LOG_LINES_DROPPED: &str = "nico_rewrap_log_lines_dropped_total";
 
 /// The log target of the Postgres driver. The driver logs notices, SQL, and statement parameters,
 /// which are ciphertexts. Its lines are therefore dropped, whatever the configured filter says.
-const SILENT: &str = "tokio_postgres";
+const DRIVER_TARGET: &str = "tokio_postgres";
 
 /// Upper bounds of the duration histogram, in seconds. The lowest is for a single row, the
 /// highest for a large site.
@@ -80,7 +80,9 @@ pub fn start_logging(options: &LogOptions) -> io::Result<()> {
     let _ = tracing_subscriber::registry()
         .with(format)
         .with(filter)
-        .with(filter_fn(|event| !event.target().starts_with(SILENT)))
+        .with(filter_fn(|event| {
+            !event.target().starts_with(DRIVER_TARGET)
+        }))
         .try_init();
     std::panic::set_hook(Box::new(|panic| {
         let location = panic.location().map(ToString::to_string);

@@ -106,7 +106,7 @@ impl TlsFileContents {
     }
 }
 
-/// The value of `result`. Adds an error to `faults`.
+/// Returns the value of `result`, or adds its error to `faults`.
 pub(super) fn fault<T, E: Into<TlsError>>(
     faults: &mut Vec<Fault>,
     setting: &'static str,

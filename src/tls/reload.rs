@@ -36,8 +36,8 @@ impl fmt::Debug for Loaded {
     }
 }
 
-/// Loads the files for the first time. `Ok(None)` if a required setting is missing; the files
-/// of the other settings are checked. The server's certificate need not be valid now.
+/// Loads the files for the first time. `Ok(None)` if a required setting is missing and the other
+/// files are without errors. The server's certificate need not be valid now.
 pub(crate) fn load(paths: &Paths) -> Result<Option<Loaded>, Vec<Fault>> {
     let material = TlsFileContents::read(paths);
     let fingerprint = material.fingerprint();
@@ -56,7 +56,7 @@ fn state(
 ) -> Result<Option<TlsState>, Vec<Fault>> {
     let checked = check(material, new_certificate)?;
     let state = checked.map(|checked| TlsState::new(checked, paths.crl_policy));
-    // Everything except the combination of the lists has been checked.
+    // Everything else has been checked, so the cause must be the lists.
     let setting = CRLS;
     state
         .transpose()
@@ -195,8 +195,8 @@ impl Reloader {
         }
     }
 
-    /// Refuses to continue without the admin bundle, because that would allow more clients. A
-    /// file that is missing for a moment, while it is being replaced, looks the same.
+    /// Refuses a state that lost the admin bundle, because it would allow more clients. Also, the
+    /// file may be missing only for the moment in which it is replaced.
     fn reject_lost_bundle(&self, loaded: Option<Renewed>) -> Result<Option<Renewed>, ReloadError> {
         if let Some((_, state)) = &loaded
             && self.current.borrow().has_admin_bundle()

@@ -30,7 +30,7 @@ use crate::{
 
 /// The maximum number of combinations of lists. Each has a verifier with parsed lists of its
 /// own. This is enough for five CAs that change their keys at the same time.
-const MAX_SELECTIONS: usize = 32;
+const MAX_COMBINATIONS: usize = 32;
 
 /// What a chain needs if the site has revocation lists. Every policy refuses a certificate
 /// that an applicable list revokes.
@@ -164,12 +164,12 @@ pub(super) fn crl_combinations(
     for keys in issuers.values() {
         crl_combinations = crl_combinations
             .iter()
-            .flat_map(|selection| {
+            .flat_map(|combination| {
                 keys.values()
-                    .map(move |of_one_key| [&selection[..], of_one_key].concat())
+                    .map(move |of_one_key| [&combination[..], of_one_key].concat())
             })
             .collect();
-        if crl_combinations.len() > MAX_SELECTIONS {
+        if crl_combinations.len() > MAX_COMBINATIONS {
             return Err(TlsError::TooManyKeys);
         }
     }

@@ -49,7 +49,7 @@ pub(super) fn verifier(
 }
 
 /// One or more verifiers that differ in their revocation lists only. A certificate is accepted
-/// if one verifier accepts it and no other gives an error that outranks this: see [`rank`].
+/// if one verifier accepts it and no other gives an error of rank 0: see [`rank`].
 #[derive(Debug)]
 struct AnyCombination(Vec<Arc<dyn ClientCertVerifier>>);
 
@@ -146,14 +146,14 @@ fn unsupported<'a>(chain: impl Iterator<Item = &'a CertificateDer<'a>>) -> Optio
 
 /// The rank of a result. The result with the lowest rank decides.
 ///
-/// * Rank 0, most errors: no other combination of lists can make the certificate acceptable.
-///   `Revoked` is one of them, because the issuer signed the list that revokes. It is not the
-///   only one: a client can hide `Revoked` behind another error. It sends, for example, an
-///   expired certificate with the issuer's name, or very many certificates. webpki tries all
+/// * Rank 0: `Revoked`, and every error that does not depend on the lists. The certificate is
+///   refused, whatever the other combinations give. The other errors rank as high as `Revoked`,
+///   because a client can make webpki report one of them instead. For example, it sends an
+///   expired certificate with the issuer's name, or very many certificates: webpki tries all
 ///   paths, reports the worst error, and gives up after too many attempts.
 /// * Rank 1: `Ok`.
-/// * Ranks 2 and 3, errors that depend on the lists: a list has expired, covers other
-///   certificates, or is of another key than the issuer's. Another combination may give `Ok`.
+/// * Ranks 2 and 3: the list is missing or has expired, covers other certificates, or is of
+///   another key than the issuer's. Another combination may give `Ok`.
 fn rank(answer: &Result<ClientCertVerified, Error>) -> u8 {
     use CertificateError as E;
     match answer {

@@ -1,8 +1,8 @@
 //! PEM files (RFC 7468): certificates, a private key, revocation lists.
 //!
-//! Every block of a file is either used or of a kind that the file may hold without effect, such
-//! as a key beside a certificate. A file with any other block is refused. The error names the
-//! line.
+//! A file may hold blocks that are used, and some kinds of blocks that are ignored, such as a
+//! key in a file of certificates. A file with any other block is refused, and the error names
+//! the line.
 
 mod kind;
 mod scan;

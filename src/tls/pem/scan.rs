@@ -16,7 +16,7 @@ pub(super) struct Block<'a> {
     pub(super) label: &'a [u8],
     /// The block with its BEGIN and END lines.
     pub(super) text: &'a [u8],
-    /// Header lines (RFC 1421), such as `Proc-Type: 4,ENCRYPTED`.
+    /// Whether the block has header lines (RFC 1421), such as `Proc-Type: 4,ENCRYPTED`.
     pub(super) has_headers: bool,
 }
 
@@ -56,7 +56,7 @@ pub enum SyntaxError {
     /// An END line outside of any block.
     #[error("this END line has no BEGIN line: the file is damaged")]
     NoBegin,
-    /// What can only be part of a block is outside of any.
+    /// A line outside of any block looks like part of one.
     #[error(
         "this line looks like part of a block, but there is no BEGIN line such as \
          -----BEGIN CERTIFICATE----- before it"
