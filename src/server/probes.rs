@@ -1,7 +1,7 @@
 //! Plain HTTP for probes and Prometheus: `/livez`, `/readyz` and `/metrics`.
 //!
 //! These endpoints need no authentication. They expose no secrets and change no state. The
-//! number of connections is limited: see [`ConnectionSlots`].
+//! number of connections is limited.
 
 use std::time::Duration;
 

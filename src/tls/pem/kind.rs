@@ -6,11 +6,11 @@ pub(super) const ENCRYPTED: &str = "the private key is encrypted, and there is n
                          decrypt it with openssl pkey -in FILE -out NEW_FILE";
 pub(super) const UNKNOWN_KEY: &str = "this kind of private key is not supported: create an RSA, \
                            P-256, P-384 or Ed25519 key, in PKCS#8, PKCS#1 or SEC1";
-const TRUSTED: &str = "TRUSTED CERTIFICATE blocks are not supported: convert this one with openssl \
-                       x509 -in FILE -out NEW_FILE, one certificate at a time";
-const OLD_LABEL: &str = "X509 CERTIFICATE blocks are not supported: change the label on the BEGIN \
+const TRUSTED: &str = "a TRUSTED CERTIFICATE block is not supported: convert it with openssl x509 \
+                       -in FILE -out NEW_FILE, one certificate at a time";
+const OLD_LABEL: &str = "an X509 CERTIFICATE block is not supported: change the label on its BEGIN \
                          and END lines to CERTIFICATE";
-const PKCS7: &str = "PKCS#7 and CMS blocks are not supported: convert this one with openssl pkcs7 \
+const PKCS7: &str = "a PKCS#7 or CMS block is not supported: convert it with openssl pkcs7 \
                      -print_certs -in FILE -out NEW_FILE";
 const UNKNOWN: &str = "the label of this block is unknown: remove the block, or correct its \
                        label to CERTIFICATE, X509 CRL or PRIVATE KEY";
