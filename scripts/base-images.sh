@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sees to it that public base images are there. What is there already is left alone; what the registry has is pulled; where
-# no registry can be reached, a stand-in is made from Debian's packages, under the same name:
+# Makes sure that public base images exist locally. Existing images are not changed. Missing images are pulled from the
+# registry. If no registry can be reached, the script builds a stand-in with the same name from Debian's packages:
 #
 #   scripts/base-images.sh IMAGE...      IMAGE: debian:bookworm-slim debian:trixie-slim postgres:15 postgres:17
 #                                         rust:1.95-slim-bookworm
@@ -31,14 +31,14 @@ debian() {
     as_root rm -rf "$work/root"
 }
 
-# postgres VERSION SUITE : the version that the suite has.
+# postgres VERSION SUITE : VERSION must be the version in the suite.
 postgres() {
     "$0" "debian:$2-slim"
     docker build --quiet --build-arg "BASE=debian:$2-slim" --build-arg "VERSION=$1" --tag "postgres:$1" \
         scripts/base-images/postgres >/dev/null
 }
 
-# The toolchain without its documentation: half of it.
+# The toolchain of this machine, without its documentation, which is half of it.
 rust() {
     mkdir -p "$work/rust"
     cp -a "$(rustc --print sysroot)" "$work/rust/toolchain"

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# nico-rewrap end to end, through gRPC, beside other ways to do the same, on one throwaway Postgres: `make bench`.
+# Measures nico-rewrap end to end, through gRPC, and other ways to do the same, on one throwaway Postgres: `make bench`.
 #
-#   ROWS="20000 200000"   organizations, ascending: one round of everything for each
-#   REPEAT=3              rounds; the medians count
-#   WAYS="…"              of: barrier each dry on-target reference python ceiling tenants
-#   RIVALS_UP_TO=200000   rows beyond which only nico-rewrap itself runs: the others take long, the ceiling much memory
-#   SHAPES="…"            connections x statements in flight that are tried for the ceiling
-#   TENANT_RATE=100       writes a second that tenants make
-#   SETTINGS="…"          more of [rewrap] for the run beside tenants, to see what a setting does to them; lines end with \n
-#   MICRO=1               take criterion's last results into the report
+#   ROWS="20000 200000"   numbers of organizations, ascending; each round measures every way with each number
+#   REPEAT=3              number of rounds; the report has the medians
+#   WAYS="…"              some of: barrier each dry on-target reference python ceiling tenants
+#   RIVALS_UP_TO=200000   with more rows, only nico-rewrap runs: the other ways take too much time or memory
+#   SHAPES="…"            candidates for the ceiling: connections x statements in flight
+#   TENANT_RATE=100       writes per second that tenants make
+#   SETTINGS="…"          more settings of [rewrap] for the run with tenants, to measure their effect; lines end with \n
+#   MICRO=1               include the last results of criterion in the report
 #
-# Needs the release build of nico-rewrap and of the examples `seed` and `bench_rivals`. Results land in target/bench.
+# Needs the release build of nico-rewrap and of the examples `seed` and `bench_rivals`. Results go to target/bench.
 set -euo pipefail
 
 ROWS=${ROWS:-20000 200000}
@@ -21,7 +21,7 @@ SHAPES=${SHAPES:-4x16 8x4 8x16 8x32 16x4 32x4}
 TENANT_RATE=${TENANT_RATE:-100}
 SETTINGS=$(printf %b "${SETTINGS:-}")
 
-# A server of its own, always, and on a disk: /tmp is often memory, where a flush costs nothing.
+# The benchmark always starts a Postgres of its own, on a disk. /tmp is often in memory, where a flush costs nothing.
 unset DATABASE_URL
 export TMPDIR=${TMPDIR:-/var/tmp}
 # shellcheck source=scripts/lib.sh
@@ -51,7 +51,7 @@ seed_rows() {
         CREATE TABLE seeded.tenant_identity_config AS TABLE tenant_identity_config" >/dev/null
 }
 
-# reset ROWS : the first ROWS organizations as they were seeded, in new tables. Their foreign key holds as it is.
+# reset ROWS : restores the first ROWS organizations to the seeded state. Foreign keys are not checked, to save time.
 reset() {
     local number
     number=$(printf 'org-%07d' "$1")
@@ -66,7 +66,7 @@ reset() {
     rewrapped="kv2 ${BASH_REMATCH[1]} V2 $1"
 }
 
-# compact : after a run, as if the rows had never been otherwise.
+# compact : removes the dead rows that a run has left.
 compact() {
     query 'VACUUM FULL tenant_identity_config'
     query 'VACUUM FULL tenants'
@@ -79,8 +79,8 @@ settle() {
     query 'CHECKPOINT'
 }
 
-# state : secrets by the key they name, and organizations by how often their version was bumped: "kv1 36000 V1 20000".
-# A key's name is among the first 48 bytes of an envelope.
+# state : the number of secrets by key id, and of organizations by version number, such as "kv1 36000 V1 20000". The key
+# id is in the first 48 bytes of an envelope.
 state() {
     query "SELECT string_agg(key_id || ' ' || n, ' ' ORDER BY key_id) || ' ' || (
             SELECT string_agg(counter || ' ' || n, ' ' ORDER BY counter)
@@ -94,27 +94,27 @@ state() {
         ) AS k"
 }
 
-# must_be STATE WAY
+# must_be STATE WAY : fails if the database is not in this state.
 must_be() {
     local found
     found=$(state)
-    [ "$found" = "$1" ] || fail "after $2, the database has $found; must have $1"
+    [ "$found" = "$1" ] || fail "after $2, the database has the state $found, expected $1"
 }
 
-# ---- the clocks ------------------------------------------------------------------------------------------------------
+# ---- time measurement ------------------------------------------------------------------------------------------------
 
-# CPU time in ticks. Of Postgres: all its processes, those that have ended included.
+# CPU time in ticks. For Postgres, of all its processes, including those that have ended.
 ticks_of() { awk '{ print $14 + $15 }' "/proc/$1/stat"; }
 ticks_of_postgres() {
     local children
     read -ra children <"/proc/$postgres_pid/task/$postgres_pid/children"
     children=("${children[@]/#//proc/}")
-    # One may end meanwhile.
+    # A process may end at this moment.
     { cat "/proc/$postgres_pid/stat" "${children[@]/%//stat}" 2>/dev/null || true; } |
         awk -v postmaster="$postgres_pid" '{ n += $14 + $15 } $1 == postmaster { n += $16 + $17 } END { print n }'
 }
 
-# meter CLIENT_PID COMMAND... : runs it; leaves what it took in `taken`, as members of JSON.
+# meter CLIENT_PID COMMAND... : runs the command, and sets `taken` to the time and CPU time it took, as members of JSON.
 meter() {
     local client=$1 before_client before_postgres started ended
     shift
@@ -127,13 +127,13 @@ meter() {
         "$(($(ticks_of "$client") - before_client))" "$(($(ticks_of_postgres) - before_postgres))")
 }
 
-# microseconds : that the last command took.
+# microseconds : the time that the last metered command took.
 microseconds() {
     local us=${taken#*: }
     echo "${us%%,*}"
 }
 
-# record WAY ROWS MEMBERS
+# record WAY ROWS MEMBERS : adds a result to runs.jsonl.
 record() {
     printf '{"way": "%s", "rows": %s, %s}\n' "$1" "$2" "$3" >>runs.jsonl
     note "$(printf '%-20s %8s rows %8s ms' "$1" "$2" $(($(microseconds) / 1000)))"
@@ -141,10 +141,10 @@ record() {
 
 # ---- the ways --------------------------------------------------------------------------------------------------------
 
-# kilobytes NAME : of the service's memory.
+# kilobytes NAME : a memory value of the service, such as VmRSS.
 kilobytes() { sed -n "s/^$1:[^0-9]*\([0-9]*\) kB/\1/p" "/proc/$service_pid/status"; }
 
-# start_service [LINES] : leaves in `at_rest` how long it took, and how much it needs.
+# start_service [LINES] : sets `at_rest` to the time that the start took and the memory in use, as members of JSON.
 start_service() {
     local started ended pause=0.002
     write_config kv2 "${1:-}"
@@ -154,15 +154,15 @@ start_service() {
     at_rest="\"ready_us\": $((ended - started)), \"idle_kb\": $(kilobytes VmRSS)"
 }
 
-# call DRY_RUN UPDATED SKIPPED : must be the report's numbers.
+# call DRY_RUN UPDATED SKIPPED : makes a call, and checks the numbers of its report.
 call() {
     rpc "$1" >report.json 2>report.err || fail "grpcurl: $(head -n 3 report.err)"
     local found
     found="$(value rowsUpdated) $(value rowsSkippedAllOnTarget) $(value rowsFailed)"
-    [ "$found" = "$2 $3 0" ] || fail "the report says $found; must say $2 $3 0"
+    [ "$found" = "$2 $3 0" ] || fail "the report has the numbers $found, expected $2 $3 0"
 }
 
-# service WAY ROWS LINE DRY_RUN UPDATED SKIPPED STATE : one call to a service that was just started.
+# service WAY ROWS LINE DRY_RUN UPDATED SKIPPED STATE : starts a service, measures one call, and checks the result.
 service() {
     start_service "$3"
     meter "$service_pid" call "$4" "$5" "$6"
@@ -182,7 +182,7 @@ start_rival() {
 
 hear_rival() {
     local word
-    read -r word <&6 && [ "$word" = "$1" ] || fail "a rival did not get to say $1: $(tail -n 3 rival.log)"
+    read -r word <&6 && [ "$word" = "$1" ] || fail "a rival did not print $1: $(tail -n 3 rival.log)"
 }
 
 tell_rival() {
@@ -197,7 +197,7 @@ end_rival() {
     wait "$pid" || fail "a rival failed: $(tail -n 3 rival.log)"
 }
 
-# rival WAY ROWS COMMAND...
+# rival WAY ROWS COMMAND... : measures another way, and checks the result.
 rival() {
     local way=$1 rows=$2
     shift 2
@@ -209,7 +209,7 @@ rival() {
     must_be "$rewrapped" "$way"
 }
 
-# proven : the service opens every secret that somebody else wrote.
+# proven ROWS : checks that the service can open every secret that another way has written.
 proven() {
     start_service
     call true 0 "$1"
@@ -222,7 +222,7 @@ python_rival() { exec "$PYTHON" "$root/scripts/bench_rewrap.py" "$database_url" 
 # ceiling WAY ROWS COMMIT SHAPE
 ceiling() { rival "$1" "$2" rust_rival ceiling --commit "$3" --connections "${4%x*}" --in-flight "${4#*x}"; }
 
-# best_shape COMMIT : tries all of them on the most rows that they are measured on.
+# best_shape COMMIT : sets `best` to the fastest shape, measured with the largest number of rows up to RIVALS_UP_TO.
 best_shape() {
     local shape us best_us='' rows=${row_counts[0]} other
     for other in "${row_counts[@]}"; do
@@ -238,8 +238,8 @@ best_shape() {
     done
 }
 
-# tenants ROWS ROUND : their latency on the same rows, first during a run, then for as long without one: what a disk does
-# now and then is to find both.
+# tenants ROWS ROUND : measures the latency of tenants on the same rows, during a run and then for the same time without a
+# run. With equal times, an occasional slow moment of the disk affects both equally.
 tenants() {
     local write=(rust_rival tenants --rate "$TENANT_RATE") us
     reset "$1"
@@ -262,21 +262,21 @@ tenants() {
     end_rival
 }
 
-# ---- all of it -------------------------------------------------------------------------------------------------------
+# ---- main ------------------------------------------------------------------------------------------------------------
 
 step "A throwaway site in $work"
 choose_ports
 make_certificates
 make_keys
 start_postgres
-# With SETTINGS, so that what is wrong with them is told now and not in an hour.
+# With SETTINGS, so that an error in them shows now and not in an hour.
 write_config kv2 "$SETTINGS"
-note "$("$PG_BIN/postgres" --version), settings as they come"
+note "$("$PG_BIN/postgres" --version), default settings"
 seed_rows
 note "$most organizations"
 
 if wants ceiling; then
-    step "What is best for the ceiling?"
+    step "Find the fastest shape for the ceiling"
     best_shape barrier
     shape_barrier=$best
     best_shape each
@@ -296,7 +296,7 @@ for ((round = 1; round <= REPEAT; round++)); do
             compact
             service on-target "$rows" '' false 0 "$rows" "$rewrapped"
         fi
-        # Right after what is compared with it: some minutes later, the machine may be another one.
+        # Right after the run that it is compared with, because the speed of the machine may change within minutes.
         if wants_ceiling "$rows"; then
             ceiling ceiling-barrier "$rows" barrier "$shape_barrier"
             [ "$round" -gt 1 ] || proven "$rows"
@@ -339,4 +339,4 @@ JSON
 umask 022
 mkdir -p "$target/bench"
 "$PYTHON" "$root/scripts/bench_report.py" "$target/bench" ${MICRO:+"$target/criterion"}
-note "the same in $target/bench: results.json, chart.svg"
+note "results are in $target/bench: results.json, chart.svg"

@@ -1,7 +1,7 @@
-"""Makes tables, results.json and chart.svg of what bench.sh measured: bench_report.py RESULTS [CRITERION].
+"""Makes tables, results.json and chart.svg from the measurements of bench.sh: bench_report.py RESULTS [CRITERION].
 
-Reads runs.jsonl, facts.json and the tenants' latencies in the working directory, and criterion's estimates if their
-directory is given.
+Reads runs.jsonl, facts.json and the tenants' latencies from the working directory, and the estimates of criterion from
+the directory CRITERION, if given.
 """
 
 import json
@@ -24,7 +24,7 @@ NAMES = {
     "ceiling-each": "ceiling, a commit each",
 }
 
-# What the project wants of rates: name, way, over what other way, at least.
+# The goals for ratios of rates: name, way, the way to compare with, the minimum ratio.
 GOALS = [
     ("barrier / reference", "barrier", "reference", 15),
     ("barrier / Python", "barrier", "python", 13),
@@ -34,7 +34,8 @@ GOALS = [
     ("all on target / barrier", "on-target", "barrier", 4),
 ]
 
-# What an apply does beside its writes is what a dry run does: name, way, and the two it has for its parts.
+# An apply does the work of a dry run, and it writes. Each entry compares an apply with these two parts, measured one
+# after the other: name, way, the two parts.
 PARTS = [
     ("barrier / ceiling and dry run one after the other", "barrier", "ceiling-barrier", "dry"),
     ("each / ceiling and dry run one after the other", "each", "ceiling-each", "dry"),
@@ -59,7 +60,7 @@ def machine(facts):
 
 
 def summary(way, rows, runs, tick_us):
-    """The medians of the runs of one way over so many rows."""
+    """The medians of the runs of one way with this number of rows."""
     middle = lambda name: statistics.median(run[name] for run in runs)
     of_way = {
         "way": way,
@@ -77,7 +78,7 @@ def summary(way, rows, runs, tick_us):
 
 
 def latencies(prefix):
-    """Of each round by itself, in milliseconds: what a disk does in one of them is not to be that of all."""
+    """The latencies in milliseconds, per round, so that a slow disk in one round does not affect the others."""
     rounds = []
     for path in sorted(Path().glob(f"{prefix}-*")):
         us = sorted(int(line) for line in path.read_text().split())
@@ -98,7 +99,7 @@ def spread(name, rows, goal, of_rounds):
 
 
 def ratios(seconds):
-    """Of the ways within each round: what a machine does to all of them is not in there."""
+    """The ratios of ways within each round, so that a slow machine affects both sides equally."""
     for rows in sorted({rows for rows, _ in seconds}):
         of = lambda *ways: zip(*(seconds.get((rows, way), []) for way in ways))
         for name, way, other, goal in GOALS:
@@ -140,7 +141,7 @@ def evaluate(runs, facts, criterion):
 
 
 def tables(results):
-    """Markdown, so that docs/benchmarks.md can take them as they are."""
+    """The tables in Markdown, in the form of docs/benchmarks.md."""
     about = results["machine"]
     yield f"{about['cpu']}, {about['cores']} cores, {about['memory_gb']} GB; Linux {about['kernel']}, {about['filesystem']}"
     yield f"PostgreSQL {about['postgres']}: {about['settings']}"
@@ -193,7 +194,7 @@ def tables(results):
 
 
 def chart(results):
-    """A bar for each way, grouped by the number of rows."""
+    """A bar chart of the rate of each way, grouped by the number of rows."""
     named = [way for way in results["ways"] if way["way"] in NAMES]
     longest = max((way["rows_per_second"] for way in named), default=1)
     about, parts, y = results["machine"], [], 30

@@ -1,6 +1,7 @@
-"""How people re-wrap by hand: psycopg, cryptography, one row after the other, one commit each.
+"""A re-wrap script as an operator might write it: psycopg and cryptography, one row at a time, one commit per row.
 
-Run by bench.sh as bench_rewrap.py DATABASE_URL SECRETS_FILE; speaks with it as examples/bench_rivals.rs does.
+bench.sh runs it as bench_rewrap.py DATABASE_URL SECRETS_FILE. It uses the same protocol with bench.sh as
+examples/bench_rivals.rs: it prints "ready", waits for a line, works, and prints "done".
 """
 
 import base64

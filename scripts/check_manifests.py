@@ -1,7 +1,10 @@
 #!/usr/bin/env python3
-"""Checks the manifests on stdin, one stream of YAML documents: each against Kubernetes' own schema (as the package
-kubernetes-validate brings it; unknown fields are errors), custom resources against deploy/kubernetes/crds.schema.json,
-which we wrote after the published definitions, and Pods against what Pod Security calls "restricted"."""
+"""Checks the manifests on stdin, a stream of YAML documents.
+
+Each document is checked against the schema of Kubernetes, from the package kubernetes-validate. Unknown fields are
+errors. Custom resources are checked against deploy/kubernetes/crds.schema.json, which was written by hand from the
+published definitions. Pods are checked against the level "restricted" of the Pod Security Standards.
+"""
 
 import json
 import pathlib
@@ -11,7 +14,7 @@ import jsonschema
 import kubernetes_validate
 import yaml
 
-# The oldest and the newest that the manifests are meant for.
+# The oldest and the newest version that the manifests support.
 KUBERNETES = ["1.25", kubernetes_validate.latest_version()]
 CUSTOM = json.loads((pathlib.Path(__file__).parent.parent / "deploy/kubernetes/crds.schema.json").read_text())
 
@@ -27,7 +30,7 @@ def schema_faults(document, kind):
         except kubernetes_validate.ValidationError as error:
             yield f"Kubernetes {version}: {error.message}"
         except kubernetes_validate.SchemaNotFoundError:
-            yield f"Kubernetes {version} does not know it, and deploy/kubernetes/crds.schema.json has no schema"
+            yield f"Kubernetes {version} has no schema for it, and neither has deploy/kubernetes/crds.schema.json"
 
 
 def restricted_faults(document):
@@ -36,7 +39,7 @@ def restricted_faults(document):
         return
     of_pod = pod.get("securityContext", {})
     for container in pod["containers"]:
-        # nico-api's own container is nico-api's chart's business.
+        # nico-api's chart decides about nico-api's container.
         if container["name"] == "nico-api":
             continue
         own = container.get("securityContext", {})
@@ -64,7 +67,7 @@ def main():
         faults += [f"{kind} {document['metadata']['name']}: {fault}" for fault in found]
     if faults:
         sys.exit("\n".join(faults))
-    print(f"nothing wrong in {len(documents)}")
+    print(f"{len(documents)} documents are valid")
 
 
 main()

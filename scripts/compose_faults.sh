@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# What breaks between hosts while a run is under way, and the sidecar. Sourced by compose_test.sh. Each starts
-# from secrets under kv1, and ends when a next run has completed with the counters that it must have.
+# Tests of network faults during a run, and of the sidecar. compose_test.sh sources this file. Each test starts with all
+# secrets under kv1. At its end, the next run must complete with the expected counters.
 
 # shellcheck source=scripts/compose_lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/compose_lib.sh"
 
 fault_client_cut_off() {
-    step "The client is cut off in mid-run"
+    step "The client loses its network during a run"
     reset_secrets
     local before
     before=$(audited CANCELLED)
@@ -24,13 +24,13 @@ audited() { docker logs "$service" 2>&1 | grep '"target":"audit"' | grep -c "$1"
 more_audited() { [ "$(audited "$1")" -gt "$2" ]; }
 
 fault_two_replicas() {
-    step "Two replicas apply at once"
+    step "Two instances apply at the same time"
     reset_secrets
     local other updated skipped
     other=$(second_service)
     call false "$service" >one.json 2>run.txt &
     client=$!
-    rewrap false "$other" || fail "the second replica: $(cat error.txt)"
+    rewrap false "$other" || fail "the second instance: $(cat error.txt)"
     end_run 'the first' OK
     check 'second: examined, failed' "$(value rowsExamined) $(value rowsFailed)" "$ORGANIZATIONS 0"
     updated=$(value rowsUpdated) skipped=$(value rowsSkippedAllOnTarget)
@@ -43,7 +43,7 @@ fault_two_replicas() {
     next_run_completes kv2
 }
 
-# second_service : one more container, with the files as they are now; waits until it is healthy.
+# second_service : starts another container with the current files, and waits until it is healthy.
 second_service() {
     local other
     compose up -d --no-deps --no-recreate --scale nico-rewrap=2 nico-rewrap >>compose.log 2>&1
@@ -53,24 +53,24 @@ second_service() {
 }
 
 fault_database_killed() {
-    step "The database's container is killed in mid-run and started again"
+    step "The database container is killed during a run and started again"
     reset_secrets
     start_run "$service" kv2
     docker kill "$database" >/dev/null
     docker start "$database" >/dev/null
-    # Over new connections it may go on, and yet has nothing to report.
+    # The run may continue with new connections, but it must not report success.
     end_run 'the run' UNAVAILABLE
     wait_until 60 sql 'SELECT 1'
     next_run_completes kv2
 }
 
 fault_database_cut_off() {
-    step "The database is cut off from the service in mid-run, and back"
+    step "The database loses its network during a run, and gets it back"
     reset_secrets
     start_run "$service" kv2
     docker network disconnect "$(network)" "$database"
     end_run 'the run' UNAVAILABLE
-    check 'what is under neither key' "$(sql "SELECT count(*) FROM tenant_identity_config
+    check 'secrets under neither key' "$(sql "SELECT count(*) FROM tenant_identity_config
         WHERE convert_from(decode(encrypted_signing_key_1, 'base64'), 'UTF8')::jsonb->>'key_id' NOT IN ('kv1', 'kv2')")" 0
     docker network connect --alias postgres "$(network)" "$database"
     wait_until 60 reachable_again
@@ -80,9 +80,9 @@ fault_database_cut_off() {
 reachable_again() { in_runner pg_isready -q -h postgres -U nico -d nico && docker exec "$service" /nico-rewrap healthcheck; }
 
 sidecar_of_nico_api() {
-    step "nico-api calls its sidecar over loopback, and goes on rotating signing keys"
+    step "nico-api calls its sidecar over loopback, and continues to rotate signing keys"
     reset_secrets
-    # The certificate is the service's own, as both have it at a site.
+    # nico-api uses the service's certificate, because both share one at a site.
     compose run --rm -T --no-deps nico-api \
         nico_api --database "$owner_url" --secrets /etc/nico-rewrap/secrets.json rotate --key-id kv2 -- \
         grpcurl -cacert /pki/service-ca.pem -cert /pki/server.pem -key /pki/server.key -emit-defaults -max-time 120 \
@@ -91,19 +91,19 @@ sidecar_of_nico_api() {
     check 'examined, failed' "$(value rowsExamined) $(value rowsFailed)" "$ORGANIZATIONS 0"
     check 'target' "$(value currentEncryptionKeyId)" kv2
     note "$(grep '^rotations=' rotate.txt)"
-    check 'rotations meanwhile, more than 50' "$([ "$(sed -n 's/^rotations=\([0-9]*\) .*/\1/p' rotate.txt)" -gt 50 ] && echo yes)" yes
+    check 'more than 50 rotations during the run' "$([ "$(sed -n 's/^rotations=\([0-9]*\) .*/\1/p' rotate.txt)" -gt 50 ] && echo yes)" yes
     check 'rotations lost' "$(sed -n 's/^rotations=.* lost=//p' rotate.txt)" 0
-    check 'who called, says the audit' \
+    check 'audit records that name the caller' \
         "$(docker logs "$service" 2>&1 | grep '"target":"audit"' | tail -n 1 |
             grep -c '"identity_kind":"service","identity":"nico-api"')" 1
-    check 'what is not under kv2' "$(by_key | grep -vc '^kv2 ' || true)" 0
+    check 'keys other than kv2 in use' "$(by_key | grep -vc '^kv2 ' || true)" 0
     rewrap true "$service" || fail "dry run: $(cat error.txt)"
     check 'dry run: updated, skipped, failed' \
         "$(value rowsUpdated) $(value rowsSkippedAllOnTarget) $(value rowsFailed)" "0 $ORGANIZATIONS 0"
 }
 
 fault_rolling_replacement() {
-    step "The service is replaced by one with the next target key while a run is under way"
+    step "During a run, the service is replaced by one with the next target key"
     reset_secrets
     local next
     target kv3
@@ -112,11 +112,11 @@ fault_rolling_replacement() {
     rewrap false "$next" &
     local upgrade=$!
     docker stop "$service" >/dev/null
-    end_run "the old one's run" OK UNAVAILABLE
-    check 'the old one ended with' "$(docker inspect -f '{{.State.ExitCode}}' "$service")" 0
+    end_run "the old instance's run" OK UNAVAILABLE
+    check 'exit code of the old instance' "$(docker inspect -f '{{.State.ExitCode}}' "$service")" 0
     docker rm "$service" >/dev/null
-    wait "$upgrade" || fail "the new one's run beside it: $(cat error.txt)"
-    check 'the run of the new one: examined, failed' "$(value rowsExamined) $(value rowsFailed)" "$ORGANIZATIONS 0"
+    wait "$upgrade" || fail "the new instance's run at the same time: $(cat error.txt)"
+    check 'the run of the new instance: examined, failed' "$(value rowsExamined) $(value rowsFailed)" "$ORGANIZATIONS 0"
     service=$next
     next_run_completes kv3
 }

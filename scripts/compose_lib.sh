@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# What compose_test.sh does to containers and asks of them. Its certificates and keys are those of the demo's throwaway site.
+# Functions with which compose_test.sh controls and checks containers. lib.sh makes the certificates and keys, as for the
+# demo.
 
 DATABASE_URL=none
 # shellcheck source=scripts/lib.sh
@@ -28,7 +29,7 @@ fail() {
 
 # check NAME GOT WANTED
 check() {
-    [ "$2" = "$3" ] || fail "$1: '$2', must be '$3'"
+    [ "$2" = "$3" ] || fail "$1: got '$2', expected '$3'"
     passed=$((passed + 1))
     printf '  %-44s %s  %sok%s\n' "$1" "${2//$'\n'/, }" "$green" "$plain"
 }
@@ -38,7 +39,7 @@ wait_until() {
     local deadline=$((SECONDS + $1))
     shift
     until "$@" >/dev/null 2>&1; do
-        [ "$SECONDS" -lt "$deadline" ] || fail "still not: $*"
+        [ "$SECONDS" -lt "$deadline" ] || fail "timed out while waiting for: $*"
         sleep 0.1
     done
 }
@@ -54,7 +55,8 @@ make_site() {
     cp "$root"/deploy/compose/{site,rewrap}.toml secrets.json pki/{server.pem,server.key,service-ca.pem,admin-root.pem} \
         site/etc/
     cp pki/{service-ca.pem,admin-chain.pem,admin.key,server.pem,server.key} site/pki/
-    # Containers have users of their own; on this machine, the directory above is closed.
+    # The users in the containers must be able to read the files. On this machine, the parent directory is not accessible
+    # to others.
     chmod -R a+rX site
     export SITE=$work/site
     POSTGRES_PASSWORD=$(openssl rand -hex 16) OWNER_PASSWORD=$(openssl rand -hex 16) ROLE_PASSWORD=$(openssl rand -hex 16)
@@ -62,7 +64,7 @@ make_site() {
     export POSTGRES_PASSWORD OWNER_PASSWORD ROLE_PASSWORD
 }
 
-# target KEY_ID : from the next start of a service on.
+# target KEY_ID : sets the target key for services that start later.
 target() { sed -i "s/^current_encryption_key_id = .*/current_encryption_key_id = \"$1\"/" site/etc/site.toml; }
 
 container() { compose ps -q "$1"; }
@@ -75,12 +77,13 @@ healthy() { [ "$(docker inspect -f '{{.State.Health.Status}}' "$1")" = healthy ]
 status_of_service() { sed -n "s/^$1:[[:space:]]*//p" "/proc/$(docker inspect -f '{{.State.Pid}}' "$service")/status"; }
 in_runner() { docker exec "$runner" "$@"; }
 
-# Over the Unix socket, whatever becomes of the network.
+# Over the Unix socket, so that it works without the network.
 sql() { docker exec -u postgres "$database" psql -qXAt -F ' ' -v ON_ERROR_STOP=1 -U postgres -d nico -c "$1"; }
 
 role_hash() { sql "SELECT rolpassword FROM pg_authid WHERE rolname = 'nico_rewrap'"; }
 
-# Where the file is, as a superuser, the password on standard input: no terminal is there to ask.
+# Runs the commands of docs/deploy.md as a superuser, in the directory of role.sql. The password comes from standard
+# input, because there is no terminal.
 run_role_commands() {
     docker exec -i -u postgres "$database" sh -c 'cat >/tmp/role.sql' <"$root/deploy/postgres/role.sql"
     printf '%s\n' "$ROLE_PASSWORD" "$ROLE_PASSWORD" |
@@ -89,30 +92,30 @@ run_role_commands() {
 
 # ---- the secrets -----------------------------------------------------------------------------------------------------
 
-# Both open every secret with code that is not the service's.
+# by_key and digest decrypt every secret with code that is independent of the service.
 look() { in_runner nico_api --database "$owner_url" --secrets /etc/nico-rewrap/secrets.json look; }
-by_key() { look | grep -v '^digest ' || fail 'a secret does not open'; }
-digest() { look | grep '^digest ' || fail 'a secret does not open'; }
+by_key() { look | grep -v '^digest ' || fail 'a secret can not be decrypted'; }
+digest() { look | grep '^digest ' || fail 'a secret can not be decrypted'; }
 
-# on_key KEY_ID : organizations whose first signing key is under it; each has one.
+# on_key KEY_ID : the number of organizations whose first signing key is under this key. Every organization has one.
 on_key() {
     sql "SELECT count(*) FROM tenant_identity_config
         WHERE convert_from(decode(encrypted_signing_key_1, 'base64'), 'UTF8')::jsonb->>'key_id' = '$1'"
 }
 under_way() { local n && n=$(on_key "$1") && [ "$n" -ge 30 ] && [ "$n" -lt $((ORGANIZATIONS - 60)) ]; }
 
-# Every secret as it was seeded, under kv1.
+# Restores every secret to the seeded state, under kv1.
 reset_secrets() {
     sql "UPDATE tenant_identity_config AS c SET encrypted_signing_key_1 = s.encrypted_signing_key_1,
         encrypted_signing_key_2 = s.encrypted_signing_key_2,
         encrypted_auth_method_config = s.encrypted_auth_method_config
         FROM saved AS s WHERE s.organization_id = c.organization_id"
-    check 'secrets by key, put back' "$(by_key)" "kv1 $secrets"
+    check 'secrets by key after the reset' "$(by_key)" "kv1 $secrets"
 }
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
-# rewrap DRY_RUN CONTAINER : what an operator types; into report.json.
+# rewrap DRY_RUN CONTAINER : makes the call of an operator, and writes its report to report.json.
 rewrap() { call "$1" "$2" >report.json 2>error.txt; }
 call() {
     in_runner grpcurl -cacert /pki/service-ca.pem -cert /pki/admin-chain.pem -key /pki/admin.key -emit-defaults \
@@ -120,15 +123,15 @@ call() {
         "$(address "$2"):1179" forge.Forge/ReencryptTenantIdentitySecrets
 }
 
-# start_run CONTAINER TARGET : an apply that is in its middle when this returns; its client is $client.
+# start_run CONTAINER TARGET : starts an apply, and returns while it runs. $client is the pid of its client.
 start_run() {
     call false "$1" >run.json 2>run.txt &
     client=$!
     wait_until 30 under_way "$2"
-    note "a run is under way: $(on_key "$2") of $ORGANIZATIONS organizations are on $2"
+    note "the run has started: $(on_key "$2") of $ORGANIZATIONS organizations are on $2"
 }
 
-# end_run NAME OUTCOME... : waits for that run's end, which must be one of these.
+# end_run NAME OUTCOME... : waits for the end of the run, and checks that it has one of these outcomes.
 end_run() {
     local name=$1 code=0 outcome
     shift
@@ -136,11 +139,11 @@ end_run() {
     outcome=$(outcome "$code")
     case " $* " in
     *" $outcome "*) check "$name ended with" "$outcome" "$outcome" ;;
-    *) fail "$name ended with $outcome, must be $*: $(cat run.txt)" ;;
+    *) fail "$name ended with $outcome, expected $*: $(cat run.txt)" ;;
     esac
 }
 
-# outcome EXIT_CODE : grpcurl's is 64 and the status code.
+# outcome EXIT_CODE : the outcome for an exit code of grpcurl, which is 64 plus the status code.
 outcome() {
     case $1 in
     0) echo OK ;;
@@ -155,7 +158,7 @@ call_outcome() {
     outcome "$code"
 }
 
-# report NAME TARGET UPDATED SKIPPED FIELDS FIELDS_SKIPPED : what report.json must say.
+# report NAME TARGET UPDATED SKIPPED FIELDS FIELDS_SKIPPED : checks the values in report.json.
 report() {
     check "$1: examined, updated, skipped, failed" \
         "$(value rowsExamined) $(value rowsUpdated) $(value rowsSkippedAllOnTarget) $(value rowsFailed)" \
@@ -171,16 +174,17 @@ dry_run() {
     report 'dry run' "$@"
 }
 
-# next_run_completes TARGET : whatever happened before. Its counters say what was done already.
+# next_run_completes TARGET : checks that an apply completes, and that its counters account for the rows that earlier runs
+# have re-wrapped.
 next_run_completes() {
     local rows_done fields_done
     rows_done=$(on_key "$1")
     fields_done=$(by_key | sed -n "s/^$1 //p")
     note "before the next run, $rows_done organizations are on $1"
-    check 'what is in the secrets' "$(digest)" "$digest"
+    check 'digest of the decrypted secrets' "$(digest)" "$digest"
     rewrap false "$service" || fail "the next run: $(cat error.txt)"
     report 'next run' "$1" $((ORGANIZATIONS - rows_done)) "$rows_done" $((secrets - fields_done)) "${fields_done:-0}"
     check 'secrets by key' "$(by_key)" "$1 $secrets"
-    check 'what is in the secrets' "$(digest)" "$digest"
+    check 'digest of the decrypted secrets' "$(digest)" "$digest"
     dry_run "$1" 0 "$ORGANIZATIONS" 0 "$secrets"
 }

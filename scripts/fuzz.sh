@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Fuzzes each target, starting from its seeds, and ends at the first finding:
+# Fuzzes each target, starting from its seeds, and stops at the first finding:
 #
 #   scripts/fuzz.sh SECONDS [TARGET...]
 #
-# What a fuzzer learns stays in fuzz/corpus, what it finds in fuzz/artifacts. No sanitizer: those need a nightly
-# compiler, and what they look for can't be written where unsafe code is forbidden.
+# New inputs go to fuzz/corpus, and findings to fuzz/artifacts. No sanitizer is used: sanitizers need a nightly compiler,
+# and the errors that they detect occur in unsafe code, which this project forbids.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -22,13 +22,13 @@ cargo fuzz build "${options[@]}"
 [ $# -gt 0 ] || mapfile -t targets < <(cargo fuzz list)
 for target in "${@:-${targets[@]}}"; do
     log=target/fuzz/$target.log
-    echo "fuzzing $target for $seconds s; $log tells how it goes"
+    echo "fuzzing $target for $seconds s; progress is in $log"
     mkdir -p "fuzz/corpus/$target"
     cargo fuzz run "${options[@]}" "$target" "fuzz/corpus/$target" "fuzz/seeds/$target" -- \
         -max_total_time="$seconds" -timeout=30 -print_final_stats=1 >"$log" 2>&1 || {
         tail -n 40 "$log"
         exit 1
     }
-    # Executions, and the edges and features of the program that they reached.
+    # The number of executions, and the coverage they reached (edges and features).
     sed -n 's/^#\([0-9]*\)\tDONE *\(cov: [0-9]* ft: [0-9]*\) .*/  \1 inputs, \2/p' "$log"
 done

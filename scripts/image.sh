@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Builds the container image, nico-rewrap:VERSION and nico-rewrap:latest:
 #
-#   scripts/image.sh           around a static binary that is compiled here: needs no registry
-#   scripts/image.sh inside    compiled in the image: needs the image RUST_IMAGE (see Dockerfile) and a crate index
+#   scripts/image.sh           with a static binary compiled on this machine; needs no registry
+#   scripts/image.sh inside    with a binary compiled in the image RUST_IMAGE (see Dockerfile); needs a crate index
 #
-# IMAGE_SOURCE, an address, becomes the label org.opencontainers.image.source; IMAGE_NAME is another name for the image.
+# IMAGE_SOURCE, a URL, becomes the label org.opencontainers.image.source. IMAGE_NAME replaces the name nico-rewrap.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

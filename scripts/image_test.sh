@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds the image from nothing but its sources, with BuildKit, and looks at what it became: `make image-test`. The image
-# has a name of its own and is removed; layers stay in the builder's cache. `make image` and `make compose-test` have the
-# other target and the builder that `docker build` takes by itself.
+# Builds the image from its sources with BuildKit, and checks the result: `make image-test`. The image has a separate name
+# and is removed at the end; layers stay in the builder's cache. `make image` and `make compose-test` cover the other
+# build target, with the default builder of `docker build`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -19,15 +19,15 @@ die() {
 }
 # check WHAT GOT WANTED
 check() {
-    [ "$2" = "$3" ] || die "$1: '$2', must be '$3'"
+    [ "$2" = "$3" ] || die "$1: got '$2', expected '$3'"
     printf '%s\n' "image-test: ok: $1: $2"
 }
 in_image() { docker run --rm --network none --read-only --cap-drop ALL "$@"; }
 exit_code() { "$@" >/dev/null 2>&1 && echo 0 || echo $?; }
 
-# A copy, to be changed below.
+# A copy, because the test changes files.
 cp -a Dockerfile .dockerignore Cargo.toml Cargo.lock build.rs proto migrations src scripts "$work"
-# Most of the time would go into making it fast, which nothing here is about.
+# Without optimization, because it takes most of the build time and this test does not depend on it.
 sed -i 's/^\[profile\.release\]$/&\nopt-level = 0/' "$work/Cargo.toml"
 grep -q '^opt-level = 0$' "$work/Cargo.toml" || die "Cargo.toml has no [profile.release]"
 export NICO_REWRAP_REVISION=0123456789ab
@@ -40,13 +40,13 @@ check "its layers" "$(docker image inspect -f '{{len .RootFS.Layers}}' "$image")
 check "its user" "$(docker image inspect -f '{{.Config.User}}' "$image")" 65532:65532
 check "its health check" "$(docker image inspect -f '{{index .Config.Healthcheck.Test 1}} {{index .Config.Healthcheck.Test 2}}' "$image")" \
     "/nico-rewrap healthcheck"
-check "the health of nothing" "$(exit_code in_image "$image" healthcheck --live)" 1
+check "the health check without a service" "$(exit_code in_image "$image" healthcheck --live)" 1
 check "a start without a site's files" "$(exit_code in_image "$image")" 78
 
-# A change of ours builds no dependency again.
+# A change of the project's sources must not rebuild the dependencies.
 dependencies() {
     docker build --quiet --target dependencies ${RUST_IMAGE:+--build-arg "RUST_IMAGE=$RUST_IMAGE"} "$work"
 }
 before=$(dependencies)
 echo '// changed' >>"$work/src/lib.rs"
-check "the layers of the dependencies after a change of ours" "$(dependencies)" "$before"
+check "the layers of the dependencies after a change of the sources" "$(dependencies)" "$before"

@@ -1,8 +1,9 @@
 # shellcheck shell=bash
-# The throwaway site of demo.sh and bench.sh, which source this: a Postgres, certificates, keys, a config, the service.
-# Everything is in one temporary directory, which becomes the working directory; nothing is left behind at the end.
+# A throwaway site for demo.sh, bench.sh and compose_lib.sh, which source this file: Postgres, certificates, keys, a
+# config, and the service. Everything is in one temporary directory. It becomes the working directory, and the script
+# removes it at the end.
 #
-# Needs the release build of nico-rewrap and of the example `seed`. With DATABASE_URL set, no Postgres is wanted.
+# Needs the release build of nico-rewrap and of the example `seed`. If DATABASE_URL is set, Postgres is not needed.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 release=$root/${CARGO_TARGET_DIR:-target}/release
@@ -14,7 +15,7 @@ GRPCURL=$("$root/scripts/tools.sh" grpcurl)
 PSQL=$("$root/scripts/tools.sh" psql)
 "$root/scripts/tools.sh" openssl >/dev/null
 
-# The service lets the environment win over files, and psql reads it too: the site's files are to decide.
+# Environment variables override the settings in files, for the service and for psql. Only the files must count here.
 for name in $(compgen -e); do
     case $name in NICO_* | CARBIDE_* | PG[A-Z]*) unset "$name" ;; esac
 done
@@ -25,7 +26,7 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/nico-rewrap-$what.XXXXXX")
 cd "$work" || exit
 postgres_pid='' service_pid='' database_url='' port='' http_port='' kv1='' kv2=''
 
-# ---- saying what happens ---------------------------------------------------------------------------------------------
+# ---- output ----------------------------------------------------------------------------------------------------------
 
 bold='' green='' red='' plain=''
 if [ -t 1 ]; then
@@ -39,20 +40,20 @@ good() { printf '\n%s%s%s\n' "$bold$green" "$*" "$plain"; }
 fail() {
     printf '\n%s%s failed: %s%s\n' "$red" "$what" "$*" "$plain" >&2
     if [ -s serve.log ]; then
-        printf 'the last lines of the service:\n' >&2
+        printf 'the last log lines of the service:\n' >&2
         tail -n 15 serve.log >&2
     fi
     exit 1
 }
 
-# Under these names the commands read as on an operator's machine.
+# With these functions, the commands look the same as on an operator's machine.
 grpcurl() { "$GRPCURL" "$@"; }
 nico-rewrap() { "$release/nico-rewrap" "$@"; }
 seed() { "$release/examples/seed" "$@"; }
 
-# ---- leaving nothing behind ------------------------------------------------------------------------------------------
+# ---- cleanup ---------------------------------------------------------------------------------------------------------
 
-# stop PID SIGNAL : returns its exit code; by force after 20 s.
+# stop PID SIGNAL : sends the signal, and SIGKILL after 20 s; returns the exit code of the process.
 stop() {
     local deadline=$((SECONDS + 20))
     kill -s "$2" "$1" 2>/dev/null || true
@@ -63,7 +64,7 @@ stop() {
     wait "$1" 2>/dev/null
 }
 
-# at_end : what a script has to undo itself, between the end of the service and that of Postgres.
+# at_end : a script can redefine this for its own cleanup. It runs after the service has ended and before Postgres ends.
 at_end() { :; }
 
 cleanup() {
@@ -82,15 +83,15 @@ trap 'exit 143' TERM HUP
 
 listening() { (: >"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
 
-# free_port FIRST : one of the 3000 ports from FIRST on. All of ours are below those of outgoing connections.
+# free_port FIRST : a free port among the 3000 from FIRST on. All of them are below the ports of outgoing connections.
 free_port() {
     local port
     while port=$(($1 + RANDOM % 3000)) && listening "$port"; do :; done
     echo "$port"
 }
 
-# wait_for SECONDS PID COMMAND... : until COMMAND succeeds; fails when PID is gone or the time is up. A caller that wants
-# to know the moment sets `pause`.
+# wait_for SECONDS PID COMMAND... : repeats COMMAND until it succeeds. Fails if the process PID has ended or the time is
+# over. A caller can set `pause`, the time between two attempts.
 wait_for() {
     local deadline=$((SECONDS + $1)) pid=$2
     shift 2
@@ -101,7 +102,7 @@ wait_for() {
     done
 }
 
-# PostgreSQL refuses to run as root: then it gets a system user that has no other business here.
+# PostgreSQL refuses to run as root. If this script runs as root, PostgreSQL runs as another system user.
 start_postgres() {
     local port password as=() user
     port=$(free_port 20000)
@@ -117,7 +118,7 @@ start_postgres() {
     fi
     "${as[@]}" "$PG_BIN/initdb" -D postgres/data -U "$what" --auth=scram-sha-256 --pwfile=postgres/password \
         --encoding=UTF8 --locale=C >postgres.log 2>&1 || fail "initdb: $(tail -n 3 postgres.log)"
-    # TCP only: a socket's path may be too long in some temporary directory.
+    # TCP only, because the path of a socket may be too long in a temporary directory.
     "${as[@]}" "$PG_BIN/postgres" -D postgres/data -p "$port" -c listen_addresses=127.0.0.1 \
         -c unix_socket_directories= >>postgres.log 2>&1 &
     postgres_pid=$!
@@ -129,7 +130,7 @@ accepts_queries() { [ "$(query 'SELECT 1' 2>/dev/null)" = 1 ]; }
 
 query() { "$PSQL" -qXAt -F ' ' -v ON_ERROR_STOP=1 -d "$database_url" -c "$1"; }
 
-# certificate NAME SUBJECT EXTENSIONS [ISSUER] : pki/NAME.pem and .key, self-signed if there is no issuer.
+# certificate NAME SUBJECT EXTENSIONS [ISSUER] : makes pki/NAME.pem and pki/NAME.key, self-signed without an issuer.
 certificate() {
     local sign=(-signkey "pki/$1.key")
     [ $# -lt 4 ] || sign=(-CA "pki/$4.pem" -CAkey "pki/$4.key")
@@ -142,8 +143,8 @@ certificate() {
     } >>openssl.log 2>&1 || fail "openssl: $(tail -n 3 openssl.log)"
 }
 
-# As a site has them: services under one root; admins under another, issued by an intermediate of their own that the
-# client sends along. Nothing in the leaf says "admin": the configuration lists the issuer's CN.
+# The same structure as at a site: one root for services and another for admins. An intermediate issues the admin
+# certificates, and the client sends it too. The leaf does not say "admin"; the configuration lists the issuer's CN.
 make_certificates() {
     local ca='basicConstraints=critical,CA:true
 keyUsage=critical,keyCertSign,cRLSign'
@@ -177,8 +178,8 @@ choose_ports() {
     http_port=$(free_port 26000)
 }
 
-# write_config TARGET_KEY_ID [LINES] : LINES are more of [rewrap]. The first lines are nico-api's own business, and
-# must not disturb.
+# write_config TARGET_KEY_ID [LINES] : LINES are more settings of [rewrap]. The file begins with settings of nico-api,
+# which nico-rewrap must ignore.
 write_config() {
     cat >site.toml <<TOML
 listen = "127.0.0.1:1079"
@@ -217,7 +218,7 @@ TOML
 
 # ---- the service -----------------------------------------------------------------------------------------------------
 
-# No curl on a small machine; bash can ask.
+# Uses bash instead of curl, which may not be installed.
 is_ready() {
     (
         exec 3<>"/dev/tcp/127.0.0.1/$http_port"
@@ -236,11 +237,11 @@ end_service() {
     local pid=$service_pid code=0
     service_pid=''
     stop "$pid" TERM || code=$?
-    [ "$code" -eq 0 ] || fail "the service ended with exit code $code on SIGTERM, must be 0"
-    ! grep -qF -e "$kv1" -e "$kv2" serve.log || fail "the service's log carries a key"
+    [ "$code" -eq 0 ] || fail "the service ended with exit code $code on SIGTERM, expected 0"
+    ! grep -qF -e "$kv1" -e "$kv2" serve.log || fail "the service's log contains a key"
 }
 
-# rpc DRY_RUN [COMMAND...] : what an operator types; run by COMMAND, if there is one.
+# rpc DRY_RUN [COMMAND...] : makes the call of an operator. COMMAND, if given, runs grpcurl, such as `run`.
 rpc() {
     local dry_run=$1
     shift
@@ -248,5 +249,5 @@ rpc() {
         -d "{\"dry_run\": $dry_run}" "localhost:$port" forge.Forge/ReencryptTenantIdentitySecrets
 }
 
-# value NAME : from grpcurl's JSON, which has one member a line.
+# value NAME : the value of a member in report.json. grpcurl writes one member per line.
 value() { sed -n "s/^  \"$1\": \"\{0,1\}\([^\",]*\).*/\1/p" report.json; }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the image of the container tests' runner, nico-rewrap-runner:latest, on POSTGRES_IMAGE.
+# Builds nico-rewrap-runner:latest, the runner image of the container tests, on the base image POSTGRES_IMAGE.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

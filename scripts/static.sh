@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Static binaries for container images, in target/image:
+# Builds static binaries for container images, in target/image:
 #
 #   scripts/static.sh nico-rewrap [EXAMPLE...]
 #
-# Only what is linked last is told to be static: build scripts and macros are left alone, and everything below is that of
-# `make build`, whose binary in target/release this one replaces until the next build, a matter of a second.
+# Only the final link is static. Build scripts and macros are unaffected, and the dependencies are those of `make build`.
+# The static binary replaces the one of `make build` in target/release until the next `make build`, which only links.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -18,7 +18,7 @@ for name in "$@"; do
         kind=bin from=$out/$name
     fi
     cargo rustc --release --locked "--$kind" "$name" -- -C target-feature=+crt-static
-    # The same binary is the same layer, whenever it was built.
+    # A fixed time, so that the same binary always gives the same layer.
     install -m 0755 "$from" "target/image/$name"
     touch -d @0 "target/image/$name"
 done

@@ -22,15 +22,11 @@ use crate::transport::assert_refused;
 type Damage = (&'static str, fn(&str) -> String, &'static str);
 
 const DAMAGES: [Damage; 9] = [
-    (
-        "joined",
-        |pem| pem.to_owned(),
-        "put a line break in front of it",
-    ),
+    ("joined", |pem| pem.to_owned(), "put a line break before it"),
     (
         "marked",
         |pem| format!("\n\u{feff}{pem}"),
-        "put a line break in front of it",
+        "put a line break before it",
     ),
     (
         "indented",
@@ -40,7 +36,7 @@ const DAMAGES: [Damage; 9] = [
     (
         "commented",
         |pem| format!("\n# {pem}"),
-        "put a line break in front of it",
+        "put a line break before it",
     ),
     (
         "four dashes",
@@ -71,7 +67,7 @@ const DAMAGES: [Damage; 9] = [
                     .replace("END ", "END OLD ")
             )
         },
-        "the label of this block is not known",
+        "the label of this block is unknown",
     ),
 ];
 
@@ -303,7 +299,7 @@ async fn a_reload_of_a_damaged_list_is_a_failure_that_is_told_of() {
         files.install("crl.pem", &both);
         until_reloaded(&server, "failure", failures.into()).await;
         until(&server, "nico_rewrap_tls_reload_failing", &[], 1.0).await;
-        let message = "TLS files not reloaded: what was loaded before stays in use";
+        let message = "TLS files not reloaded: the files that were loaded before stay in use";
         let told = server.wait_logs(message, failures.into()).await;
         let error = told.last().unwrap()["error"].as_str().unwrap();
         assert!(
@@ -371,7 +367,7 @@ async fn key_files_are_told_apart() {
         (openssl("ec -in key.pem -aes128 -passout pass:x"), encrypted),
         (
             dsa.to_owned(),
-            "line 1: the private key is of a kind that TLS does not use here",
+            "line 1: this kind of private key is not supported",
         ),
         (
             openssl("ec -in key.pem -param_enc explicit"),
@@ -383,7 +379,7 @@ async fn key_files_are_told_apart() {
         ),
         (
             key.clone() + &text(&certs::admin().key),
-            "holds several private keys (on lines 1 and 6): leave one",
+            "holds several private keys (on lines 1 and 6): leave only one",
         ),
         (
             text(&certs::admin().key),

@@ -165,7 +165,7 @@ async fn sighup_makes_the_next_look_immediate_and_touches_nothing_else() {
         .await;
     server.signal("HUP");
     server
-        .wait_log("the TLS files are as they were when they were last loaded")
+        .wait_log("the TLS files have not changed since they were last loaded")
         .await;
     let second = renewed();
     files.pair(&second);
@@ -181,7 +181,8 @@ async fn sighup_makes_the_next_look_immediate_and_touches_nothing_else() {
 async fn failure(server: &Server, number: usize) -> String {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
-        let told = server.logs_with("TLS files not reloaded: what was loaded before stays in use");
+        let told = server
+            .logs_with("TLS files not reloaded: the files that were loaded before stay in use");
         if let Some(line) = told.get(number - 1) {
             assert_eq!(told.len(), number, "once each");
             return line["error"].as_str().unwrap().to_owned();
@@ -216,7 +217,7 @@ async fn bad_material_is_kept_out_and_named() {
         (
             "admin.pem",
             b"\n".to_vec(),
-            "admin.pem has no admin bundle any more",
+            "admin.pem no longer has an admin bundle",
         ),
         (
             "admin.pem",

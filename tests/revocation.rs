@@ -348,7 +348,7 @@ async fn an_unusable_list_stops_the_start_and_an_old_one_is_warned_about() {
         (dir.join("cut.der"), unreadable),
         (
             Crl::of(root_ca()).version_1().issue(),
-            "is of version 1: for one of version 2, set crlnumber and crl_extensions",
+            "has version 1, which is not supported: issue a list of version 2. openssl does so if crlnumber",
         ),
         (
             without_next_update(),

@@ -1,9 +1,11 @@
-//! May this caller re-wrap? A pure function that yields a [`Permit`], and a run
-//! can't be started without one. Everything that is not allowed is denied.
+//! Decides whether a caller may re-wrap.
 //!
-//! Two rules, and both have to allow: that of identities (external users, and the
-//! services that `[rewrap].allowed_services` lists), and the site's Casbin policy
-//! where it has one.
+//! The decision is a pure function that returns a [`Permit`], and a run can't start without
+//! one. Everything that is not explicitly allowed is denied.
+//!
+//! Two rules must both allow the call: the rule of identities, and the site's Casbin policy if
+//! there is one. The rule of identities allows external users and the services of
+//! `[rewrap].allowed_services`.
 
 use std::sync::Arc;
 
@@ -14,19 +16,19 @@ use crate::auth::{
     identity::{Caller, Identity},
 };
 
-/// What a call asks of a Casbin policy, as nico-api spells it.
+/// The action of a call in a Casbin policy, in nico-api's spelling.
 pub const ACTION: &str = "forge/ReencryptTenantIdentitySecrets";
 
 /// Who may re-wrap.
 #[derive(Debug, Clone)]
 pub struct Policy {
-    /// `[rewrap].allowed_services`: names of SPIFFE service identities that may,
-    /// beside external users.
+    /// `[rewrap].allowed_services`: names of the SPIFFE services that may re-wrap. External
+    /// users may always do so.
     pub allowed_services: Vec<String>,
-    /// `[auth].casbin_policy_file`, which has to allow it as well.
+    /// `[auth].casbin_policy_file`: the Casbin policy, which must also allow the call.
     pub casbin: Option<Arc<CasbinPolicy>>,
-    /// `[auth].permissive_mode`: what the Casbin policy denies is noted, not refused.
-    /// The rule of identities is not touched by it.
+    /// `[auth].permissive_mode`: a call that the Casbin policy denies is allowed and recorded as
+    /// such. The rule of identities still applies.
     pub permissive: bool,
 }
 
@@ -38,13 +40,13 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// Who was allowed.
+    /// The identity that was allowed.
     #[must_use]
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// Whether the Casbin policy denied it, and the permissive mode let it pass.
+    /// Whether the Casbin policy denied the call and permissive mode allowed it.
     #[must_use]
     pub fn overrides_casbin(&self) -> bool {
         self.overrides_casbin
@@ -54,22 +56,22 @@ impl Permit {
 /// Why a caller may not re-wrap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Denial {
-    /// The certificate is verified, and no rule gives it an identity.
+    /// The certificate is verified, but no rule gives it an identity.
     #[error(
-        "the client certificate gives no usable identity: its SPIFFE id, its issuer or its names \
-         are not what [auth.trust] and [auth.cli_certs] of the site config say, or its chain does \
+        "the client certificate has no identity at this site: its SPIFFE id, issuer and subject \
+         match no rule of [auth.trust] or [auth.cli_certs] in the site config, or its chain does \
          not end in the admin bundle"
     )]
     NoIdentity,
-    /// The identity is not among those that may re-wrap.
+    /// The identity is not one of those that may re-wrap.
     #[error(
         "this identity may not re-wrap: call with an admin certificate, or list the service in \
          [rewrap].allowed_services"
     )]
     NotAllowed,
-    /// The identity is, and the Casbin policy does not allow it.
+    /// The identity may re-wrap, but the Casbin policy does not allow the call.
     #[error(
-        "the site's Casbin policy does not let this identity call {ACTION}: add a rule to \
+        "the site's Casbin policy does not allow this identity to call {ACTION}: add a rule to \
          [auth].casbin_policy_file and restart nico-rewrap"
     )]
     CasbinPolicy,
@@ -79,7 +81,7 @@ pub enum Denial {
 ///
 /// # Errors
 ///
-/// [`Denial`] when not.
+/// [`Denial`] if the caller may not.
 pub fn authorize(policy: &Policy, caller: &Caller) -> Result<Permit, Denial> {
     let identity = caller.identity.as_ref().ok_or(Denial::NoIdentity)?;
     let allowed = match identity {
@@ -116,7 +118,7 @@ mod tests {
         }
     }
 
-    /// Whether the Casbin policy was overridden, or why not allowed.
+    /// Whether permissive mode overrode the Casbin policy, or the reason of the denial.
     fn decide(policy: &Policy, identity: Option<Identity>) -> Result<bool, Denial> {
         let caller = Caller {
             identity,
@@ -145,7 +147,7 @@ mod tests {
 
     #[test]
     fn external_users_and_listed_services_only() {
-        // The permissive mode is for what a Casbin policy denies, and there is none.
+        // Without a Casbin policy, permissive mode has no effect.
         for policy in [policy(None, false), policy(None, true)] {
             let decide = |identity| decide(&policy, identity);
             assert_eq!(decide(external(None)), Ok(false));
@@ -158,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn the_casbin_policy_has_to_allow_it_as_well() {
+    fn the_casbin_policy_must_also_allow_the_call() {
         let people = policy(Some("g, external-role/ops, op\np, op, forge/*"), false);
         assert_eq!(decide(&people, external(Some("ops"))), Ok(false));
         for denied in [
@@ -178,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn any_principal_will_do_and_anonymous_is_none() {
+    fn one_allowed_principal_is_enough_and_nobody_is_anonymous() {
         let trusted = policy(Some("p, trusted-certificate, forge/*"), false);
         assert_eq!(decide(&trusted, external(None)), Ok(false));
         assert_eq!(decide(&trusted, service("nico-api")), Ok(false));
@@ -192,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn the_casbin_policy_widens_nothing() {
+    fn the_casbin_policy_allows_no_further_identities() {
         let all = "p, trusted-certificate, **\np, spiffe-machine-id, **\n\
                    p, spiffe-service-id/nico-dhcp, **";
         for permissive in [false, true] {
@@ -205,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn permissive_mode_lets_pass_what_the_casbin_policy_denies_and_nothing_else() {
+    fn permissive_mode_overrides_only_the_casbin_policy() {
         let denies_all = policy(Some(""), true);
         assert_eq!(decide(&denies_all, external(None)), Ok(true));
         assert_eq!(decide(&denies_all, service("nico-api")), Ok(true));

@@ -1,9 +1,8 @@
 //! Distinguished names (RFC 5280, section 4.1.2.4) as text.
 //!
-//! An attribute is read in every string type that OpenSSL and other tools write.
-//! One that can't be read, or that holds a character to break or reorder a line
-//! with, is not there: it must never compare equal to a text that somebody
-//! configured, nor make a log line look like something else.
+//! The reader supports every string type that OpenSSL and other tools write. It gives no value
+//! for an attribute that it can't read, or that has a character which breaks or reorders a
+//! line. Such an attribute must never equal a configured text, and must not disguise a log line.
 
 use std::fmt;
 
@@ -42,8 +41,8 @@ impl<'a> DistinguishedName<'a> {
         Self(name)
     }
 
-    /// Every value of the attribute, in the order of the certificate; `None` for one
-    /// that can't be read.
+    /// All values of the attribute, in the order of the certificate. `None` for a value that
+    /// can't be read.
     pub(crate) fn all(&self, attribute: Attribute) -> impl Iterator<Item = Option<String>> {
         let oid = attribute.oid();
         self.0
@@ -58,8 +57,8 @@ impl<'a> DistinguishedName<'a> {
     }
 }
 
-/// For logs and the audit record: `O=…, CN=…`, unreadable values as `?`, and a comma
-/// within a value as `\,` (RFC 4514, section 2.4).
+/// The form for logs and audit records: `O=…, CN=…`. An unreadable value becomes `?`, and a
+/// comma in a value becomes `\,` (RFC 4514, section 2.4).
 impl fmt::Display for DistinguishedName<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (i, found) in self.0.iter_attributes().enumerate() {
@@ -89,8 +88,8 @@ impl fmt::Display for DistinguishedName<'_> {
 }
 
 fn text(value: &Any<'_>) -> Option<String> {
-    // The numbers of tags mean this in the universal class only, and DER strings are
-    // never in pieces.
+    // Tag numbers identify string types in the universal class only. Strings in DER are never
+    // constructed from pieces.
     if value.header.class() != Class::Universal || value.header.is_constructed() {
         return None;
     }
@@ -98,9 +97,9 @@ fn text(value: &Any<'_>) -> Option<String> {
     let text = match value.header.tag() {
         Tag::Utf8String => std::str::from_utf8(bytes).ok()?.to_owned(),
         Tag::PrintableString | Tag::Ia5String => bytes.is_ascii().then(|| latin_1(bytes))?,
-        // T.61 as all tools use it: Latin-1.
+        // All tools use T.61 strings for Latin-1.
         Tag::T61String => latin_1(bytes),
-        // UCS-2, big endian. What is outside of it is not BMPString.
+        // UCS-2, big endian. Surrogates are not valid.
         Tag::BmpString => {
             if !bytes.len().is_multiple_of(2) {
                 return None;
@@ -117,8 +116,8 @@ fn text(value: &Any<'_>) -> Option<String> {
     (!text.chars().any(is_deceptive)).then_some(text)
 }
 
-/// Control characters, Unicode's own line breaks, and what changes its writing
-/// direction (UAX #9).
+/// Whether `c` is a control character, a Unicode line break, or a character that changes the
+/// writing direction (UAX #9).
 fn is_deceptive(c: char) -> bool {
     c.is_control()
         || matches!(
@@ -143,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn every_string_type_that_tools_write() {
+    fn every_string_type_that_tools_write_can_be_read() {
         let b = "Zoë".as_bytes();
         assert_eq!(read(Tag::Utf8String, b).as_deref(), Some("Zoë"));
         assert_eq!(read(Tag::PrintableString, b"Zoe").as_deref(), Some("Zoe"));
@@ -156,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_read_is_not_there() {
+    fn unreadable_values_are_absent() {
         assert_eq!(read(Tag::Utf8String, b"\xff"), None);
         assert_eq!(read(Tag::PrintableString, b"Zo\xeb"), None);
         assert_eq!(read(Tag::BmpString, b"\0Z\0"), None);

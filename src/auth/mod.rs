@@ -1,6 +1,6 @@
-//! Who calls, and whether they may: certificate → identity → permit.
+//! Authentication and authorization of a call: certificate → identity → permit.
 //!
-//! Pure: no I/O, no clock.
+//! The code in this folder is pure: it does no I/O and reads no clock.
 
 pub mod authorize;
 pub mod casbin_policy;

@@ -1,9 +1,8 @@
-//! A bounded number of places for those whom nobody knows, in which the silent give
-//! way: TLS places, and connections for probes.
+//! Slots for connections that are not authenticated: TLS handshakes, and probes.
 //!
-//! Nobody waits for a place: when all are taken, the oldest of the address that has
-//! the most of them is given up for the new one. An honest client needs its place for
-//! milliseconds; whoever holds on to many loses them, one for each that comes after.
+//! A new connection never waits for a slot. When all slots are taken, it evicts the oldest
+//! connection of the address with the most slots. A well-behaved client needs its slot for
+//! milliseconds. An attacker that holds many slots loses one for each new connection.
 
 use std::{
     collections::HashMap,
@@ -13,7 +12,7 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-/// The places, and who has them, the oldest first.
+/// The slots and their holders.
 #[derive(Debug)]
 pub(crate) struct ConnectionSlots {
     max: usize,
@@ -22,7 +21,9 @@ pub(crate) struct ConnectionSlots {
 
 #[derive(Debug, Default)]
 struct Occupied {
+    /// The number of the next slot.
     next: u64,
+    /// The taken slots, the oldest first.
     entries: Vec<Entry>,
 }
 
@@ -33,7 +34,7 @@ struct Entry {
     evicted: CancellationToken,
 }
 
-/// A place, for as long as it exists.
+/// A slot. Dropping it frees the slot.
 #[derive(Debug)]
 pub(crate) struct Slot {
     slots: Arc<ConnectionSlots>,
@@ -49,7 +50,7 @@ impl ConnectionSlots {
         })
     }
 
-    /// A place, at the cost of somebody else's if there is none free.
+    /// Takes a slot. If none is free, evicts the holder of another one.
     pub(crate) fn acquire(self: &Arc<Self>, address: IpAddr) -> Slot {
         let mut occupied = self.lock();
         if occupied.entries.len() >= self.max {
@@ -71,13 +72,13 @@ impl ConnectionSlots {
     }
 
     fn lock(&self) -> MutexGuard<'_, Occupied> {
-        // Nothing in here is left half done by a panic.
+        // A panic can't leave the entries in an inconsistent state.
         self.occupied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Slot {
-    /// Ends when the place is given to somebody else.
+    /// Returns when another connection has taken the slot.
     pub(crate) async fn evicted(&self) {
         self.evicted.cancelled().await;
     }
@@ -105,7 +106,8 @@ fn evict_one(entries: &mut Vec<Entry>) {
     }
 }
 
-/// Whoever has an IPv6 address has 2^64 of them.
+/// The address by which slots are counted. For IPv6 this is the /64 network, because one host
+/// can usually choose any address in it.
 fn host(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & (u128::MAX << 64)).into(),
@@ -124,12 +126,12 @@ mod tests {
     fn evicted(slots: &[Slot]) -> Vec<bool> {
         slots
             .iter()
-            .map(|place| place.evicted.is_cancelled())
+            .map(|slot| slot.evicted.is_cancelled())
             .collect()
     }
 
     #[test]
-    fn the_oldest_of_the_busiest_address_gives_way() {
+    fn a_new_connection_evicts_the_oldest_of_the_busiest_address() {
         let slots = ConnectionSlots::new(4);
         let acquire = |text| slots.acquire(address(text));
         let mut slots = vec![
@@ -141,13 +143,13 @@ mod tests {
         assert_eq!(evicted(&slots), [false; 4]);
         slots.push(acquire("10.0.0.4"));
         assert_eq!(evicted(&slots), [false, true, false, false, false]);
-        // All have one now: the oldest of all.
+        // Every address has one slot now, so the oldest slot of all is evicted.
         slots.push(acquire("10.0.0.5"));
         assert_eq!(evicted(&slots), [true, true, false, false, false, false]);
     }
 
     #[test]
-    fn a_place_that_is_free_costs_nobody_theirs() {
+    fn a_free_slot_is_taken_without_an_eviction() {
         let slots = ConnectionSlots::new(2);
         let first = slots.acquire(address("10.0.0.1"));
         drop(slots.acquire(address("10.0.0.1")));

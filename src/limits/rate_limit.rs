@@ -1,5 +1,5 @@
-//! So many a second and no more, with some saved up from when there were fewer: for
-//! what strangers can cause at no cost, and what costs space in a log.
+//! A rate limiter with a burst of 10 seconds. It limits events that clients can cause at no cost
+//! and that take space in a log.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-/// For how long turns are saved up.
+/// How much unused rate can be saved for a burst.
 const BURST: Duration = Duration::from_secs(10);
 
-/// Gives turns (the generic cell rate algorithm).
+/// A rate limiter by the generic cell rate algorithm (GCRA).
 #[derive(Debug)]
 pub(crate) struct RateLimiter {
     interval: Duration,
-    /// When there would be one if none were saved up.
+    /// When the next event would be allowed if there were no burst.
     next: Mutex<Instant>,
 }
 
@@ -27,20 +27,20 @@ impl RateLimiter {
         }
     }
 
-    /// Takes a turn if there is one now.
+    /// Whether an event is allowed now. If so, counts it.
     pub(crate) fn try_acquire(&self) -> bool {
-        // Whoever has the lock waits for the next one.
+        // If a task holds the lock, it waits for the next allowed event.
         let Ok(mut next) = self.next.try_lock() else {
             return false;
         };
-        let try_acquire = due(*next) <= Instant::now();
-        if try_acquire {
+        let is_due = due(*next) <= Instant::now();
+        if is_due {
             self.consume(&mut next);
         }
-        try_acquire
+        is_due
     }
 
-    /// Waits for a turn. Nothing is owed for a wait that is given up.
+    /// Waits until an event is allowed, and counts it. A cancelled wait counts nothing.
     pub(crate) async fn acquire(&self) {
         let mut next = self.next.lock().await;
         sleep_until(due(*next)).await;
@@ -52,8 +52,9 @@ impl RateLimiter {
     }
 }
 
-fn due(unsaved: Instant) -> Instant {
-    unsaved.checked_sub(BURST).unwrap_or(unsaved)
+/// When an event is allowed, given when it would be allowed without a burst.
+fn due(without_burst: Instant) -> Instant {
+    without_burst.checked_sub(BURST).unwrap_or(without_burst)
 }
 
 #[cfg(test)]
@@ -61,7 +62,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn turns_are_saved_up_for_a_while_and_then_come_at_their_pace() {
+    async fn a_burst_of_ten_seconds_is_allowed_and_then_the_steady_rate() {
         let limiter = RateLimiter::new(10);
         tokio::time::sleep(Duration::from_secs(3600)).await;
         for _ in 0..2 {

@@ -1,5 +1,4 @@
-//! How many connections each client has: one that takes all it can get must leave
-//! some to others.
+//! Limits the connections of each client, so that one client can't take all of them.
 
 use std::{
     collections::HashMap,
@@ -8,14 +7,14 @@ use std::{
 
 use crate::auth::identity::{Caller, Identity};
 
-/// Connections by client, and how many one may have.
+/// The number of connections of each client, and the limit.
 #[derive(Debug)]
 pub(super) struct ClientQuota {
     max: usize,
     held: Mutex<HashMap<Caller, usize>>,
 }
 
-/// One connection of a client, for as long as it exists.
+/// Counts one connection of a client until it is dropped.
 #[derive(Debug)]
 pub(super) struct QuotaGuard {
     quota: Arc<ClientQuota>,
@@ -30,7 +29,7 @@ impl ClientQuota {
         })
     }
 
-    /// Another connection of this caller, unless it has as many as it may.
+    /// Counts another connection of this caller. `None` if the caller has reached the limit.
     pub(super) fn take(self: &Arc<Self>, caller: &Caller) -> Option<QuotaGuard> {
         let client = client(caller);
         let mut held = self.lock();
@@ -46,7 +45,7 @@ impl ClientQuota {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Caller, usize>> {
-        // Nothing in here is left half done by a panic.
+        // A panic can't leave the map in an inconsistent state.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -63,8 +62,8 @@ impl Drop for QuotaGuard {
     }
 }
 
-/// A service or machine is the same with each certificate that it gets, and gets them
-/// for the asking. Names of people are not unique: they are told by their certificates.
+/// What identifies a client for the quota. A service or machine can get many certificates, so
+/// its identity counts. The names of people are not unique, so the certificate counts.
 fn client(caller: &Caller) -> Caller {
     match &caller.identity {
         Some(Identity::Service { .. } | Identity::Machine { .. }) => Caller {
@@ -88,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_has_its_share_and_costs_others_nothing() {
+    fn each_client_has_a_quota_of_its_own() {
         let service = |name: &str| {
             Some(Identity::Service {
                 name: name.to_owned(),

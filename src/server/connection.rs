@@ -1,4 +1,5 @@
-//! One connection, from its first byte to its last.
+//! The life of one connection: TLS handshake, admission, HTTP/2, and repeated verification of
+//! the client's certificate.
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -30,51 +31,53 @@ use crate::{
     tls::{self, TlsState},
 };
 
-/// Requests under way at once on one connection.
+/// The maximum number of concurrent requests on one connection.
 const MAX_STREAMS: u32 = 64;
 
-/// Size of a request's headers, in bytes. Beyond it the answer is HTTP 431 or the end of the
-/// connection, which gRPC clients report as an odd error. The gate refuses much smaller ones.
+/// The maximum size of a request's headers, in bytes. hyper answers larger headers with HTTP 431
+/// or closes the connection, and gRPC clients show that as an unclear error. The guard therefore
+/// refuses headers at a much lower limit, with a proper gRPC status.
 const MAX_HEADER_BYTES: u32 = 256 << 10;
 
-/// What all connections have in common.
+/// The state that all connections share.
 pub(super) struct Server {
     pub(super) tls: watch::Receiver<Arc<TlsState>>,
     pub(super) trust: Arc<TrustRules>,
     pub(super) guard: Guard,
     pub(super) handshakes: Arc<ConnectionSlots>,
-    pub(super) refusals_told: RateLimiter,
-    /// Of `max_client_connections`.
+    pub(super) refusal_log_limit: RateLimiter,
+    /// The limit of `max_client_connections`.
     pub(super) connections: Arc<Semaphore>,
-    /// Of `max_connections_per_client`.
+    /// The limit of `max_connections_per_client`.
     pub(super) quota: Arc<ClientQuota>,
     pub(super) options: ServerOptions,
     pub(super) shutdown: CancellationToken,
 }
 
-/// A connection whose client is known.
+/// A connection whose client is verified and within the limits.
 struct Admitted {
     stream: TlsStream<TcpStream>,
     chain: Vec<CertificateDer<'static>>,
     peer: Arc<Peer>,
-    /// That by which the chain was last verified is the last that this one has seen.
+    /// The last state that this receiver has seen is the one that verified the chain last.
     tls: watch::Receiver<Arc<TlsState>>,
-    /// One of all, and one of the client's.
-    _places: (OwnedSemaphorePermit, QuotaGuard),
+    /// Count the connection towards the limits while it is open.
+    _permits: (OwnedSemaphorePermit, QuotaGuard),
 }
 
-/// Why a connection came to nothing: the label of the metric, and more for the log.
+/// Why a connection was refused: the label for the metric and the text for the log.
 struct Refusal(&'static str, String);
 
 impl Server {
     pub(super) async fn connection(&self, stream: TcpStream, address: SocketAddr, slot: Slot) {
-        // Answers are small and their readers wait for them.
+        // Responses are small, and clients wait for them.
         let _ = stream.set_nodelay(true);
         let admitted = tokio::select! {
             () = self.shutdown.cancelled() => return,
             () = slot.evicted() => Err(Refusal(
                 "too_many",
-                "others came when [rewrap].max_concurrent_handshakes were under way".to_owned(),
+                "[rewrap].max_concurrent_handshakes was reached, and a newer connection took the slot"
+                    .to_owned(),
             )),
             admitted = self.admit(stream, address) => admitted,
         };
@@ -86,8 +89,8 @@ impl Server {
             }
             Err(Refusal(reason, error)) => {
                 telemetry::handshake_refused(reason);
-                // Whoever only looks whether the port is open does so again and again.
-                if reason == "closed" || !self.refusals_told.try_acquire() {
+                // Port checks connect and close again and again: they would fill the log.
+                if reason == "closed" || !self.refusal_log_limit.try_acquire() {
                     tracing::debug!(peer = %address, reason, error, "TLS handshake refused");
                 } else {
                     tracing::info!(peer = %address, reason, error, "TLS handshake refused");
@@ -106,13 +109,13 @@ impl Server {
                 return Err(Refusal(tls::reason_of_io(&error), tls::explain_io(&error)));
             }
             Err(_) => {
-                let error = "it took longer than [rewrap].handshake_timeout";
+                let error = "the handshake took longer than [rewrap].handshake_timeout";
                 return Err(Refusal("timeout", error.to_owned()));
             }
         };
         let session = stream.get_ref().1;
         if session.alpn_protocol() != Some(b"h2") {
-            let error = "the client does not ask for h2 (ALPN)";
+            let error = "the client does not offer h2 (ALPN)";
             return Err(Refusal("no_h2", error.to_owned()));
         }
         let chain: Vec<_> = session
@@ -121,16 +124,16 @@ impl Server {
             .iter()
             .map(|certificate| certificate.clone().into_owned())
             .collect();
-        let slot = timeout_at(deadline, self.connections.clone().acquire_owned()).await;
-        let Ok(Ok(slot)) = slot else {
-            let error = "all of [rewrap].max_client_connections are there";
+        let permit = timeout_at(deadline, self.connections.clone().acquire_owned()).await;
+        let Ok(Ok(permit)) = permit else {
+            let error = "[rewrap].max_client_connections is reached";
             return Err(Refusal("too_many", error.to_owned()));
         };
-        // By what the files say now: they may have changed since the handshake began.
+        // The TLS files may have changed since the handshake began.
         let caller = verify(&mut tls, &chain, &self.trust)
             .map_err(|error| Refusal(tls::reason_of(&error), tls::explain(&error)))?;
-        let share = self.quota.take(&caller).ok_or_else(|| {
-            let error = "this client has [rewrap].max_connections_per_client of them";
+        let quota = self.quota.take(&caller).ok_or_else(|| {
+            let error = "this client has reached [rewrap].max_connections_per_client";
             Refusal("too_many", error.to_owned())
         })?;
         Ok(Admitted {
@@ -138,7 +141,7 @@ impl Server {
             chain,
             peer: Arc::new(Peer { address, caller }),
             tls,
-            _places: (slot, share),
+            _permits: (permit, quota),
         })
     }
 
@@ -148,9 +151,9 @@ impl Server {
             chain,
             peer,
             tls,
-            _places,
+            _permits,
         } = admitted;
-        let (calls, calls_under_way) = watch::channel(0_usize);
+        let (calls, running_calls) = watch::channel(0_usize);
         let calls = Arc::new(calls);
         let guard = self.guard.for_connection();
         let service = service_fn(|mut request: Request<Incoming>| {
@@ -159,10 +162,10 @@ impl Server {
             let guard = guard.clone();
             async move {
                 let response = guard.handle(request).await;
-                // The call lasts until its answer is sent, not only begun.
+                // The call ends when its whole response is sent, so the body owns `call`.
                 Ok::<_, Infallible>(response.map(|body| {
                     body.map_frame(move |frame| {
-                        let _lasts = &call;
+                        let _owned = &call;
                         frame
                     })
                 }))
@@ -176,32 +179,31 @@ impl Server {
             .max_header_list_size(MAX_HEADER_BYTES)
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
-        let mut distrusted = std::pin::pin!(self.distrusted(tls, &chain, &peer));
+        let mut revoked = std::pin::pin!(self.until_revoked(tls, &chain, &peer));
 
-        let idle = idle_for(calls_under_way.clone(), self.options.idle_timeout);
+        let idle = idle_for(running_calls.clone(), self.options.idle_timeout);
         tokio::select! {
-            // Before the connection takes another request.
+            // Check the certificate before the connection takes another request.
             biased;
-            () = distrusted.as_mut() => return,
+            () = revoked.as_mut() => return,
             () = self.shutdown.cancelled() => {}
             _ = connection.as_mut() => return,
             () = idle => tracing::debug!(peer = %peer.address, "idle connection closed"),
         }
         connection.as_mut().graceful_shutdown();
-        // A client that ignores the farewell loses the connection when it has no
-        // call under way any more.
-        let ignored = idle_for(calls_under_way, Duration::from_secs(1));
+        // If the client ignores GOAWAY, the server closes the connection when no call is running.
+        let ignored = idle_for(running_calls, Duration::from_secs(1));
         tokio::select! {
             biased;
-            () = distrusted => {}
+            () = revoked => {}
             _ = connection => {}
             () = ignored => {}
         }
     }
 
-    /// Ends when the client's certificate does not make it who it was any more. The
-    /// connection is then dropped, and its calls with it: they stop at the next row.
-    async fn distrusted(
+    /// Returns when the client's certificate is no longer valid or gives another identity. The
+    /// caller then drops the connection with its calls, which stop at the next row.
+    async fn until_revoked(
         &self,
         mut tls: watch::Receiver<Arc<TlsState>>,
         chain: &[CertificateDer<'_>],
@@ -219,16 +221,16 @@ impl Server {
                 reason,
                 certificate_serial = peer.caller.serial,
                 certificate_issuer = peer.caller.issuer,
-                "connection closed: its certificate is not what it was"
+                "connection closed: its certificate is no longer valid, or gives another identity"
             );
             return;
         }
-        // The files are looked at no more: the process ends.
+        // The reload task has ended, so the process is about to end.
         std::future::pending().await
     }
 }
 
-/// Who the client is, by what the files say now.
+/// Verifies the chain with the current TLS files, and returns the client.
 fn verify(
     tls: &mut watch::Receiver<Arc<TlsState>>,
     chain: &[CertificateDer<'_>],
@@ -240,7 +242,7 @@ fn verify(
     Ok(Caller::from_leaf(leaf, anchor, trust))
 }
 
-/// One call on a connection, counted for as long as it exists.
+/// Counts one call on a connection until it is dropped.
 struct Call(Arc<watch::Sender<usize>>);
 
 impl Call {
@@ -256,7 +258,7 @@ impl Drop for Call {
     }
 }
 
-/// Ends when there was no call for `period`.
+/// Returns when there has been no call for `period`.
 async fn idle_for(mut calls: watch::Receiver<usize>, period: Duration) {
     loop {
         if calls.wait_for(|calls| *calls == 0).await.is_err() {

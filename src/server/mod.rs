@@ -1,12 +1,13 @@
-//! The gRPC listener: accept, TLS handshake, HTTP/2, until told to stop.
+//! The gRPC listener: it accepts connections, does the TLS handshake, and serves HTTP/2 until
+//! the shutdown.
 //!
-//! Everything is bounded: how many handshakes and connections there are, how long a
-//! handshake takes, how long a connection may sit idle or leave a ping unanswered. A
-//! connection takes one of the places of `max_client_connections` only once its
-//! certificate is verified, so that who has none can't take any, and nobody has more
-//! than `max_connections_per_client` of them. What a client's certificate says is read
-//! once for each connection and travels with every request as [`crate::auth::peer::Peer`]; whether it still
-//! holds is asked again whenever the files of TLS are looked at.
+//! Everything has a limit: the number of handshakes and connections, the time for a handshake,
+//! the idle time, and the time to answer a ping. A connection counts towards
+//! `max_client_connections` only after its certificate is verified, so that clients without a
+//! certificate can't fill that limit. `max_connections_per_client` limits each client.
+//!
+//! The server reads a client's certificate once per connection and passes the result to every
+//! request as [`crate::auth::peer::Peer`]. It verifies the certificate again at every poll of the TLS files.
 
 mod client_quota;
 mod connection;
@@ -32,12 +33,12 @@ use crate::{
     tls::TlsState,
 };
 
-/// Handshakes that came to nothing and have a line in the log, a second: anybody can
-/// make as many as the network bears.
-const REFUSALS_TOLD: u32 = 10;
+/// How many refused handshakes the log shows per second. Anybody who reaches the port can cause
+/// any number of them.
+const REFUSALS_LOGGED_PER_SECOND: u32 = 10;
 
-/// Serves what is behind `guard` until `shutdown`, then lets the calls under way end, and have their
-/// records.
+/// Serves the routes behind `guard` until `shutdown`. Then waits until the running calls have
+/// ended and have their audit records.
 pub async fn serve(
     listener: TcpListener,
     tls: watch::Receiver<Arc<TlsState>>,
@@ -51,7 +52,7 @@ pub async fn serve(
         trust,
         guard,
         handshakes: ConnectionSlots::new(options.max_concurrent_handshakes),
-        refusals_told: RateLimiter::new(REFUSALS_TOLD),
+        refusal_log_limit: RateLimiter::new(REFUSALS_LOGGED_PER_SECOND),
         quota: ClientQuota::new(options.max_connections_per_client),
         connections: Arc::new(Semaphore::new(options.max_client_connections as usize)),
         options,
@@ -65,7 +66,7 @@ pub async fn serve(
             accepted = accept(&listener) => {
                 if let Some((stream, address)) = accepted {
                     let server = server.clone();
-                    // Here, where they are still in the order in which they came.
+                    // Not in the task, so that slots are taken in the order of arrival.
                     let slot = server.handshakes.acquire(address.ip());
                     connections.spawn(async move {
                         server.connection(stream, address, slot).await;
@@ -85,7 +86,7 @@ fn log_panic(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended
         && error.is_panic()
     {
-        tracing::error!("a connection's task panicked: this is a bug");
+        tracing::error!("the task of a connection panicked: this is a bug");
     }
 }
 
@@ -94,7 +95,7 @@ pub(crate) async fn accept(listener: &TcpListener) -> Option<(TcpStream, SocketA
         Ok(accepted) => Some(accepted),
         Err(error) => {
             tracing::warn!(%error, "accept failed");
-            // Out of file descriptors, most likely: an immediate retry would spin.
+            // Most likely there are no free file descriptors. An immediate retry would spin.
             sleep(Duration::from_millis(100)).await;
             None
         }

@@ -1,7 +1,7 @@
 //! Plain HTTP for probes and Prometheus: `/livez`, `/readyz` and `/metrics`.
-//! Nothing secret and nothing that changes anything is served here.
 //!
-//! Anybody may ask, so that connections are few and the silent give way.
+//! These endpoints need no authentication. They expose no secrets and change no state. The
+//! number of connections is limited.
 
 use std::time::Duration;
 
@@ -30,10 +30,11 @@ use crate::{
     telemetry::readiness::Readiness,
 };
 
-/// Connections at once; then the oldest of the busiest address gives way.
+/// The maximum number of connections. When it is reached, a new connection evicts the oldest one
+/// of the busiest address.
 const MAX_CONNECTIONS: u32 = 64;
 
-/// How long a request may take to arrive, or a connection wait for the next one.
+/// How long a request may take to arrive, and how long a connection may stay idle.
 const READ_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves until `shutdown`.

@@ -8,9 +8,9 @@ use tracing_subscriber::{
 
 use super::stderr;
 
-/// The driver of Postgres. It logs the texts of notices, SQL, and the parameters of statements,
-/// which are ciphertexts, so no filter may let its lines through.
-const SILENT: &str = "tokio_postgres";
+/// The log target of the Postgres driver. The driver logs notices, SQL, and statement parameters,
+/// which are ciphertexts. Its lines are therefore dropped, whatever the configured filter says.
+const DRIVER_TARGET: &str = "tokio_postgres";
 
 /// Format and filter of the log.
 #[derive(Debug, Clone)]
@@ -30,12 +30,12 @@ pub enum LogFormat {
     Json,
 }
 
-/// Sends log lines to standard error from now on, and the messages of panics with them. Nobody
-/// waits for a line to be written.
+/// Starts logging to standard error. Panic messages also go to the log. Writing a log line never
+/// blocks the caller.
 ///
 /// # Errors
 ///
-/// When the system gives no thread to write them.
+/// If the system can't create the thread that writes the lines.
 pub fn start_logging(options: &LogOptions) -> io::Result<()> {
     let writer = stderr::start()?;
     let format = match options.format {
@@ -55,7 +55,9 @@ pub fn start_logging(options: &LogOptions) -> io::Result<()> {
     let _ = tracing_subscriber::registry()
         .with(format)
         .with(filter)
-        .with(filter_fn(|event| !event.target().starts_with(SILENT)))
+        .with(filter_fn(|event| {
+            !event.target().starts_with(DRIVER_TARGET)
+        }))
         .try_init();
     std::panic::set_hook(Box::new(|panic| {
         let location = panic.location().map(ToString::to_string);

@@ -27,32 +27,32 @@ const CRL_EXPIRY: &str = "nico_rewrap_crl_next_update_timestamp_seconds";
 const AUDIT_FAILURES: &str = "nico_rewrap_audit_failures_total";
 const LOG_LINES_DROPPED: &str = "nico_rewrap_log_lines_dropped_total";
 
-/// Upper bounds of the duration histogram, in seconds: from a single row to a
-/// large site.
+/// Upper bounds of the duration histogram, in seconds. The lowest is for a single row, the
+/// highest for a large site.
 const CALL_BUCKETS: [f64; 12] = [
     0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
 ];
 
-/// Starts to gather metrics; the handle renders them.
+/// Installs the metrics recorder and registers all metrics. The returned handle renders them.
 ///
 /// # Errors
 ///
-/// When this process gathers metrics already.
+/// If a recorder is already installed in this process.
 pub fn start_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus::BuildError> {
     let handle = PrometheusBuilder::new()
         .set_buckets(&CALL_BUCKETS)?
         .install_recorder()?;
     describe_counter!(
         CALLS,
-        "Calls of the re-wrap RPC by outcome and kind of identity"
+        "Calls of the re-wrap RPC, by outcome and kind of identity"
     );
     describe_counter!(
         DECISIONS,
-        "Decisions whether a caller may re-wrap, by kind of identity and outcome"
+        "Authorization decisions, by kind of identity and outcome"
     );
     describe_counter!(
         DENIALS_UNRECORDED,
-        "Denied calls that their clients gave up before they had their turn to be recorded"
+        "Denied calls without an audit record, because the client gave up while it waited for the rate limit"
     );
     describe_histogram!(
         CALL_SECONDS,
@@ -61,61 +61,61 @@ pub fn start_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus::
     );
     describe_counter!(
         ROWS,
-        "Rows evaluated, by mode and outcome; progress, not yet known to be durable"
+        "Rows processed, by mode and outcome. Shows progress: the rows may not be durable yet"
     );
     describe_gauge!(
         COMMIT_SECONDS,
         Unit::Seconds,
-        "What a durable commit of next to nothing took, at the last look during a site-wide apply"
+        "Latency of the last durable probe commit during a site-wide apply, in seconds"
     );
     describe_gauge!(
         USUAL_COMMIT_SECONDS,
         Unit::Seconds,
-        "What such a commit takes without the apply, as far as that is known"
+        "Estimated latency of such a commit without the load of the apply, in seconds"
     );
     describe_gauge!(
         REPLICA_LAG_SECONDS,
         Unit::Seconds,
-        "By how much the slowest replica was behind at that look"
+        "Lag of the slowest replica at the last probe during a site-wide apply, in seconds"
     );
     describe_gauge!(
         RATE_LIMIT,
-        "Rows a second that an apply holds back to for the sake of others; 0 for no limit"
+        "Current limit of an apply in rows per second, set by the adaptive rate control; 0 means no limit"
     );
     describe_gauge!(
         RUN_STALLED,
-        "1 while a run makes no progress because it waits for a lock or for a synchronous standby"
+        "1 while a run makes no progress because it waits for a lock or a synchronous standby"
     );
     describe_counter!(
         HANDSHAKES_REFUSED,
         "Connections that ended before HTTP/2, by reason"
     );
-    describe_gauge!(CONNECTIONS, "Connections whose client is verified");
+    describe_gauge!(CONNECTIONS, "Open connections with a verified client");
     describe_counter!(
         DISTRUSTED,
-        "Connections closed because their certificate is not what it was, by reason"
+        "Connections closed because their certificate is no longer valid or gives another identity, by reason"
     );
-    describe_counter!(RELOADS, "Changes of the TLS files, by outcome");
+    describe_counter!(RELOADS, "Reloads of changed TLS files, by outcome");
     describe_gauge!(
         RELOAD_FAILING,
-        "1 while the TLS files are not those that are in use"
+        "1 if the TLS files on disk differ from the loaded ones because a reload failed"
     );
     describe_gauge!(
         CERTIFICATE_EXPIRY,
         Unit::Seconds,
-        "When the server's certificate, or the first CA of a bundle, expires"
+        "Expiry time of the server's certificate, and of the CA of each bundle that expires first"
     );
     describe_gauge!(
         CRL_EXPIRY,
         Unit::Seconds,
-        "When the first certificate revocation list goes out of date"
+        "Earliest nextUpdate of the certificate revocation lists"
     );
     describe_counter!(AUDIT_FAILURES, "Audit records that could not be written");
     describe_counter!(
         LOG_LINES_DROPPED,
-        "Log lines that were dropped because standard error was not read or not writable"
+        "Log lines that were dropped because standard error was not writable or not read fast enough"
     );
-    // So that alerts on them have something to go by from the start.
+    // Alerts need every series from the start.
     super::zeros::register();
     gauge!(RELOAD_FAILING).set(0.0);
     gauge!(RUN_STALLED).set(0.0);
@@ -132,23 +132,24 @@ pub(crate) fn call_ended(outcome: &'static str, identity_kind: &'static str, dur
     histogram!(CALL_SECONDS, "outcome" => outcome).record(duration);
 }
 
-/// It was decided whether a caller may re-wrap.
+/// An authorization decision was made.
 pub(crate) fn decided(identity_kind: &'static str, outcome: &'static str) {
     counter!(DECISIONS, "identity_kind" => identity_kind, "outcome" => outcome).increment(1);
 }
 
-/// A call that waits to be denied. Given up before the wait is over, it leaves no record.
+/// A denied call that waits for the rate limit. If it is dropped before [`PendingDenial::over`],
+/// the call has no audit record and is counted.
 pub(crate) struct PendingDenial {
     is_over: bool,
 }
 
-/// A call waits to be denied.
+/// A denied call starts to wait for the rate limit.
 pub(crate) fn denial_waits() -> PendingDenial {
     PendingDenial { is_over: false }
 }
 
 impl PendingDenial {
-    /// The call will have its record.
+    /// The wait is over, and the call gets its audit record.
     pub(crate) fn over(mut self) {
         self.is_over = true;
     }
@@ -162,7 +163,7 @@ impl Drop for PendingDenial {
     }
 }
 
-/// What became of so many rows; with `durability = "per_run"`, before it is durable.
+/// `rows` rows had this outcome. With `durability = "per_run"`, they may not be durable yet.
 pub(crate) fn rows_done(mode: &'static str, outcome: &'static str, rows: u64) {
     counter!(ROWS, "mode" => mode, "outcome" => outcome).increment(rows);
 }
@@ -172,10 +173,10 @@ pub(crate) fn handshake_refused(reason: &'static str) {
     counter!(HANDSHAKES_REFUSED, "reason" => reason).increment(1);
 }
 
-/// A connection that is open for as long as this exists.
+/// Counts an open connection until it is dropped.
 pub(crate) struct OpenConnection(());
 
-/// A client is verified.
+/// A connection with a verified client is open.
 pub(crate) fn connection_opened() -> OpenConnection {
     gauge!(CONNECTIONS).increment(1.0);
     OpenConnection(())
@@ -187,7 +188,7 @@ impl Drop for OpenConnection {
     }
 }
 
-/// A connection is closed because of what became of its certificate.
+/// A connection is closed because its certificate is no longer valid or gives another identity.
 pub(crate) fn connection_distrusted(reason: &'static str) {
     counter!(DISTRUSTED, "reason" => reason).increment(1);
 }
@@ -211,13 +212,13 @@ pub(crate) fn crl_expiry(end: i64) {
     gauge!(CRL_EXPIRY).set(end as f64);
 }
 
-/// The TLS files had changed, and are in use now or not.
+/// Changed TLS files were loaded (`success`) or refused.
 pub(crate) fn tls_reloaded(success: bool) {
     let outcome = if success { "success" } else { "failure" };
     counter!(RELOADS, "outcome" => outcome).increment(1);
 }
 
-/// Whether the TLS files are other than those in use.
+/// Whether the last reload of the TLS files failed.
 pub(crate) fn tls_reload_failing(failing: bool) {
     gauge!(RELOAD_FAILING).set(f64::from(u8::from(failing)));
 }
@@ -227,7 +228,7 @@ pub(super) fn log_lines_dropped(lines: u64) {
     counter!(LOG_LINES_DROPPED).increment(lines);
 }
 
-/// The audit log did not take a line.
+/// An audit record could not be written.
 pub(crate) fn audit_failed() {
     counter!(AUDIT_FAILURES).increment(1);
 }
@@ -246,12 +247,12 @@ pub(crate) fn database_load(
     backed_off(limit);
 }
 
-/// The rate limit of the run in rows per second; `None` for no limit.
+/// The adaptive rate control has a new limit in rows per second; `None` means no limit.
 pub(crate) fn backed_off(limit: Option<f64>) {
     gauge!(RATE_LIMIT).set(limit.unwrap_or_default());
 }
 
-/// Whether a run waits for something that somebody else has to give.
+/// Whether a run makes no progress because it waits for a lock or a synchronous standby.
 pub(crate) fn run_stalled(stalled: bool) {
     gauge!(RUN_STALLED).set(f64::from(u8::from(stalled)));
 }

@@ -1,4 +1,4 @@
-//! Readiness by latches: ready is who waits for nothing any more.
+//! Readiness by latches: the process is ready when every latch is released.
 
 use std::{
     collections::BTreeMap,
@@ -8,26 +8,25 @@ use std::{
 use tokio::sync::watch;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-/// What has to happen before this process is ready, and what became of it.
-/// Clones share the same state.
+/// The latches that keep this process from being ready. Clones share the same state.
 #[derive(Debug, Clone)]
 pub struct Readiness {
     latches: Arc<watch::Sender<Waiting>>,
     note: Arc<Mutex<Option<String>>>,
 }
 
-/// Latch, and why it is held.
+/// The held latches, by name.
 type Waiting = BTreeMap<&'static str, Held>;
 
 #[derive(Debug)]
 struct Held {
     reason: String,
-    /// Calls are refused meanwhile, and not only probes.
+    /// Whether calls are refused too, not only probes.
     refuses_calls: bool,
 }
 
 impl Readiness {
-    /// Waits for every one of `latches`.
+    /// Starts with all of `latches` held.
     #[must_use]
     pub fn waiting_for(latches: &[&'static str]) -> Self {
         let waiting = latches
@@ -46,13 +45,12 @@ impl Readiness {
         }
     }
 
-    /// Says why a latch is not released.
+    /// Holds a latch for this reason.
     pub fn hold(&self, latch: &'static str, reason: impl Into<String>) {
         self.insert(latch, reason.into(), true);
     }
 
-    /// Holds a latch for probes alone: calls are still carried out, since their own errors say
-    /// more.
+    /// Holds a latch for probes only. Calls still run, because their own errors are more precise.
     pub fn degrade(&self, latch: &'static str, reason: impl Into<String>) {
         self.insert(latch, reason.into(), false);
     }
@@ -74,32 +72,32 @@ impl Readiness {
         });
     }
 
-    /// Says beside the readiness what a run waits for. A process whose run waits is ready.
+    /// Sets a note about what a run waits for. The note does not change the readiness.
     pub fn set_note(&self, note: Option<String>) {
         *self.note.lock().unwrap_or_else(PoisonError::into_inner) = note;
     }
 
-    /// What a run waits for.
+    /// The note about what a run waits for.
     #[must_use]
     pub fn note(&self) -> Option<String> {
         let note = self.note.lock().unwrap_or_else(PoisonError::into_inner);
         note.clone()
     }
 
-    /// Whether calls can be carried out.
+    /// Whether calls may run.
     ///
     /// # Errors
     ///
-    /// What is still waited for, and why.
+    /// The held latches and their reasons.
     pub fn check(&self) -> Result<(), String> {
         self.reasons(|held| held.refuses_calls)
     }
 
-    /// Whether everything is released: what a probe wants to know.
+    /// Whether every latch is released. Probes ask for this.
     ///
     /// # Errors
     ///
-    /// What is waited for, and why.
+    /// The held latches and their reasons.
     pub fn probe(&self) -> Result<(), String> {
         self.reasons(|_| true)
     }
@@ -118,7 +116,7 @@ impl Readiness {
         }
     }
 
-    /// Keeps the health service of `services` up to date.
+    /// Keeps the status of `services` in the gRPC health service up to date.
     pub(crate) async fn report_to(&self, reporter: &HealthReporter, services: &[&str]) {
         let mut changes = self.latches.subscribe();
         loop {

@@ -1,7 +1,7 @@
 //! Standard error, which may be a pipe that nobody reads.
 //!
-//! Whoever writes a line puts it into a queue of bounded size and never waits. A thread of its
-//! own writes the queue to standard error. If the queue is full, lines are dropped and counted.
+//! A writer puts its line into a bounded queue and never waits. A separate thread writes the
+//! queue to standard error. If the queue is full, lines are dropped and counted.
 
 use std::{
     fs::File,
@@ -15,20 +15,20 @@ use std::{
 
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Bytes in the queue at most: more than all the failures that one report can hold.
+/// The maximum number of bytes in the queue. It has room for all failures of one report.
 const MAX_QUEUED: usize = 8 << 20;
 
-/// Bytes of one write at most, unless a single line is longer. A write of this size to a pipe
-/// is atomic (POSIX `PIPE_BUF` on Linux), so lines of other processes do not cut ours.
+/// The maximum number of bytes of one write, unless a single line is longer. A write of this
+/// size to a pipe is atomic (`PIPE_BUF` on Linux), so other processes can't split our lines.
 const MAX_WRITE: usize = 4096;
 
-/// How long the thread waits when standard error is in non-blocking mode and full.
+/// The pause before the thread retries a write, when standard error is non-blocking and full.
 const RETRY: Duration = Duration::from_millis(20);
 
-/// The queue of this process; absent until logging starts.
+/// The queue of this process. It does not exist before logging starts.
 static QUEUE: OnceLock<Arc<Queue>> = OnceLock::new();
 
-/// Lines on their way to standard error.
+/// Lines that wait to be written to standard error.
 #[derive(Debug, Default)]
 struct Queue {
     state: Mutex<State>,
@@ -38,15 +38,15 @@ struct Queue {
 #[derive(Debug, Default)]
 struct State {
     lines: Vec<u8>,
-    /// Bytes that the thread has taken and not written yet.
+    /// Bytes that the thread has taken but not written yet.
     being_written: usize,
-    /// Lines dropped since this was last told.
+    /// Lines dropped since the last call of [`Queue::take_dropped`].
     dropped: u64,
 }
 
 impl Queue {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // The state is whole between any two statements.
+        // A panic can't leave the state inconsistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -84,12 +84,12 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// How many lines were dropped since this was last asked.
+    /// How many lines were dropped since the last call.
     fn take_dropped(&self) -> u64 {
         mem::take(&mut self.lock().dropped)
     }
 
-    /// Waits until everything is written, but not for longer than `limit`.
+    /// Waits until everything is written, at most for `limit`.
     fn flush(&self, limit: Duration) {
         let deadline = Instant::now() + limit;
         let mut state = self.lock();
@@ -106,17 +106,17 @@ impl Queue {
     }
 }
 
-/// The queue has no room for a line.
+/// The error for a line that the queue has no room for.
 struct Full;
 
 /// Starts the thread that writes to standard error.
 ///
 /// # Errors
 ///
-/// When the system gives no further thread or file descriptor.
+/// If the system can't create another thread or file descriptor.
 pub(super) fn start() -> io::Result<StandardError> {
-    // A descriptor of its own: the lock of the standard library's handle would be held for as
-    // long as a write is stuck, and every panic message takes that lock.
+    // The thread uses its own descriptor. With the standard library's handle it would hold that
+    // handle's lock while a write is stuck, and every panic message needs the lock.
     let mut stderr = File::from(io::stderr().as_fd().try_clone_to_owned()?);
     let queue = Arc::<Queue>::default();
     let source = queue.clone();
@@ -130,7 +130,7 @@ pub(super) fn start() -> io::Result<StandardError> {
 ///
 /// # Errors
 ///
-/// `WouldBlock` if the queue has no room and the line is dropped.
+/// `WouldBlock` if the queue has no room. The line is then dropped.
 pub(crate) fn write_line(line: &str) -> io::Result<()> {
     match QUEUE.get() {
         Some(queue) => queue
@@ -140,15 +140,15 @@ pub(crate) fn write_line(line: &str) -> io::Result<()> {
     }
 }
 
-/// Waits until all lines are written, but not for longer than `limit`.
+/// Waits until all lines are written, at most for `limit`.
 pub(super) fn flush(limit: Duration) {
     if let Some(queue) = QUEUE.get() {
         queue.flush(limit);
     }
 }
 
-/// Writes a last message of a command to standard error, without waiting for longer than `limit`
-/// for somebody who reads it.
+/// Writes the final message of a command to standard error. Waits at most `limit`, because
+/// nobody may read the pipe.
 pub(super) fn say(text: String, limit: Duration) {
     let (done, is_done) = mpsc::channel();
     let write = move || {
@@ -191,7 +191,7 @@ fn drain(queue: &Queue, stderr: &mut File) {
     }
 }
 
-/// Whole lines, as many as one write takes.
+/// Splits `lines` into pieces for one write each. A piece consists of whole lines.
 fn pieces(mut lines: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let line_end = |bytes: &[u8]| bytes.iter().position(|byte| *byte == b'\n');
@@ -208,7 +208,8 @@ fn pieces(mut lines: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// Writes lines; an error tells whether the last one is there in part.
+/// Writes whole lines. The error is `true` if the last line was written only in part. With
+/// `is_torn`, the previous write ended in the middle of a line, so a line break comes first.
 fn write_piece(stderr: &mut File, piece: &[u8], is_torn: bool) -> Result<(), bool> {
     let mut rest = piece;
     let mut is_torn = is_torn;
@@ -222,7 +223,7 @@ fn write_piece(stderr: &mut File, piece: &[u8], is_torn: bool) -> Result<(), boo
     })
 }
 
-/// Writes all, and leaves in `rest` what an error kept from being written.
+/// Writes all of `rest`. After an error, `rest` holds the bytes that were not written.
 fn write_all(stderr: &mut File, rest: &mut &[u8]) -> io::Result<()> {
     while !rest.is_empty() {
         match stderr.write(rest) {
@@ -238,7 +239,7 @@ fn write_all(stderr: &mut File, rest: &mut &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Where the layers of `tracing` write their lines.
+/// The destination of the `tracing` layers.
 pub(super) struct StandardError(Arc<Queue>);
 
 impl<'a> MakeWriter<'a> for StandardError {
@@ -249,12 +250,12 @@ impl<'a> MakeWriter<'a> for StandardError {
     }
 }
 
-/// One line; a layer writes it in one piece.
+/// The writer for one line. A layer writes a line with one call of `write`.
 pub(super) struct Line<'a>(&'a Queue);
 
 impl Write for Line<'_> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        // A line that is dropped is counted; the layer could do nothing about it.
+        // `push` counts a dropped line. The layer can't do more.
         let _ = self.0.push(line);
         Ok(line.len())
     }
@@ -277,7 +278,7 @@ mod tests {
             (kept, queue.take_dropped(), queue.take_dropped()),
             (4, 2, 0)
         );
-        // Lines that are taken and not written yet still count.
+        // Lines that are taken but not written yet still count.
         let taken = queue.take();
         assert!(queue.push(b"x").is_err());
         queue.written(taken.len());
@@ -285,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flush_ends_in_time_and_when_everything_is_written() {
+    fn a_flush_ends_when_everything_is_written_or_the_time_is_over() {
         let queue = Queue::default();
         queue.flush(Duration::from_secs(60));
         assert!(queue.push(b"x\n").is_ok());

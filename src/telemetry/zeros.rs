@@ -1,5 +1,5 @@
-//! Every counter is there from the start with 0, for each value of its labels: the functions of
-//! Prometheus miss the first event of a series that begins with 1.
+//! Registers every counter with the value 0 for all values of its labels. Functions such as
+//! `rate` in Prometheus miss the first event of a series that starts at 1.
 
 use metrics::counter;
 
@@ -8,8 +8,8 @@ use super::metrics::{CALLS, DECISIONS, DISTRUSTED, HANDSHAKES_REFUSED, RELOADS, 
 /// The kinds of identity.
 const IDENTITY_KINDS: [&str; 4] = ["service", "machine", "external", "none"];
 
-/// The outcomes of calls: `OK`, and every reason of an error. The test of [`crate::api::error`] names
-/// one that is missing.
+/// The outcomes of calls: `OK`, and the reason of every error. A test of [`crate::api::error`]
+/// fails if one is missing.
 pub(crate) const CALL_OUTCOMES: [&str; 30] = [
     "OK",
     "APPLY_UNDER_WAY",
@@ -43,7 +43,7 @@ pub(crate) const CALL_OUTCOMES: [&str; 30] = [
     "UNKNOWN_ORGANIZATION",
 ];
 
-/// The outcomes of decisions whether a caller may re-wrap.
+/// The outcomes of authorization decisions.
 const DECISION_OUTCOMES: [&str; 5] = [
     "allowed",
     "allowed_by_permissive_mode",
@@ -52,7 +52,7 @@ const DECISION_OUTCOMES: [&str; 5] = [
     "not_allowed",
 ];
 
-/// What can be wrong with a certificate.
+/// Reasons to refuse a certificate.
 pub(crate) const CERTIFICATE_REASONS: [&str; 10] = [
     "bad_certificate",
     "bad_eku",
@@ -66,7 +66,7 @@ pub(crate) const CERTIFICATE_REASONS: [&str; 10] = [
     "unsupported_signature",
 ];
 
-/// What else ends a connection before HTTP/2.
+/// Other reasons for the end of a connection before HTTP/2.
 pub(crate) const HANDSHAKE_REASONS: [&str; 9] = [
     "client_alert",
     "closed",

@@ -1,4 +1,4 @@
-//! Keys and signatures: what they are called, and which of them the provider supports.
+//! Names of key and signature algorithms, and which of them the provider supports.
 
 use x509_parser::{
     asn1_rs::{FromDer, Oid},
@@ -8,11 +8,11 @@ use x509_parser::{
 
 use super::provider::provider;
 
-/// What to do about a key that is not supported.
+/// Advice for an unsupported key.
 pub(crate) const SUPPORTED_KEYS: &str =
     "use a plain RSA key of 2048 to 4096 bits, or a P-256, P-384 or Ed25519 key";
 
-/// What to do about a signature that is not supported.
+/// Advice for an unsupported signature.
 pub(crate) const SUPPORTED_SIGNATURES: &str = "issue it again, signed with SHA-256 or SHA-384 by \
                                                an RSA, P-256 or P-384 key, or by an Ed25519 key";
 
@@ -34,7 +34,7 @@ pub(crate) fn key_name(key: &SubjectPublicKeyInfo<'_>) -> String {
     }
 }
 
-/// Whether the provider verifies signatures of such a key.
+/// Whether the provider can verify signatures that `key` makes.
 pub(crate) fn is_supported_key(key: &SubjectPublicKeyInfo<'_>) -> bool {
     let name = key_name(key);
     match name.strip_prefix("RSA-").map(str::parse::<u32>) {
@@ -43,8 +43,8 @@ pub(crate) fn is_supported_key(key: &SubjectPublicKeyInfo<'_>) -> bool {
     }
 }
 
-/// The name of an algorithm; `content` is the content of an AlgorithmIdentifier (RFC 5280,
-/// section 4.1.1.2) in DER, as rustls gives it in errors.
+/// The name of an algorithm. `content` is the DER content of an AlgorithmIdentifier (RFC 5280,
+/// section 4.1.1.2), as in the errors of rustls.
 pub(crate) fn algorithm_name(content: &[u8]) -> String {
     let [algorithm, parameter] = oids(content);
     match (algorithm.as_deref(), parameter) {
@@ -54,13 +54,13 @@ pub(crate) fn algorithm_name(content: &[u8]) -> String {
     }
 }
 
-/// The name of the algorithm of a certificate's or list's signature.
+/// The name of the algorithm that signed a certificate or a revocation list.
 pub(crate) fn signature_name(algorithm: &AlgorithmIdentifier<'_>) -> String {
     name_of(&algorithm.algorithm.to_id_string())
 }
 
-/// Whether the provider verifies a signature of this algorithm by `key`; by some key, if there
-/// is none.
+/// Whether the provider can verify a signature of this algorithm that `key` made. Without a
+/// key: whether it can verify one for at least one kind of key.
 pub(crate) fn is_supported_signature(
     algorithm: &AlgorithmIdentifier<'_>,
     key: Option<&SubjectPublicKeyInfo<'_>>,
@@ -81,7 +81,7 @@ pub(crate) fn is_supported_signature(
     })
 }
 
-/// The OID of an algorithm, and the one that is its parameter: the curve of an EC key.
+/// The OID of an algorithm and the OID that is its parameter, such as the curve of an EC key.
 fn oids(content: &[u8]) -> [Option<String>; 2] {
     let Ok((rest, algorithm)) = Oid::from_der(content) else {
         return [None, None];

@@ -19,20 +19,20 @@ use super::{
 };
 use crate::tls::pem::{Located, PemFile};
 
-/// What is odd about the certificate of a bundle, and no reason not to use the bundle.
+/// A problem of a CA certificate that does not make the bundle unusable.
 pub(super) fn warning(located: &Located<CertificateDer<'_>>) -> Option<Warning> {
     let (_, certificate) = X509Certificate::from_der(&located.item).ok()?;
     let key = certificate.public_key();
     let end = validity(&certificate).to;
     let problem = if !is_supported_key(key) {
         format!(
-            "a CA of the bundle has a key of the kind {}, which is not supported: certificates \
-             that it has issued are refused",
+            "a CA of the bundle has a key of the kind {}, which is not supported: the server \
+             refuses the certificates that this CA issued",
             key_name(key)
         )
     } else if end < seconds(UnixTime::now()) {
         format!(
-            "a CA of the bundle has expired at {}, and is trusted until it is taken out",
+            "a CA of the bundle has expired at {} and is still trusted: remove it from the bundle",
             format_time(end)
         )
     } else {
@@ -45,7 +45,7 @@ pub(super) fn warning(located: &Located<CertificateDer<'_>>) -> Option<Warning> 
     })
 }
 
-/// The certificates of a bundle, every one of which can be a trust anchor.
+/// The certificates of a bundle. Each of them is usable as a trust anchor.
 pub(super) fn authorities(file: &PemFile) -> Result<Certificates, TlsError> {
     let certificates = file.certificates()?;
     for located in &certificates {
@@ -73,9 +73,9 @@ pub(crate) fn add_anchor(
     })
 }
 
-/// RFC 5280, 4.2.1.9 and 4.2.1.3. rustls takes whatever it is given for an anchor, a
-/// service's certificate that got into a bundle too. A version before the third has no
-/// extension to say it with.
+/// Checks basicConstraints and key usage (RFC 5280, 4.2.1.9 and 4.2.1.3). rustls accepts any
+/// certificate as an anchor, even a service's certificate that got into the bundle by mistake.
+/// X.509 versions 1 and 2 have no extensions, so there is nothing to check.
 fn authority_problem(certificate: &X509Certificate<'_>) -> Option<&'static str> {
     let issues = |usage: Option<BasicExtension<&KeyUsage>>| {
         usage.is_none_or(|usage| usage.value.key_cert_sign())
@@ -85,8 +85,8 @@ fn authority_problem(certificate: &X509Certificate<'_>) -> Option<&'static str> 
     }
     if !certificate.is_ca() {
         return Some(
-            "is not a CA certificate, because it lacks basicConstraints CA:TRUE: remove it, or \
-             whoever has its key could issue certificates",
+            "is not a CA certificate, because it lacks basicConstraints CA:TRUE: remove it, since \
+             the holder of its key could issue certificates that this server trusts",
         );
     }
     if !certificate.key_usage().is_ok_and(issues) {

@@ -1,4 +1,4 @@
-//! The server's own chain and its key.
+//! The server's certificate chain and its private key.
 
 use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer},
@@ -15,19 +15,19 @@ use super::{
 };
 use crate::tls::pem::{Located, PemFile};
 
-/// The validity of the server's own certificate, which is the first of its chain. Every
-/// certificate of the chain can be read.
+/// The validity of the server's certificate, the first of its chain. Fails if any certificate
+/// of the chain can't be parsed.
 pub(super) fn own_validity(file: &PemFile, chain: &Certificates) -> Result<Validity, TlsError> {
     let mut own = None;
     for located in chain {
         let certificate = readable(file, located)?;
         own.get_or_insert(validity(&certificate));
     }
-    // The file holds at least one.
+    // A chain has at least one certificate.
     Ok(own.unwrap_or(Validity { from: 0, to: 0 }))
 }
 
-/// The first certificate after the own one that has not issued the one in front of it.
+/// A warning about the first certificate that did not issue the certificate before it.
 pub(super) fn order_warning(chain: &Certificates) -> Option<Warning> {
     chain.windows(2).find_map(|pair| {
         let (_, issued) = X509Certificate::from_der(&pair[0].item).ok()?;
@@ -36,14 +36,14 @@ pub(super) fn order_warning(chain: &Certificates) -> Option<Warning> {
             line: pair[1].line,
             subject: subject(&pair[1].item),
             problem:
-                "a certificate of the server's chain is not of the issuer of the one in front \
-                      of it, so some clients may refuse the chain: put the certificates in order"
+                "this certificate of the server's chain did not issue the certificate before it, \
+                 so some clients may refuse the chain: put each certificate before its issuer's"
                     .to_owned(),
         })
     })
 }
 
-/// The server's chain with its key; the error names the setting that is wrong.
+/// The server's chain with its private key. The error names the setting that is wrong.
 pub(super) fn pair_up(
     (certificate, key): (&PemFile, &PemFile),
     chain: &Certificates,
@@ -65,8 +65,8 @@ pub(super) fn pair_up(
     let signer = signer.map_err(|_| {
         let problem = format!(
             "the private key can't be loaded. The certificate has a key of the kind {name}: \
-             install that key. If it is one, it may have explicit curve parameters: convert it \
-             with openssl ec -in FILE -param_enc named_curve -out NEW_FILE"
+             install that key. If the file already holds it, it may have explicit curve \
+             parameters: convert it with openssl ec -in FILE -param_enc named_curve -out NEW_FILE"
         );
         (KEY, item(key, None, &problem))
     })?;
@@ -81,7 +81,7 @@ pub(super) fn pair_up(
     match ders.clone().position(|der| is_key_of(&der)) {
         Some(0) => {
             let pair = CertifiedKey::new(ders.collect(), signer);
-            // Also finds what clients refuse to read, such as X.509 version 1.
+            // This also rejects certificates that clients can't parse, such as X.509 version 1.
             pair.keys_match().map_err(|error| {
                 let problem = format!("can't be served ({error}): issue it again");
                 of_certificate(0, &problem)

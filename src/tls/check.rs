@@ -1,4 +1,5 @@
-//! What is in the files, taken apart and checked: once, for the start and for every reload.
+//! Parses and checks the contents of the TLS files. The start and every reload use the same
+//! check.
 
 use std::path::PathBuf;
 
@@ -17,10 +18,10 @@ use super::{
 };
 use crate::tls::pem::PemFile;
 
-/// What the files hold, all of it usable.
+/// The parsed contents of the files, all of them usable.
 pub(super) struct Checked {
     pub(super) certified_key: CertifiedKey,
-    /// Of the server's own certificate.
+    /// The validity of the server's certificate.
     pub(super) validity: Validity,
     pub(super) root_cas: Vec<CertificateDer<'static>>,
     pub(super) admin_cas: Option<Vec<CertificateDer<'static>>>,
@@ -28,7 +29,7 @@ pub(super) struct Checked {
     pub(super) contents: Vec<Content>,
 }
 
-/// How much was read from a file.
+/// What the log says about one file: the number of items by kind, and the warnings.
 #[derive(Debug, Clone)]
 pub(super) struct Content {
     pub(super) setting: &'static str,
@@ -39,8 +40,8 @@ pub(super) struct Content {
     pub(super) warnings: Vec<Warning>,
 }
 
-/// Checks everything that was read. `Ok(None)` if a file is missing for which there is no
-/// setting. `new_certificate`: the server's certificate must be valid now.
+/// Checks the contents of all files. `Ok(None)` if the setting of a required file is missing.
+/// With `new_certificate`, the server's certificate must be valid now.
 pub(super) fn check(
     material: TlsFileContents,
     new_certificate: bool,

@@ -1,4 +1,4 @@
-//! What can be wrong with the files of TLS.
+//! Errors in the TLS files.
 
 use std::{fmt, path::PathBuf};
 
@@ -8,62 +8,62 @@ use thiserror::Error;
 use super::format_time;
 use crate::tls::pem::PemError;
 
-/// Why a file of TLS can't be used.
+/// Why a TLS file can't be used.
 #[derive(Debug, Error)]
 pub enum TlsError {
     /// The file can't be read, or is not a PEM file.
     #[error(transparent)]
     Pem(#[from] PemError),
-    /// A certificate, key or list can't be used.
+    /// A certificate, key or revocation list can't be used.
     #[error("{place}: {problem}")]
     Item {
-        /// Where it is.
+        /// Where the item is.
         place: Place,
-        /// What is wrong with it, and what to do.
+        /// What is wrong with the item, and what to do.
         problem: String,
     },
-    /// The private key is not that of the server's certificate.
+    /// The private key does not belong to the server's certificate.
     #[error(
         "{} is not the key of the certificate in {}: install the two together",
         key.display(),
         certificate.display()
     )]
     OtherKey {
-        /// The file of the key.
+        /// The key file.
         key: PathBuf,
-        /// The file of the certificate.
+        /// The certificate file.
         certificate: PathBuf,
     },
-    /// The server's certificate is not valid at this time.
+    /// The server's certificate is not valid now.
     #[error("{} is {validity}: renew it, or set the clock", path.display())]
     OutsideValidity {
         /// The file.
         path: PathBuf,
-        /// When it is valid.
+        /// When the certificate is valid.
         validity: Validity,
     },
-    /// rustls makes no verifier of what is in the files.
-    #[error("client certificates can't be verified ({0})")]
+    /// rustls can't build a verifier from the files.
+    #[error("no verifier of client certificates can be built from the files ({0})")]
     Verifier(#[from] rustls::server::VerifierBuilderError),
-    /// rustls makes no server of what is in the files.
-    #[error("there is no TLS configuration to be had ({0})")]
+    /// rustls can't build a server configuration from the files.
+    #[error("no TLS configuration can be built from the files ({0})")]
     Configuration(rustls::Error),
-    /// Several keys of several issuers.
+    /// Several issuers have lists of several keys each.
     #[error(
-        "[rewrap].crl_files has lists of too many keys under the same names: take out those of \
-         keys that are not in use any more"
+        "[rewrap].crl_files has lists of too many keys under the same issuer names: remove the \
+         lists of keys that are no longer in use"
     )]
     TooManyKeys,
-    /// Two lists of one key, neither of which is the newer one.
+    /// Two lists of one key, and neither is newer than the other.
     #[error(
         "[rewrap].crl_files has two different lists of {0} with the same thisUpdate and cRLNumber, \
-         so that nobody knows which one counts: take out the older one"
+         so nico-rewrap can't tell which one is newer: remove the outdated one"
     )]
     SameAge(String),
-    /// Several lists of one key that are not for the same certificates.
+    /// Several lists of one key cover different certificates.
     #[error(
-        "[rewrap].crl_files has lists of one issuer for different distribution points: name its one \
-         whole list instead"
+        "[rewrap].crl_files has lists of one issuer for different distribution points: use one \
+         complete list of the issuer instead"
     )]
     PartitionedCrl,
 }
@@ -73,7 +73,7 @@ pub enum TlsError {
 pub struct Place {
     /// The file.
     pub path: PathBuf,
-    /// The line on which the block begins; `None` for a file in DER, or the file as a whole.
+    /// The line on which the block begins. `None` for a DER file, or for the file as a whole.
     pub line: Option<usize>,
 }
 
@@ -84,7 +84,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// When a certificate is valid, in seconds since the epoch.
+/// The period in which a certificate is valid, in seconds since the epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Validity {
     /// notBefore.
@@ -94,7 +94,7 @@ pub struct Validity {
 }
 
 impl Validity {
-    /// Whether `time` is in it.
+    /// Whether the period contains `time`.
     #[must_use]
     pub fn contains(self, time: UnixTime) -> bool {
         (self.from..=self.to).contains(&super::seconds(time))
@@ -108,7 +108,7 @@ impl fmt::Display for Validity {
     }
 }
 
-/// What is wrong with the value of a setting.
+/// An error in the file that a setting names.
 #[derive(Debug, Error)]
 #[error("{error}")]
 pub struct Fault {

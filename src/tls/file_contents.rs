@@ -1,4 +1,5 @@
-//! The files' contents, read once.
+//! The contents of the TLS files. Each file is read once, so that the bytes that were checked
+//! are the bytes in use.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +8,7 @@ use sha2::{Digest, Sha256};
 use super::{CrlPolicy, Fault, TlsError, TlsFiles};
 use crate::tls::pem::{PemError, PemFile};
 
-/// The settings that name files, as far as they are set.
+/// The settings that name files. A required setting may be missing.
 #[derive(Debug, Clone)]
 pub(crate) struct Paths {
     pub(crate) certificate: Option<PathBuf>,
@@ -19,7 +20,7 @@ pub(crate) struct Paths {
 }
 
 impl Paths {
-    /// `None` if a setting is missing that must be there.
+    /// `None` if a required setting is missing.
     pub(super) fn complete(&self) -> Option<TlsFiles> {
         Some(TlsFiles {
             certificate: self.certificate.clone()?,
@@ -51,15 +52,15 @@ pub(super) const ROOT_CA: &str = "tls.root_cafile_path";
 pub(super) const ADMIN_ROOT_CA: &str = "tls.admin_root_cafile_path";
 pub(super) const CRLS: &str = "rewrap.crl_files";
 
-/// Every file of [`Paths`] that can be read, as it was at one time.
+/// The contents of the files of [`Paths`], without those that can't be read.
 pub(super) struct TlsFileContents {
     pub(super) certificate: Option<PemFile>,
     pub(super) key: Option<PemFile>,
     pub(super) root_ca: Option<PemFile>,
-    /// `None` also where there is no admin bundle.
+    /// `None` also if there is no admin bundle.
     pub(super) admin_root_ca: Option<PemFile>,
     pub(super) crls: Vec<PemFile>,
-    /// The files that can't be read.
+    /// One error for each file that can't be read.
     pub(super) faults: Vec<Fault>,
 }
 
@@ -105,7 +106,7 @@ impl TlsFileContents {
     }
 }
 
-/// What is there, and the fault noted if nothing is.
+/// Returns the value of `result`, or adds its error to `faults`.
 pub(super) fn fault<T, E: Into<TlsError>>(
     faults: &mut Vec<Fault>,
     setting: &'static str,
@@ -119,16 +120,16 @@ pub(super) fn fault<T, E: Into<TlsError>>(
         .ok()
 }
 
-/// The same for the same contents, and for no others.
+/// A hash of the contents of all files, which tells whether a file changed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Fingerprint {
-    /// Of the server's chain.
+    /// The hash of the server's chain alone.
     pub(super) certificate: [u8; 32],
     all: [u8; 32],
 }
 
-/// The admin bundle, if there is one: nico-api's chart always sets the path, and has
-/// the file only if a bundle was given.
+/// The admin bundle, if there is one. nico-api's chart always sets the path, and creates the
+/// file only if the site has a bundle.
 fn read_bundle(path: &Path) -> Result<Option<PemFile>, PemError> {
     if path.as_os_str().is_empty() {
         return Ok(None);

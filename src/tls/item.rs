@@ -1,4 +1,4 @@
-//! What is common to the certificates, keys and lists of a file.
+//! Helpers for the certificates, keys and revocation lists of a file.
 
 use rustls::pki_types::CertificateDer;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -12,7 +12,7 @@ use crate::{
 /// The certificates of a file, in its order.
 pub(super) type Certificates = Vec<Located<CertificateDer<'static>>>;
 
-/// What is odd about a certificate of a file, and no reason not to use the file.
+/// A problem of a certificate that does not make its file unusable.
 #[derive(Debug, Clone)]
 pub(super) struct Warning {
     pub(super) line: Option<usize>,
@@ -28,7 +28,7 @@ pub(crate) fn validity(certificate: &X509Certificate<'_>) -> Validity {
     }
 }
 
-/// The certificate, all of which can be read.
+/// Parses the certificate. Fails if bytes are left over.
 pub(super) fn readable<'a>(
     file: &PemFile,
     located: &'a Located<CertificateDer<'_>>,
@@ -49,7 +49,7 @@ pub(super) fn subject(der: &CertificateDer<'_>) -> String {
     }
 }
 
-/// A certificate, key or list of a file is of no use.
+/// The error for a certificate, key or revocation list that can't be used.
 pub(super) fn item(file: &PemFile, line: Option<usize>, problem: &str) -> TlsError {
     TlsError::Item {
         place: Place {

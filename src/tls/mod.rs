@@ -1,10 +1,11 @@
-//! Server-side TLS: files in, one [`TlsState`] out, and a new one when they change.
+//! TLS for the gRPC port. This module reads the files, builds one [`TlsState`] from them, and
+//! builds a new one when the files change.
 //!
-//! Mutual TLS only, TLS 1.2 or newer, AEAD suites (all that rustls has), ALPN
-//! `h2`. Client certificates are verified against the union of `root_cafile_path`
-//! and `admin_root_cafile_path`, and against the latter alone once more: that tells
-//! where a chain ends. An extended key usage extension, if the leaf has one, must
-//! allow client authentication. Revocation lists hold for the whole chain.
+//! The server accepts mutual TLS only: TLS 1.2 or newer, AEAD cipher suites, ALPN `h2`.
+//! It verifies each client certificate against the union of `root_cafile_path` and
+//! `admin_root_cafile_path`. A second verification against the admin bundle alone tells
+//! whether the chain ends there. If the leaf has an extended key usage extension, it must
+//! allow client authentication. Revocation lists apply to every certificate of the chain.
 
 mod algorithms;
 mod bundle;
@@ -43,34 +44,34 @@ pub use self::{
     state::{Expiry, TlsState},
 };
 
-/// The files of `[tls]`, and the revocation lists.
+/// The files that the settings of `[tls]` and `[rewrap].crl_files` name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// `identity_pemfile_path`: the server's chain, its own certificate first.
+    /// `identity_pemfile_path`: the server's chain, with the server's certificate first.
     pub certificate: PathBuf,
-    /// `identity_keyfile_path`.
+    /// `identity_keyfile_path`: the server's private key.
     pub key: PathBuf,
     /// `root_cafile_path`: CAs of service and machine certificates.
     pub root_ca: PathBuf,
     /// `admin_root_cafile_path`: CAs of admin certificates.
     pub admin_root_ca: Option<PathBuf>,
-    /// `[rewrap].crl_files`.
+    /// `[rewrap].crl_files`: certificate revocation lists.
     pub crls: Vec<PathBuf>,
-    /// `[rewrap].crl_policy`.
+    /// `[rewrap].crl_policy`: how strictly revocation is checked.
     pub crl_policy: CrlPolicy,
 }
 
-/// Seconds since the epoch, as certificates count them.
+/// Seconds since the epoch, in the type that x509-parser uses.
 fn seconds(time: UnixTime) -> i64 {
     i64::try_from(time.as_secs()).unwrap_or(i64::MAX)
 }
 
-/// A time for people.
+/// A time as text, for messages.
 pub(crate) fn spelled_time(time: UnixTime) -> String {
     format_time(seconds(time))
 }
 
-/// A time for people, in seconds since the epoch.
+/// A time in seconds since the epoch as text, for messages.
 fn format_time(timestamp: i64) -> String {
     let since = u64::try_from(timestamp).unwrap_or_default();
     let time = std::time::UNIX_EPOCH.checked_add(std::time::Duration::from_secs(since));

@@ -1,12 +1,13 @@
-//! The one provider of cryptography for TLS.
+//! The cryptography provider for TLS.
 
 use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
 
-/// ring. It does not verify ECDSA signatures with SHA-512, nor P-521 keys. aws-lc-rs, which
-/// nico-api uses, does, but takes 2.5 times as long to build and makes the binary 2 MB larger.
-/// A refused handshake names the algorithm instead: [`super::explain`].
+/// The provider is ring. It supports neither P-521 keys nor ECDSA signatures with SHA-512.
+/// aws-lc-rs, which nico-api uses, supports both, but takes 2.5 times as long to build and makes
+/// the binary 2 MB larger. The log of a refused handshake therefore names the unsupported
+/// algorithm: see [`super::explain`].
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }

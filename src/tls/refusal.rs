@@ -1,10 +1,10 @@
-//! Why a handshake was refused: as labels that stay the same, for metrics, and in words.
+//! The reason of a refused handshake: a stable label for metrics, and a text for the log.
 
 use rustls::{CertificateError, Error};
 
 use super::algorithms::{SUPPORTED_SIGNATURES, algorithm_name};
 
-/// The error of a handshake in words, with what to do where rustls does not say it.
+/// The text for the log about a handshake that ended with `error`.
 pub(crate) fn explain_io(error: &std::io::Error) -> String {
     let inner = error.get_ref();
     match inner.and_then(|inner| inner.downcast_ref::<Error>()) {
@@ -13,7 +13,8 @@ pub(crate) fn explain_io(error: &std::io::Error) -> String {
     }
 }
 
-/// What rustls says in words.
+/// The text for the log about an error of rustls. For an unsupported signature it names the
+/// algorithms and says what to do, which the text of rustls does not.
 pub(crate) fn explain(error: &Error) -> String {
     use CertificateError as E;
     let (signature, by) = match error {
@@ -40,17 +41,17 @@ pub(crate) fn explain(error: &Error) -> String {
     )
 }
 
-/// The label of an error that ended a handshake.
+/// The label for a handshake that ended with `error`.
 pub(crate) fn reason_of_io(error: &std::io::Error) -> &'static str {
     let inner = error.get_ref();
     match inner.and_then(|inner| inner.downcast_ref::<Error>()) {
         Some(error) => reason_of(error),
-        // The client is gone: an end of file, a reset.
+        // The client closed or reset the connection.
         None => "closed",
     }
 }
 
-/// The label of what rustls says.
+/// The label for an error of rustls.
 pub(crate) fn reason_of(error: &Error) -> &'static str {
     match error {
         Error::NoCertificatesPresented => "no_certificate",
@@ -58,7 +59,7 @@ pub(crate) fn reason_of(error: &Error) -> &'static str {
         Error::InvalidCertRevocationList(_) => "crl_unusable",
         Error::NoApplicationProtocol => "no_h2",
         Error::PeerIncompatible(_) => "incompatible",
-        // The client does not like our certificate, most likely.
+        // Most likely, the client refused the server's certificate.
         Error::AlertReceived(_) => "client_alert",
         Error::InappropriateMessage { .. }
         | Error::InappropriateHandshakeMessage { .. }
@@ -67,7 +68,7 @@ pub(crate) fn reason_of(error: &Error) -> &'static str {
         | Error::PeerMisbehaved(_)
         | Error::PeerSentOversizedRecord
         | Error::DecryptError => "protocol_error",
-        // The rest is ours: no time, no randomness, a configuration that can't be.
+        // The remaining errors are the server's: no clock, no randomness, a bad configuration.
         _ => "internal",
     }
 }
@@ -84,8 +85,7 @@ fn reason_of_certificate(error: &CertificateError) -> &'static str {
         E::InvalidPurpose | E::InvalidPurposeContext { .. } => "bad_eku",
         E::UnsupportedSignatureAlgorithmContext { .. }
         | E::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => "unsupported_signature",
-        // Malformed, a signature that does not hold, a CA as a leaf, a constraint that is
-        // broken.
+        // For example: malformed, a wrong signature, a CA as the leaf, a violated name constraint.
         _ => "bad_certificate",
     }
 }

@@ -1,9 +1,9 @@
-//! New certificates, bundles and revocation lists without a restart.
+//! Loads new certificates, bundles and revocation lists without a restart.
 //!
-//! The files are read again at an interval and compared by content. Notifications of
-//! the file system would be quicker and are not to be relied on: not over NFS, not
-//! across Kubernetes' swaps of a symlink above the file, not when their queue
-//! overflows. A SIGHUP makes the next look immediate.
+//! The reloader reads the files at an interval and compares their contents. File system
+//! notifications would be faster, but they are not reliable: they do not work over NFS, they
+//! miss the swap of a symlink above the file (Kubernetes), and their queue can overflow.
+//! SIGHUP makes the reloader read the files immediately.
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
@@ -22,22 +22,22 @@ use super::{
 };
 use crate::{regular_file, telemetry};
 
-/// What the files held when they were loaded for the first time.
+/// The result of the first load of the files.
 pub struct Loaded {
     files: TlsFiles,
     fingerprint: Fingerprint,
     state: TlsState,
 }
 
-/// The files alone.
+/// Shows the paths of the files only.
 impl fmt::Debug for Loaded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.files.fmt(f)
     }
 }
 
-/// Loads the files for the first time. `Ok(None)` if a setting is missing; the others are
-/// checked all the same. The server's certificate may be one that is not valid at this time.
+/// Loads the files for the first time. `Ok(None)` if a required setting is missing and the other
+/// files are without errors. The server's certificate need not be valid now.
 pub(crate) fn load(paths: &Paths) -> Result<Option<Loaded>, Vec<Fault>> {
     let material = TlsFileContents::read(paths);
     let fingerprint = material.fingerprint();
@@ -56,43 +56,45 @@ fn state(
 ) -> Result<Option<TlsState>, Vec<Fault>> {
     let checked = check(material, new_certificate)?;
     let state = checked.map(|checked| TlsState::new(checked, paths.crl_policy));
-    // All else has been checked.
+    // Everything else has been checked, so the cause must be the lists.
     let setting = CRLS;
     state
         .transpose()
         .map_err(|error| vec![Fault { setting, error }])
 }
 
-/// Looks after the files, and hands on what they say while that is good.
+/// Watches the files, and publishes a new [`TlsState`] when they change and are valid.
 pub struct Reloader {
     files: TlsFiles,
     fingerprint: Fingerprint,
     current: watch::Sender<Arc<TlsState>>,
-    /// What is wrong with the files since they were last good.
+    /// The error of the last poll, if it failed.
     failure: Option<String>,
-    /// Reading that takes longer than [`READ_TIMEOUT`]. It ends: each file is bounded in time.
+    /// A read that takes longer than [`READ_TIMEOUT`]. The next poll waits for it again. It ends
+    /// eventually, because the time for each file is bounded.
     stuck: Option<JoinHandle<Result<Option<Renewed>, ReloadError>>>,
 }
 
-/// How long reading may take before connections are measured again without it. Longer
-/// than one file may take, so that the message names the file.
+/// How long a poll waits for the files before it re-checks the connections without them. This
+/// is longer than the limit for one file, so that the error message can name the file.
 const READ_TIMEOUT: Duration = regular_file::READ_TIMEOUT.saturating_add(Duration::from_secs(1));
 
-/// A snapshot, and the fingerprint of what it was made of.
+/// A new state, and the fingerprint of the files that it was built from.
 type Renewed = (Fingerprint, TlsState);
 
-/// Why the files that are there now are not used.
+/// Why the current files are not used.
 #[derive(Debug, Error)]
 enum ReloadError {
     #[error("{}", all(.0))]
     Files(Vec<Fault>),
-    #[error("reading the files takes too long: is what they are on still there?")]
+    #[error("timed out while reading the TLS files: check that their file system is available")]
     ReadTimeout,
     #[error("loading the files panicked: this is a bug")]
     Panicked,
     #[error(
-        "{} has no admin bundle any more, and without one admins would be bound to none: put it \
-         back, or restart without it",
+        "{} no longer has an admin bundle. Without one, a chain to any CA of \
+         [tls].root_cafile_path would be enough for an admin: restore the file, or restart \
+         nico-rewrap to run without an admin bundle",
         .0.display()
     )]
     AdminBundleGone(PathBuf),
@@ -104,7 +106,7 @@ fn all(faults: &[Fault]) -> String {
 }
 
 impl Reloader {
-    /// Uses what was loaded.
+    /// Starts with the files that were loaded.
     #[must_use]
     pub fn start(loaded: Loaded) -> Self {
         let Loaded {
@@ -123,36 +125,38 @@ impl Reloader {
         }
     }
 
-    /// What the files say. It is sent anew at every look, changed or not, so that
-    /// connections are measured again: certificates and revocation lists end while
-    /// nobody touches a file.
+    /// The current state. Every poll sends it, changed or not, so that each connection verifies
+    /// its certificate again: certificates and revocation lists also expire while the files do
+    /// not change.
     #[must_use]
     pub fn states(&self) -> watch::Receiver<Arc<TlsState>> {
         self.current.subscribe()
     }
 
-    /// Looks every `period`, and whenever `reload_signal` changes. Never ends.
+    /// Polls the files every `period`, and whenever `reload_signal` changes. Never returns.
     pub async fn run(mut self, period: Duration, mut reload_signal: watch::Receiver<u64>) {
         let mut ticks = interval(period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let asked = tokio::select! {
+            let requested = tokio::select! {
                 _ = ticks.tick() => false,
                 Ok(()) = reload_signal.changed() => true,
             };
-            self.look(asked).await;
+            self.poll(requested).await;
         }
     }
 
-    async fn look(&mut self, asked: bool) {
-        if asked {
+    /// Reads the files once. `requested`: a signal asked for it, so the log tells the result.
+    async fn poll(&mut self, requested: bool) {
+        if requested {
             regular_file::try_again();
         }
-        match self.load().await.and_then(|loaded| self.kept(loaded)) {
-            Err(error) => self.failed(&error, asked),
+        let loaded = self.load().await;
+        match loaded.and_then(|loaded| self.reject_lost_bundle(loaded)) {
+            Err(error) => self.failed(&error, requested),
             Ok(None) => {
-                if self.failure.take().is_some() || asked {
-                    tracing::info!("the TLS files are as they were when they were last loaded");
+                if self.failure.take().is_some() || requested {
+                    tracing::info!("the TLS files have not changed since they were last loaded");
                     telemetry::tls_reload_failing(false);
                 }
             }
@@ -175,7 +179,7 @@ impl Reloader {
         self.current.send_modify(|_| {});
     }
 
-    /// `None` where the files are as they were.
+    /// `None` if the files have not changed.
     async fn load(&mut self) -> Result<Option<Renewed>, ReloadError> {
         let (files, known) = (self.files.clone(), self.fingerprint);
         let mut loading = self
@@ -191,9 +195,9 @@ impl Reloader {
         }
     }
 
-    /// A bundle that vanishes must not free those that were bound to it: half of a
-    /// replacement looks the same.
-    fn kept(&self, loaded: Option<Renewed>) -> Result<Option<Renewed>, ReloadError> {
+    /// Refuses a state that lost the admin bundle, because it would allow more clients. Also, the
+    /// file may be missing only for the moment in which it is replaced.
+    fn reject_lost_bundle(&self, loaded: Option<Renewed>) -> Result<Option<Renewed>, ReloadError> {
         if let Some((_, state)) = &loaded
             && self.current.borrow().has_admin_bundle()
             && !state.has_admin_bundle()
@@ -204,13 +208,13 @@ impl Reloader {
         Ok(loaded)
     }
 
-    /// Told once for each thing that goes wrong, not at every look.
-    fn failed(&mut self, error: &ReloadError, asked: bool) {
+    /// Logs and counts an error once, not at every poll.
+    fn failed(&mut self, error: &ReloadError, requested: bool) {
         let failure = error.to_string();
-        if asked || self.failure.as_ref() != Some(&failure) {
+        if requested || self.failure.as_ref() != Some(&failure) {
             tracing::error!(
                 %error,
-                "TLS files not reloaded: what was loaded before stays in use"
+                "TLS files not reloaded: the files that were loaded before stay in use"
             );
             telemetry::tls_reloaded(false);
             telemetry::tls_reload_failing(true);
@@ -235,7 +239,7 @@ fn report_expiry(expiry: &Expiry) {
 fn renewed(files: TlsFiles, known: Fingerprint) -> Result<Option<Renewed>, ReloadError> {
     let paths = Paths::from(files);
     let mut material = TlsFileContents::read(&paths);
-    // An unreadable file must not look like an empty one that was there before.
+    // The fingerprint of an unreadable file is that of an empty one.
     if !material.faults.is_empty() {
         return Err(ReloadError::Files(std::mem::take(&mut material.faults)));
     }
@@ -243,7 +247,7 @@ fn renewed(files: TlsFiles, known: Fingerprint) -> Result<Option<Renewed>, Reloa
     if fingerprint == known {
         return Ok(None);
     }
-    // One that has expired in use must not keep a new revocation list out.
+    // A server certificate that expired while in use must not block a new revocation list.
     let new_certificate = fingerprint.certificate != known.certificate;
     let state = state(material, &paths, new_certificate).map_err(ReloadError::Files)?;
     Ok(state.map(|state| (fingerprint, state)))

@@ -1,5 +1,7 @@
-//! Certificate revocation lists (RFC 5280, section 5): which are there, and how
-//! strictly they are wanted.
+//! Certificate revocation lists (RFC 5280, section 5).
+//!
+//! This module reads and checks the lists of `[rewrap].crl_files`, sorts them for rustls, and
+//! sets up the verifier for `[rewrap].crl_policy`.
 
 use std::collections::BTreeMap;
 
@@ -26,32 +28,33 @@ use crate::{
     tls::pem::{Located, PemFile},
 };
 
-/// Verifiers to be had of one set of lists, each with its own parsed lists: enough for
-/// a handful of CAs that change their keys at once.
-const MAX_SELECTIONS: usize = 32;
+/// The maximum number of combinations of lists. Each has a verifier with parsed lists of its
+/// own. This is enough for five CAs that change their keys at the same time.
+const MAX_COMBINATIONS: usize = 32;
 
-/// What a chain needs, once there are revocation lists at all. A certificate that an
-/// applicable list names is refused under every policy.
+/// What a chain needs if the site has revocation lists. Every policy refuses a certificate
+/// that an applicable list revokes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CrlPolicy {
-    /// Every issuer in the chain has a list, and its nextUpdate is not over.
+    /// Every issuer in the chain needs a list whose nextUpdate is in the future.
     RequireValid,
-    /// Every issuer in the chain has a list, however old.
+    /// Every issuer in the chain needs a list, which may be expired.
     AllowExpired,
-    /// An issuer without a list is believed; a list that is there must be current.
+    /// An issuer may have no list. If it has one, the list must not be expired.
     AllowUnknown,
-    /// An issuer without a list is believed, and so is an old list.
+    /// An issuer may have no list or an expired one.
     AllowExpiredAndUnknown,
 }
 
 impl CrlPolicy {
-    /// Whether a list counts for nothing, and bars its issuer, after its nextUpdate.
+    /// Whether the certificates of an issuer are refused after the nextUpdate of its list.
     #[must_use]
     pub fn wants_current(self) -> bool {
         matches!(self, Self::RequireValid | Self::AllowUnknown)
     }
 
-    /// Sets up `builder` with `lists` for this policy; rustls checks nothing without any.
+    /// Sets up `builder` with `lists` for this policy. Without lists, rustls does not check
+    /// revocation at all.
     pub(super) fn apply(
         self,
         builder: ClientCertVerifierBuilder,
@@ -68,27 +71,28 @@ impl CrlPolicy {
     }
 }
 
-/// A list that can be used.
+/// A list that passed all checks.
 pub(super) struct RevocationList {
     der: CertificateRevocationListDer<'static>,
     /// The issuer's name, for messages.
     issuer_name: String,
-    /// The issuer's name in DER, and the identifier of its key (RFC 5280, 5.2.1).
+    /// The issuer's name in DER.
     issuer: Vec<u8>,
+    /// The identifier of the issuer's key (RFC 5280, 5.2.1).
     key_id: Option<Vec<u8>>,
-    /// The distribution points that it is for, if it says so.
+    /// The distribution points that the list covers, if it names them.
     points: Option<String>,
     /// thisUpdate, in seconds since the epoch.
     this_update: i64,
-    /// The number of the list (RFC 5280, 5.2.3), which grows with every list of one issuer:
-    /// without leading zeros, so that a longer one is larger.
+    /// The cRLNumber (RFC 5280, 5.2.3), big endian, which grows with every list of an issuer. It
+    /// has no leading zeros, so that a longer number is larger.
     number: Vec<u8>,
-    /// nextUpdate, likewise.
+    /// nextUpdate, in seconds since the epoch.
     pub(super) next_update: i64,
 }
 
-/// The lists of a file. Those that one of `authorities` has issued must bear its
-/// signature; for those of intermediates, the handshake checks that.
+/// The lists of a file. A list whose issuer is one of `authorities` must have a valid signature
+/// of that CA. The handshake checks the signatures of intermediates' lists.
 pub(super) fn lists(
     file: &PemFile,
     authorities: &[CertificateDer<'_>],
@@ -99,21 +103,20 @@ pub(super) fn lists(
         .collect()
 }
 
-/// The lists of all files, the newest first: of several for one issuer rustls uses
-/// the first that it comes to.
+/// The lists of all files, the newest first. If an issuer has several, rustls uses the first.
 pub(super) fn in_order(mut lists: Vec<RevocationList>) -> Result<Vec<RevocationList>, TlsError> {
-    // Two lists may be issued within one second.
+    // cRLNumber decides between two lists of the same second.
     lists.sort_by(|a, b| {
         let age = |list: &RevocationList| (list.this_update, list.number.len());
         (age(b), &b.number).cmp(&(age(a), &a.number))
     });
-    whole(&lists)?;
-    newest(&lists)?;
+    check_same_scope(&lists)?;
+    check_newest(&lists)?;
     Ok(lists)
 }
 
-/// Of several lists of one key, the first is the newest. `lists` are in order.
-fn newest(lists: &[RevocationList]) -> Result<(), TlsError> {
+/// Checks that no other list of a key is as new as the first. `lists` are sorted.
+fn check_newest(lists: &[RevocationList]) -> Result<(), TlsError> {
     let mut newest = BTreeMap::new();
     for list in lists {
         let first: &mut &RevocationList =
@@ -126,10 +129,10 @@ fn newest(lists: &[RevocationList]) -> Result<(), TlsError> {
     Ok(())
 }
 
-/// Lists of one key are of one scope, so that each is whole and the newest is enough.
-/// For a certificate that names no distribution point, rustls takes the first list it
-/// comes to, which may be the part that it is not on.
-fn whole(lists: &[RevocationList]) -> Result<(), TlsError> {
+/// Checks that all lists of a key have the same scope, so that the newest one is complete. For a
+/// certificate without distribution points, rustls uses the first list of the issuer. If that
+/// list covers only a part of the certificates, a revoked certificate could be accepted.
+fn check_same_scope(lists: &[RevocationList]) -> Result<(), TlsError> {
     let mut known = BTreeMap::new();
     for list in lists {
         let points = known.entry((&list.issuer, &list.key_id));
@@ -140,13 +143,15 @@ fn whole(lists: &[RevocationList]) -> Result<(), TlsError> {
     Ok(())
 }
 
-/// The lists of one issuer's name.
+/// The lists of one issuer name, by key identifier.
 type ByKey<'a> = BTreeMap<Option<&'a [u8]>, Vec<&'a RevocationList>>;
 
-/// The lists in every way in which each issuer's name stands for one key identifier. A
-/// CA that changes its key has, for a while, lists of two under one name, and rustls uses
-/// the first of that name, whoever has signed it. One key may also have lists under two
-/// identifiers, or one and none, so that no selection alone knows all who are revoked.
+/// All combinations of lists in which each issuer name has the lists of one key identifier only.
+///
+/// A CA that changes its key has lists of two keys under one name for a while. rustls uses the
+/// first list of a name, no matter which key signed it. One key may also have lists with
+/// different identifiers or without one, so a single combination may not contain all
+/// revocations.
 pub(super) fn crl_combinations(
     lists: &[RevocationList],
 ) -> Result<Vec<Vec<&RevocationList>>, TlsError> {
@@ -159,12 +164,12 @@ pub(super) fn crl_combinations(
     for keys in issuers.values() {
         crl_combinations = crl_combinations
             .iter()
-            .flat_map(|selection| {
+            .flat_map(|combination| {
                 keys.values()
-                    .map(move |of_one_key| [&selection[..], of_one_key].concat())
+                    .map(move |of_one_key| [&combination[..], of_one_key].concat())
             })
             .collect();
-        if crl_combinations.len() > MAX_SELECTIONS {
+        if crl_combinations.len() > MAX_COMBINATIONS {
             return Err(TlsError::TooManyKeys);
         }
     }
@@ -180,7 +185,8 @@ fn list(
     let (rest, parsed) = CertificateRevocationList::from_der(&der)
         .map_err(|_| item(file, line, "this certificate revocation list can't be read"))?;
     if !rest.is_empty() {
-        let problem = "something follows the certificate revocation list: use PEM for several";
+        let problem = "there is data after the certificate revocation list: use PEM if the file \
+                       holds several lists";
         return Err(item(file, line, problem));
     }
     let issuer = DistinguishedName::new(parsed.issuer());
@@ -191,11 +197,11 @@ fn list(
             &format!("the revocation list of {issuer} {problem}"),
         )
     };
-    let next_update = complete(&parsed).map_err(wrong)?.timestamp();
+    let next_update = check_mandatory_fields(&parsed).map_err(wrong)?.timestamp();
     let this_update = parsed.last_update().timestamp();
     let number = parsed.crl_number().map(|number| number.to_bytes_be());
-    signed_by_its_issuer(&parsed, authorities).map_err(|problem| wrong(&problem))?;
-    understood(&der, authorities).map_err(|problem| wrong(&problem))?;
+    check_signature(&parsed, authorities).map_err(|problem| wrong(&problem))?;
+    check_supported(&der, authorities).map_err(|problem| wrong(&problem))?;
     let key_id =
         parsed
             .extensions()
@@ -228,22 +234,22 @@ fn list(
     })
 }
 
-/// nextUpdate of a list with all that RFC 5280, 5.1.2.1 and 5.1.2.5, wants of it. rustls
-/// wants the same, and does not say what is missing.
-fn complete(list: &CertificateRevocationList<'_>) -> Result<ASN1Time, &'static str> {
+/// Checks the version and nextUpdate, which RFC 5280, 5.1.2.1 and 5.1.2.5, requires, and returns
+/// nextUpdate. rustls requires them too, but its error does not name the missing one.
+fn check_mandatory_fields(list: &CertificateRevocationList<'_>) -> Result<ASN1Time, &'static str> {
     if list.version() != Some(X509Version::V2) {
         return Err(
-            "is of version 1: for one of version 2, set crlnumber and crl_extensions in openssl's \
-             configuration",
+            "has version 1, which is not supported: issue a list of version 2. openssl does so if \
+             crlnumber and crl_extensions are set in its configuration",
         );
     }
     list.next_update()
-        .ok_or("has no nextUpdate, so that nobody knows whether it is too old: issue one with it")
+        .ok_or("has no nextUpdate, so its age can't be checked: issue a list with nextUpdate")
 }
 
-/// Of the CAs that the list says it is from, one must have signed it: there may be
-/// several of one name while a CA changes its key.
-fn signed_by_its_issuer(
+/// Checks that one of the CAs with the list's issuer name signed it. There may be several while
+/// a CA changes its key.
+fn check_signature(
     list: &CertificateRevocationList<'_>,
     authorities: &[CertificateDer<'_>],
 ) -> Result<(), String> {
@@ -263,28 +269,29 @@ fn signed_by_its_issuer(
     if issuers.is_empty() {
         return Ok(());
     }
-    let of_use: Vec<_> = issuers
+    let supported: Vec<_> = issuers
         .iter()
         .filter(|issuer| is_supported_signature(algorithm, Some(issuer.public_key())))
         .collect();
-    if of_use.is_empty() {
+    if supported.is_empty() {
         let key = key_name(issuers[0].public_key());
         return Err(format!(
             "can't be verified: a signature {name} by a key of the kind {key} is not supported. \
              {SUPPORTED_SIGNATURES}"
         ));
     }
-    let by_nobody = of_use.iter().all(|issuer| {
+    let is_unsigned = supported.iter().all(|issuer| {
         list.verify_signature(issuer.public_key()) == Err(X509Error::SignatureVerificationError)
     });
-    if by_nobody {
-        return Err("is not signed by that issuer: publish the right one".to_owned());
+    if is_unsigned {
+        return Err("is not signed by that issuer: install a list that it signed".to_owned());
     }
     Ok(())
 }
 
-/// rustls knows neither delta nor indirect lists, and says so only when it is given one.
-fn understood(
+/// Checks that rustls supports the list. It supports neither delta nor indirect lists, and the
+/// only way to find out is to build a verifier with the list.
+fn check_supported(
     der: &CertificateRevocationListDer<'static>,
     authorities: &[CertificateDer<'_>],
 ) -> Result<(), String> {

@@ -1,5 +1,5 @@
-//! What the files said at one time: all that handshakes and live connections are
-//! measured by. Replaced as a whole or not at all.
+//! The loaded TLS files: the server configuration for handshakes, and the verifiers for open
+//! connections. A reload replaces the whole state or nothing.
 
 use std::{fmt, sync::Arc};
 
@@ -24,30 +24,32 @@ use crate::auth::identity::Anchor;
 /// A server configuration, and the verifiers that go with it.
 pub struct TlsState {
     config: Arc<ServerConfig>,
+    /// Verifies against the CAs of both bundles.
     any: Arc<dyn ClientCertVerifier>,
+    /// Verifies against the admin bundle alone.
     admin: Option<Arc<dyn ClientCertVerifier>>,
     expiry: Expiry,
-    /// Of the server's own certificate.
+    /// The validity of the server's certificate.
     validity: Validity,
     contents: Vec<Content>,
 }
 
-/// When things end, in seconds since the epoch; of several, the first to end.
+/// Expiry times, in seconds since the epoch. Of several certificates or lists, the earliest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Expiry {
-    /// The server's own certificate.
+    /// The server's certificate.
     pub server: i64,
     /// The CAs of `root_cafile_path`.
     pub root_ca: i64,
     /// The CAs of `admin_root_cafile_path`.
     pub admin_root_ca: Option<i64>,
-    /// nextUpdate of the revocation lists.
+    /// The nextUpdate of the revocation lists.
     pub crl: Option<i64>,
 }
 
 impl TlsState {
-    /// Makes a server configuration of what the files hold; whether the server's own
-    /// certificate is valid at this time is left to the caller.
+    /// Builds the state from the checked files. The caller decides whether the server's
+    /// certificate must be valid now.
     pub(super) fn new(checked: Checked, policy: CrlPolicy) -> Result<Self, TlsError> {
         let Checked {
             certified_key,
@@ -74,7 +76,7 @@ impl TlsState {
             .with_client_cert_verifier(any.clone())
             .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified_key)));
         config.alpn_protocols = vec![b"h2".to_vec()];
-        // A resumed session would bring back a certificate without verifying it again.
+        // A resumed session would skip the verification of the client's certificate.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         Ok(Self {
@@ -87,37 +89,37 @@ impl TlsState {
         })
     }
 
-    /// For handshakes.
+    /// The configuration for handshakes.
     #[must_use]
     pub fn server_config(&self) -> Arc<ServerConfig> {
         self.config.clone()
     }
 
-    /// When what is in here ends.
+    /// The expiry times of the certificates and lists.
     #[must_use]
     pub fn expiry(&self) -> &Expiry {
         &self.expiry
     }
 
-    /// When the server's own certificate is valid.
+    /// When the server's certificate is valid.
     #[must_use]
     pub fn validity(&self) -> Validity {
         self.validity
     }
 
-    /// Whether external users are bound to an admin bundle.
+    /// Whether there is an admin bundle, which the chains of external users must end in.
     #[must_use]
     pub fn has_admin_bundle(&self) -> bool {
         self.admin.is_some()
     }
 
-    /// Verifies a client's chain, its leaf first, as a handshake does at this time, and
-    /// finds out where it ends. What the client sends besides its leaf are suggestions
-    /// for the path and no more: the end is a CA of the bundle, or the chain is none.
+    /// Verifies a client's chain, leaf first, in the same way as a handshake, and returns which
+    /// bundle it ends in. The other certificates that the client sends only help to find a path:
+    /// the path must end in a CA of a bundle.
     ///
     /// # Errors
     ///
-    /// What a handshake would fail with.
+    /// The error that a handshake would end with.
     pub fn verify(&self, chain: &[CertificateDer<'_>]) -> Result<Anchor, rustls::Error> {
         let (leaf, intermediates) = chain
             .split_first()
@@ -133,8 +135,7 @@ impl TlsState {
         })
     }
 
-    /// Says how much was read of each file, and what is odd about it but no reason not to use
-    /// it.
+    /// Logs what was read from each file, and warnings about contents that are usable but suspect.
     pub(super) fn log(&self, files: &TlsFiles) {
         for content in &self.contents {
             tracing::info!(
@@ -180,7 +181,7 @@ impl TlsState {
         if let Some(end) = self.expiry.crl.filter(|end| *end < now) {
             tracing::warn!(
                 next_update = format_time(end),
-                bars_its_issuer = files.crl_policy.wants_current(),
+                refuses_its_certificates = files.crl_policy.wants_current(),
                 "a certificate revocation list of [rewrap].crl_files is out of date: publish a new one"
             );
         }
@@ -189,7 +190,7 @@ impl TlsState {
 
 impl fmt::Debug for TlsState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Snapshot")
+        f.debug_struct("TlsState")
             .field("expiry", &self.expiry)
             .finish_non_exhaustive()
     }

@@ -1,4 +1,8 @@
-//! rustls' verifier of client certificates, for what lists there are.
+//! The verifier of client certificates.
+//!
+//! rustls uses only the first revocation list of an issuer name. If an issuer has lists of
+//! several keys, this module builds one rustls verifier for each combination of lists, and
+//! decides from all their results.
 
 use std::sync::Arc;
 
@@ -25,7 +29,7 @@ use super::{
     revocation::{RevocationList, crl_combinations},
 };
 
-/// Verifies chains that end in one of `authorities`.
+/// A verifier for chains that end in one of `authorities`.
 pub(super) fn verifier(
     authorities: &[CertificateDer<'static>],
     lists: &[RevocationList],
@@ -44,8 +48,8 @@ pub(super) fn verifier(
     Ok(Arc::new(AnyCombination(verifiers)))
 }
 
-/// Verifiers, at least one, that differ in their revocation lists only. One that lets a
-/// certificate in is enough, as long as no other may know that it is revoked.
+/// One or more verifiers that differ in their revocation lists only. A certificate is accepted
+/// if one verifier accepts it and no other gives an error of rank 0: see [`rank`].
 #[derive(Debug)]
 struct AnyCombination(Vec<Arc<dyn ClientCertVerifier>>);
 
@@ -56,10 +60,10 @@ impl AnyCombination {
 }
 
 impl ClientCertVerifier for AnyCombination {
-    /// None, so that a client may send whatever certificate it has (RFC 8446, section 4.2.4;
-    /// RFC 5246, section 7.4.4). A handshake can list 64 KiB of names, which the CAs of a
-    /// large bundle exceed. And a client in Go sends nothing at all if its issuer is an
-    /// intermediate, which is not on the list.
+    /// An empty list, so that a client may send any certificate (RFC 8446, section 4.2.4;
+    /// RFC 5246, section 7.4.4). A handshake can hold 64 KiB of names, and the names of a large
+    /// bundle may exceed that. Also, a Go client sends no certificate if its issuer is not
+    /// listed, and the issuer may be an intermediate.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }
@@ -80,7 +84,7 @@ impl ClientCertVerifier for AnyCombination {
             .map_err(|error| {
                 let chain = std::iter::once(end_entity).chain(intermediates);
                 unsupported(chain)
-                    .filter(|_| is_of_a_signature(&error))
+                    .filter(|_| may_be_unsupported(&error))
                     .unwrap_or(error)
             })
     }
@@ -108,9 +112,9 @@ impl ClientCertVerifier for AnyCombination {
     }
 }
 
-/// Whether the cause may be a signature that is not supported. Of several CAs of one name,
-/// rustls tells of the one whose key fits worst, and only of that.
-fn is_of_a_signature(error: &Error) -> bool {
+/// Whether an unsupported signature may be the cause. If several CAs have one name, rustls
+/// reports the error for one of them only, which may not be the CA that signed.
+fn may_be_unsupported(error: &Error) -> bool {
     use CertificateError as E;
     matches!(
         error,
@@ -122,8 +126,8 @@ fn is_of_a_signature(error: &Error) -> bool {
     )
 }
 
-/// The error for the first certificate with a signature that no key could have made for us to
-/// verify.
+/// The error for the first certificate whose signature algorithm the provider does not support
+/// with any key.
 fn unsupported<'a>(chain: impl Iterator<Item = &'a CertificateDer<'a>>) -> Option<Error> {
     chain
         .filter_map(|der| X509Certificate::from_der(der).ok())
@@ -140,12 +144,16 @@ fn unsupported<'a>(chain: impl Iterator<Item = &'a CertificateDer<'a>>) -> Optio
         })
 }
 
-/// The answer with the lowest counts. Lists of another key than the issuer's say that a
-/// signature does not hold, and lists of its own that are over, or of another scope, say
-/// so: with other lists the answer may be `Ok` all the same. With every other error it is
-/// not. `Revoked` comes from a list that the issuer has signed. What any client can send
-/// along puts another error in its place: webpki tells the worst of all ways that it tries,
-/// such as by an expired certificate of the issuer's name, and gives up after too many.
+/// The rank of a result. The result with the lowest rank decides.
+///
+/// * Rank 0: `Revoked`, and every error that does not depend on the lists. The certificate is
+///   refused, whatever the other combinations give. The other errors rank as high as `Revoked`,
+///   because a client can make webpki report one of them instead. For example, it sends an
+///   expired certificate with the issuer's name, or very many certificates: webpki tries all
+///   paths, reports the worst error, and gives up after too many attempts.
+/// * Rank 1: `Ok`.
+/// * Ranks 2 and 3: the list is missing or has expired, covers other certificates, or is of
+///   another key than the issuer's. Another combination may give `Ok`.
 fn rank(answer: &Result<ClientCertVerified, Error>) -> u8 {
     use CertificateError as E;
     match answer {
@@ -155,8 +163,8 @@ fn rank(answer: &Result<ClientCertVerified, Error>) -> u8 {
             | E::ExpiredRevocationList
             | E::ExpiredRevocationListContext { .. },
         )) => 2,
-        // Of several errors of one rank webpki tells the first, which may be that the
-        // certificate is not of this key either.
+        // webpki reports the first of several errors that it ranks equally. This may be that
+        // the certificate is not signed with this key either.
         Err(
             Error::InvalidCertRevocationList(_)
             | Error::InvalidCertificate(

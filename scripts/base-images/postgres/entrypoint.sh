@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Of the public image's entrypoint, what deploy/compose uses: POSTGRES_PASSWORD, POSTGRES_DB, and the scripts of
-# /docker-entrypoint-initdb.d, which run while the server can't be reached over TCP.
+# The part of the public image's entrypoint that deploy/compose uses: POSTGRES_PASSWORD, POSTGRES_DB, and the scripts in
+# /docker-entrypoint-initdb.d. As in the public image, the scripts run while the server does not listen on TCP.
 set -euo pipefail
 
 if [ "$(id -u)" -eq 0 ]; then

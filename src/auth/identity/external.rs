@@ -1,4 +1,5 @@
-//! External users: by the common name of the issuer, or by the site's criteria.
+//! External users. A certificate identifies one by the common name of its issuer, or by the
+//! criteria of `[auth.cli_certs]`.
 
 use x509_parser::prelude::X509Certificate;
 
@@ -8,37 +9,37 @@ use crate::auth::distinguished_name::{Attribute, DistinguishedName};
 /// The criteria of `[auth.cli_certs]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CliCerts {
-    /// `required_equals`: every occurrence of the component has this value, and there
-    /// is at least one. Without any requirement, nobody meets the criteria.
+    /// `required_equals`: the component occurs at least once, and every occurrence has this
+    /// value. If this list is empty, no certificate meets the criteria.
     pub required_equals: Vec<(Component, String)>,
     /// `group_from`: the subject's attribute that names the group.
     pub group_from: Option<Attribute>,
     /// `username_from`: the subject's attribute that names the user.
     pub username_from: Option<Attribute>,
-    /// `username`: the name of users that `username_from` gives none.
+    /// `username`: the name of a user to whom `username_from` gives no name.
     pub username: Option<String>,
 }
 
 /// One of the two names of a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Name {
-    /// Who issued it.
+    /// The name of the CA that issued the certificate.
     Issuer,
-    /// Who holds it.
+    /// The name of the holder.
     Subject,
 }
 
-/// An attribute of one of a certificate's names.
+/// An attribute of the issuer's or the subject's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Component {
-    /// Which name.
+    /// The name that has the attribute.
     pub name: Name,
-    /// Which attribute of it.
+    /// The attribute.
     pub attribute: Attribute,
 }
 
 impl Component {
-    /// All that there are, as the site config spells them.
+    /// All components, with their spelling in the site config.
     pub const ALL: [(&'static str, Self); 6] = [
         ("IssuerO", Self::of(Name::Issuer, Attribute::Organization)),
         (
@@ -58,7 +59,7 @@ impl Component {
         Self { name, attribute }
     }
 
-    /// The component of this spelling.
+    /// The component with this spelling in the site config.
     #[must_use]
     pub fn parse(spelled: &str) -> Option<Self> {
         let mut all = Self::ALL.into_iter();
@@ -66,7 +67,7 @@ impl Component {
     }
 }
 
-/// The external user, if the leaf is one's and its chain ends where it has to.
+/// The external user that the leaf identifies, if its chain ends in the required bundle.
 pub(super) fn identify(
     leaf: &X509Certificate<'_>,
     anchor: Anchor,
@@ -105,7 +106,7 @@ impl CliCerts {
                 Name::Subject => subject,
             };
             let mut found = name.all(component.attribute).peekable();
-            // One that can't be read is not equal to anything.
+            // A value that can't be read equals nothing.
             found.peek().is_some() && found.all(|value| value.as_ref() == Some(required))
         };
         let known = !self.required_equals.is_empty() && self.required_equals.iter().all(meets);

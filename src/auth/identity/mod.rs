@@ -1,9 +1,9 @@
-//! Who a verified certificate says its holder is.
+//! The identity that a verified certificate gives to its holder.
 //!
-//! A pure function of the leaf and the site's rules, tried in this order: the SPIFFE
-//! id, then the issuer's common name, then the criteria of `[auth.cli_certs]`. A
-//! certificate that carries a `spiffe:` URI and is not a valid SVID of the site's
-//! trust domain has no identity; it does not fall through to the laxer rules.
+//! The identity depends on the leaf, the bundle that its chain ends in, and the site's rules.
+//! The rules apply in this order: the SPIFFE id, the issuer's common name, the criteria of
+//! `[auth.cli_certs]`. A certificate with a `spiffe:` URI that is not a valid SVID of the
+//! site's trust domain has no identity. The later, weaker rules do not apply to it.
 
 mod external;
 mod spiffe;
@@ -15,27 +15,27 @@ use self::spiffe::Claim;
 pub use crate::auth::distinguished_name::Attribute;
 use crate::auth::distinguished_name::DistinguishedName;
 
-/// Who calls, as far as a certificate tells.
+/// The identity of a caller.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Identity {
-    /// A service of the site, by the rest of its SPIFFE path.
+    /// A service of the site.
     Service {
-        /// `nico-api`, for example.
+        /// The part of its SPIFFE path after the base path, such as `nico-api`.
         name: String,
     },
     /// A machine of the site.
     Machine {
-        /// The rest of its SPIFFE path.
+        /// The part of its SPIFFE path after the base path.
         id: String,
     },
-    /// A person, by a certificate of an issuer that the site lists or that meets its
-    /// criteria: what nico-api calls a Forge Admin CLI certificate.
+    /// A person. The site lists the issuer of the certificate, or the certificate meets the
+    /// criteria of `[auth.cli_certs]`. nico-api calls it a Forge Admin CLI certificate.
     External {
-        /// Subject O; none by `[auth.cli_certs]`, which has no word for it.
+        /// Subject O. `None` for users by `[auth.cli_certs]`, which has no setting for it.
         organization: Option<String>,
-        /// Subject OU, or what `group_from` says.
+        /// Subject OU, or the attribute of `group_from`.
         group: Option<String>,
-        /// Subject CN, or what `username_from` or `username` says.
+        /// Subject CN, or the name by `username_from` or `username`.
         name: Option<String>,
     },
 }
@@ -51,7 +51,7 @@ impl Identity {
         }
     }
 
-    /// The name that stands in the audit record.
+    /// The name for the audit record.
     #[must_use]
     pub fn name(&self) -> &str {
         match self {
@@ -79,9 +79,9 @@ impl Identity {
         }
     }
 
-    /// What the holder is called in a Casbin policy, as nico-api spells it. Who has a
-    /// verified certificate is that, too; nobody here is `anonymous`. A user without
-    /// a group has no role, where nico-api would look for `external-role/`.
+    /// The names of the caller in a Casbin policy, in nico-api's spelling. Every caller is also
+    /// `trusted-certificate`, and no caller is `anonymous`. A user without a group has no role;
+    /// nico-api would use `external-role/`.
     #[must_use]
     pub fn principals(&self) -> Vec<String> {
         let own = match self {
@@ -101,49 +101,49 @@ impl Identity {
 /// The site's rules, from `[auth.trust]`, `[auth.cli_certs]` and `[rewrap]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrustRules {
-    /// `spiffe_trust_domain`.
+    /// `spiffe_trust_domain`: the site's trust domain.
     pub trust_domain: String,
     /// `spiffe_service_base_paths`, each with a slash at both ends.
     pub service_base_paths: Vec<String>,
-    /// `spiffe_machine_base_path`, likewise.
+    /// `spiffe_machine_base_path`, with a slash at both ends.
     pub machine_base_path: Option<String>,
-    /// `additional_issuer_cns`.
+    /// `additional_issuer_cns`: common names of the issuers of external users.
     pub issuer_cns: Vec<String>,
-    /// `[auth.cli_certs]`.
+    /// `[auth.cli_certs]`: criteria for certificates of external users.
     pub cli_certs: Option<CliCerts>,
-    /// `[rewrap].admin_issuers_in_root_ca`: issuer CNs whose external users need not
-    /// chain to the admin bundle.
+    /// `[rewrap].admin_issuers_in_root_ca`: common names of issuers. Chains of external users
+    /// from these issuers need not end in the admin bundle.
     pub admin_issuers_in_root_ca: Vec<String>,
 }
 
-/// Which of the site's bundles a verified chain ends in.
+/// The bundle that a verified chain ends in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Anchor {
-    /// The site has no admin bundle: an external user is bound to nothing.
+    /// The site has no admin bundle. The chain of an external user may end in any CA.
     NoAdminBundle,
-    /// A CA of the admin bundle, whether or not one of `root_cafile_path` does too.
+    /// The chain ends in a CA of the admin bundle. It may also end in one of `root_cafile_path`.
     Admin,
-    /// Only CAs of `root_cafile_path`, which makes no external user, unless
-    /// [`TrustRules::admin_issuers_in_root_ca`] lists the issuer.
+    /// The chain ends only in a CA of `root_cafile_path`. Such a certificate can't identify an
+    /// external user, unless [`TrustRules::admin_issuers_in_root_ca`] lists its issuer.
     RootOnly,
 }
 
-/// A caller's certificate: what of it goes into the audit record, and the identity
-/// that it gives, if any.
+/// The caller: the identity that the certificate gives, if any, and the fields of the
+/// certificate for the audit record.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Caller {
-    /// Who it is; `None` when no rule gives the certificate an identity.
+    /// The identity. `None` if no rule gives the certificate one.
     pub identity: Option<Identity>,
-    /// Serial number, hexadecimal with colons.
+    /// The serial number, in hexadecimal with colons.
     pub serial: String,
-    /// Issuer, in the order of the certificate.
+    /// The issuer's name, in the order of the certificate.
     pub issuer: String,
 }
 
 impl Caller {
-    /// Reads a leaf certificate that the TLS handshake has verified, with a chain that
-    /// ends in `anchor`. Whatever is not exactly one certificate is nobody's: it
-    /// passed rustls' own parser, but not this one.
+    /// Reads a leaf certificate that the TLS handshake has verified, with a chain that ends in
+    /// `anchor`. The caller has no identity if this parser, unlike that of rustls, does not
+    /// accept the bytes as exactly one certificate.
     #[must_use]
     pub fn from_leaf(der: &[u8], anchor: Anchor, rules: &TrustRules) -> Self {
         match X509Certificate::from_der(der) {
@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn principals_are_those_of_nico_api_and_never_anonymous() {
+    fn principals_equal_those_of_nico_api_and_are_never_anonymous() {
         let external = |group: Option<&str>| Identity::External {
             organization: Some("Acme".to_owned()),
             group: group.map(str::to_owned),

@@ -1,4 +1,5 @@
-//! SPIFFE identities: X.509-SVID, sections 2 to 5, and SPIFFE-ID, section 2.
+//! SPIFFE identities, by sections 2 to 5 of the X.509-SVID specification and section 2 of the
+//! SPIFFE-ID specification.
 
 use x509_parser::{
     extensions::{GeneralName, ParsedExtension},
@@ -8,27 +9,28 @@ use x509_parser::{
 
 use super::{Identity, TrustRules};
 
-/// What a certificate says of SPIFFE.
+/// The SPIFFE id of a certificate.
 pub(super) enum Claim<'a> {
-    /// Nothing.
+    /// The certificate has no `spiffe:` URI.
     None,
-    /// Something, and it is no valid X.509-SVID.
+    /// The certificate has a `spiffe:` URI but is not a valid X.509-SVID, or it has names that
+    /// can't be read.
     Invalid,
-    /// Its one URI.
+    /// The only URI of a valid X.509-SVID.
     Id(&'a str),
 }
 
-/// X.509-SVID section 2 (exactly one URI SAN), 4.1 (a leaf is no CA) and 4.3 (a key
-/// usage has digitalSignature and neither keyCertSign nor cRLSign). A leaf without a
-/// key usage is let through, as section 5.2 does: not all issuers set one. Extended
-/// key usages (4.4) are the TLS verifier's.
+/// Checks a leaf by the X.509-SVID specification: section 2 (exactly one URI SAN), 4.1 (a leaf
+/// is not a CA) and 4.3 (the key usage has digitalSignature, but neither keyCertSign nor
+/// cRLSign). Like section 5.2, it accepts a leaf without key usage, because not all issuers set
+/// it. The TLS verifier checks extended key usages (4.4).
 pub(super) fn claim<'a>(leaf: &'a X509Certificate<'_>) -> Claim<'a> {
-    // `Err`: the extension is there twice, or can't be read.
+    // `Err`: the extension occurs twice, or can't be read.
     let Ok(names) = leaf.subject_alternative_name() else {
         return Claim::Invalid;
     };
     let names = names.map_or(&[][..], |names| &names.value.general_names);
-    // A name that can't be read might be the one that matters.
+    // A name that can't be read could be a SPIFFE id.
     if names
         .iter()
         .any(|name| matches!(name, GeneralName::Invalid(..)))
@@ -46,20 +48,21 @@ pub(super) fn claim<'a>(leaf: &'a X509Certificate<'_>) -> Claim<'a> {
         return Claim::None;
     }
     match uris.as_slice() {
-        [uri] if is_no_ca(leaf) && only_signs_for_itself(leaf) => Claim::Id(uri),
+        [uri] if is_not_ca(leaf) && has_leaf_key_usage(leaf) => Claim::Id(uri),
         _ => Claim::Invalid,
     }
 }
 
-/// In any case, so that an odd spelling can't slip past as "nothing of SPIFFE".
+/// Ignores the case of the scheme. Otherwise a certificate with `SPIFFE:` would pass as one
+/// without a SPIFFE id.
 fn has_spiffe_scheme(uri: &str) -> bool {
     uri.get(..7)
         .is_some_and(|scheme| scheme.eq_ignore_ascii_case("spiffe:"))
 }
 
-/// The parser's own accessor gives nothing for an extension that it can't read, which
-/// would pass for no CA.
-fn is_no_ca(leaf: &X509Certificate<'_>) -> bool {
+/// Whether the leaf is certainly not a CA. The parser's accessor returns nothing for an
+/// extension that it can't read, so the leaf would look like a certificate that is not a CA.
+fn is_not_ca(leaf: &X509Certificate<'_>) -> bool {
     match leaf.get_extension_unique(&OID_X509_EXT_BASIC_CONSTRAINTS) {
         Ok(None) => true,
         Ok(Some(found)) => matches!(
@@ -70,7 +73,7 @@ fn is_no_ca(leaf: &X509Certificate<'_>) -> bool {
     }
 }
 
-fn only_signs_for_itself(leaf: &X509Certificate<'_>) -> bool {
+fn has_leaf_key_usage(leaf: &X509Certificate<'_>) -> bool {
     leaf.key_usage().is_ok_and(|found| {
         found.is_none_or(|usage| {
             let usage = usage.value;
@@ -79,7 +82,7 @@ fn only_signs_for_itself(leaf: &X509Certificate<'_>) -> bool {
     })
 }
 
-/// The service or machine that a SPIFFE id names on this site.
+/// The service or machine of this site that a SPIFFE id names.
 pub(super) fn identify(uri: &str, rules: &TrustRules) -> Option<Identity> {
     let path = path_of(uri, &rules.trust_domain)?;
     let below = |base: &String| {
@@ -95,9 +98,11 @@ pub(super) fn identify(uri: &str, rules: &TrustRules) -> Option<Identity> {
     Some(Identity::Machine { id: id.to_owned() })
 }
 
-/// The path of a SPIFFE id of this trust domain: at most 2048 bytes (2.3), the trust
-/// domain alone as its authority (2.1), segments of letters, digits, dots, dashes and
-/// underscores, none of them empty or a dot segment (2.2), no query and no fragment.
+/// The path of a SPIFFE id, if the id is valid and belongs to this trust domain.
+///
+/// A valid id has at most 2048 bytes (2.3), only the trust domain as its authority (2.1), and no
+/// query or fragment. Path segments consist of letters, digits, dots, dashes and underscores.
+/// They are not empty, `.` or `..` (2.2).
 fn path_of<'a>(uri: &'a str, trust_domain: &str) -> Option<&'a str> {
     let rest = uri.strip_prefix("spiffe://")?;
     let slash = rest.find('/')?;
@@ -166,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_that_differs_in_one_thing_is_nobody() {
+    fn an_id_with_any_single_deviation_has_no_identity() {
         for uri in [
             "spiffe://other.local/nico-system/sa/nico-api",
             "spiffe://nico.local.evil/nico-system/sa/nico-api",
@@ -248,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn the_scheme_is_seen_in_any_case() {
+    fn the_scheme_is_recognized_in_any_case() {
         assert!(has_spiffe_scheme("SPIFFE://x"));
         assert!(has_spiffe_scheme("spiffe:x"));
         assert!(!has_spiffe_scheme("https://spiffe:"));
@@ -257,7 +262,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn only_whole_ids_below_a_base_path_are_somebody(
+        fn only_valid_ids_below_a_base_path_have_an_identity(
             uri in "(spiffe://nico.local/|spiffe:/)?(default/sa/|nico-system/machine/|/)?[a-c./%?#:@é\0-]{0,12}"
         ) {
             let found = identify(&uri, &rules());

@@ -1,32 +1,32 @@
-//! What the label of a block says about its content (RFC 7468), and the advice about a block
-//! that is of no use.
+//! The kinds of PEM blocks by label (RFC 7468), and the messages for blocks that are refused.
 
 pub(super) const LIST_IN_BUNDLE: &str = "this block is a certificate revocation list, which has no effect \
                               here: move it to a file that [rewrap].crl_files names";
 pub(super) const ENCRYPTED: &str = "the private key is encrypted, and there is no setting for its password: \
                          decrypt it with openssl pkey -in FILE -out NEW_FILE";
-pub(super) const UNKNOWN_KEY: &str = "the private key is of a kind that TLS does not use here: make an RSA, \
+pub(super) const UNKNOWN_KEY: &str = "this kind of private key is not supported: create an RSA, \
                            P-256, P-384 or Ed25519 key, in PKCS#8, PKCS#1 or SEC1";
-const TRUSTED: &str = "a block TRUSTED CERTIFICATE is not understood: convert it with openssl x509 \
+const TRUSTED: &str = "a TRUSTED CERTIFICATE block is not supported: convert it with openssl x509 \
                        -in FILE -out NEW_FILE, one certificate at a time";
-const OLD_LABEL: &str = "a block X509 CERTIFICATE is not understood: change the label on its BEGIN \
+const OLD_LABEL: &str = "an X509 CERTIFICATE block is not supported: change the label on its BEGIN \
                          and END lines to CERTIFICATE";
-const PKCS7: &str = "a block of PKCS#7 or CMS is not understood: convert it with openssl pkcs7 \
+const PKCS7: &str = "a PKCS#7 or CMS block is not supported: convert it with openssl pkcs7 \
                      -print_certs -in FILE -out NEW_FILE";
-const UNKNOWN: &str = "the label of this block is not known: remove the block, or correct its \
+const UNKNOWN: &str = "the label of this block is unknown: remove the block, or correct its \
                        label to CERTIFICATE, X509 CRL or PRIVATE KEY";
 
 /// The kind of a block.
 pub(super) enum Kind {
     Certificate,
     RevocationList,
-    /// One that rustls can load, if it is not encrypted.
+    /// A private key that rustls can load, unless the block has headers that say it is encrypted.
     PrivateKey,
     EncryptedKey,
+    /// A kind of private key that rustls can't load.
     UnknownKey,
-    /// Nothing that any of the files is read for.
+    /// A block that nico-rewrap never needs and always ignores.
     NoUse,
-    /// What may have been meant as something that is used.
+    /// A block that may be meant to have an effect but can't be read. The text is the message.
     Refused(&'static str),
 }
 

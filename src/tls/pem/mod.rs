@@ -1,7 +1,8 @@
 //! PEM files (RFC 7468): certificates, a private key, revocation lists.
 //!
-//! Every block of a file is either used, or known to be of no use where it is. A file with a
-//! block that is neither is refused, with the number of the line.
+//! A file may hold blocks that are used, and some kinds of blocks that are ignored, such as a
+//! key in a file of certificates. A file with any other block is refused, and the error names
+//! the line.
 
 mod kind;
 mod scan;
@@ -23,20 +24,20 @@ use self::{
     scan::{Block, blocks},
 };
 
-/// In bytes: more than any bundle or revocation list of a site has. What is in memory
-/// by mistake is not there for anything else.
+/// The maximum size of a file, in bytes. Bundles and revocation lists are smaller. The limit
+/// keeps a wrong path from filling the memory.
 const MAX_BYTES: u64 = 16 << 20;
 
 /// A PEM file that can't be used.
 #[derive(Debug, Error)]
 pub enum PemError {
-    /// The file is not there, or not for us to read.
+    /// The file does not exist or can't be read.
     #[error("{path} can't be read ({source})", path = .0.display(), source = .1)]
     Unreadable(PathBuf, std::io::Error),
-    /// The file has no PEM block of the kind that is needed.
+    /// The file has no PEM block of the required kind.
     #[error("{path} holds no {what}{advice}", path = .0.display(), what = .1, advice = .2)]
     Lacks(PathBuf, &'static str, &'static str),
-    /// The text of the file is not that of a PEM file.
+    /// A line of the file is not valid in a PEM file.
     #[error("{path} line {line}: {error}", path = .path.display())]
     Syntax {
         /// The file.
@@ -46,7 +47,7 @@ pub enum PemError {
         /// What is wrong with the line.
         error: SyntaxError,
     },
-    /// A block is of no use in this file, and must not be passed over.
+    /// The file has a block that can't be used and must not be ignored.
     #[error("{path} line {line}: {what}", path = .path.display())]
     Block {
         /// The file.
@@ -56,39 +57,39 @@ pub enum PemError {
         /// What the block is, and what to do.
         what: &'static str,
     },
-    /// More than one private key.
+    /// The file has more than one private key.
     #[error(
-        "{path} holds several private keys (on lines {first} and {second}): leave one of them",
+        "{path} holds several private keys (on lines {first} and {second}): leave only one",
         path = .path.display()
     )]
     SeveralKeys {
         /// The file.
         path: PathBuf,
-        /// The line on which the first one begins.
+        /// The line on which the first key begins.
         first: usize,
-        /// The line on which the second one begins.
+        /// The line on which the second key begins.
         second: usize,
     },
 }
 
-/// Something in a file, and the line on which its block begins; `None` in a file that is not
-/// PEM but DER.
+/// An item of a file with its position.
 #[derive(Debug, Clone)]
 pub struct Located<T> {
-    /// The number of the line; the first line is 1.
+    /// The number of the line on which the block begins; the first line is 1. `None` in a DER
+    /// file.
     pub line: Option<usize>,
-    /// What is there.
+    /// The item.
     pub item: T,
 }
 
-/// What was in a file when it was read: what is checked is then what is used.
+/// The contents of a file, read once, so that the bytes that were checked are the bytes in use.
 pub struct PemFile {
     path: PathBuf,
     bytes: Zeroizing<Vec<u8>>,
 }
 
 impl PemFile {
-    /// Reads the whole file, whatever is in it.
+    /// Reads the whole file and does not interpret it.
     ///
     /// # Errors
     ///
@@ -103,20 +104,20 @@ impl PemFile {
         }
     }
 
-    /// Where it was read from.
+    /// The path of the file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What was in it.
+    /// The contents of the file.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// All certificates, at least one. Keys, parameters and requests beside them are passed
-    /// over: some programs want the chain and the key in one file.
+    /// All certificates; at least one. Keys, parameters and requests in the file are ignored,
+    /// because some programs need the chain and the key in one file.
     ///
     /// # Errors
     ///
@@ -137,8 +138,8 @@ impl PemFile {
         self.not_empty(found, "PEM certificate")
     }
 
-    /// The private key: PKCS#8, PKCS#1 or SEC1. Certificates and parameters beside it are
-    /// passed over.
+    /// The private key: PKCS#8, PKCS#1 or SEC1. Certificates and parameters in the file are
+    /// ignored.
     ///
     /// # Errors
     ///
@@ -172,9 +173,9 @@ impl PemFile {
         found.map(|(_, key)| key).ok_or_else(|| self.lacks(what))
     }
 
-    /// All certificate revocation lists, at least one: PEM, or a single one in DER, which is
-    /// how they are published (RFC 5280, section 4.2.1.13). Certificates beside them are
-    /// passed over.
+    /// All certificate revocation lists; at least one. The file is PEM, or a single list in DER,
+    /// the form in which CAs publish lists (RFC 5280, section 4.2.1.13). Certificates in the file
+    /// are ignored.
     ///
     /// # Errors
     ///
@@ -217,16 +218,17 @@ impl PemFile {
         })
     }
 
-    /// The bytes of a certificate or a list.
+    /// The DER bytes of a block.
     fn decoded(&self, block: &Block<'_>) -> Result<Vec<u8>, PemError> {
         let decoded = <(SectionKind, Vec<u8>)>::from_pem_slice(block.text);
         let (_, der) = decoded.map_err(|_| self.block(block, UNDECODABLE))?;
         Ok(der)
     }
 
-    /// Whether the file begins with the tag and the length of a SEQUENCE, as every
-    /// certificate, list and key in DER does. The tag is that of the letter `0`. The first byte
-    /// of the length is not ASCII, unless it is the length itself.
+    /// Whether the file begins with the tag and the length of a SEQUENCE, like every
+    /// certificate, list and key in DER. The tag is the same byte as the letter `0`, so the length
+    /// has to tell DER from text: its first byte is either not ASCII or the exact length of the
+    /// rest.
     fn is_der(&self) -> bool {
         match &self.bytes[..] {
             [0x30, length, rest @ ..] => !length.is_ascii() || rest.len() == usize::from(*length),
@@ -243,8 +245,8 @@ impl PemFile {
 
     fn lacks(&self, what: &'static str) -> PemError {
         let advice = if self.is_der() {
-            ", because it is in DER: convert it to PEM with openssl x509, or openssl pkey for a \
-             key, and -inform DER"
+            ", because it is in DER: convert it to PEM with openssl x509 -inform DER, or openssl \
+             pkey -inform DER for a key"
         } else {
             ""
         };
@@ -281,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn der_is_told_from_text_that_begins_with_its_first_letter() {
+    fn text_that_begins_with_a_zero_is_not_der() {
         for der in [&b"\x30\x82\x01\x00"[..], b"\x30\x03abc"] {
             assert!(file(der).is_der());
         }

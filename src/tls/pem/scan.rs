@@ -1,10 +1,10 @@
-//! Finds the blocks of a PEM file (RFC 7468), and refuses a file in which something looks
-//! like a block but is not one.
+//! Finds the blocks of a PEM file (RFC 7468), and refuses a file with text that looks like a
+//! block but is not one.
 //!
-//! The usual readers pass over a block that they cannot read. Here that must not happen: the
-//! block may be the list with a revoked certificate. The rules are strict on purpose.
-//! nico-api reads the same files with such a reader, so a file that is accepted here should
-//! have the same meaning there.
+//! Common PEM readers ignore a block that they can't read. This module must not, because the
+//! block may be the list that revokes a certificate. The rules are therefore strict. nico-api
+//! reads the same files with a common reader, so a file that is accepted here should have the
+//! same meaning there.
 
 use thiserror::Error;
 
@@ -16,55 +16,55 @@ pub(super) struct Block<'a> {
     pub(super) label: &'a [u8],
     /// The block with its BEGIN and END lines.
     pub(super) text: &'a [u8],
-    /// Header lines (RFC 1421), such as `Proc-Type: 4,ENCRYPTED`.
+    /// Whether the block has header lines (RFC 1421), such as `Proc-Type: 4,ENCRYPTED`.
     pub(super) has_headers: bool,
 }
 
-/// Why a line makes a file unusable. Never quotes the file, which may hold a key.
+/// Why a line makes a file unusable. The messages never quote the file, which may hold a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum SyntaxError {
-    /// EF BB BF in front of the text.
+    /// The bytes EF BB BF before the text.
     #[error("the file begins with a byte order mark: save it as UTF-8 without one")]
     ByteOrderMark,
     /// NUL bytes, as in UTF-16.
     #[error("the file holds NUL bytes, so it is not a text file: save it as ASCII or UTF-8")]
     Nul,
-    /// White space in front of a BEGIN or END line.
+    /// White space before a BEGIN or END line.
     #[error(
-        "the BEGIN or END line is indented: remove the white space in front of it, also from the \
-         other lines of the block"
+        "the BEGIN or END line is indented: remove the white space before it and before the other \
+         lines of the block"
     )]
     Indented,
-    /// Other text in front of a BEGIN or END line.
+    /// Other text before a BEGIN or END line.
     #[error(
-        "a BEGIN or END line starts in the middle of this line: put a line break in front of it \
-         (\\n in letters is not a line break)"
+        "a BEGIN or END line starts in the middle of this line: put a line break before it (the \
+         two characters \\n are not a line break)"
     )]
     Joined,
     /// A BEGIN or END line that does not end with its dashes.
     #[error(
-        "the BEGIN or END line is malformed: it must read like -----BEGIN CERTIFICATE-----, with \
+        "the BEGIN or END line is malformed: it must look like -----BEGIN CERTIFICATE-----, with \
          five dashes at both ends and nothing after them"
     )]
     Boundary,
     /// The file ends, or another block begins, in the middle of a block.
     #[error("the block that begins here has no END line: the file is damaged or incomplete")]
     NoEnd,
-    /// The label of the END line is another one.
+    /// The END line has another label than the BEGIN line.
     #[error("the block that begins here has an END line with another label")]
     OtherEnd,
     /// An END line outside of any block.
     #[error("this END line has no BEGIN line: the file is damaged")]
     NoBegin,
-    /// What can only be part of a block is outside of any.
+    /// A line outside of any block looks like part of one.
     #[error(
-        "this line looks like part of a block, but no BEGIN line of the form \
-         -----BEGIN CERTIFICATE----- is in front of it"
+        "this line looks like part of a block, but there is no BEGIN line such as \
+         -----BEGIN CERTIFICATE----- before it"
     )]
     Outside,
 }
 
-/// Labels that a damaged BEGIN line is recognized by.
+/// Labels by which [`is_damaged_boundary`] recognizes a damaged BEGIN or END line.
 const LABELS: [&[u8]; 6] = [
     b"CERTIFICATE",
     b"TRUSTED CERTIFICATE",
@@ -77,7 +77,7 @@ const LABELS: [&[u8]; 6] = [
 const BEGIN: &[u8] = b"-----BEGIN";
 const END: &[u8] = b"-----END";
 
-/// Every block of `bytes`, or the number of the first line that is wrong.
+/// All blocks of `bytes`, or the number of the first invalid line.
 pub(super) fn blocks(bytes: &[u8]) -> Result<Vec<Block<'_>>, (usize, SyntaxError)> {
     if bytes.starts_with(b"\xef\xbb\xbf") {
         return Err((1, SyntaxError::ByteOrderMark));
@@ -194,10 +194,11 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
     text.windows(part.len()).any(|window| window == part)
 }
 
-/// Whether the line is base64 as in the body of a block. A block has lines of 64 or 76
-/// characters. A long line in which no letter is of the other case, or that has no digit, is a
-/// fingerprint in hexadecimal or a rule between two sections.
+/// Whether the line looks like base64 from the body of a block, whose lines have 64 or 76
+/// characters. A long line without digits, or with letters of one case only, is something else:
+/// a hexadecimal fingerprint, or a separator between two sections.
 fn is_base64(line: &[u8]) -> bool {
+    // Characters that surround base64 when it is quoted, commented out or part of a list.
     let quoting = |byte: &u8| b" \t\"'>#,|\\".contains(byte);
     let first = line.iter().position(|byte| !quoting(byte));
     let last = line.iter().rposition(|byte| !quoting(byte));
@@ -217,10 +218,10 @@ fn is_base64(line: &[u8]) -> bool {
         && has(u8::is_ascii_digit)
 }
 
-/// Whether the line would be the first or last line of a block, but for its dashes, their
-/// number, or the case of its letters.
+/// Whether the line is a BEGIN or END line with a wrong number or kind of dashes, or with
+/// letters in the wrong case.
 fn is_damaged_boundary(line: &[u8]) -> bool {
-    // The bytes of dashes other than `-` in UTF-8 are not ASCII.
+    // In UTF-8, the bytes of other dashes than `-` are not ASCII.
     let dash = |byte: &u8| *byte == b'-' || !byte.is_ascii();
     if !line.iter().any(dash) {
         return false;
@@ -262,7 +263,7 @@ mod tests {
     ];
 
     proptest! {
-        /// What is counted in a file that is accepted is what is in it.
+        /// In an accepted file, every BEGIN and END line belongs to a block.
         #[test]
         fn every_begin_is_a_block(pieces in prop::collection::vec(0..PIECES.len(), 0..24)) {
             let text: String = pieces.into_iter().map(|piece| PIECES[piece]).collect();
@@ -320,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn what_looks_like_a_block_and_is_not_one_is_an_error() {
+    fn text_that_looks_like_a_block_but_is_not_one_is_an_error() {
         use SyntaxError as E;
         let indented: String = BLOCK.lines().map(|line| format!("  {line}\n")).collect();
         let body = "MIIBszCCAVmgAwIBAgIUSGVsbG8wMTIzNDU2Nzg5YWJjZGVmMAoGCCqGSM49BAMCZ\n";
