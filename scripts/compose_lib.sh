@@ -82,7 +82,7 @@ sql() { docker exec -u postgres "$database" psql -qXAt -F ' ' -v ON_ERROR_STOP=1
 
 role_hash() { sql "SELECT rolpassword FROM pg_authid WHERE rolname = 'nico_rewrap'"; }
 
-# Runs the commands of docs/deploy.md as a superuser, in the directory of role.sql. The password comes from standard
+# Runs the commands of docs/install/postgres.md as a superuser, in the directory of role.sql. The password comes from standard
 # input, because there is no terminal.
 run_role_commands() {
     docker exec -i -u postgres "$database" sh -c 'cat >/tmp/role.sql' <"$root/deploy/postgres/role.sql"

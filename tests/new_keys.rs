@@ -117,7 +117,8 @@ async fn an_id_is_suggested_that_is_not_in_the_secrets() {
     let exit = generate(&["--config", &config]).await;
     assert_eq!((exit.code, exit.stdout.as_str()), (78, ""), "{exit:?}");
     assert!(
-        exit.stderr.contains("secrets.json is not the JSON or YAML"),
+        exit.stderr
+            .contains("secrets.json is not the expected JSON or YAML"),
         "{exit:?}"
     );
 }
@@ -224,7 +225,7 @@ async fn a_file_that_cannot_be_changed_safely_stays_as_it_is() {
         ("dangling.yaml", "is a symbolic link to nothing.yaml"),
         ("..data/mounted.yaml", "in a volume that Kubernetes writes"),
         ("hard.yaml", "2 hard links"),
-        ("bad.yaml", "is not the JSON or YAML"),
+        ("bad.yaml", "is not the expected JSON or YAML"),
         ("short.yaml", "key \"kv1\" decodes to 9 bytes"),
         ("alias.yaml", "without --into"),
         (".", "is not a regular file"),

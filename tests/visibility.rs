@@ -324,3 +324,23 @@ async fn what_the_role_lacks_is_named_before_a_row_is_touched() {
         }
     }
 }
+
+#[tokio::test]
+async fn two_rows_with_one_id_make_no_clean_report() {
+    for page_size in ["1", "2", "1000"] {
+        let (database, client) = seeded(&orgs(3)).await;
+        let duplicate =
+            "ALTER TABLE tenant_identity_config DROP CONSTRAINT tenant_identity_config_pkey;
+            CREATE INDEX ON tenant_identity_config (organization_id);
+            INSERT INTO tenant_identity_config SELECT * FROM tenant_identity_config
+                WHERE organization_id = 'org001'";
+        client.batch_execute(duplicate).await.unwrap();
+        let site = Site::new(&database).set("rewrap.page_size", page_size);
+        let server = site.start().await;
+        for request in [json!({"dryRun": true}), json!({})] {
+            let case = format!("{page_size}: {request}");
+            let answer = call(&server, request).await;
+            assert_refused(answer, "ROWS_NOT_VISIBLE", "there more than once", &case);
+        }
+    }
+}

@@ -66,13 +66,14 @@ impl Runner {
         until_stopped(stop, store.check_collation(&preflight)).await?;
         self.scan(stop, batches).await?;
 
-        let repeated = batches.visited.settle();
+        let mut repeated = batches.visited.settle();
         let mut passed_over = 0;
         loop {
-            let is_visited = |id: &[u8]| batches.visited.contains(id);
-            let sweep = store.sweep(preflight.moment, is_visited);
+            let visited = |id: &[u8]| batches.visited.position(id);
+            let sweep = store.sweep(preflight.moment, visited);
             let sweep = until_stopped(stop, sweep).await?;
             passed_over += sweep.passed_over;
+            repeated += sweep.repeated;
             self.process_missed(sweep.found, stop, batches).await?;
             if !sweep.more || passed_over > 0 {
                 break;

@@ -29,7 +29,7 @@ impl Visited {
         self.gone.insert(self.keys.hash_one(id.as_bytes()));
     }
 
-    /// Prepares for [`Visited::contains`]. Returns how many ids were added more than once.
+    /// Prepares for [`Visited::position`]. Returns how many ids were added more than once.
     pub(super) fn settle(&mut self) -> u64 {
         self.hashes.sort_unstable();
         let before = self.hashes.len();
@@ -37,10 +37,11 @@ impl Visited {
         (before - self.hashes.len()) as u64
     }
 
-    /// Whether the organization was visited and not deleted.
-    pub(super) fn contains(&self, id: &[u8]) -> bool {
+    /// The number of the organization among those that were visited and not deleted.
+    pub(super) fn position(&self, id: &[u8]) -> Option<usize> {
         let hash = self.keys.hash_one(id);
-        self.hashes.binary_search(&hash).is_ok() && !self.gone.contains(&hash)
+        let position = self.hashes.binary_search(&hash).ok()?;
+        (!self.gone.contains(&hash)).then_some(position)
     }
 }
 
@@ -56,14 +57,14 @@ mod tests {
         }
         assert_eq!(visited.settle(), 1, "a, twice");
         for (id, is_in) in [("a", true), ("b", true), ("c", true), ("d", false)] {
-            assert_eq!(visited.contains(id.as_bytes()), is_in, "{id}");
+            assert_eq!(visited.position(id.as_bytes()).is_some(), is_in, "{id}");
         }
         visited.gone("b");
-        assert!(!visited.contains(b"b"));
+        assert_eq!(visited.position(b"b"), None);
         visited.add(b"b");
         visited.settle();
         assert!(
-            visited.contains(b"b"),
+            visited.position(b"b").is_some(),
             "visited again after it was created again"
         );
     }

@@ -16,7 +16,7 @@ use tokio::{
 };
 use tokio_postgres::error::SqlState;
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, unread_limit};
 
 /// Limit for one cancel request. It runs in the background.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -69,13 +69,18 @@ impl Drop for Lease<'_> {
 }
 
 impl Store {
-    /// Takes a connection when one is free. Waits for at most `pool_acquire_timeout`.
+    /// Takes a connection when one is free. Waits for at most `pool_acquire_timeout`. While
+    /// Postgres allows fewer connections than are configured, it waits longer: as long as a
+    /// writer of this program may hold one.
     ///
     /// # Errors
     ///
     /// [`StoreError::Unavailable`] when no connection became free or none can be opened.
     pub(super) async fn client(&self) -> Result<Lease<'_>, StoreError> {
-        let limit = self.options.pool_acquire_timeout;
+        let mut limit = self.options.pool_acquire_timeout;
+        if self.withheld_slots.load(Ordering::Relaxed) > 0 {
+            limit = limit.saturating_add(unread_limit(&self.options));
+        }
         timeout(limit, self.patient_client())
             .await
             .unwrap_or_else(|_| Err(no_free_connection()))

@@ -79,8 +79,9 @@ pub enum Hidden {
     /// The index of the primary key differs from the table.
     #[error(
         "the index {index} does not match tenant_identity_config: it omits or misplaces at least \
-         {missing} organizations of the table, and returns {repeated} more than once. Run \
-         REINDEX INDEX {index}, then run again"
+         {missing} organizations of the table, and {repeated} are there more than once. Run \
+         REINDEX INDEX {index}, then run again. If REINDEX finds duplicate rows, remove the \
+         wrong ones first"
     )]
     ByIndex {
         /// The index of the primary key.

@@ -75,6 +75,8 @@ pub struct Sweep {
     pub found: Vec<String>,
     /// How many missed organizations existed before the run began, or are not in the index.
     pub passed_over: u64,
+    /// How many rows have an id that another row has, too. Only a damaged index allows that.
+    pub repeated: u64,
     /// Whether the run missed more organizations than one sweep looks up.
     pub more: bool,
 }
@@ -88,14 +90,14 @@ impl Store {
     pub async fn sweep(
         &self,
         start: Moment,
-        is_visited: impl Fn(&[u8]) -> bool,
+        visited: impl Fn(&[u8]) -> Option<usize>,
     ) -> Result<Sweep, StoreError> {
         let mut sql = &ALL_IDS;
         let mut attempt = 0;
         loop {
             attempt += 1;
             let lease = self.client().await?;
-            match self.sweep_once(&lease, sql, start, &is_visited).await {
+            match self.sweep_once(&lease, sql, start, &visited).await {
                 Ok(sweep) => {
                     lease.release();
                     return Ok(sweep);
@@ -162,7 +164,7 @@ impl Store {
         client: &Object,
         sql: &'static Statement,
         start: Moment,
-        is_visited: impl Fn(&[u8]) -> bool,
+        visited: impl Fn(&[u8]) -> Option<usize>,
     ) -> Result<Sweep, StoreError> {
         let all = self.within(self.ready(client, sql)).await?;
         let by_index = self.within(self.ready(client, &BY_INDEX)).await?;
@@ -177,11 +179,14 @@ impl Store {
 
         let mut missed = Vec::new();
         let mut more = false;
+        let mut seen = Positions::default();
+        let mut repeated = 0;
         {
             let mut rows = pin!(self.within(all.stream(client)).await?);
             while let Some(row) = self.within(async { rows.next().await.transpose() }).await? {
                 let id = id_bytes(&row)?;
-                if is_visited(id) {
+                if let Some(position) = visited(id) {
+                    repeated += u64::from(!seen.insert(position));
                     continue;
                 }
                 if missed.len() < MAX_MISSED {
@@ -193,6 +198,7 @@ impl Store {
         }
         let mut sweep = Sweep {
             more,
+            repeated,
             ..Sweep::default()
         };
         if !missed.is_empty() {
@@ -220,6 +226,23 @@ impl Store {
         }
         self.within(client.batch_execute("COMMIT")).await?;
         Ok(sweep)
+    }
+}
+
+/// A set of small numbers, one bit each.
+#[derive(Default)]
+struct Positions(Vec<u64>);
+
+impl Positions {
+    /// Adds a number. Returns whether it was not in the set.
+    fn insert(&mut self, position: usize) -> bool {
+        let (word, bit) = (position / 64, 1 << (position % 64));
+        if word >= self.0.len() {
+            self.0.resize(word + 1, 0);
+        }
+        let is_new = self.0[word] & bit == 0;
+        self.0[word] |= bit;
+        is_new
     }
 }
 
