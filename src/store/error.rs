@@ -28,7 +28,11 @@ pub enum StoreError {
     #[error(transparent)]
     Setup(#[from] SetupError),
     /// The prepared plan no longer fits the table: prepare it again.
-    #[error("a prepared statement is out of date (SQLSTATE {})", .0.code())]
+    #[error(
+        "a prepared statement is out of date (SQLSTATE {}); behind a connection pooler that may \
+         use another session for every transaction, set [rewrap].pool_mode = \"transaction\"",
+        .0.code()
+    )]
     StalePlan(SqlState),
     /// Postgres rolled the statement back because of another transaction: try again.
     #[error("rolled back by Postgres ({})", .0.code())]
