@@ -174,10 +174,17 @@ dry_run() {
     report 'dry run' "$@"
 }
 
+# nobody_writes : succeeds when no session of the service works on a statement.
+nobody_writes() {
+    [ "$(sql "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'nico-rewrap' AND state <> 'idle'")" = 0 ]
+}
+
 # next_run_completes TARGET : checks that an apply completes, and that its counters account for the rows that earlier runs
 # have re-wrapped.
 next_run_completes() {
     local rows_done fields_done
+    # A session that was cut off can still write the rows that it had received.
+    wait_until 60 nobody_writes
     rows_done=$(on_key "$1")
     fields_done=$(by_key | sed -n "s/^$1 //p")
     note "before the next run, $rows_done organizations are on $1"
