@@ -86,12 +86,11 @@ impl Store {
             .unwrap_or_else(|_| Err(no_free_connection()))
     }
 
-    /// Takes a connection, without a limit for the wait. This is for a reader that waits
-    /// only for the writers of its own run, and these have their own limits.
+    /// Takes a connection, without a limit for the wait.
     ///
     /// When Postgres refuses another connection, this store continues with those that are
     /// open. One is enough.
-    pub(super) async fn patient_client(&self) -> Result<Lease<'_>, StoreError> {
+    async fn patient_client(&self) -> Result<Lease<'_>, StoreError> {
         let mut attempts = 0;
         loop {
             let Ok(slot) = self.slots.acquire().await else {
