@@ -72,6 +72,7 @@ fault_database_cut_off() {
     end_run 'the run' UNAVAILABLE
     check 'secrets under neither key' "$(sql "SELECT count(*) FROM tenant_identity_config
         WHERE convert_from(decode(encrypted_signing_key_1, 'base64'), 'UTF8')::jsonb->>'key_id' NOT IN ('kv1', 'kv2')")" 0
+    end_sessions
     docker network connect --alias postgres "$(network)" "$database"
     wait_until 60 reachable_again
     next_run_completes kv2

@@ -23,6 +23,8 @@ fail() {
     printf '\n%s%s failed: %s%s\n' "$red" "$what" "$*" "$plain" >&2
     printf 'the last lines of the containers:\n' >&2
     compose logs --no-color --tail 30 >&2 2>&1 || true
+    # Once more: the log of a CI run can be cut to its last lines.
+    printf '%s%s failed: %s%s\n' "$red" "$what" "$*" "$plain" >&2
     printf '%s passed, 1 failed\n' "$passed"
     exit 1
 }
@@ -173,6 +175,14 @@ dry_run() {
     rewrap true "$service" || fail "dry run: $(cat error.txt)"
     report 'dry run' "$@"
 }
+
+# end_sessions : ends every session of the service. When the network is back, the kernel still sends what a closed connection
+# held. Such writes are in doubt for the run that made them, and would change the counters of the next run.
+end_sessions() {
+    sql "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'nico-rewrap'" >/dev/null
+    wait_until 30 no_sessions
+}
+no_sessions() { [ "$(sql "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'nico-rewrap'")" = 0 ]; }
 
 # nobody_writes : succeeds when no session of the service works on a statement.
 nobody_writes() {
