@@ -7,3 +7,4 @@ pub mod envelope;
 pub mod keyring;
 pub mod organization;
 pub mod rewrap;
+pub mod verdict;
