@@ -45,7 +45,7 @@ pub(super) fn explain(
                     many => format!("{many} secrets are"),
                 }
             ),
-            Some(_) => "No census has looked for this key yet: start one.".to_owned(),
+            Some(_) => "The last census does not settle this: start another one.".to_owned(),
         },
     }
 }

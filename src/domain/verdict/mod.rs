@@ -6,9 +6,8 @@
 //! a period without such secrets is proof. A [`Ledger`] therefore remembers for every key id
 //! since when no census has seen a secret under it.
 //!
-//! Censuses are ordered by the transaction ids of their snapshots, which do not depend on a
-//! clock. A census can be recorded after a later one has been, because two instances can
-//! count at the same time.
+//! No clock orders the censuses. A census counts only if no other census was recorded since
+//! it began. Otherwise it is late: it can end a series, but it cannot begin or extend one.
 
 mod explain;
 #[cfg(test)]
@@ -59,13 +58,13 @@ pub struct Point {
 /// What a series of censuses has shown.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ledger {
-    /// The census with the latest snapshot.
+    /// The last census that was not late.
     pub last: Option<LastCensus>,
     /// By key id.
     pub keys: BTreeMap<String, KeyRecord>,
 }
 
-/// The census with the latest snapshot.
+/// The last census that was not late.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastCensus {
     /// Its snapshot.
@@ -107,11 +106,13 @@ pub struct Verdict {
 }
 
 impl Ledger {
-    /// Adds a census to the series. `loaded` are the key ids that this instance holds, and
-    /// `target` is its target key. Returns the key ids that have stragglers in this census.
+    /// Adds a census to the series. `is_late` says that another census was recorded since
+    /// this one began. `loaded` are the key ids that this instance holds, and `target` is its
+    /// target key. Returns the key ids that have stragglers in this census.
     pub fn record<'a>(
         &mut self,
         census: &CensusFacts,
+        is_late: bool,
         loaded: impl IntoIterator<Item = &'a str>,
         target: &str,
     ) -> Vec<String> {
@@ -127,33 +128,28 @@ impl Ledger {
             moment: census.moment,
             start: census.start,
         };
-        let later = self.last.filter(|last| last.point.moment > census.moment);
         let mut with_stragglers = Vec::new();
         for (id, record) in &mut self.keys {
             let secrets = census.secrets.get(id).copied().unwrap_or(0);
+            // A late census can have begun before the key became clean.
             let was_clean = record
                 .clean
-                .is_some_and(|clean| clean.moment <= census.moment);
+                .is_some_and(|clean| !is_late || clean.moment <= census.moment);
             if secrets > 0 && was_clean && id != target {
                 record.stragglers += secrets;
                 record.last_straggler = Some(census.start);
                 with_stragglers.push(id.clone());
             }
-            let is_clean = secrets == 0 && census.unreadable == 0;
-            match later {
-                // The key was clean until now, or it is clean for the first time.
-                None if is_clean => record.clean = record.clean.or(Some(point)),
-                None => record.clean = None,
-                // The census was late and has seen the key: the series starts again with the
-                // census after it.
-                Some(later) if was_clean && !is_clean => record.clean = Some(later.point),
-                Some(_) => {}
+            if secrets > 0 || census.unreadable > 0 {
+                record.clean = record.clean.filter(|_| !was_clean);
+            } else if !is_late {
+                record.clean = record.clean.or(Some(point));
             }
-            if later.is_none() {
+            if !is_late {
                 record.secrets = secrets;
             }
         }
-        if later.is_none() {
+        if !is_late {
             self.last = Some(LastCensus {
                 point,
                 unreadable: census.unreadable,
@@ -207,7 +203,7 @@ impl Ledger {
             // The clock can have been set back since the last census.
             Some(at) if last.point.start > at && now >= at => VerdictState::Removable,
             Some(_) => VerdictState::Soaking,
-            // No census has looked for this key yet.
+            // No census has looked for this key yet, or a late census has seen it.
             None => VerdictState::CannotSay,
         }
     }

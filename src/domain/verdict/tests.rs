@@ -34,7 +34,7 @@ fn unreadable(moment: i64, unreadable: u64) -> CensusFacts {
 fn verdict_at(minute: u64, censuses: &[CensusFacts]) -> Verdict {
     let mut ledger = Ledger::default();
     for census in censuses {
-        ledger.record(census, ["kv1", "kv2"], "kv2");
+        ledger.record(census, false, ["kv1", "kv2"], "kv2");
     }
     ledger.verdict("kv1", "kv2", HOUR, at(minute * 60))
 }
@@ -123,7 +123,7 @@ fn the_target_key_is_never_removable() {
         VerdictState::Target
     );
     for moment in [0, 70, 140] {
-        ledger.record(&census(moment, &[]), ["kv1", "kv2"], "kv2");
+        ledger.record(&census(moment, &[]), false, ["kv1", "kv2"], "kv2");
     }
     assert_eq!(
         ledger.verdict("kv2", "kv2", HOUR, at(9000)).state,
@@ -151,7 +151,7 @@ fn a_removable_key_says_since_when_and_warns_of_backups() {
 fn stragglers_are_counted_once_and_never_for_the_target() {
     let mut ledger = Ledger::default();
     let mut record = |moment, secrets: &[(&str, u64)]| {
-        ledger.record(&census(moment, secrets), ["kv1", "kv2"], "kv2")
+        ledger.record(&census(moment, secrets), false, ["kv1", "kv2"], "kv2")
     };
     assert!(record(0, &[("kv1", 5)]).is_empty());
     assert!(record(1, &[]).is_empty());
@@ -165,15 +165,29 @@ fn stragglers_are_counted_once_and_never_for_the_target() {
 }
 
 #[test]
-fn a_census_that_is_recorded_late_restarts_the_soak_if_it_saw_the_key() {
-    let late = census(40, &[("kv1", 1)]);
-    let verdict = verdict_at(90, &[census(10, &[]), census(71, &[]), late.clone()]);
-    assert_eq!(verdict.state, VerdictState::Soaking);
-    assert_eq!(verdict.clean_since, Some(at(71 * 60)));
-    assert_eq!(verdict.stragglers, 1);
-    // It says nothing about the time after a later census that saw the key.
-    let verdict = verdict_at(90, &[census(10, &[]), census(71, &[("kv1", 2)]), late]);
-    assert_eq!(verdict.state, VerdictState::InUse);
+fn a_late_census_can_end_a_series_but_not_extend_one() {
+    let verdict = |last: &[(&str, u64)], late: &CensusFacts| {
+        let mut ledger = Ledger::default();
+        for census in [census(10, &[]), census(71, last)] {
+            ledger.record(&census, false, ["kv1", "kv2"], "kv2");
+        }
+        ledger.record(late, true, ["kv1", "kv2"], "kv2");
+        ledger.verdict("kv1", "kv2", HOUR, at(90 * 60))
+    };
+    let seen = |moment| census(moment, &[("kv1", 1)]);
+    let after = verdict(&[], &seen(40));
+    assert_eq!(
+        (after.state, after.stragglers),
+        (VerdictState::CannotSay, 1)
+    );
+    // It took its snapshot before the key became clean.
+    let before = verdict(&[], &seen(9));
+    assert_eq!(
+        (before.state, before.stragglers),
+        (VerdictState::Removable, 0)
+    );
+    let in_use = verdict(&[("kv1", 2)], &census(80, &[]));
+    assert_eq!(in_use.state, VerdictState::InUse);
 }
 
 #[test]
@@ -198,7 +212,7 @@ fn times_outside_of_rfc_3339_are_no_panic() {
             start,
             ..census(1, &[])
         };
-        ledger.record(&facts, ["kv1"], "kv2");
+        ledger.record(&facts, false, ["kv1"], "kv2");
         let _ = ledger.verdict("kv1", "kv2", Duration::MAX, at(0));
         let _ = ledger.verdict("kv1", "kv2", HOUR, at(0));
     }
@@ -243,17 +257,20 @@ proptest! {
     fn a_removable_key_was_seen_by_no_census_since_it_is_clean(events in events()) {
         let mut ledger = Ledger::default();
         let mut clock = 100_000_i64;
-        let mut moment = 0;
+        let (mut moment, mut nanos) = (0, 0);
         let mut taken: Vec<CensusFacts> = Vec::new();
         // A census whose result arrives after that of the next one.
         let mut waiting: Option<CensusFacts> = None;
         for event in events {
             match event {
                 Event::Census { kv1, kv3, unreadable, late } => {
-                    moment += 1;
+                    // Two snapshots can have the same transaction id.
+                    moment += clock % 2;
+                    nanos += 1;
                     let facts = CensusFacts {
                         moment,
-                        start: at(clock.unsigned_abs()),
+                        // No two censuses have the same start.
+                        start: at(clock.unsigned_abs()) + Duration::from_nanos(nanos),
                         unreadable,
                         secrets: [("kv1".to_owned(), kv1), ("kv3".to_owned(), kv3)].into(),
                     };
@@ -261,8 +278,9 @@ proptest! {
                         waiting = Some(facts);
                         continue;
                     }
-                    for facts in [Some(facts), waiting.take()].into_iter().flatten() {
-                        ledger.record(&facts, ["kv1", "kv2"], "kv2");
+                    let late = waiting.take().map(|facts| (facts, true));
+                    for (facts, is_late) in [(facts, false)].into_iter().chain(late) {
+                        ledger.record(&facts, is_late, ["kv1", "kv2"], "kv2");
                         taken.push(facts);
                     }
                 }
@@ -283,7 +301,8 @@ proptest! {
                 prop_assert_eq!(verdict.clean_since, Some(since.start));
                 prop_assert!(now >= since.start + HOUR);
                 prop_assert!(taken.iter().any(|census| census.start > since.start + HOUR));
-                for census in taken.iter().filter(|census| census.moment >= since.moment) {
+                let first = taken.iter().position(|census| census.start == since.start).unwrap();
+                for census in taken[first..].iter().filter(|census| census.moment >= since.moment) {
                     let seen = census.secrets.get(id).copied().unwrap_or(0);
                     prop_assert_eq!(seen, 0, "{} in {:?}", id, census);
                     prop_assert_eq!(census.unreadable, 0);
