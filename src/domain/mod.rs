@@ -3,6 +3,7 @@
 //! This module is pure. Its only I/O is the operating system's randomness for nonces. It
 //! uses no clock and no SQL.
 
+pub mod census;
 pub mod envelope;
 pub mod keyring;
 pub mod organization;

@@ -137,7 +137,8 @@ impl StoreError {
     }
 
     /// Whether Postgres could not read one of the rows. Other rows may be readable.
-    pub(super) fn is_of_some_row(&self) -> bool {
+    #[must_use]
+    pub fn is_of_some_row(&self) -> bool {
         match self {
             Self::Row(RowError::StatementTimeout) => true,
             Self::Row(RowError::Refused(code)) => lasting_fault(code).is_none(),

@@ -10,6 +10,7 @@
 //! transaction mode, each write carries them itself.
 
 mod barrier;
+mod census;
 pub mod database;
 mod error;
 mod lease;
@@ -49,6 +50,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 pub use self::{
     barrier::Incarnation,
+    census::{CensusScan, ScanMode, Snapshot},
     error::{RowError, StoreError},
     load_probe::{LoadProbe, LoadSample},
     page::{Page, Position, Unreadable},

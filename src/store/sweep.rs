@@ -64,6 +64,8 @@ macro_rules! without_index {
     };
 }
 
+pub(super) use without_index;
+
 /// A point in the history of the database. Every transaction with a lower id has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment(pub(super) i64);
