@@ -164,6 +164,16 @@ impl Store {
         }
     }
 
+    /// Takes a connection for the schema `nico_rewrap`. If Postgres allows no further
+    /// connection, this takes one of the others.
+    pub(super) async fn state_client(&self) -> Result<Lease<'_>, StoreError> {
+        match self.state_pool.get().await {
+            Ok(client) => Ok(Lease::without_slot(self, client)),
+            Err(error) if is_connection_limit(&error) => self.client().await,
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Lets the pool open as many connections as are configured again: the limit in
     /// Postgres may have changed.
     pub fn restore_connections(&self) {

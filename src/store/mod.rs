@@ -26,6 +26,7 @@ mod schema;
 mod settle;
 mod setup;
 mod silence;
+pub mod state;
 mod statement;
 mod sweep;
 mod wait;
@@ -116,6 +117,9 @@ pub enum PoolMode {
     Transaction,
 }
 
+/// Maximum number of connections for the schema `nico_rewrap`.
+const STATE_CONNECTIONS: usize = 2;
+
 /// The site's database.
 pub struct Store {
     pool: Pool,
@@ -131,6 +135,8 @@ pub struct Store {
     probe_pool: Pool,
     /// Has one connection, for runs of one organization.
     reserve_pool: Pool,
+    /// For the schema `nico_rewrap`.
+    state_pool: Pool,
     /// Counts the notices on the connections of `pool` and `reserve_pool`.
     notices: Arc<Notices>,
     options: StoreOptions,
@@ -156,6 +162,11 @@ impl Store {
     /// [`StoreError::Unavailable`] when the pool can't be built.
     pub fn new(database: &Database, options: StoreOptions) -> Result<Self, StoreError> {
         let notices = Arc::<Notices>::default();
+        // A crash must not undo what a verdict depends on.
+        let state_options = StoreOptions {
+            durability: Durability::PerRow,
+            ..options.clone()
+        };
         Ok(Self {
             pool: pool(
                 database,
@@ -170,6 +181,7 @@ impl Store {
             tls: database.tls(),
             probe_pool: pool(database, &options, 1, Arc::default())?,
             reserve_pool: pool(database, &options, 1, notices.clone())?,
+            state_pool: pool(database, &state_options, STATE_CONNECTIONS, Arc::default())?,
             notices,
             options,
             has_key_id_column: AtomicBool::new(false),
