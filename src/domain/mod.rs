@@ -9,3 +9,4 @@ pub mod keyring;
 pub mod organization;
 pub mod rewrap;
 pub mod verdict;
+pub mod verify;

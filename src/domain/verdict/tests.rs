@@ -249,7 +249,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// No sequence of censuses, restarts, stragglers and clock jumps yields REMOVABLE while a
     /// census since `clean_since` has seen the key.
