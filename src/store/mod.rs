@@ -10,7 +10,6 @@
 //! transaction mode, each write carries them itself.
 
 mod barrier;
-mod census;
 pub mod database;
 mod error;
 mod lease;
@@ -22,6 +21,7 @@ mod ping;
 mod preflight;
 mod replace;
 mod row;
+mod scan;
 mod schema;
 mod settle;
 mod setup;
@@ -51,13 +51,13 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 pub use self::{
     barrier::Incarnation,
-    census::{CensusScan, ScanMode, Snapshot},
     error::{RowError, StoreError},
     load_probe::{LoadProbe, LoadSample},
     page::{Page, Position, Unreadable},
     ping::Ping,
     preflight::Preflight,
     row::{Row, VersionError, next_counter},
+    scan::{CensusScan, ScanMode, Snapshot, VerifyScan},
     schema::SchemaError,
     settle::Settled,
     setup::{Hidden, SetupError},

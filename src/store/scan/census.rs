@@ -1,14 +1,11 @@
 //! Reads which key ids the secrets name, for a census.
 //!
-//! A census is true of one moment: all reads belong to one snapshot. It reads the table from
-//! the first block to the last, not along an index, so a damaged index cannot hide a row.
-//!
 //! The key id is at the beginning of a text. So Postgres sends only the first characters of
 //! each text, and decompresses no more than these. Only if they do not say, the whole text is
 //! read, by the address of its row. If Postgres cannot read a text, the scan must begin again
 //! in the careful way, which asks for each batch of texts after a savepoint.
 
-use std::{collections::HashMap, time::SystemTime};
+use std::collections::HashMap;
 
 use futures_util::{
     FutureExt,
@@ -16,32 +13,17 @@ use futures_util::{
 };
 use tokio_postgres::{
     Row as PgRow,
-    types::{FromSql, ToSql, Type},
+    types::{ToSql, Type},
 };
 
-use super::{Moment, Store, StoreError, lease::Lease, statement::Statement, sweep::without_index};
-use crate::domain::{
-    census::{CensusRow, CountedSecret},
-    envelope::{Buffers, Envelope, MAX_TEXT_BYTES, key_id_of_prefix},
-    rewrap::COLUMN_COUNT,
-};
-
-/// Maximum size of the whole texts that one statement reads, in bytes. A statement reads at
-/// least one row.
-const WHOLE_TEXT_BYTES: usize = 3 << 20;
-
-// A batch is small enough for a prompt stop.
-const FETCH: Statement = Statement {
-    text: "-- census\nFETCH FORWARD 2000 FROM nico_rewrap_census",
-    types: &[],
-};
-
-const SNAPSHOT: Statement = Statement {
-    text: "-- census_snapshot\n\
-           SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint, now(), \
-             greatest(reltuples, 0)::bigint \
-           FROM pg_class WHERE oid = to_regclass('tenant_identity_config')",
-    types: &[],
+use super::{Address, BATCH_BYTES, FETCH, RawText, Snapshot};
+use crate::{
+    domain::{
+        census::{CensusRow, CountedSecret},
+        envelope::{Buffers, Envelope, MAX_TEXT_BYTES, key_id_of_prefix},
+        rewrap::{COLUMN_COUNT, COLUMNS},
+    },
+    store::{Store, StoreError, lease::Lease, statement::Statement},
 };
 
 macro_rules! whole {
@@ -82,23 +64,12 @@ macro_rules! whole_text {
     };
 }
 
-/// In the order of [`crate::domain::rewrap::COLUMNS`].
+/// In the order of [`COLUMNS`].
 const WHOLE_TEXT: [Statement; COLUMN_COUNT] = [
     whole_text!("encrypted_signing_key_1"),
     whole_text!("encrypted_signing_key_2"),
     whole_text!("encrypted_auth_method_config"),
 ];
-
-/// The snapshot of a census.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Snapshot {
-    /// The next transaction id when the snapshot was taken.
-    pub moment: Moment,
-    /// When it was taken, by the clock of the database.
-    pub start: SystemTime,
-    /// An estimate of the number of rows.
-    pub rows: u64,
-}
 
 /// How a scan reads texts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,19 +102,7 @@ impl Store {
     ///
     /// [`StoreError`] when the table can't be read.
     pub async fn census(&self, mode: ScanMode) -> Result<CensusScan<'_>, StoreError> {
-        let lease = self.client().await?;
-        let begin = format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; {}",
-            without_index!()
-        );
-        self.within(lease.batch_execute(&begin)).await?;
-        let found = self.query(&lease, &SNAPSHOT, &[]).await?;
-        let found = found.first().ok_or_else(StoreError::no_answer)?;
-        let snapshot = Snapshot {
-            moment: Moment(found.try_get(0)?),
-            start: found.try_get(1)?,
-            rows: u64::try_from(found.try_get::<_, i64>(2)?).unwrap_or(0),
-        };
+        let (lease, snapshot) = self.begin_scan().await?;
         self.within(lease.batch_execute(&declare(mode))).await?;
         let ahead = self.query(&lease, &FETCH, &[]).await?;
         Ok(CensusScan {
@@ -160,7 +119,7 @@ impl Store {
 /// Declares the cursor of the scan.
 fn declare(mode: ScanMode) -> String {
     let mut columns = String::new();
-    for column in crate::domain::rewrap::COLUMNS {
+    for column in COLUMNS {
         columns += &match mode {
             ScanMode::Prefix { characters } => {
                 format!(", octet_length(c.{column}), left(c.{column}, {characters})")
@@ -169,7 +128,7 @@ fn declare(mode: ScanMode) -> String {
         };
     }
     format!(
-        "DECLARE nico_rewrap_census NO SCROLL CURSOR FOR \
+        "DECLARE nico_rewrap_scan NO SCROLL CURSOR FOR \
          SELECT c.ctid, c.organization_id{columns} FROM tenant_identity_config c"
     )
 }
@@ -228,7 +187,7 @@ impl CensusScan<'_> {
             let mut bytes = 0;
             let fits = |row: &&&mut Found| {
                 bytes += row.bytes;
-                bytes <= WHOLE_TEXT_BYTES
+                bytes <= BATCH_BYTES
             };
             let count = rest.iter().take_while(fits).count().max(1);
             let (batch, others) = rest.split_at_mut(count);
@@ -373,45 +332,5 @@ impl Found {
                 *secret = CountedSecret::Under(envelope.key_id().to_owned());
             }
         }
-    }
-}
-
-/// The bytes of a text, which need not be UTF-8 in a database with the encoding SQL_ASCII.
-struct RawText<'a>(&'a [u8]);
-
-impl<'a> FromSql<'a> for RawText<'a> {
-    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        Ok(Self(raw))
-    }
-
-    fn accepts(kind: &Type) -> bool {
-        <&str as FromSql>::accepts(kind)
-    }
-}
-
-/// The address of a row in the table (ctid). It is valid within one snapshot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Address {
-    block: u32,
-    row: u16,
-}
-
-impl FromSql<'_> for Address {
-    fn from_sql(_: &Type, raw: &[u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        let (block, row) = raw.split_first_chunk().ok_or("a ctid has six bytes")?;
-        Ok(Self {
-            block: u32::from_be_bytes(*block),
-            row: u16::from_be_bytes(row.try_into()?),
-        })
-    }
-
-    fn accepts(kind: &Type) -> bool {
-        *kind == Type::TID
-    }
-}
-
-impl std::fmt::Display for Address {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "({},{})", self.block, self.row)
     }
 }

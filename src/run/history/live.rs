@@ -1,0 +1,167 @@
+//! A run in progress: its record, its failures, and the copy of both in the database.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::mpsc,
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+use super::{History, Remembered, document};
+use crate::{
+    run::{Failure, record::RunRecord},
+    store::state::StoredFailure,
+};
+
+/// How often the record of a run is written to the database.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// How many batches of failures wait for the database.
+const QUEUE: usize = 16;
+
+/// How often, and after which pause, the end of a run is written again if that fails.
+const END_ATTEMPTS: u32 = 10;
+const END_PAUSE: Duration = Duration::from_secs(1);
+
+/// A run that this instance executes.
+pub struct LiveRun {
+    history: History,
+    run: Arc<Remembered>,
+    id: String,
+    /// Whether the run is in the database.
+    is_stored: bool,
+    problem_was_logged: AtomicBool,
+}
+
+impl LiveRun {
+    pub(super) fn new(history: History, run: Arc<Remembered>, is_stored: bool) -> Self {
+        Self {
+            id: run.record().id,
+            history,
+            run,
+            is_stored,
+            problem_was_logged: AtomicBool::new(false),
+        }
+    }
+
+    /// The record now.
+    #[must_use]
+    pub fn record(&self) -> RunRecord {
+        self.run.record()
+    }
+
+    /// Changes the record. Its watchers see the change.
+    pub fn update(&self, change: impl FnOnce(&mut RunRecord)) {
+        self.run.update(change);
+    }
+
+    /// A queue for the failures of the run. [`LiveRun::keep`] takes them.
+    #[must_use]
+    pub fn queue() -> (mpsc::Sender<Vec<Failure>>, mpsc::Receiver<Vec<Failure>>) {
+        mpsc::channel(QUEUE)
+    }
+
+    /// Keeps the copy in the database up to date until the queue of failures ends. Stops the
+    /// run if another instance was asked to.
+    pub async fn keep(&self, mut failures: mpsc::Receiver<Vec<Failure>>) {
+        let mut heartbeat = interval(HEARTBEAT);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                batch = failures.recv() => match batch {
+                    Some(batch) => self.add_failures(batch).await,
+                    None => return,
+                },
+                _ = heartbeat.tick(), if self.is_stored => self.write_record().await,
+            }
+        }
+    }
+
+    /// Writes the final record. If the database does not answer, a task tries again for a
+    /// while.
+    pub async fn finish(self, change: impl FnOnce(&mut RunRecord)) {
+        self.update(change);
+        if !self.is_stored {
+            return;
+        }
+        if self.try_to_write().await.is_ok() {
+            self.prune().await;
+            return;
+        }
+        tokio::spawn(async move {
+            for _ in 0..END_ATTEMPTS {
+                sleep(END_PAUSE).await;
+                if self.try_to_write().await.is_ok() {
+                    return;
+                }
+            }
+        });
+    }
+
+    async fn add_failures(&self, batch: Vec<Failure>) {
+        let batch: Vec<_> = batch.into_iter().map(StoredFailure::from).collect();
+        if self.is_stored
+            && let Some(site) = self.history.state()
+        {
+            match site.store.add_failures(&self.id, &batch).await {
+                Ok(()) => return,
+                Err(error) => self.log_once(&error),
+            }
+        }
+        self.run.add_failures(batch);
+    }
+
+    async fn write_record(&self) {
+        if let Err(error) = self.try_to_write().await {
+            self.log_once(&error);
+        }
+    }
+
+    async fn try_to_write(&self) -> Result<(), crate::store::StoreError> {
+        let Some(site) = &self.history.0.site else {
+            return Ok(());
+        };
+        let record = self.record();
+        let state = record.state.name();
+        let updated = site.store.update_run(&self.id, state, &document(&record));
+        if updated.await? == Some(true) {
+            self.run.stop();
+        }
+        Ok(())
+    }
+
+    async fn prune(&self) {
+        if let Some(site) = self.history.state()
+            && let Err(error) = site.store.prune_runs().await
+        {
+            self.log_once(&error);
+        }
+    }
+
+    fn log_once(&self, error: &crate::store::StoreError) {
+        if !self.problem_was_logged.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                %error,
+                "cannot write the run to the schema nico_rewrap: other instances do not see its progress"
+            );
+        }
+    }
+}
+
+impl From<Failure> for StoredFailure {
+    fn from(failure: Failure) -> Self {
+        Self {
+            organization_id: failure.organization_id,
+            field: failure.field.to_owned(),
+            reason: failure.reason.to_owned(),
+            key_id: failure.key_id,
+            message: failure.error,
+        }
+    }
+}
