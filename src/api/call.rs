@@ -23,7 +23,7 @@ use crate::{
     audit::{AuditLog, Outcome, Record},
     auth::{authorize::Policy, peer::Peer},
     domain::organization::InvalidOrganizationId,
-    run::{Ended, Mode, Report, RunError, Runner, Scope},
+    run::{Ended, Mode, Report, RunError, RunIo, RunSpec, Runner, Scope, record::Kind},
     telemetry::readiness::Readiness,
 };
 
@@ -205,7 +205,17 @@ impl Inner {
                 None => std::future::pending().await,
             }
         };
-        let mut run = std::pin::pin!(runner.run(&permit, &scope, mode, &stop));
+        let spec = RunSpec {
+            id: record.run_id().to_owned(),
+            kind: match mode {
+                Mode::DryRun => Kind::DryRun,
+                Mode::Apply => Kind::Apply,
+            },
+            scope: scope.clone(),
+            max_rows_per_second: 0,
+            stop_after_failures: 0,
+        };
+        let mut run = std::pin::pin!(runner.run(&permit, &spec, RunIo::default(), &stop));
         let (ended, stopped_for) = tokio::select! {
             ended = run.as_mut() => (ended, ServiceError::ShuttingDown),
             () = client_gone.cancelled() => {
@@ -222,6 +232,7 @@ impl Inner {
             RunError::NotFound(id) => ServiceError::UnknownOrganization(id),
             RunError::Store(error) => error.into(),
             RunError::NotReplicated => ServiceError::NotReplicated,
+            RunError::FailureLimit(_) => ServiceError::Cancelled,
             RunError::Panicked => {
                 tracing::error!("a task of the run panicked: this is a bug");
                 ServiceError::Internal

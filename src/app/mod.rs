@@ -30,7 +30,7 @@ use crate::{
         envelope::{Buffers, Envelope, Plaintext, seal},
         keyring::{Kek, Keyring, wipe_stack},
     },
-    run::Runner,
+    run::{Runner, Site},
     server::ServerOptions,
     server::{self, probes},
     store::{SchemaError, Store},
@@ -214,11 +214,11 @@ impl App {
             self_test(&machine_identity.keyring)?;
             let store = Store::new(&machine_identity.database, machine_identity.store)
                 .map_err(|error| AppError::Bug(error.to_string()))?;
-            runner = Some(Runner::new(
-                machine_identity.keyring,
+            let site = Site {
+                keyring: machine_identity.keyring,
                 store,
-                machine_identity.speed,
-            ));
+            };
+            runner = Some(Runner::new(Arc::new(site), machine_identity.speed));
         }
         Ok(Self {
             tls,

@@ -48,6 +48,11 @@ impl Record {
         }
     }
 
+    /// The id of the call.
+    pub(crate) fn run_id(&self) -> &str {
+        &self.run_id
+    }
+
     pub(super) fn begin(&self) {
         self.begun.store(true, Ordering::Relaxed);
     }
@@ -107,12 +112,12 @@ impl Record {
             outcome: outcome.name,
             error: outcome.error.as_deref(),
             rows_examined: report.rows_examined(),
-            rows_updated: report.rows_updated,
-            rows_skipped_all_on_target: report.rows_on_target,
-            rows_failed: report.rows_failed,
-            rows_in_doubt: report.rows_in_doubt,
-            fields_reencrypted: report.fields_reencrypted,
-            fields_skipped_on_target: report.fields_on_target,
+            rows_updated: report.counts.rows_updated,
+            rows_skipped_all_on_target: report.counts.rows_on_target,
+            rows_failed: report.counts.rows_failed,
+            rows_in_doubt: report.counts.rows_in_doubt,
+            fields_reencrypted: report.counts.secrets_rewrapped,
+            fields_skipped_on_target: report.counts.secrets_on_target,
             durable: self.durable,
             duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
         })
@@ -196,13 +201,13 @@ struct Ended<'a> {
     outcome: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'a str>,
-    rows_examined: u32,
-    rows_updated: u32,
-    rows_skipped_all_on_target: u32,
-    rows_failed: u32,
+    rows_examined: u64,
+    rows_updated: u64,
+    rows_skipped_all_on_target: u64,
+    rows_failed: u64,
     rows_in_doubt: u64,
-    fields_reencrypted: u32,
-    fields_skipped_on_target: u32,
+    fields_reencrypted: u64,
+    fields_skipped_on_target: u64,
     durable: bool,
     duration_ms: u64,
 }

@@ -94,6 +94,31 @@ pub enum FieldError {
     ReadBack,
 }
 
+impl FieldError {
+    /// The stable reason.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Unreadable(ParseError::TooLong) | Self::TooLong => "TOO_LONG",
+            Self::Unreadable(_) => "UNREADABLE_ENVELOPE",
+            Self::SchemeVersion => "UNSUPPORTED_SCHEME",
+            Self::UnknownKey(_) => "KEY_NOT_IN_SECRETS",
+            Self::NotAuthentic(_) => "NOT_AUTHENTIC",
+            Self::Seal(_) => "NO_RANDOMNESS",
+            Self::ReadBack => "READ_BACK",
+        }
+    }
+
+    /// The key id that the envelope names, if it is known.
+    #[must_use]
+    pub fn key_id(&self) -> Option<&str> {
+        match self {
+            Self::UnknownKey(id) | Self::NotAuthentic(id) => Some(id),
+            _ => None,
+        }
+    }
+}
+
 impl From<ParseError> for FieldError {
     fn from(error: ParseError) -> Self {
         match error {

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Context, Failure, Mode, RunError,
+    pacer::Pacer,
     pending::{Pending, Progress},
     report::RowOutcome,
 };
@@ -39,6 +40,8 @@ pub(super) struct Batch {
     pub(super) mode: Mode,
     /// Whether these rows belong to a site-wide run.
     pub(super) is_site: bool,
+    /// Limits the rate of the run.
+    pub(super) pacer: Arc<Pacer>,
     /// After this is cancelled, no row is started.
     pub(super) stop: CancellationToken,
     /// Cancelled when a caller waits for the end of the run, at the same time as `stop` or
@@ -105,7 +108,7 @@ impl Batch {
         rows: &mut [Pending],
         sessions: &mut Vec<Option<i32>>,
     ) -> Result<(), RunError> {
-        let store = &self.context.store;
+        let store = &self.context.site.store;
         let mut connections = 0;
         while rows.iter().any(Pending::is_open) {
             if self.stop.is_cancelled() {
@@ -162,7 +165,7 @@ impl Batch {
         writer: &Writer<'_>,
         rows: &mut [Pending],
     ) -> Result<(), RunError> {
-        let depth = self.context.store.options().pipeline_depth;
+        let depth = self.context.site.store.options().pipeline_depth;
         let mut todo: VecDeque<_> = rows.iter_mut().filter(|row| row.is_open()).collect();
         let mut in_flight = FuturesUnordered::new();
         let mut acquire = std::pin::pin!(Fuse::terminated());
@@ -179,7 +182,7 @@ impl Batch {
             }
             if due == 0 && acquire.is_terminated() && !todo.is_empty() && !self.stop.is_cancelled()
             {
-                acquire.set(self.context.pacer.acquire(todo.len()).fuse());
+                acquire.set(self.acquire(todo.len()).fuse());
             }
             let waits_for_pacer = !acquire.is_terminated();
             tokio::select! {
@@ -190,6 +193,12 @@ impl Batch {
                 else => return Ok(()),
             }
         }
+    }
+
+    /// Waits until the limits of this run and of all runs together allow more rows.
+    async fn acquire(&self, rows: usize) -> usize {
+        let rows = self.pacer.acquire(rows).await;
+        self.context.pacer.acquire(rows).await
     }
 
     /// Compare-and-set. The row stays open if it changes too often.
@@ -206,7 +215,7 @@ impl Batch {
         if self.stop.is_cancelled() {
             return Ok(None);
         }
-        let target = self.context.keyring.target().id();
+        let target = self.context.site.keyring.target().id();
         let mut tries = 0;
         // After a lost connection, the content of the row is unknown.
         let mut look = pending.has_doubts();
@@ -247,7 +256,7 @@ impl Batch {
         writer: &mut Writer<'_>,
         pending: &mut Pending,
     ) -> Result<(), StoreError> {
-        let target = self.context.keyring.target().id();
+        let target = self.context.site.keyring.target().id();
         let id = pending.row.organization_id.clone();
         let written = writer
             .replace_locked(&id, target, |row| match self.decide(row) {
@@ -277,7 +286,7 @@ impl Batch {
             .map(|row| row.row.organization_id.clone())
             .collect();
         let ids: Vec<_> = ids.iter().map(String::as_str).collect();
-        let store = &self.context.store;
+        let store = &self.context.site.store;
         let settled = match store.settle(sessions, &ids, SETTLE_LIMIT).await {
             Ok(settled) => settled,
             Err(error) => {
@@ -301,15 +310,13 @@ impl Batch {
         // After a panic the content is undefined, but every decision overwrites it.
         let scratch = self.scratch.lock();
         let mut scratch = scratch.unwrap_or_else(PoisonError::into_inner);
-        match decide(&self.context.keyring, &row.texts, &mut scratch) {
+        match decide(&self.context.site.keyring, &row.texts, &mut scratch) {
             Decision::OnTarget { fields } => Err(RowOutcome::OnTarget { fields }),
             Decision::Failed(failures) => Err(RowOutcome::Failed(
                 failures
                     .into_iter()
-                    .map(|failure| Failure {
-                        organization_id: row.organization_id.clone(),
-                        field: failure.column,
-                        error: failure.error.to_string(),
+                    .map(|failure| {
+                        Failure::of_field(&row.organization_id, failure.column, &failure.error)
                     })
                     .collect(),
             )),
@@ -327,7 +334,7 @@ impl Batch {
                 )),
                 Err(error) => Err(RowOutcome::row_failed(
                     &row.organization_id,
-                    error.to_string(),
+                    &RowError::Version(error),
                 )),
             },
         }

@@ -1,5 +1,6 @@
-//! One re-wrap run: it reads pages of rows and returns a [`Report`].
+//! Runs: dry run, apply, verify and census. A run returns a [`Report`].
 //!
+//! A dry run and an apply read pages of rows.
 //! A limited number of tasks processes the rows of a page while the run reads the next
 //! page. Each task uses one database connection while it writes. If a row changes during
 //! the run, its new content is decided again, and after several changes under a row lock. A
@@ -14,24 +15,36 @@
 mod adaptive_rate;
 mod batch;
 mod batch_set;
+mod census;
+mod groups;
+pub mod history;
 mod pacer;
 mod pending;
+mod progress;
+pub mod record;
 mod report;
 mod scope;
 mod stall;
+mod verify;
 mod visited;
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::{
-    sync::{Semaphore, SemaphorePermit, watch},
+    sync::{Semaphore, SemaphorePermit, mpsc, watch},
     time::sleep,
 };
 use tokio_util::sync::CancellationToken;
 
-pub use self::report::{Ended, Failure, Report};
-use self::{adaptive_rate::RateController, batch_set::BatchSet, pacer::Pacer};
+use self::{adaptive_rate::RateController, batch_set::BatchSet, pacer::Pacer, record::Kind};
+pub use self::{
+    census::Census,
+    groups::FailureGroup,
+    progress::{Meter, Sampler},
+    report::{Ended, Failure, Report},
+};
 use crate::{
     auth::authorize::Permit,
     domain::{keyring::Keyring, organization::OrganizationId},
@@ -41,8 +54,13 @@ use crate::{
 /// How long a stopped run waits for the flush of the rows that it wrote.
 const STOPPED_FLUSH_LIMIT: Duration = Duration::from_millis(500);
 
+/// How much faster runs that only read may be than an apply, while others use the database.
+/// A row costs the database that much less.
+const CENSUS_SCALE: f64 = 20.0;
+const VERIFY_SCALE: f64 = 5.0;
+
 /// What a run covers.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Scope {
     /// Every organization.
     Site,
@@ -78,6 +96,39 @@ impl Mode {
     }
 }
 
+/// What a run shall do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunSpec {
+    /// The id of the run.
+    pub id: String,
+    /// What it does.
+    pub kind: Kind,
+    /// What it covers. A census always covers the site.
+    pub scope: Scope,
+    /// Maximum number of rows per second of this run. Zero means no limit of its own.
+    pub max_rows_per_second: u32,
+    /// The number of failed rows after which the run stops. Zero means no limit.
+    pub stop_after_failures: u32,
+}
+
+/// Where a run tells what it does.
+#[derive(Debug, Clone, Default)]
+pub struct RunIo {
+    /// How far the run is.
+    pub meter: Arc<Meter>,
+    /// Takes the failures of the run, all of them. Without it, only the report keeps some.
+    pub failures: Option<mpsc::Sender<Vec<Failure>>>,
+}
+
+/// The keys and the database of a site.
+#[derive(Debug)]
+pub struct Site {
+    /// The keys.
+    pub keyring: Keyring,
+    /// The database.
+    pub store: Store,
+}
+
 /// How much load a run may put on the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RateOptions {
@@ -103,6 +154,9 @@ pub enum RunError {
     /// Somebody cancelled the wait of a commit for its synchronous standby.
     #[error("a commit of this run was not confirmed by its synchronous standby")]
     NotReplicated,
+    /// As many rows failed as the caller allowed.
+    #[error("the run was stopped after {0} failed rows")]
+    FailureLimit(u64),
     /// A bug in this program.
     #[error("a task of the run panicked")]
     Panicked,
@@ -116,8 +170,7 @@ pub struct Runner {
 
 #[derive(Debug)]
 struct Context {
-    keyring: Keyring,
-    store: Store,
+    site: Arc<Site>,
     /// Permits for the connections of site-wide runs that write: one fewer than there are
     /// connections, so that reading a page never waits for a locked row.
     writer_permits: Semaphore,
@@ -141,25 +194,24 @@ impl Context {
         if is_site {
             // The semaphore is never closed.
             let permit = self.writer_permits.acquire().await.ok();
-            return Ok((self.store.writer().await?, permit));
+            return Ok((self.site.store.writer().await?, permit));
         }
         match self.writer_permits.try_acquire() {
-            Ok(permit) => Ok((self.store.writer().await?, Some(permit))),
-            Err(_) => Ok((self.store.reserve_writer().await?, None)),
+            Ok(permit) => Ok((self.site.store.writer().await?, Some(permit))),
+            Err(_) => Ok((self.site.store.reserve_writer().await?, None)),
         }
     }
 }
 
 impl Runner {
-    /// A runner that re-wraps the rows of `store` to the target key of `keyring`, at the
-    /// rate that `speed` allows.
+    /// A runner for `site`, at the rate that `speed` allows.
     #[must_use]
-    pub fn new(keyring: Keyring, store: Store, speed: RateOptions) -> Self {
-        let writers = store.options().database_pool_size.saturating_sub(1).max(1);
+    pub fn new(site: Arc<Site>, speed: RateOptions) -> Self {
+        let connections = site.store.options().database_pool_size;
+        let writers = connections.saturating_sub(1).max(1);
         Self {
             context: Arc::new(Context {
-                keyring,
-                store,
+                site,
                 writer_permits: Semaphore::new(writers),
                 pacer: Pacer::new(speed.max_rows_per_second),
                 adaptive_rate: speed.adaptive_rate,
@@ -168,16 +220,22 @@ impl Runner {
         }
     }
 
+    /// The site of all runs.
+    #[must_use]
+    pub fn site(&self) -> &Arc<Site> {
+        &self.context.site
+    }
+
     /// The keys of all runs.
     #[must_use]
     pub fn keyring(&self) -> &Keyring {
-        &self.context.keyring
+        &self.context.site.keyring
     }
 
     /// The database of all runs.
     #[must_use]
     pub fn store(&self) -> &Store {
-        &self.context.store
+        &self.context.site.store
     }
 
     /// What a run waits for while it makes no progress.
@@ -190,32 +248,72 @@ impl Runner {
     pub async fn run(
         &self,
         _permit: &Permit,
-        scope: &Scope,
-        mode: Mode,
+        spec: &RunSpec,
+        io: RunIo,
         stop: &CancellationToken,
     ) -> Ended {
-        self.context.store.restore_connections();
-        let mut batches = BatchSet::new(self.context.clone(), scope, mode, stop);
+        if spec.kind == Kind::Census {
+            return self.census(spec, &io.meter, stop).await;
+        }
+        self.store().restore_connections();
+        let mut batches = BatchSet::new(self.context.clone(), spec, io, stop);
         let progress = batches.progress();
         tokio::select! {
-            ended = self.run_and_flush(scope, mode, stop, &mut batches) => ended,
+            ended = self.run_and_flush(spec, stop, &mut batches) => ended,
             never = stall::watch(&self.context, progress) => match never {},
+        }
+    }
+
+    /// Takes a census. It needs no permit, because it reads only key ids, and this program
+    /// takes one regularly.
+    pub async fn census(&self, spec: &RunSpec, meter: &Meter, stop: &CancellationToken) -> Ended {
+        let pacer = Pacer::new(spec.max_rows_per_second);
+        let site = &self.context.site;
+        let census = census::census(site, &spec.id, &pacer, meter, stop);
+        let result = self.paced(&pacer, CENSUS_SCALE, stop, census).await;
+        let mut ended = Ended::without_rows(Ok(()));
+        match result {
+            Ok(census) => {
+                ended.report.counts.rows_on_target = census.tally.rows;
+                ended.census = Some(census);
+            }
+            Err(error) => ended.result = Err(error),
+        }
+        ended
+    }
+
+    /// Runs `reading`, which follows `pacer`, and makes room for tenants meanwhile.
+    async fn paced<T>(
+        &self,
+        pacer: &Pacer,
+        scale: f64,
+        stop: &CancellationToken,
+        reading: impl Future<Output = Result<T, RunError>>,
+    ) -> Result<T, RunError> {
+        if !self.context.adaptive_rate {
+            return reading.await;
+        }
+        let controller = RateController::new(self.store(), pacer, scale);
+        let controller = stop.run_until_cancelled(controller).await;
+        let controller = controller.ok_or(RunError::Stopped)?;
+        tokio::select! {
+            result = reading => result,
+            never = controller.watch() => match never {},
         }
     }
 
     async fn run_and_flush(
         &self,
-        scope: &Scope,
-        mode: Mode,
+        spec: &RunSpec,
         stop: &CancellationToken,
         batches: &mut BatchSet,
     ) -> Ended {
-        let store = &self.context.store;
+        let store = &self.context.site.store;
         // Before the first read: at the end, the server must still be the same.
         let server = until_stopped(stop, store.incarnation()).await;
         let unreplicated = store.unreplicated_commits();
         let mut result = match &server {
-            Ok(_) => self.evaluate(scope, mode, stop, batches).await,
+            Ok(_) => self.evaluate(spec, stop, batches).await,
             Err(_) => Ok(()),
         };
         if result.is_err() {
@@ -226,12 +324,12 @@ impl Runner {
         let report = batches.take_report();
         let server = match server {
             Ok(server) => server,
-            Err(error) => return Ended::without_rows(error),
+            Err(error) => return Ended::without_rows(Err(error)),
         };
         // Flush even if this run only read: another run may have written these rows and
         // not flushed them yet.
         let mut durable = true;
-        if report.rows_examined() > 0 || report.rows_in_doubt > 0 {
+        if report.rows_examined() > 0 || report.counts.rows_in_doubt > 0 {
             let flushed = tokio::select! {
                 flushed = store.barrier(&server) => match flushed {
                     Ok(()) if store.unreplicated_commits() != unreplicated => {
@@ -245,8 +343,8 @@ impl Runner {
             if let Err(error) = &flushed {
                 tracing::warn!(
                     %error,
-                    rows_updated = report.rows_updated,
-                    dry_run = mode == Mode::DryRun,
+                    rows_updated = report.counts.rows_updated,
+                    kind = spec.kind.label(),
                     "the rows that this run found or wrote are not known to be durable"
                 );
             }
@@ -255,31 +353,33 @@ impl Runner {
         Ended {
             report,
             durable,
+            census: None,
             result,
         }
     }
 
     async fn evaluate(
         &self,
-        scope: &Scope,
-        mode: Mode,
+        spec: &RunSpec,
         stop: &CancellationToken,
         batches: &mut BatchSet,
     ) -> Result<(), RunError> {
-        match scope {
-            Scope::Site if mode == Mode::Apply && self.context.adaptive_rate => {
-                let Context { store, pacer, .. } = &*self.context;
-                let controller = stop
-                    .run_until_cancelled(RateController::new(store, pacer))
-                    .await;
-                let controller = controller.ok_or(RunError::Stopped)?;
-                tokio::select! {
-                    result = self.site(stop, batches) => result,
-                    never = controller.watch() => match never {},
-                }
+        let Context { site, pacer, .. } = &*self.context;
+        match (&spec.scope, spec.kind) {
+            (Scope::Organization(id), Kind::Verify) => {
+                verify::verify_organization(site, id, stop, batches).await
             }
-            Scope::Site => self.site(stop, batches).await,
-            Scope::Organization(id) => self.organization(id, stop, batches).await,
+            (Scope::Organization(id), _) => self.organization(id, stop, batches).await,
+            (Scope::Site, Kind::Verify) => {
+                let pacer = Pacer::new(spec.max_rows_per_second);
+                let verify = verify::verify_site(site, &pacer, stop, batches);
+                self.paced(&pacer, VERIFY_SCALE, stop, verify).await
+            }
+            (Scope::Site, Kind::Apply) => {
+                let apply = self.site_run(stop, batches);
+                self.paced(pacer, 1.0, stop, apply).await
+            }
+            (Scope::Site, _) => self.site_run(stop, batches).await,
         }
     }
 }

@@ -91,10 +91,9 @@ impl Pending {
         attempt: Result<Option<RowOutcome>, StoreError>,
     ) -> Result<(), StoreError> {
         let outcome = match attempt {
-            Err(StoreError::Row(error)) => Some(RowOutcome::row_failed(
-                &self.row.organization_id,
-                error.to_string(),
-            )),
+            Err(StoreError::Row(error)) => {
+                Some(RowOutcome::row_failed(&self.row.organization_id, &error))
+            }
             attempt => attempt?,
         };
         if let Some(outcome) = outcome {

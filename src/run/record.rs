@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Report, Scope, groups::FailureGroup};
+use super::{Mode, Scope, groups::FailureGroup};
 
 /// What a run does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +24,14 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Whether the run writes rows.
+    pub(super) fn mode(self) -> Mode {
+        match self {
+            Self::Apply => Mode::Apply,
+            Self::DryRun | Self::Verify | Self::Census => Mode::DryRun,
+        }
+    }
+
     /// The label value for metrics.
     #[must_use]
     pub fn label(self) -> &'static str {

@@ -2,8 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use super::RunError;
-use crate::domain::rewrap::COLUMNS;
+use super::{
+    Census, RunError,
+    groups::{FailureGroup, FailureGroups},
+    record::Counts,
+};
+use crate::{
+    domain::{
+        rewrap::{COLUMNS, FieldError},
+        verify::VerifyError,
+    },
+    store::RowError,
+};
 
 /// Maximum size of the kept failures, in bytes of text and message overhead: half of what a
 /// gRPC client accepts by default (4 MiB).
@@ -19,11 +29,52 @@ pub struct Failure {
     pub organization_id: String,
     /// The column. Empty if the row as a whole failed.
     pub field: &'static str,
+    /// The stable reason.
+    pub reason: &'static str,
+    /// The key id that the secret names; empty if it is unknown.
+    pub key_id: String,
     /// What is wrong.
     pub error: String,
 }
 
 impl Failure {
+    /// A secret that cannot be re-wrapped.
+    pub(super) fn of_field(organization_id: &str, field: &'static str, error: &FieldError) -> Self {
+        Self {
+            organization_id: organization_id.to_owned(),
+            field,
+            reason: error.reason(),
+            key_id: error.key_id().unwrap_or_default().to_owned(),
+            error: error.to_string(),
+        }
+    }
+
+    /// A secret that a verify finds bad.
+    pub(super) fn of_secret(
+        organization_id: &str,
+        field: &'static str,
+        error: &VerifyError,
+    ) -> Self {
+        Self {
+            organization_id: organization_id.to_owned(),
+            field,
+            reason: error.reason(),
+            key_id: error.key_id().unwrap_or_default().to_owned(),
+            error: error.to_string(),
+        }
+    }
+
+    /// A row, or one of its columns, that the database cannot read or write.
+    pub(super) fn of_row(organization_id: &str, field: &'static str, error: &RowError) -> Self {
+        Self {
+            organization_id: organization_id.to_owned(),
+            field,
+            reason: error.reason(),
+            key_id: String::new(),
+            error: error.to_string(),
+        }
+    }
+
     fn size(&self) -> usize {
         self.organization_id.len() + self.field.len() + self.error.len() + FAILURE_OVERHEAD
     }
@@ -38,61 +89,53 @@ pub(super) enum RowOutcome {
     OnTarget { fields: u32 },
     /// The row failed and was not changed.
     Failed(Vec<Failure>),
+    /// A verify found every field good.
+    Verified { on_target: u32, elsewhere: u32 },
     /// The row was deleted during the run, so there is nothing to re-wrap.
     Gone,
 }
 
 impl RowOutcome {
     /// A failure of the row as a whole.
-    pub(super) fn row_failed(organization_id: &str, error: String) -> Self {
-        Self::Failed(vec![Failure {
-            organization_id: organization_id.to_owned(),
-            field: "",
-            error,
-        }])
+    pub(super) fn row_failed(organization_id: &str, error: &RowError) -> Self {
+        Self::Failed(vec![Failure::of_row(organization_id, "", error)])
     }
 
     /// The label value for metrics.
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Updated { .. } => "updated",
-            Self::OnTarget { .. } => "on_target",
+            Self::OnTarget { .. } | Self::Verified { .. } => "on_target",
             Self::Failed(_) => "failed",
             Self::Gone => "gone",
         }
     }
 }
 
-/// The counters of a run, and its failures. Counters stop at their maximum instead of
-/// wrapping.
+/// The counters of a run, and its failures.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Report {
-    /// Rows in which at least one field was re-wrapped. In a dry run: would be re-wrapped.
-    pub rows_updated: u32,
-    /// Rows with nothing to do.
-    pub rows_on_target: u32,
-    /// Rows that failed and were not changed.
-    pub rows_failed: u32,
-    /// Fields that were re-wrapped. In a dry run: would be re-wrapped.
-    pub fields_reencrypted: u32,
-    /// Fields that decrypt under the target key.
-    pub fields_on_target: u32,
-    /// Rows whose last write has an unknown outcome. No other counter includes them.
-    pub rows_in_doubt: u64,
+    /// The counters.
+    pub counts: Counts,
     /// Failures that were omitted because the report was full.
     pub failures_omitted: u64,
     /// By organization and column, in the order of the report.
     failures: BTreeMap<(String, usize), Failure>,
     failure_bytes: usize,
+    groups: FailureGroups,
 }
 
 impl Report {
     /// The number of rows that were evaluated.
     #[must_use]
-    pub fn rows_examined(&self) -> u32 {
-        self.rows_updated
-            .saturating_add(self.rows_on_target)
-            .saturating_add(self.rows_failed)
+    pub fn rows_examined(&self) -> u64 {
+        self.counts.rows_examined()
+    }
+
+    /// All failures, by reason and key id.
+    #[must_use]
+    pub fn groups(&self) -> Vec<FailureGroup> {
+        self.groups.to_vec()
     }
 
     /// The failures that were kept, in ascending order of the organization. These are the
@@ -102,22 +145,31 @@ impl Report {
     }
 
     pub(super) fn add(&mut self, outcome: RowOutcome) {
-        let count = |counter: &mut u32, by: u32| *counter = counter.saturating_add(by);
+        let counts = &mut self.counts;
         match outcome {
             RowOutcome::Updated {
                 reencrypted,
                 on_target,
             } => {
-                count(&mut self.rows_updated, 1);
-                count(&mut self.fields_reencrypted, reencrypted);
-                count(&mut self.fields_on_target, on_target);
+                counts.rows_updated += 1;
+                counts.secrets_rewrapped += u64::from(reencrypted);
+                counts.secrets_on_target += u64::from(on_target);
             }
             RowOutcome::OnTarget { fields } => {
-                count(&mut self.rows_on_target, 1);
-                count(&mut self.fields_on_target, fields);
+                counts.rows_on_target += 1;
+                counts.secrets_on_target += u64::from(fields);
+            }
+            RowOutcome::Verified {
+                on_target,
+                elsewhere,
+            } => {
+                counts.rows_on_target += 1;
+                counts.secrets_on_target += u64::from(on_target);
+                counts.secrets_verified += u64::from(on_target) + u64::from(elsewhere);
             }
             RowOutcome::Failed(failures) => {
-                count(&mut self.rows_failed, 1);
+                counts.rows_failed += 1;
+                self.groups.add(&failures);
                 for failure in failures {
                     self.add_failure(failure);
                 }
@@ -150,17 +202,20 @@ pub struct Ended<E = RunError> {
     pub report: Report,
     /// Whether no crash of Postgres can undo what the report says.
     pub durable: bool,
+    /// What a census counted.
+    pub census: Option<Census>,
     /// The error if the report is not complete.
     pub result: Result<(), E>,
 }
 
 impl Ended {
     /// A run that ended before it read a row.
-    pub(super) fn without_rows(error: RunError) -> Self {
+    pub(super) fn without_rows(result: Result<(), RunError>) -> Self {
         Self {
             report: Report::default(),
             durable: true,
-            result: Err(error),
+            census: None,
+            result,
         }
     }
 
@@ -169,6 +224,7 @@ impl Ended {
         Ended {
             report: self.report,
             durable: self.durable,
+            census: self.census,
             result: self.result.map_err(map),
         }
     }
@@ -182,6 +238,8 @@ mod tests {
         RowOutcome::Failed(vec![Failure {
             organization_id: organization_id.to_owned(),
             field: COLUMNS[0],
+            reason: "REFUSED",
+            key_id: String::new(),
             error: "x".repeat(error_bytes),
         }])
     }
@@ -193,7 +251,7 @@ mod tests {
         for i in (0..3000).rev() {
             report.add(failed(&format!("org{i:04}"), 1000));
         }
-        assert_eq!(report.rows_failed, 3000);
+        assert_eq!(report.counts.rows_failed, 3000);
         let kept: Vec<_> = report.failures().collect();
         assert_eq!(kept.len() as u64 + report.failures_omitted, 3000);
         assert!(report.failures_omitted > 0);
@@ -201,22 +259,6 @@ mod tests {
         for (i, failure) in kept.iter().enumerate() {
             assert_eq!(failure.organization_id, format!("org{i:04}"));
         }
-    }
-
-    #[test]
-    fn counters_saturate() {
-        let mut report = Report {
-            rows_updated: u32::MAX,
-            fields_reencrypted: u32::MAX - 1,
-            ..Report::default()
-        };
-        report.add(RowOutcome::Updated {
-            reencrypted: 3,
-            on_target: 0,
-        });
-        assert_eq!(report.rows_updated, u32::MAX);
-        assert_eq!(report.fields_reencrypted, u32::MAX);
-        assert_eq!(report.rows_examined(), u32::MAX);
     }
 
     #[test]

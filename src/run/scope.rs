@@ -22,7 +22,7 @@ impl Runner {
         stop: &CancellationToken,
         batches: &mut BatchSet,
     ) -> Result<(), RunError> {
-        let store = &self.context.store;
+        let store = &self.context.site.store;
         let both = future::join(store.preflight(), store.row(id.as_str()));
         let (preflight, row) = stop
             .run_until_cancelled(both)
@@ -36,7 +36,9 @@ impl Runner {
             }
             Ok(None) => {}
             Err(StoreError::Row(error)) => {
-                batches.count_rows(vec![unreadable(id.as_str(), &error)]);
+                batches
+                    .count_rows(vec![unreadable(id.as_str(), &error)])
+                    .await;
             }
             Err(error) => return Err(error.into()),
         }
@@ -55,12 +57,12 @@ impl Runner {
         Err(RunError::NotFound(id.clone()))
     }
 
-    pub(super) async fn site(
+    pub(super) async fn site_run(
         &self,
         stop: &CancellationToken,
         batches: &mut BatchSet,
     ) -> Result<(), RunError> {
-        let store = &self.context.store;
+        let store = &self.context.site.store;
         let preflight = until_stopped(stop, store.preflight()).await?;
         check_preflight(&preflight, batches.mode())?;
         until_stopped(stop, store.check_collation(&preflight)).await?;
@@ -94,7 +96,7 @@ impl Runner {
 
     /// Reads all rows along the index of the primary key.
     async fn scan(&self, stop: &CancellationToken, batches: &mut BatchSet) -> Result<(), RunError> {
-        let store = &self.context.store;
+        let store = &self.context.site.store;
         let no_more_rows = batches.stop_token();
         let read = async |position: Option<Position>| -> Result<Page, RunError> {
             let Some(position) = position else {
@@ -126,7 +128,7 @@ impl Runner {
             for row in broken {
                 batches.visited.add(&row.id);
                 let outcome = unreadable(&row.organization_id(), &row.error);
-                batches.count_rows(vec![outcome]);
+                batches.count_rows(vec![outcome]).await;
             }
             page = if store.options().database_pool_size == 1 {
                 // The batches need the only connection, so do not read at the same time.
@@ -156,12 +158,14 @@ impl Runner {
         let mut rows = Vec::new();
         for id in ids {
             batches.visited.add(id.as_bytes());
-            let row = stop.run_until_cancelled(self.context.store.row(&id)).await;
+            let row = stop
+                .run_until_cancelled(self.context.site.store.row(&id))
+                .await;
             match row.ok_or(RunError::Stopped)? {
                 Ok(Some(row)) => rows.push(row),
                 Ok(None) => batches.visited.gone(&id),
                 Err(StoreError::Row(error)) => {
-                    batches.count_rows(vec![unreadable(&id, &error)]);
+                    batches.count_rows(vec![unreadable(&id, &error)]).await;
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -175,7 +179,7 @@ impl Runner {
 }
 
 /// Checks whether a run may begin, or whether it could have missed rows.
-fn check_preflight(preflight: &Preflight, mode: Mode) -> Result<(), StoreError> {
+pub(super) fn check_preflight(preflight: &Preflight, mode: Mode) -> Result<(), StoreError> {
     if let Some(fault) = &preflight.unfit {
         return Err(fault.clone().into());
     }
@@ -193,12 +197,8 @@ fn check_preflight(preflight: &Preflight, mode: Mode) -> Result<(), StoreError> 
 }
 
 /// One failure for each unreadable column, or one for the row as a whole.
-fn unreadable(organization_id: &str, error: &RowError) -> RowOutcome {
-    let failure = |field| Failure {
-        organization_id: organization_id.to_owned(),
-        field,
-        error: error.to_string(),
-    };
+pub(super) fn unreadable(organization_id: &str, error: &RowError) -> RowOutcome {
+    let failure = |field| Failure::of_row(organization_id, field, error);
     match error {
         RowError::Unreadable { columns, .. } if !columns.is_empty() => {
             RowOutcome::Failed(columns.iter().copied().map(failure).collect())

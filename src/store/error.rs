@@ -116,6 +116,25 @@ pub enum RowError {
     Refused(String),
 }
 
+impl RowError {
+    /// The stable reason.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::RowLocked | Self::TableLocked => "ROW_LOCKED",
+            Self::StatementTimeout => "TIMEOUT",
+            Self::Conflicts(_) => "CONFLICT",
+            Self::Version(VersionError::Missing) => "TENANT_MISSING",
+            Self::Version(_) => "TENANT_VERSION",
+            Self::Privilege | Self::Policy => "PRIVILEGE",
+            Self::TextNotKept => "TEXT_NOT_KEPT",
+            Self::NotBumped => "VERSION_NOT_BUMPED",
+            Self::Unreadable { .. } => "ROW_UNREADABLE",
+            Self::Ignored | Self::Refused(_) => "REFUSED",
+        }
+    }
+}
+
 /// The write of a row reads one of these settings to raise an error. The settings do not
 /// exist, and Postgres names a missing setting in its message in every language.
 pub(super) const TEXT_NOT_KEPT: &str = "nico_rewrap.text_not_kept";
@@ -149,7 +168,8 @@ impl StoreError {
     /// Converts the error of a statement that is not about a single row. If the problem can
     /// pass by itself, the result is [`StoreError::Unavailable`]. If somebody must change
     /// something, the result is [`StoreError::Setup`].
-    pub(super) fn into_unavailable(self) -> Self {
+    #[must_use]
+    pub fn into_unavailable(self) -> Self {
         match self {
             Self::Unavailable(_) | Self::Setup(_) => self,
             Self::Row(RowError::Policy) => SetupError::from(Hidden::BySomePolicy).into(),

@@ -70,6 +70,14 @@ pub(super) use without_index;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment(pub(super) i64);
 
+impl Moment {
+    /// The transaction id.
+    #[must_use]
+    pub fn number(self) -> i64 {
+        self.0
+    }
+}
+
 /// Organizations that are in the table and were not visited.
 #[derive(Debug, Default)]
 pub struct Sweep {

@@ -101,13 +101,16 @@ fn deadline(metadata: &MetadataMap) -> Option<Duration> {
 }
 
 fn response(report: &Report, target: String) -> ReencryptTenantIdentitySecretsResponse {
+    // The counters of this message have 32 bits. They stop at their maximum.
+    let counter = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
+    let counts = &report.counts;
     ReencryptTenantIdentitySecretsResponse {
-        rows_examined: report.rows_examined(),
-        rows_updated: report.rows_updated,
-        rows_skipped_all_on_target: report.rows_on_target,
-        fields_reencrypted: report.fields_reencrypted,
-        fields_skipped_on_target: report.fields_on_target,
-        rows_failed: report.rows_failed,
+        rows_examined: counter(counts.rows_examined()),
+        rows_updated: counter(counts.rows_updated),
+        rows_skipped_all_on_target: counter(counts.rows_on_target),
+        fields_reencrypted: counter(counts.secrets_rewrapped),
+        fields_skipped_on_target: counter(counts.secrets_on_target),
+        rows_failed: counter(counts.rows_failed),
         failures: report
             .failures()
             .map(|failure| ReencryptTenantIdentityFailure {
@@ -123,6 +126,16 @@ fn response(report: &Report, target: String) -> ReencryptTenantIdentitySecretsRe
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counters_stop_at_their_maximum() {
+        let mut report = Report::default();
+        report.counts.rows_updated = u64::from(u32::MAX);
+        report.counts.rows_failed = 1;
+        let response = response(&report, "kv2".to_owned());
+        assert_eq!(response.rows_examined, u32::MAX);
+        assert_eq!((response.rows_updated, response.rows_failed), (u32::MAX, 1));
+    }
 
     #[test]
     fn deadlines_are_read_as_grpc_spells_them() {

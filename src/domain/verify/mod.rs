@@ -14,7 +14,7 @@ use self::signing_key::{SigningKeyError, check_signing_key};
 use crate::domain::{
     envelope::Buffers,
     keyring::{Keyring, wipe_stack},
-    rewrap::{COLUMN_COUNT, COLUMNS, Envelopes, FieldError, open},
+    rewrap::{COLUMNS, Envelopes, FieldError, open},
 };
 
 /// What a verify needs of a row.
@@ -76,6 +76,30 @@ pub enum VerifyError {
     NotADelegation(String),
 }
 
+impl VerifyError {
+    /// The stable reason.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Field(error) => error.reason(),
+            Self::NotASigningKey(_) => "NOT_A_SIGNING_KEY",
+            Self::PublicKeyMissing(_) => "PUBLIC_KEY_MISSING",
+            Self::WrongKeyPair(_) => "WRONG_KEY_PAIR",
+            Self::NotADelegation(_) => "NOT_A_DELEGATION",
+        }
+    }
+
+    /// The key id that the envelope names, if it is known.
+    #[must_use]
+    pub fn key_id(&self) -> Option<&str> {
+        match self {
+            Self::Field(error) => error.key_id(),
+            Self::NotASigningKey(id) | Self::NotADelegation(id) => Some(id),
+            Self::PublicKeyMissing(_) | Self::WrongKeyPair(_) => None,
+        }
+    }
+}
+
 /// The columns with the public keys, in the order of [`VerifyRow::public_keys`].
 const PUBLIC_COLUMNS: [&str; 2] = ["signing_key_public_1", "signing_key_public_2"];
 
@@ -84,15 +108,14 @@ const PUBLIC_COLUMNS: [&str; 2] = ["signing_key_public_1", "signing_key_public_2
 pub fn verify(keyring: &Keyring, row: &VerifyRow, buffers: &mut Buffers) -> Verified {
     let (mut on_target, mut elsewhere) = (0, 0);
     let mut bad = Vec::new();
-    for column in 0..COLUMN_COUNT {
-        let text = row.texts[column].as_deref();
-        let Some(text) = text.filter(|text| !text.is_empty()) else {
+    for (column, (name, text)) in COLUMNS.into_iter().zip(&row.texts).enumerate() {
+        let Some(text) = text.as_deref().filter(|text| !text.is_empty()) else {
             continue;
         };
         match verify_secret(keyring, row, column, text, buffers) {
             Ok(true) => on_target += 1,
             Ok(false) => elsewhere += 1,
-            Err(error) => bad.push((COLUMNS[column], error)),
+            Err(error) => bad.push((name, error)),
         }
     }
     wipe_stack();

@@ -129,8 +129,9 @@ impl LiveRun {
         };
         let record = self.record();
         let state = record.state.name();
-        let updated = site.store.update_run(&self.id, state, &document(&record));
-        if updated.await? == Some(true) {
+        let document = document(&record);
+        let stop_requested = site.store.update_run(&self.id, state, &document).await?;
+        if stop_requested == Some(true) {
             self.run.stop();
         }
         Ok(())

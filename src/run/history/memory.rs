@@ -142,7 +142,9 @@ impl Remembered {
         let after = (after.0.to_owned(), after.1.to_owned());
         let kept = self.lock();
         let rest = kept.range((Bound::Excluded(after), Bound::Unbounded));
-        rest.take(limit).map(|(_, failure)| failure.clone()).collect()
+        rest.take(limit)
+            .map(|(_, failure)| failure.clone())
+            .collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Failures> {

@@ -128,13 +128,24 @@ impl History {
         }
         let mut is_stored = false;
         if let Some(site) = self.state() {
-            let pair = request.as_ref().map(|r| (r.id.as_str(), r.parameters.as_str()));
-            let added = site.store.insert_run(&record.id, &document(&record), pair).await;
+            let pair = request
+                .as_ref()
+                .map(|r| (r.id.as_str(), r.parameters.as_str()));
+            let added = site
+                .store
+                .insert_run(&record.id, &document(&record), pair)
+                .await;
             match added {
                 Ok(StartedRun::New) => is_stored = true,
-                Ok(StartedRun::Known { id, request: parameters }) => {
+                Ok(StartedRun::Known {
+                    id,
+                    request: parameters,
+                }) => {
                     let record = self.get(&id).await?;
-                    let request = request.unwrap_or(Request { id, parameters: parameters.clone() });
+                    let request = request.unwrap_or(Request {
+                        id,
+                        parameters: parameters.clone(),
+                    });
                     return known_run(&request, &parameters, record);
                 }
                 Err(error) => {
@@ -143,7 +154,11 @@ impl History {
             }
         }
         let remembered = self.memory().add(record, request, stop);
-        Ok(Begun::New(LiveRun::new(self.clone(), remembered, is_stored)))
+        Ok(Begun::New(LiveRun::new(
+            self.clone(),
+            remembered,
+            is_stored,
+        )))
     }
 
     /// The run `id`.

@@ -14,9 +14,7 @@ pub use self::{
     census::{CensusScan, ScanMode},
     verify::VerifyScan,
 };
-use super::{
-    Moment, Store, StoreError, lease::Lease, statement::Statement, sweep::without_index,
-};
+use super::{Moment, Store, StoreError, lease::Lease, statement::Statement, sweep::without_index};
 
 /// Maximum size of the whole texts that one statement reads, in bytes. A statement reads at
 /// least one row.

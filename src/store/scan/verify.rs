@@ -125,7 +125,11 @@ impl VerifyScan<'_> {
         if self.open.is_empty() && !self.at_end {
             let rows = self.store.query(&self.lease, &FETCH, &[]).await?;
             self.at_end = rows.is_empty();
-            self.open = rows.iter().rev().map(Open::from_pg).collect::<Result<_, _>>()?;
+            self.open = rows
+                .iter()
+                .rev()
+                .map(Open::from_pg)
+                .collect::<Result<_, _>>()?;
         }
         if self.open.is_empty() {
             return Ok(None);

@@ -1,0 +1,131 @@
+//! A census: counts the secrets of the site by the key id that they name.
+
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{RunError, pacer::Pacer, progress::Meter, scope::check_preflight, until_stopped};
+use crate::{
+    domain::{census::Tally, envelope::prefix_length, keyring::Keyring, verdict::CensusFacts},
+    run::{Mode, Site},
+    store::{CensusScan, ScanMode, StoreError},
+};
+
+/// The fewest characters of a text that a census reads, and the most: the latter suffice for
+/// every key id that needs no escapes.
+const PREFIX_CHARACTERS: std::ops::RangeInclusive<usize> = 64..=384;
+
+/// A census.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Census {
+    /// The id of the run.
+    pub run_id: String,
+    /// The next transaction id when the snapshot was taken.
+    pub moment: i64,
+    /// When the snapshot was taken, by the clock of the database.
+    pub time: SystemTime,
+    /// How long the census held its snapshot.
+    pub duration: Duration,
+    /// The counts.
+    pub tally: Tally,
+}
+
+impl Census {
+    /// What verdicts depend on.
+    #[must_use]
+    pub fn facts(&self) -> CensusFacts {
+        let secrets = self.tally.keys.iter();
+        CensusFacts {
+            moment: self.moment,
+            start: self.time,
+            unreadable: self.tally.unreadable,
+            secrets: secrets.map(|(id, key)| (id.clone(), key.secrets)).collect(),
+        }
+    }
+}
+
+/// Counts all secrets. A run that may have missed rows ends with an error.
+pub(super) async fn census(
+    site: &Site,
+    run_id: &str,
+    pacer: &Pacer,
+    meter: &Meter,
+    stop: &CancellationToken,
+) -> Result<Census, RunError> {
+    let store = &site.store;
+    check_preflight(&until_stopped(stop, store.preflight()).await?, Mode::DryRun)?;
+    let mut mode = ScanMode::Prefix {
+        characters: prefix_characters(&site.keyring),
+    };
+    let mut attempt = 0;
+    let census = loop {
+        attempt += 1;
+        meter.restart();
+        match count(site, mode, run_id, pacer, meter, stop).await {
+            Ok(census) => break census,
+            Err(RunError::Store(error)) if error.is_of_some_row() => {
+                if mode == ScanMode::Careful {
+                    return Err(error.into_unavailable().into());
+                }
+                mode = ScanMode::Careful;
+            }
+            Err(RunError::Store(
+                error @ (StoreError::ConnectionLost(_) | StoreError::Conflict(_)),
+            )) if attempt < store.options().max_attempts => {
+                tracing::warn!(%error, "the census begins again");
+                store.retry_backoff().await;
+            }
+            Err(RunError::Store(error)) => return Err(error.into_unavailable().into()),
+            Err(error) => return Err(error),
+        }
+    };
+    // A policy may have come into force during the census.
+    check_preflight(&until_stopped(stop, store.preflight()).await?, Mode::DryRun)?;
+    Ok(census)
+}
+
+async fn count(
+    site: &Site,
+    mode: ScanMode,
+    run_id: &str,
+    pacer: &Pacer,
+    meter: &Meter,
+    stop: &CancellationToken,
+) -> Result<Census, RunError> {
+    let began = Instant::now();
+    let mut scan: CensusScan<'_> = until_stopped(stop, site.store.census(mode)).await?;
+    let snapshot = scan.snapshot();
+    meter.set_total(snapshot.rows);
+    let mut tally = Tally::default();
+    while let Some(rows) = until_stopped(stop, scan.next()).await? {
+        for row in &rows {
+            tally.add(row);
+        }
+        meter.add(rows.len() as u64);
+        let paced = stop
+            .run_until_cancelled(pacer.acquire_all(rows.len()))
+            .await;
+        paced.ok_or(RunError::Stopped)?;
+    }
+    scan.finish().await?;
+    Ok(Census {
+        run_id: run_id.to_owned(),
+        moment: snapshot.moment.number(),
+        time: snapshot.start,
+        duration: began.elapsed(),
+        tally,
+    })
+}
+
+/// The number of characters that name every key id of the keyring.
+fn prefix_characters(keyring: &Keyring) -> usize {
+    let longest = keyring
+        .iter()
+        .map(|kek| prefix_length(kek.id().as_str()))
+        .max();
+    longest
+        .unwrap_or(0)
+        .clamp(*PREFIX_CHARACTERS.start(), *PREFIX_CHARACTERS.end())
+}
