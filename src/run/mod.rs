@@ -16,6 +16,7 @@ mod adaptive_rate;
 mod batch;
 mod batch_set;
 mod census;
+pub mod censuses;
 mod groups;
 pub mod history;
 mod pacer;

@@ -174,6 +174,14 @@ impl Store {
         }
     }
 
+    /// Takes the connection for the lock of site-wide applies.
+    pub(super) async fn lock_client(&self) -> Result<Lease<'_>, StoreError> {
+        match self.lock_pool.get().await {
+            Ok(client) => Ok(Lease::without_slot(self, client)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Lets the pool open as many connections as are configured again: the limit in
     /// Postgres may have changed.
     pub fn restore_connections(&self) {

@@ -12,6 +12,7 @@
 mod barrier;
 pub mod database;
 mod error;
+mod guard;
 mod lease;
 mod load_probe;
 mod locked;
@@ -52,12 +53,13 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 pub use self::{
     barrier::Incarnation,
     error::{RowError, StoreError},
+    guard::SiteLock,
     load_probe::{LoadProbe, LoadSample},
     page::{Page, Position, Unreadable},
     ping::Ping,
     preflight::Preflight,
     row::{Row, VersionError, next_counter},
-    scan::{CensusScan, ScanMode, Snapshot, VerifyScan},
+    scan::{CensusScan, Read, ScanMode, Snapshot, VerifyScan},
     schema::SchemaError,
     settle::Settled,
     setup::{Hidden, SetupError},
@@ -137,6 +139,8 @@ pub struct Store {
     reserve_pool: Pool,
     /// For the schema `nico_rewrap`.
     state_pool: Pool,
+    /// Has one connection, for the lock of site-wide applies.
+    lock_pool: Pool,
     /// Counts the notices on the connections of `pool` and `reserve_pool`.
     notices: Arc<Notices>,
     options: StoreOptions,
@@ -182,6 +186,7 @@ impl Store {
             probe_pool: pool(database, &options, 1, Arc::default())?,
             reserve_pool: pool(database, &options, 1, notices.clone())?,
             state_pool: pool(database, &state_options, STATE_CONNECTIONS, Arc::default())?,
+            lock_pool: pool(database, &options, 1, Arc::default())?,
             notices,
             options,
             has_key_id_column: AtomicBool::new(false),

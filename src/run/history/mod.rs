@@ -103,6 +103,12 @@ impl History {
         }
     }
 
+    /// The site; `None` if machine identity is disabled.
+    #[must_use]
+    pub fn site(&self) -> Option<&Arc<Site>> {
+        self.0.site.as_ref()
+    }
+
     /// Whether runs are kept in the database.
     #[must_use]
     pub fn is_persistent(&self) -> bool {

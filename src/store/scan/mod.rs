@@ -12,7 +12,7 @@ use tokio_postgres::types::{FromSql, Type};
 
 pub use self::{
     census::{CensusScan, ScanMode},
-    verify::VerifyScan,
+    verify::{Read, VerifyScan},
 };
 use super::{Moment, Store, StoreError, lease::Lease, statement::Statement, sweep::without_index};
 
