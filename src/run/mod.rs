@@ -22,6 +22,7 @@ pub mod history;
 mod pacer;
 mod pending;
 mod progress;
+pub mod receipt;
 pub mod record;
 mod report;
 mod scope;

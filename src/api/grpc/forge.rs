@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
-use super::proto::{
+use super::proto::forge::{
     ReencryptTenantIdentityFailure, ReencryptTenantIdentitySecretsRequest,
     ReencryptTenantIdentitySecretsResponse, forge_server::Forge,
 };

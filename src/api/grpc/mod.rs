@@ -7,13 +7,18 @@ mod reflection;
 use tonic::{server::NamedService, service::Routes};
 use tonic_reflection::server::{v1, v1alpha};
 
-use self::{forge::ForgeService, proto::forge_server::ForgeServer, reflection::Reflection};
+use self::{forge::ForgeService, proto::forge::forge_server::ForgeServer, reflection::Reflection};
 use super::{call::Calls, guard::MAX_REQUEST_BYTES};
 
 #[expect(unreachable_pub, clippy::pedantic, reason = "generated code")]
 mod proto {
-    tonic::include_proto!("forge");
-    pub(super) const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/forge.bin"));
+    pub(super) mod forge {
+        tonic::include_proto!("forge");
+    }
+    pub(super) mod rewrap {
+        tonic::include_proto!("nico.rewrap.v1");
+    }
+    pub(super) const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/services.bin"));
 }
 
 /// The services of this server: `forge.Forge`, health checking and reflection.
