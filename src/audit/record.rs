@@ -15,7 +15,8 @@ use serde_json::ser::{CharEscape, CompactFormatter, Formatter, Serializer};
 use crate::{
     auth::identity::{Caller, Identity},
     auth::peer::Peer,
-    run::{Mode, Report, Scope},
+    auth::refusal::Refusal,
+    run::{Report, Scope, record::Kind},
 };
 
 /// Length limit, in characters, of texts that the client chooses: the path of the request
@@ -28,7 +29,7 @@ pub(crate) struct Record {
     run_id: String,
     peer: Option<Arc<Peer>>,
     method: String,
-    asked: Option<(String, Mode)>,
+    asked: Option<(String, Option<Kind>)>,
     report: Report,
     durable: bool,
     /// Whether the call may have accessed the database. All clones share this flag.
@@ -63,9 +64,9 @@ impl Record {
 
     /// Sets scope and mode of the request. The scope is `None` if the organization id is
     /// invalid.
-    pub(crate) fn set_request(&mut self, scope: Option<&Scope>, mode: Mode) {
+    pub(crate) fn set_request(&mut self, scope: Option<&Scope>, kind: Option<Kind>) {
         let scope = scope.map_or_else(|| "organization (invalid)".to_owned(), Scope::to_string);
-        self.asked = Some((cut(&scope), mode));
+        self.asked = Some((cut(&scope), kind));
     }
 
     /// Sets the counts of the run, which may have ended with an error. `durable` is false if a
@@ -107,10 +108,14 @@ impl Record {
     /// The line at the end of the call, with its outcome.
     pub(super) fn ended(&self, duration: Duration, outcome: &Outcome) -> String {
         let report = &self.report;
+        let refusal = outcome.refusal.as_ref();
         line(&Ended {
             common: self.common("call"),
             outcome: outcome.name,
             error: outcome.error.as_deref(),
+            denied_by: refusal.map(|refusal| refusal.rule.setting()),
+            seen: refusal.map(|refusal| refusal.seen.as_str()),
+            expected: refusal.map(|refusal| refusal.expected.as_str()),
             rows_examined: report.rows_examined(),
             rows_updated: report.counts.rows_updated,
             rows_skipped_all_on_target: report.counts.rows_on_target,
@@ -126,7 +131,7 @@ impl Record {
     fn common(&self, message: &'static str) -> Common<'_> {
         let caller = self.peer.as_ref().map(|peer| &peer.caller);
         let identity = caller.and_then(|caller| caller.identity.as_ref());
-        let mode = self.asked.as_ref().map(|(_, mode)| *mode);
+        let kind = self.asked.as_ref().and_then(|(_, kind)| *kind);
         Common {
             timestamp: humantime::format_rfc3339_micros(SystemTime::now()).to_string(),
             level: "INFO",
@@ -142,7 +147,8 @@ impl Record {
             certificate_issuer: caller.map(|caller| caller.issuer.as_str()),
             peer: self.peer.as_ref().map(|peer| peer.address.to_string()),
             scope: self.asked.as_ref().map_or("unknown", |(scope, _)| scope),
-            dry_run: mode.map(|mode| mode == Mode::DryRun),
+            kind: kind.map(Kind::label),
+            dry_run: kind.map(|kind| kind == Kind::DryRun),
         }
     }
 }
@@ -158,6 +164,8 @@ pub(crate) struct Outcome {
     pub(crate) name: &'static str,
     /// The message of the error.
     pub(crate) error: Option<String>,
+    /// The rule that refused the caller.
+    pub(crate) refusal: Option<Refusal>,
 }
 
 impl Outcome {
@@ -165,6 +173,7 @@ impl Outcome {
     pub(crate) const OK: Self = Self {
         name: "OK",
         error: None,
+        refusal: None,
     };
 }
 
@@ -191,6 +200,8 @@ struct Common<'a> {
     peer: Option<String>,
     scope: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
     dry_run: Option<bool>,
 }
 
@@ -201,6 +212,12 @@ struct Ended<'a> {
     outcome: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    denied_by: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seen: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expected: Option<&'a str>,
     rows_examined: u64,
     rows_updated: u64,
     rows_skipped_all_on_target: u64,
@@ -277,6 +294,7 @@ mod tests {
                     identity: Some(Identity::Service {
                         name: name.to_owned(),
                     }),
+                    refusal: None,
                     serial: name.to_owned(),
                     issuer: name.to_owned(),
                 },
@@ -285,6 +303,7 @@ mod tests {
             let outcome = Outcome {
                 name: "INTERNAL",
                 error: Some("internal error".to_owned()),
+                refusal: None,
             };
             for line in [
                 record.started(),

@@ -12,7 +12,7 @@ use std::{convert::Infallible, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::pacer::Pacer;
+use super::{pacer::Pacer, progress::Meter};
 use crate::{
     store::{LoadProbe, LoadSample, Store, StoreError},
     telemetry,
@@ -56,6 +56,7 @@ const REPLICA_LAG: Duration = Duration::from_secs(5);
 pub(super) struct RateController<'a> {
     load_probe: LoadProbe<'a>,
     pacer: &'a Pacer,
+    meter: &'a Meter,
     rule: RateRule,
 }
 
@@ -65,7 +66,12 @@ impl<'a> RateController<'a> {
     ///
     /// The rates of a run whose rows cost the database less are `scale` times those of an
     /// apply.
-    pub(super) async fn new(store: &'a Store, pacer: &'a Pacer, scale: f64) -> Self {
+    pub(super) async fn new(
+        store: &'a Store,
+        pacer: &'a Pacer,
+        scale: f64,
+        meter: &'a Meter,
+    ) -> Self {
         let mut commits = Vec::with_capacity(BASELINE_COMMITS);
         let mut last = None;
         let mut load_probe = store.load_probe();
@@ -84,6 +90,7 @@ impl<'a> RateController<'a> {
         let mut controller = Self {
             load_probe,
             pacer,
+            meter,
             rule: RateRule::new(baseline, scale),
         };
         if let Some(sample) = last {
@@ -136,6 +143,7 @@ impl<'a> RateController<'a> {
     fn apply(&mut self, sample: &LoadSample, rate: f64) -> Option<f64> {
         let limit = self.rule.next(sample, rate);
         self.pacer.limit_rate_to(limit);
+        self.meter.set_rate_limit(limit);
         telemetry::database_load(sample.commit, self.rule.baseline, sample.replica_lag, limit);
         limit
     }

@@ -16,6 +16,7 @@ use super::{
     Context, Mode, Report, RunError, RunIo, RunSpec, Scope,
     batch::{Batch, BatchEnd},
     pacer::Pacer,
+    progress::Meter,
     report::RowOutcome,
     visited::Visited,
 };
@@ -102,6 +103,11 @@ impl BatchSet {
     /// The counts so far.
     pub(super) fn report(&self) -> &Report {
         &self.report
+    }
+
+    /// How far the run is.
+    pub(super) fn meter(&self) -> Arc<Meter> {
+        self.io.meter.clone()
     }
 
     /// Sets the estimate of the number of rows.

@@ -18,7 +18,9 @@ mod batch_set;
 mod census;
 pub mod censuses;
 mod groups;
+pub mod guard;
 pub mod history;
+pub mod key_check;
 mod pacer;
 mod pending;
 mod progress;
@@ -177,6 +179,8 @@ struct Context {
     /// connections, so that reading a page never waits for a locked row.
     writer_permits: Semaphore,
     pacer: Pacer,
+    /// The limit of `pacer`. Zero means no limit.
+    max_rows_per_second: u32,
     /// Whether a site-wide apply adapts its rate to the load.
     adaptive_rate: bool,
     /// What a run without progress waits for.
@@ -216,6 +220,7 @@ impl Runner {
                 site,
                 writer_permits: Semaphore::new(writers),
                 pacer: Pacer::new(speed.max_rows_per_second),
+                max_rows_per_second: speed.max_rows_per_second,
                 adaptive_rate: speed.adaptive_rate,
                 stall: watch::Sender::new(None),
             }),
@@ -257,6 +262,14 @@ impl Runner {
         if spec.kind == Kind::Census {
             return self.census(spec, &io.meter, stop).await;
         }
+        let writes = spec.kind == Kind::Apply;
+        let shared = if writes {
+            self.context.max_rows_per_second
+        } else {
+            0
+        };
+        io.meter
+            .set_configured_limit([spec.max_rows_per_second, shared]);
         self.store().restore_connections();
         let mut batches = BatchSet::new(self.context.clone(), spec, io, stop);
         let progress = batches.progress();
@@ -272,7 +285,7 @@ impl Runner {
         let pacer = Pacer::new(spec.max_rows_per_second);
         let site = &self.context.site;
         let census = census::census(site, &spec.id, &pacer, meter, stop);
-        let result = self.paced(&pacer, CENSUS_SCALE, stop, census).await;
+        let result = self.paced(&pacer, CENSUS_SCALE, meter, stop, census).await;
         let mut ended = Ended::without_rows(Ok(()));
         match result {
             Ok(census) => {
@@ -289,13 +302,14 @@ impl Runner {
         &self,
         pacer: &Pacer,
         scale: f64,
+        meter: &Meter,
         stop: &CancellationToken,
         reading: impl Future<Output = Result<T, RunError>>,
     ) -> Result<T, RunError> {
         if !self.context.adaptive_rate {
             return reading.await;
         }
-        let controller = RateController::new(self.store(), pacer, scale);
+        let controller = RateController::new(self.store(), pacer, scale, meter);
         let controller = stop.run_until_cancelled(controller).await;
         let controller = controller.ok_or(RunError::Stopped)?;
         tokio::select! {
@@ -367,6 +381,7 @@ impl Runner {
         batches: &mut BatchSet,
     ) -> Result<(), RunError> {
         let Context { site, pacer, .. } = &*self.context;
+        let meter = batches.meter();
         match (&spec.scope, spec.kind) {
             (Scope::Organization(id), Kind::Verify) => {
                 verify::verify_organization(site, id, stop, batches).await
@@ -375,11 +390,11 @@ impl Runner {
             (Scope::Site, Kind::Verify) => {
                 let pacer = Pacer::new(spec.max_rows_per_second);
                 let verify = verify::verify_site(site, &pacer, stop, batches);
-                self.paced(&pacer, VERIFY_SCALE, stop, verify).await
+                self.paced(&pacer, VERIFY_SCALE, &meter, stop, verify).await
             }
             (Scope::Site, Kind::Apply) => {
                 let apply = self.site_run(stop, batches);
-                self.paced(pacer, 1.0, stop, apply).await
+                self.paced(pacer, 1.0, &meter, stop, apply).await
             }
             (Scope::Site, _) => self.site_run(stop, batches).await,
         }

@@ -1,7 +1,7 @@
 //! How far a run is. A run only adds to a counter; whoever watches computes the rest.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -15,7 +15,9 @@ pub struct Meter {
     rows_done: AtomicU64,
     /// Zero if unknown.
     rows_total: AtomicU64,
-    /// The bits of an `f64`; zero if there is no limit.
+    /// The limit of the settings and of the request; zero if there is none.
+    configured_limit: AtomicU32,
+    /// The adaptive limit: the bits of an `f64`; zero if there is none.
     rate_limit: AtomicU64,
 }
 
@@ -35,7 +37,24 @@ impl Meter {
         self.rows_total.store(rows, Ordering::Relaxed);
     }
 
-    /// Sets the limit that is in force, in rows per second.
+    /// Sets the limits that do not change, in rows per second. Zero means no limit.
+    pub(super) fn set_configured_limit(&self, limits: [u32; 2]) {
+        let limit = limits.into_iter().filter(|limit| *limit > 0).min();
+        self.configured_limit
+            .store(limit.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// The limit that is in force.
+    fn limit(&self) -> Option<f64> {
+        let configured = f64::from(self.configured_limit.load(Ordering::Relaxed));
+        let adaptive = f64::from_bits(self.rate_limit.load(Ordering::Relaxed));
+        let limits = [configured, adaptive]
+            .into_iter()
+            .filter(|limit| *limit > 0.0);
+        limits.min_by(f64::total_cmp)
+    }
+
+    /// Sets the adaptive limit, in rows per second.
     pub(super) fn set_rate_limit(&self, limit: Option<f64>) {
         let bits = limit.unwrap_or(0.0).to_bits();
         self.rate_limit.store(bits, Ordering::Relaxed);
@@ -92,12 +111,11 @@ impl Sampler {
             let seconds = (rows_total - rows_done) as f64 / rows_per_second;
             Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
         });
-        let limit = f64::from_bits(meter.rate_limit.load(Ordering::Relaxed));
         Progress {
             rows_done,
             rows_total,
             rows_per_second,
-            rate_limit: (limit > 0.0).then_some(limit),
+            rate_limit: meter.limit(),
             remaining,
         }
     }

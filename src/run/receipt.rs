@@ -293,7 +293,10 @@ mod tests {
         let removed = format!("{}\n{}", lines[0], lines[2]);
         for broken in [changed, removed] {
             let error = verify_chain(&broken).unwrap_err();
-            assert!(matches!(error, BrokenChain::NotTheNext { line: 2, .. }), "{error}");
+            assert!(
+                matches!(error, BrokenChain::NotTheNext { line: 2, .. }),
+                "{error}"
+            );
         }
         for other in ["{}", "x", "{\"kind\":\"Receipt\"}"] {
             assert_eq!(verify_chain(other), Err(BrokenChain::NotAReceipt(1)));

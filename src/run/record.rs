@@ -7,7 +7,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Mode, Scope, groups::FailureGroup};
+use super::{Mode, RunSpec, Scope, groups::FailureGroup};
 
 /// What a run does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,6 +124,49 @@ pub struct RunProblem {
     pub message: String,
     /// The variable parts of the message.
     pub metadata: BTreeMap<String, String>,
+}
+
+impl RunRecord {
+    /// The record of a run that starts now.
+    #[must_use]
+    pub fn started(spec: &RunSpec, target: &str, caller: &str, instance: &str) -> Self {
+        Self {
+            id: spec.id.clone(),
+            kind: spec.kind,
+            scope: spec.scope.clone(),
+            state: RunState::Running,
+            target_key_id: target.to_owned(),
+            start_time: SystemTime::now(),
+            end_time: None,
+            caller: caller.to_owned(),
+            instance: instance.to_owned(),
+            progress: Progress::default(),
+            counts: None,
+            failure_groups: Vec::new(),
+            problem: None,
+            durable: false,
+        }
+    }
+
+    /// Whether this is a site-wide apply.
+    #[must_use]
+    pub fn is_site_apply(&self) -> bool {
+        self.kind == Kind::Apply && self.scope == Scope::Site
+    }
+}
+
+impl RunProblem {
+    /// A bug of this program.
+    #[must_use]
+    pub fn internal() -> Self {
+        Self {
+            // gRPC core, "Status codes and their use": INTERNAL.
+            code: 13,
+            reason: "INTERNAL".to_owned(),
+            message: "internal error: search the server's log for this run id".to_owned(),
+            metadata: BTreeMap::new(),
+        }
+    }
 }
 
 /// A run.

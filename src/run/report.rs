@@ -210,12 +210,26 @@ pub struct Ended<E = RunError> {
 
 impl Ended {
     /// A run that ended before it read a row.
-    pub(super) fn without_rows(result: Result<(), RunError>) -> Self {
+    #[must_use]
+    pub fn without_rows(result: Result<(), RunError>) -> Self {
         Self {
             report: Report::default(),
             durable: true,
             census: None,
             result,
+        }
+    }
+
+    /// Converts the result.
+    pub fn map_result<E>(
+        self,
+        map: impl FnOnce(Result<(), RunError>) -> Result<(), E>,
+    ) -> Ended<E> {
+        Ended {
+            report: self.report,
+            durable: self.durable,
+            census: self.census,
+            result: map(self.result),
         }
     }
 

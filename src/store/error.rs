@@ -37,6 +37,9 @@ pub enum StoreError {
     /// Postgres rolled the statement back because of another transaction: try again.
     #[error("rolled back by Postgres ({})", .0.code())]
     Conflict(SqlState),
+    /// Postgres accepts no more connections of this role.
+    #[error("the database can't be used: it accepts no more connections (SQLSTATE 53300)")]
+    TooManyConnections,
     /// A column was dropped while the program ran, most likely `encryption_key_id`.
     #[error("a column was dropped while the program ran")]
     ColumnGone,
@@ -153,6 +156,12 @@ impl StoreError {
     /// A column that must be of type text has another type.
     pub(super) fn not_a_text(column: &str) -> Self {
         SetupError::Schema(format!("column {column} is not of type text")).into()
+    }
+
+    /// Whether Postgres allows no further connection.
+    #[must_use]
+    pub fn is_connection_limit(&self) -> bool {
+        matches!(self, Self::TooManyConnections)
     }
 
     /// Whether Postgres could not read one of the rows. Other rows may be readable.

@@ -178,6 +178,7 @@ impl Store {
     pub(super) async fn lock_client(&self) -> Result<Lease<'_>, StoreError> {
         match self.lock_pool.get().await {
             Ok(client) => Ok(Lease::without_slot(self, client)),
+            Err(error) if is_connection_limit(&error) => Err(StoreError::TooManyConnections),
             Err(error) => Err(error.into()),
         }
     }

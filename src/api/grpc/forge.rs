@@ -10,13 +10,14 @@ use super::proto::forge::{
 };
 use crate::{
     api::{
-        call::{Answer, CallRequest, Calls},
+        audited::Audited,
+        call::{Answer, CallRequest, Calls, RunOptions},
         error::ServiceError,
         run_id::RUN_ID_HEADER,
     },
     auth::peer::Peer,
     domain::organization::OrganizationId,
-    run::{Mode, Report, Scope},
+    run::{Report, Scope, record::Kind},
 };
 
 /// The path of the method, for the audit record.
@@ -35,10 +36,13 @@ impl Forge for ForgeService {
         request: Request<ReencryptTenantIdentitySecretsRequest>,
     ) -> Result<Response<ReencryptTenantIdentitySecretsResponse>, Status> {
         let Answer { run_id, result } = self.0.carry_out(call_request(&request)).await;
-        let (report, target) = result.map_err(|error| error.into_status(&run_id))?;
+        let (report, target) =
+            result.map_err(|error| Audited::mark_error(error.into_status(&run_id)))?;
         let mut response = Response::new(response(&report, target));
-        let run_id = run_id.parse().map_err(|_| ServiceError::Internal)?;
-        response.metadata_mut().insert(RUN_ID_HEADER, run_id);
+        Audited::mark(&mut response);
+        if let Ok(run_id) = run_id.parse() {
+            response.metadata_mut().insert(RUN_ID_HEADER, run_id);
+        }
         Ok(response)
     }
 }
@@ -50,15 +54,18 @@ fn call_request(request: &Request<ReencryptTenantIdentitySecretsRequest>) -> Cal
         peer: request.extensions().get::<Arc<Peer>>().cloned(),
         scope: match &message.organization_id {
             None => Ok(Scope::Site),
-            Some(id) => OrganizationId::parse(id).map(Scope::Organization),
+            Some(id) => OrganizationId::parse(id)
+                .map(Scope::Organization)
+                .map_err(ServiceError::from),
         },
-        mode: if message.dry_run {
-            Mode::DryRun
+        kind: Ok(if message.dry_run {
+            Kind::DryRun
         } else {
-            Mode::Apply
-        },
+            Kind::Apply
+        }),
         expected_target: expected_target(request.metadata()),
         deadline: deadline(request.metadata()),
+        options: RunOptions::default(),
     }
 }
 

@@ -5,17 +5,20 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use tokio::{
     sync::mpsc,
-    time::{MissedTickBehavior, interval, sleep},
+    time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
 use super::{History, Remembered, document};
 use crate::{
-    run::{Failure, record::RunRecord},
+    run::{
+        Failure,
+        record::{RunProblem, RunRecord, RunState},
+    },
     store::state::StoredFailure,
 };
 
@@ -29,6 +32,9 @@ const QUEUE: usize = 16;
 const END_ATTEMPTS: u32 = 10;
 const END_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long an ended run waits until its end is in the database.
+const END_LIMIT: Duration = Duration::from_millis(300);
+
 /// A run that this instance executes.
 pub struct LiveRun {
     history: History,
@@ -36,6 +42,7 @@ pub struct LiveRun {
     id: String,
     /// Whether the run is in the database.
     is_stored: bool,
+    is_over: bool,
     problem_was_logged: AtomicBool,
 }
 
@@ -46,6 +53,7 @@ impl LiveRun {
             history,
             run,
             is_stored,
+            is_over: false,
             problem_was_logged: AtomicBool::new(false),
         }
     }
@@ -69,7 +77,7 @@ impl LiveRun {
 
     /// Keeps the copy in the database up to date until the queue of failures ends. Stops the
     /// run if another instance was asked to.
-    pub async fn keep(&self, mut failures: mpsc::Receiver<Vec<Failure>>) {
+    pub async fn keep(&self, failures: &mut mpsc::Receiver<Vec<Failure>>) {
         let mut heartbeat = interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -83,38 +91,38 @@ impl LiveRun {
         }
     }
 
-    /// Writes the final record. If the database does not answer, a task tries again for a
-    /// while.
-    pub async fn finish(self, change: impl FnOnce(&mut RunRecord)) {
+    /// Writes the final record. If the database does not answer soon, a task tries again for
+    /// a while.
+    pub async fn finish(mut self, change: impl FnOnce(&mut RunRecord)) {
         self.update(change);
+        self.is_over = true;
         if !self.is_stored {
             return;
         }
-        if self.try_to_write().await.is_ok() {
-            self.prune().await;
-            return;
-        }
-        tokio::spawn(async move {
+        let write = tokio::spawn(async move {
             for _ in 0..END_ATTEMPTS {
-                sleep(END_PAUSE).await;
                 if self.try_to_write().await.is_ok() {
+                    self.prune().await;
                     return;
                 }
+                sleep(END_PAUSE).await;
             }
         });
+        let _ = timeout(END_LIMIT, write).await;
     }
 
     async fn add_failures(&self, batch: Vec<Failure>) {
         let batch: Vec<_> = batch.into_iter().map(StoredFailure::from).collect();
+        // Memory comes first: the run may end while the database is silent.
+        self.run.add_failures(&batch);
         if self.is_stored
             && let Some(site) = self.history.state()
         {
             match site.store.add_failures(&self.id, &batch).await {
-                Ok(()) => return,
+                Ok(()) => self.run.forget_failures(&batch),
                 Err(error) => self.log_once(&error),
             }
         }
-        self.run.add_failures(batch);
     }
 
     async fn write_record(&self) {
@@ -151,6 +159,19 @@ impl LiveRun {
                 %error,
                 "cannot write the run to the schema nico_rewrap: other instances do not see its progress"
             );
+        }
+    }
+}
+
+/// A run that was dropped before its end has panicked.
+impl Drop for LiveRun {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.update(|record| {
+                record.state = RunState::Failed;
+                record.end_time = Some(SystemTime::now());
+                record.problem = Some(RunProblem::internal());
+            });
         }
     }
 }

@@ -126,14 +126,22 @@ impl Remembered {
     }
 
     /// Remembers failures: the first ones in the order of the organizations.
-    pub(super) fn add_failures(&self, failures: Vec<StoredFailure>) {
+    pub(super) fn add_failures(&self, failures: &[StoredFailure]) {
         let mut kept = self.lock();
         for failure in failures {
             let key = (failure.organization_id.clone(), failure.field.clone());
-            kept.insert(key, failure);
+            kept.insert(key, failure.clone());
             if kept.len() > FAILURES {
                 kept.pop_last();
             }
+        }
+    }
+
+    /// Forgets failures that are in the database.
+    pub(super) fn forget_failures(&self, failures: &[StoredFailure]) {
+        let mut kept = self.lock();
+        for failure in failures {
+            kept.remove(&(failure.organization_id.clone(), failure.field.clone()));
         }
     }
 

@@ -115,7 +115,27 @@ impl History {
         self.0.is_persistent.load(Ordering::Relaxed)
     }
 
-    /// Adds a run, unless `request` was made before.
+    /// The run that an earlier request with the same id has started.
+    ///
+    /// # Errors
+    ///
+    /// [`HistoryError::RequestIdReused`] if the request id was used with other parameters.
+    pub async fn known(&self, request: &Request) -> Result<Option<RunRecord>, HistoryError> {
+        let mut known = self.memory().by_request(&request.id);
+        if known.is_none()
+            && let Some(site) = self.state()
+            && let Some((id, parameters)) = site.store.run_of_request(&request.id).await?
+        {
+            known = Some((parameters, self.get(&id).await?));
+        }
+        match known {
+            None => Ok(None),
+            Some((parameters, record)) if parameters == request.parameters => Ok(Some(record)),
+            Some(_) => Err(HistoryError::RequestIdReused(request.id.clone())),
+        }
+    }
+
+    /// Adds a run, unless another instance has just started one for the same request.
     ///
     /// # Errors
     ///
@@ -126,12 +146,6 @@ impl History {
         request: Option<Request>,
         stop: CancellationToken,
     ) -> Result<Begun, HistoryError> {
-        if let Some(request) = &request {
-            let known = self.memory().by_request(&request.id);
-            if let Some((parameters, record)) = known {
-                return known_run(request, &parameters, record);
-            }
-        }
         let mut is_stored = false;
         if let Some(site) = self.state() {
             let pair = request
@@ -143,16 +157,12 @@ impl History {
                 .await;
             match added {
                 Ok(StartedRun::New) => is_stored = true,
-                Ok(StartedRun::Known {
-                    id,
-                    request: parameters,
-                }) => {
-                    let record = self.get(&id).await?;
-                    let request = request.unwrap_or(Request {
-                        id,
-                        parameters: parameters.clone(),
-                    });
-                    return known_run(&request, &parameters, record);
+                Ok(StartedRun::Known { .. }) => {
+                    if let Some(request) = &request
+                        && let Some(known) = self.known(request).await?
+                    {
+                        return Ok(Begun::Known(Box::new(known)));
+                    }
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the run is kept in memory only");
@@ -267,6 +277,8 @@ impl History {
             failures.sort_by(|a, b| {
                 (&a.organization_id, &a.field).cmp(&(&b.organization_id, &b.field))
             });
+            failures
+                .dedup_by(|a, b| (&a.organization_id, &a.field) == (&b.organization_id, &b.field));
             failures.truncate(limit as usize);
         }
         Ok(failures)
@@ -288,18 +300,6 @@ impl History {
             Some(run) => Some(run.record()),
             None => from_stored(stored),
         }
-    }
-}
-
-fn known_run(
-    request: &Request,
-    parameters: &str,
-    record: RunRecord,
-) -> Result<Begun, HistoryError> {
-    if request.parameters == parameters {
-        Ok(Begun::Known(Box::new(record)))
-    } else {
-        Err(HistoryError::RequestIdReused(request.id.clone()))
     }
 }
 

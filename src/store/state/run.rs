@@ -63,6 +63,11 @@ const INSERT_RUN: Statement = Statement {
     types: &[Type::TEXT, Type::TEXT, Type::TEXT, Type::TEXT],
 };
 
+const RUN_OF_REQUEST: Statement = Statement {
+    text: "-- run_of_request\nSELECT id, request FROM nico_rewrap.runs WHERE request_id = $1",
+    types: &[Type::TEXT],
+};
+
 const UPDATE_RUN: Statement = Statement {
     text: "-- update_run\n\
            UPDATE nico_rewrap.runs SET state = $2, document = $3, heartbeat = now() \
@@ -186,6 +191,22 @@ impl Store {
             }
         }
         Ok(StartedRun::New)
+    }
+
+    /// The id of the run that a request has started, and what was requested.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the state can't be read.
+    pub async fn run_of_request(
+        &self,
+        request_id: &str,
+    ) -> Result<Option<(String, String)>, StoreError> {
+        let rows = self.state_query(&RUN_OF_REQUEST, &[&request_id]).await?;
+        let Some(row) = rows.first() else {
+            return Ok(None);
+        };
+        Ok(Some((row.try_get(0)?, row.try_get(1)?)))
     }
 
     /// Writes the state of a run. Returns whether somebody asked to stop it; `None` if the
