@@ -42,7 +42,7 @@ run_and_show() {
 
 # check NAME GOT WANTED : one line of a report, and the end of the demo if it is not what it must be.
 check() {
-    printf '    %-34s %10s' "$1" "$2"
+    printf '    %-36s %10s' "$1" "$2"
     if [ "$2" = "$3" ]; then
         printf '  %sok%s\n' "$green" "$plain"
     else
@@ -90,10 +90,10 @@ rewrap() {
     ended=${EPOCHREALTIME/[^0-9]/}
     check 'organizations examined' "$(value rowsExamined)" "$ORGANIZATIONS"
     check "  ${6:-re-wrapped}" "$(value rowsUpdated)" "$2"
-    check '  already on the target, all of it' "$(value rowsSkippedAllOnTarget)" "$3"
+    check '  already under the target key' "$(value rowsSkippedAllOnTarget)" "$3"
     check '  failed' "$(value rowsFailed)" 0
     check "secrets ${6:-re-wrapped}" "$(value fieldsReencrypted)" "$4"
-    check 'secrets already on the target' "$(value fieldsSkippedOnTarget)" "$5"
+    check 'secrets already under the target key' "$(value fieldsSkippedOnTarget)" "$5"
     check 'failures listed' "$(grep -c '"field":' report.json || true)" 0
     check 'target key' "$(value currentEncryptionKeyId)" kv2
     note "in $(((ended - started) / 1000)) ms"
