@@ -55,6 +55,7 @@ async fn version_and_help_are_there_for_a_newcomer() {
                 "NICO_API_DATABASE_URL",
                 "CARBIDE_CREDENTIALS_FILE_PATH",
                 "78",
+                "lock_timeout [default: 2s] how long a run waits for a locked row",
             ],
         ),
         (

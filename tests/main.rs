@@ -85,6 +85,7 @@ mod revocation;
 mod runs;
 mod scope;
 mod security_page;
+mod settings_reference;
 mod several_hosts;
 mod standard_error;
 mod start_log;

@@ -13,7 +13,10 @@ use std::{ffi::OsString, num::NonZero, path::PathBuf, process::ExitCode, time::D
 use clap::{Args, Parser, Subcommand};
 use zeroize::Zeroizing;
 
-use crate::{config::Environment, telemetry};
+use crate::{
+    config::{self, Environment},
+    telemetry,
+};
 
 /// Exit code for a configuration error (EX_CONFIG of sysexits.h).
 const EX_CONFIG: u8 = 78;
@@ -55,6 +58,7 @@ enum Command {
     ///
     /// The exit code is 0 after SIGTERM or SIGINT, 78 for a configuration error, and 1 for any
     /// other error.
+    #[command(after_long_help = config::help())]
     Serve(ConfigFiles),
     /// Create nico-api's tables in an empty database, for development and tests.
     ///
