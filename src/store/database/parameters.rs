@@ -6,8 +6,9 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio_postgres::config::Host;
 
 use super::{
-    DatabaseError, SslMode,
     connect::Server,
+    error::DatabaseError,
+    ssl_mode::SslMode,
     url::{self, Url},
 };
 

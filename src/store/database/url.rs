@@ -8,7 +8,7 @@ use std::{net::Ipv6Addr, path::PathBuf};
 use percent_encoding::percent_decode_str;
 use tokio_postgres::config::Host;
 
-use super::DatabaseError;
+use super::error::DatabaseError;
 
 /// The default port of Postgres.
 pub(super) const DEFAULT_PORT: u16 = 5432;
