@@ -33,6 +33,7 @@ mod seal;
 mod seed;
 mod server;
 mod site;
+mod source_imports;
 
 mod adaptive_rate;
 mod allocations;

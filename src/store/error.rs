@@ -6,7 +6,7 @@ use deadpool_postgres::{PoolError, TimeoutType};
 use thiserror::Error;
 use tokio_postgres::error::SqlState;
 
-use super::{Hidden, SetupError, VersionError};
+use super::{Hidden, SetupError};
 use crate::store::database::tls_problem;
 
 /// Why the store could not do what it was asked.
@@ -114,6 +114,23 @@ pub enum RowError {
     /// Any other error that Postgres reports for one statement.
     #[error("the database refused the write (SQLSTATE {0}); see its log")]
     Refused(String),
+}
+
+/// Why `tenants.version` can't be bumped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum VersionError {
+    /// It is not of the form `V<n>-T<microseconds>`.
+    #[error(
+        "tenants.version is not of the form V<number>-T<microseconds>: \
+         nothing was written; correct it and run again"
+    )]
+    Malformed,
+    /// The number has reached its maximum.
+    #[error("tenants.version has reached its highest number: nothing was written")]
+    Exhausted,
+    /// The organization has no row in `tenants`.
+    #[error("the organization has no row in tenants: nothing was written")]
+    Missing,
 }
 
 /// The write of a row reads one of these settings to raise an error. The settings do not

@@ -33,12 +33,8 @@ const CALL_BUCKETS: [f64; 12] = [
     0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
 ];
 
-/// Installs the metrics recorder and registers all metrics. The returned handle renders them.
-///
-/// # Errors
-///
-/// If a recorder is already installed in this process.
-pub fn start_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus::BuildError> {
+/// Installs the metrics recorder and describes all metrics.
+pub(super) fn install() -> Result<PrometheusHandle, metrics_exporter_prometheus::BuildError> {
     let handle = PrometheusBuilder::new()
         .set_buckets(&CALL_BUCKETS)?
         .install_recorder()?;
@@ -116,7 +112,6 @@ pub fn start_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus::
         "Log lines that were dropped because standard error was not writable or not read fast enough"
     );
     // Alerts need every series from the start.
-    super::zeros::register();
     gauge!(RELOAD_FAILING).set(0.0);
     gauge!(RUN_STALLED).set(0.0);
     gauge!(CONNECTIONS).set(0.0);
