@@ -128,7 +128,7 @@ impl App {
             runner = Some(Runner::new(
                 machine_identity.keyring,
                 store,
-                machine_identity.speed,
+                machine_identity.rate,
             ));
         }
         Ok(Self {

@@ -151,11 +151,11 @@ fn forbid_core_dumps() {
 }
 
 /// How long the exit waits for a reader of standard error.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const EXIT_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Reports an error without the log: before logging starts, and in subcommands without a log.
 fn fail(what: &dyn std::fmt::Display, code: u8) -> ExitCode {
-    telemetry::say(format!("nico-rewrap: {what}\n"), LAST_WORDS);
+    telemetry::say(format!("nico-rewrap: {what}\n"), EXIT_FLUSH_TIMEOUT);
     ExitCode::from(code)
 }
 

@@ -30,7 +30,7 @@ pub(super) fn read(
         keyring: keyring?,
         database: database?,
         store,
-        speed: RateOptions {
+        rate: RateOptions {
             max_rows_per_second: settings.number("rewrap.max_rows_per_second", 0..=1_000_000),
             adaptive_rate: settings.bool("rewrap.adaptive_rate"),
         },

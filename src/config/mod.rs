@@ -74,8 +74,8 @@ pub struct MachineIdentity {
     pub database: Database,
     /// Limits and modes of the database access.
     pub store: StoreOptions,
-    /// Limits of the speed of runs.
-    pub speed: RateOptions,
+    /// Limits of the rate of runs.
+    pub rate: RateOptions,
 }
 
 /// All problems of a configuration, each on a line of its own.

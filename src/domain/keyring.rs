@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn same_bytes_under_two_ids_are_found() {
+    fn duplicate_keys_are_found() {
         let ring = Keyring::new(
             [kek("a", 1), kek("b", 2), kek("c", 1)],
             KeyId::new("a").unwrap(),
