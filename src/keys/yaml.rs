@@ -75,7 +75,7 @@ mod tests {
         keks.iter().map(|kek| kek.id().to_string()).collect()
     }
 
-    fn faults(text: &str) -> String {
+    fn problems(text: &str) -> String {
         parse(text).unwrap_err().join("\n")
     }
 
@@ -128,15 +128,15 @@ mod tests {
             (deepest, "64 nested levels"),
             (levels, "64 nested levels"),
         ] {
-            let faults = faults(&text);
+            let problems = problems(&text);
             assert!(
-                faults.contains("exceeds a limit of the YAML reader"),
-                "{faults}"
+                problems.contains("exceeds a limit of the YAML reader"),
+                "{problems}"
             );
-            assert!(faults.contains(limit), "{faults}");
+            assert!(problems.contains(limit), "{problems}");
             assert!(
-                !faults.contains("base64") && !faults.contains("s3cr3t"),
-                "{faults}"
+                !problems.contains("base64") && !problems.contains("s3cr3t"),
+                "{problems}"
             );
         }
     }
