@@ -157,7 +157,7 @@ impl StoreError {
     pub(super) fn is_of_some_row(&self) -> bool {
         match self {
             Self::Row(RowError::StatementTimeout) => true,
-            Self::Row(RowError::Refused(code)) => lasting_fault(code).is_none(),
+            Self::Row(RowError::Refused(code)) => setup_error(code).is_none(),
             _ => false,
         }
     }
@@ -177,8 +177,8 @@ impl StoreError {
                 "a column that this program needs was dropped (SQLSTATE 42703)".to_owned(),
             )
             .into(),
-            Self::Row(RowError::Refused(code)) => match lasting_fault(&code) {
-                Some(fault) => fault.into(),
+            Self::Row(RowError::Refused(code)) => match setup_error(&code) {
+                Some(problem) => problem.into(),
                 // Bytes that are not valid text, and damaged pages.
                 None if matches!(code.as_str(), "22021" | "22P05" | "XX001" | "XX002") => {
                     SetupError::from(Hidden::ByDamage(code)).into()
@@ -191,7 +191,7 @@ impl StoreError {
 }
 
 /// The permanent problem that a SQLSTATE reports, if any.
-fn lasting_fault(code: &str) -> Option<SetupError> {
+fn setup_error(code: &str) -> Option<SetupError> {
     let schema = |what: &str| Some(SetupError::Schema(format!("{what} (SQLSTATE {code})")));
     match code {
         "42P01" => schema("a table that this program needs is missing"),
