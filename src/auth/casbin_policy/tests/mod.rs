@@ -237,8 +237,9 @@ fn a_repeated_line_has_no_effect() {
 
 #[test]
 fn debug_shows_the_number_of_rules_only() {
-    let text = format!("{:?}", policy(SITE));
-    assert_eq!(text, "CasbinPolicy { rules: 10, .. }");
+    let debug = format!("{:?}", policy(SITE));
+    assert!(debug.contains("rules: 10"), "{debug}");
+    assert!(!debug.contains("site-admin"), "{debug}");
 }
 
 proptest! {
