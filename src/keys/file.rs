@@ -187,19 +187,7 @@ impl<'de> Deserialize<'de> for KeyEntries {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    const A: &str = "ERERERERERERERERERERERERERERERERERERERERERE=";
-    const B: &str = "S0tLS0tLS0tLS0tLS0tLS0tLS0tLS0tLS0tLS0tLS0s=";
-
-    fn ids(text: &str) -> Vec<String> {
-        let keks = parse(text).unwrap();
-        keks.iter().map(|kek| kek.id().to_string()).collect()
-    }
-
-    fn problems(text: &str) -> String {
-        parse(text).unwrap_err().join("\n")
-    }
+    use crate::keys::tests::{A, B, ids, problems};
 
     #[test]
     fn json_and_yaml_may_contain_other_credentials() {
@@ -222,22 +210,19 @@ mod tests {
             "short": "c2VjcmV0", "odd": "s3cr3t!", "": "ERERERERERERERERERERERERERERERERERERERERERE=",
             "kv1": "ERERERERERERERERERERERERERERERERERERERERERE=",
             "kv1": "S0tLS0tLS0tLS0tLS0tLS0tLS0tLS0tLS0tLS0tLS0s="}}}"#;
-        let problems = problems(text);
+        let found = problems(text);
         assert!(
-            problems.contains("key \"short\" decodes to 6 bytes instead of 32"),
-            "{problems}"
+            found.contains("key \"short\" decodes to 6 bytes instead of 32"),
+            "{found}"
         );
         assert!(
-            problems.contains("key \"odd\" is not standard base64"),
-            "{problems}"
+            found.contains("key \"odd\" is not standard base64"),
+            "{found}"
         );
-        assert!(problems.contains("key \"\" can't be used"), "{problems}");
-        assert!(
-            problems.contains("key id \"kv1\" appears twice"),
-            "{problems}"
-        );
+        assert!(found.contains("key \"\" can't be used"), "{found}");
+        assert!(found.contains("key id \"kv1\" appears twice"), "{found}");
         for secret in ["c2VjcmV0", "s3cr3t", "ERER", "S0tL"] {
-            assert!(!problems.contains(secret), "{problems}");
+            assert!(!found.contains(secret), "{found}");
         }
     }
 
@@ -246,18 +231,15 @@ mod tests {
         let swapped = format!(
             r#"{{"machine_identity": {{"encryption_keys": {{"kv1": "{A}", "{B}": "kv2"}}}}}}"#
         );
-        let problems = problems(&swapped);
+        let found = problems(&swapped);
         assert!(
-            problems.starts_with("key number 2 has a text that looks like a key"),
-            "{problems}"
+            found.starts_with("key number 2 has a text that looks like a key"),
+            "{found}"
         );
         let twice = swapped.replace("kv1", B);
-        let problems = format!("{problems}{}", super::parse(&twice).unwrap_err().join(""));
-        assert!(
-            problems.contains("key id number 2 appears twice"),
-            "{problems}"
-        );
-        assert!(!problems.contains(&B[..10]), "{problems}");
+        let found = format!("{found}{}", super::parse(&twice).unwrap_err().join(""));
+        assert!(found.contains("key id number 2 appears twice"), "{found}");
+        assert!(!found.contains(&B[..10]), "{found}");
     }
 
     #[test]
@@ -270,9 +252,9 @@ mod tests {
             "machine_identity: [s3cr3t",
             "machine_identity:\n  encryption_keys:\n    kv1: s3cr3t\n    kv1: s3cr3t\n",
         ] {
-            let problems = problems(text);
-            assert!(!problems.contains("s3cr3t"), "{problems}");
-            assert!(problems.contains("line"), "{problems}");
+            let found = problems(text);
+            assert!(!found.contains("s3cr3t"), "{found}");
+            assert!(found.contains("line"), "{found}");
         }
     }
 
