@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::json;
+use tokio_postgres::Client;
 
 use crate::certs::{self, admin_root, other_ca, root_ca, server_cert, service, service_cert};
 use crate::crl::Crl;
@@ -274,17 +275,27 @@ async fn a_connection_of_a_revoked_leaf_is_closed_and_its_sibling_stays() {
     until(&server, "nico_rewrap_connections_open", &[], 2.0).await;
 }
 
+/// A server that writes one row after the other, at most twenty per second.
+async fn with_slow_writes(
+    files: &Files,
+    database: &Database,
+    client: &Client,
+    organizations: usize,
+) -> Server {
+    seed::insert(client, &orgs(organizations)).await;
+    slow_writes(client, 0.05).await;
+    let site = files
+        .site(Site::new(database))
+        .set("rewrap.database_pool_size", "1");
+    site.set("rewrap.pipeline_depth", "1").start().await
+}
+
 #[tokio::test]
 async fn a_run_of_a_revoked_caller_stops_at_the_next_row() {
     let database = Database::migrated().await;
     let client = database.client().await;
-    seed::insert(&client, &orgs(200)).await;
-    slow_writes(&client, 0.05).await;
     let files = Files::new();
-    let site = files
-        .site(Site::new(&database))
-        .set("rewrap.database_pool_size", "1");
-    let server = site.set("rewrap.pipeline_depth", "1").start().await;
+    let server = with_slow_writes(&files, &database, &client, 200).await;
     let bad = service("nico-api");
     let request = json!({});
     let mut called = std::pin::pin!(reencrypt(&server, &bad, request));
@@ -305,13 +316,8 @@ async fn a_run_of_a_revoked_caller_stops_at_the_next_row() {
 async fn a_run_of_another_caller_goes_on_through_reloads() {
     let database = Database::migrated().await;
     let client = database.client().await;
-    seed::insert(&client, &orgs(60)).await;
-    slow_writes(&client, 0.05).await;
     let files = Files::new();
-    let site = files
-        .site(Site::new(&database))
-        .set("rewrap.database_pool_size", "1");
-    let server = site.set("rewrap.pipeline_depth", "1").start().await;
+    let server = with_slow_writes(&files, &database, &client, 60).await;
     let mut called = std::pin::pin!(run(&server, false));
     tokio::select! {
         report = &mut called => panic!("{report:?}"),

@@ -16,7 +16,7 @@ use crate::server::Server;
 use crate::site::{Exit, Site};
 
 /// Time limit for a condition on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIME_LIMIT: Duration = Duration::from_secs(60);
 
 /// Waits until the gRPC health of the whole server and of the service has this value. It follows
 /// `/readyz`.
@@ -33,7 +33,7 @@ async fn assert_health(server: &Server, expected: &str) {
                 sleep(Duration::from_millis(20)).await;
             }
         };
-        let in_time = timeout(PATIENCE, follows).await;
+        let in_time = timeout(TIME_LIMIT, follows).await;
         in_time.unwrap_or_else(|_| panic!("{service:?} is not {expected}"));
     }
 }
@@ -112,13 +112,13 @@ async fn a_database_that_is_not_there_yet_is_waited_for() {
             sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(PATIENCE, renamed).await.unwrap();
+    timeout(TIME_LIMIT, renamed).await.unwrap();
     assert_ready(&server).await;
 }
 
 /// Waits until the probe has this answer. Calls have their own errors.
 async fn until_probes_say(server: &Server, status: u16, words: &str) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIME_LIMIT;
     loop {
         let (found, body) = server.get("/readyz").await;
         if found == status && body.contains(words) {
@@ -150,14 +150,20 @@ async fn probes_answer_while_the_database_says_nothing() {
     assert_eq!(server.terminate().await, 0);
 }
 
-#[tokio::test]
-async fn a_database_that_goes_and_comes_back_is_told_by_the_probes() {
+/// A server whose Postgres the test may stop, and which gives up soon on a connection.
+async fn on_its_own_postgres() -> (pg::Server, Database, Server) {
     let postgres = pg::Server::start();
     let database = Database::migrated_on(&postgres).await;
     let server = Site::new(&database)
         .set("rewrap.pool_acquire_timeout", "\"1s\"")
         .start()
         .await;
+    (postgres, database, server)
+}
+
+#[tokio::test]
+async fn a_database_that_goes_and_comes_back_is_told_by_the_probes() {
+    let (postgres, _database, server) = on_its_own_postgres().await;
     for _ in 0..2 {
         postgres.stop_fast();
         until_probes_say(&server, 503, "not ready: database: ").await;
@@ -178,12 +184,7 @@ async fn a_database_that_goes_and_comes_back_is_told_by_the_probes() {
 
 #[tokio::test]
 async fn a_database_that_hangs_is_told_by_the_probes() {
-    let postgres = pg::Server::start();
-    let database = Database::migrated_on(&postgres).await;
-    let server = Site::new(&database)
-        .set("rewrap.pool_acquire_timeout", "\"1s\"")
-        .start()
-        .await;
+    let (postgres, database, server) = on_its_own_postgres().await;
     let admin = database.admin().await;
     let sql = "SELECT pid FROM pg_stat_activity WHERE application_name = 'nico-rewrap'";
     let rows = admin.query(sql, &[]).await.unwrap();

@@ -38,31 +38,24 @@ pub enum DefaultValue {
     Derived(&'static str),
 }
 
-const fn text(name: &'static str, default: &'static str, meaning: &'static str) -> Setting {
-    let default = DefaultValue::Text(default);
+const fn entry(name: &'static str, default: DefaultValue, meaning: &'static str) -> Setting {
     Setting {
         name,
         default,
         meaning,
     }
+}
+
+const fn text(name: &'static str, default: &'static str, meaning: &'static str) -> Setting {
+    entry(name, DefaultValue::Text(default), meaning)
 }
 
 const fn number(name: &'static str, default: u32, meaning: &'static str) -> Setting {
-    let default = DefaultValue::Number(default);
-    Setting {
-        name,
-        default,
-        meaning,
-    }
+    entry(name, DefaultValue::Number(default), meaning)
 }
 
 const fn bool(name: &'static str, default: bool, meaning: &'static str) -> Setting {
-    let default = DefaultValue::Bool(default);
-    Setting {
-        name,
-        default,
-        meaning,
-    }
+    entry(name, DefaultValue::Bool(default), meaning)
 }
 
 const fn list(
@@ -70,21 +63,11 @@ const fn list(
     default: &'static [&'static str],
     meaning: &'static str,
 ) -> Setting {
-    let default = DefaultValue::List(default);
-    Setting {
-        name,
-        default,
-        meaning,
-    }
+    entry(name, DefaultValue::List(default), meaning)
 }
 
 const fn derived(name: &'static str, default: &'static str, meaning: &'static str) -> Setting {
-    let default = DefaultValue::Derived(default);
-    Setting {
-        name,
-        default,
-        meaning,
-    }
+    entry(name, DefaultValue::Derived(default), meaning)
 }
 
 /// All settings of `[rewrap]`, in the order of the reference.
