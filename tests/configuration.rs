@@ -96,7 +96,7 @@ rewrap.database_sslmode | "disable" | "none" ; "" | verify-full
 "#;
 
 #[tokio::test]
-async fn a_bad_value_is_named_with_its_setting_and_file() {
+async fn an_error_about_a_bad_value_names_setting_and_file() {
     let database = Database::migrated().await;
     let mut all_good = Site::new(&database);
     for line in SETTINGS.trim().lines() {
@@ -124,7 +124,7 @@ async fn a_bad_value_is_named_with_its_setting_and_file() {
 }
 
 #[tokio::test]
-async fn what_is_missing_is_named() {
+async fn an_error_about_a_missing_setting_names_it() {
     let database = Database::migrated().await;
     for setting in [
         "database_url",
@@ -151,7 +151,7 @@ async fn what_is_missing_is_named() {
 }
 
 #[tokio::test]
-async fn an_old_name_of_a_setting_is_answered_with_the_new_one() {
+async fn an_old_name_of_a_setting_is_an_error_that_gives_the_new_name() {
     let database = Database::migrated().await;
     for (old, new) in [
         ("back_off", "adaptive_rate"),
@@ -175,7 +175,7 @@ async fn an_old_name_of_a_setting_is_answered_with_the_new_one() {
 }
 
 #[tokio::test]
-async fn a_typo_in_our_own_section_is_no_setting() {
+async fn an_unknown_name_in_our_section_is_an_error() {
     let database = Database::migrated().await;
     let typo = |site: Site| site.set("rewrap.lock_timout", "\"2s\"");
     refused(
@@ -254,7 +254,7 @@ async fn settings_are_not_called_missing_if_a_file_cannot_be_read() {
 }
 
 #[tokio::test]
-async fn a_section_of_another_shape_is_a_fault_and_not_absent() {
+async fn a_section_of_another_type_is_an_error() {
     let database = Database::migrated().await;
     for section in ["machine_identity", "tls", "auth", "rewrap"] {
         let list = format!("{section}: must be one section, [{section}], not a list of sections");
@@ -286,7 +286,7 @@ async fn a_section_of_another_shape_is_a_fault_and_not_absent() {
 }
 
 #[tokio::test]
-async fn our_section_is_apart_from_a_file_that_denies_unknown_fields() {
+async fn our_section_in_a_file_that_denies_unknown_fields_is_an_error() {
     let database = Database::migrated().await;
     let words = "site.toml: [rewrap]: is in a file with deny_unknown_fields = true, with which nico-api \
                  does not start; move the section to another file";
@@ -308,7 +308,7 @@ async fn our_section_is_apart_from_a_file_that_denies_unknown_fields() {
 }
 
 #[tokio::test]
-async fn a_list_in_the_environment_is_names_and_commas() {
+async fn a_list_in_the_environment_is_separated_by_commas() {
     let database = Database::migrated().await;
     for (name, setting) in [
         ("NICO_REWRAP__ALLOWED_SERVICES", "[rewrap].allowed_services"),
@@ -358,7 +358,7 @@ async fn a_list_in_the_environment_is_names_and_commas() {
 }
 
 #[tokio::test]
-async fn a_variable_that_is_empty_or_misspelled_is_a_fault() {
+async fn an_empty_or_misspelled_variable_is_an_error() {
     let database = Database::migrated().await;
     let fault = |name: &str, what: &str| format!("environment variable {name}: {what}");
     let empty = |name: &str| fault(name, "is empty: unset it or set it to a value");
@@ -419,7 +419,7 @@ async fn a_variable_that_is_empty_or_misspelled_is_a_fault() {
 }
 
 #[tokio::test]
-async fn a_variable_that_is_not_utf_8_is_a_fault_where_it_is_read() {
+async fn a_variable_that_is_not_utf_8_is_an_error_if_it_is_read() {
     let database = Database::migrated().await;
     let url = database.url();
     let broken = |text: &str| OsString::from_vec([text.as_bytes(), b"\xff"].concat());
@@ -447,7 +447,7 @@ async fn a_variable_that_is_not_utf_8_is_a_fault_where_it_is_read() {
 }
 
 #[tokio::test]
-async fn what_says_who_is_an_administrator_is_understood_whole() {
+async fn cli_certs_with_an_unknown_or_empty_criterion_is_an_error() {
     let database = Database::migrated().await;
     let criteria = "auth.cli_certs.required_equals";
     for (key, value, words) in [
@@ -499,7 +499,7 @@ async fn what_says_who_is_an_administrator_is_understood_whole() {
 }
 
 #[tokio::test]
-async fn all_faults_are_reported_at_once() {
+async fn all_problems_are_reported_at_once() {
     let database = Database::migrated().await;
     let words = [
         "environment variable NICO_REWRAP__PAGE_SIZE: [rewrap].page_size: must be a number",
@@ -538,7 +538,7 @@ async fn all_faults_are_reported_at_once() {
 }
 
 #[tokio::test]
-async fn a_bad_database_url_is_named_and_not_quoted() {
+async fn an_error_about_a_bad_database_url_does_not_quote_it() {
     let database = Database::migrated().await;
     let (p, url) = (PASSWORD, database.url());
     let bad = [
@@ -614,7 +614,7 @@ async fn a_bad_database_url_is_named_and_not_quoted() {
 }
 
 #[tokio::test]
-async fn variables_of_libpq_are_named_where_they_would_matter() {
+async fn variables_of_libpq_that_would_matter_are_named() {
     let database = Database::migrated().await;
     let not_read = "environment variables PGHOST, PGHOSTADDR are not read here, but nico-api \
                     reads such variables: write their values into database_url";
@@ -656,7 +656,7 @@ async fn variables_of_libpq_are_named_where_they_would_matter() {
 
 /// The server accepts every URL that nico-api's own parser accepts.
 #[tokio::test]
-async fn urls_are_taken_as_nico_api_takes_them() {
+async fn urls_are_parsed_as_in_nico_api() {
     let database = Database::migrated().await;
     let url = database.url();
     let end = |text: &str| format!("{url}{text}");
@@ -683,7 +683,7 @@ async fn urls_are_taken_as_nico_api_takes_them() {
 }
 
 #[tokio::test]
-async fn a_password_in_the_wrong_place_of_the_url_is_not_logged_either() {
+async fn a_password_in_the_wrong_part_of_the_url_is_not_logged() {
     // nico-api's own parser takes everything up to the last @ for the password.
     let url = Database::migrated()
         .await

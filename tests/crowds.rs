@@ -57,7 +57,7 @@ async fn assert_served(server: &Server) {
 }
 
 #[tokio::test]
-async fn silent_clients_give_way_and_take_no_connection() {
+async fn silent_clients_lose_their_slots_to_others() {
     let server = site()
         .set("rewrap.max_client_connections", "1")
         .start()
@@ -78,7 +78,7 @@ async fn silent_clients_give_way_and_take_no_connection() {
 }
 
 #[tokio::test]
-async fn a_crowd_at_one_address_costs_another_nothing() {
+async fn many_connections_from_one_address_do_not_affect_another() {
     let server = site().start().await;
     let patient = silent(&server, "127.0.0.2").await;
     let mut crowd = Vec::new();
@@ -94,7 +94,7 @@ async fn a_crowd_at_one_address_costs_another_nothing() {
 }
 
 #[tokio::test]
-async fn many_connections_are_served_up_to_the_limit_and_refused_beyond() {
+async fn connections_beyond_the_limit_are_refused() {
     let server = Site::new(&Database::migrated().await)
         .set("rewrap.max_client_connections", "20")
         .set("rewrap.handshake_timeout", "\"2s\"")
@@ -135,7 +135,7 @@ fn half_a_request() -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_request_that_is_never_complete_does_not_hold_its_connection() {
+async fn an_incomplete_request_does_not_hold_its_connection() {
     let server = Site::new(&Database::migrated().await)
         .set("rewrap.request_read_timeout", "\"1s\"")
         .set("rewrap.idle_timeout", "\"1s\"")
@@ -161,7 +161,7 @@ async fn a_request_that_is_never_complete_does_not_hold_its_connection() {
 }
 
 #[tokio::test]
-async fn one_client_takes_no_more_than_its_share_of_the_connections() {
+async fn one_client_cannot_exceed_its_quota_of_connections() {
     let site = site().set("rewrap.max_connections_per_client", "2");
     let server = site.start().await;
     let open = |leaf: &Leaf| Connection::open(&server, Some(leaf), &["-tls1_3", "-alpn", "h2"]);
@@ -188,7 +188,7 @@ async fn one_client_takes_no_more_than_its_share_of_the_connections() {
 }
 
 #[tokio::test]
-async fn silent_probes_give_way_to_those_who_ask() {
+async fn silent_connections_to_the_probes_lose_their_slots_to_others() {
     let server = site().start().await;
     let patient = knock(&server.http, "127.0.0.2").await;
     let mut crowd = Vec::new();
@@ -233,7 +233,7 @@ async fn denied_crowd(server: &Server) -> Vec<Connection> {
 }
 
 #[tokio::test]
-async fn who_is_denied_again_and_again_waits_and_others_do_not() {
+async fn denied_calls_are_rate_limited_and_allowed_calls_are_not() {
     let server = Site::new(&Database::migrated().await).start().await;
     let _crowd = denied_crowd(&server).await;
     // All turns that were saved up are taken.
@@ -258,7 +258,7 @@ async fn who_is_denied_again_and_again_waits_and_others_do_not() {
 }
 
 #[tokio::test]
-async fn who_is_denied_leaves_a_record_and_can_not_take_it_back() {
+async fn a_denied_client_that_disconnects_still_leaves_a_record() {
     let server = Site::new(&Database::migrated().await).start().await;
     let _crowd = denied_crowd(&server).await;
     server.wait_logs("call", 101).await;
@@ -288,7 +288,7 @@ async fn who_is_denied_leaves_a_record_and_can_not_take_it_back() {
 }
 
 #[tokio::test]
-async fn handshakes_that_come_to_nothing_are_counted_and_do_not_fill_the_log() {
+async fn failed_handshakes_are_counted_and_do_not_fill_the_log() {
     let server = site().start().await;
     for _ in 0..1000 {
         let mut client = silent(&server, "127.0.0.1").await;

@@ -38,7 +38,7 @@ fn assert_unavailable(answer: Result<Report, GrpcError>) {
 }
 
 #[tokio::test]
-async fn a_run_outlives_the_loss_of_every_connection_and_counts_each_row_once() {
+async fn a_run_survives_the_loss_of_every_connection_and_counts_each_row_once() {
     let database = Database::migrated().await;
     let client = database.client().await;
     seed::insert(&client, &orgs(200)).await;
@@ -91,7 +91,7 @@ async fn behind_a_lock() -> (Client, Client, Proxy, Server) {
 }
 
 #[tokio::test]
-async fn a_write_whose_confirmation_was_lost_is_looked_after_and_not_done_twice() {
+async fn a_write_whose_answer_was_lost_is_checked_and_not_repeated() {
     let rewritten = seal("the rival's", "kv1");
     // What a rival does before the service is back, and the version that the row has in the end.
     let table = [
@@ -134,7 +134,7 @@ async fn a_write_whose_confirmation_was_lost_is_looked_after_and_not_done_twice(
 }
 
 #[tokio::test]
-async fn a_write_that_outlives_its_connection_is_counted_and_not_done_twice() {
+async fn a_write_that_survives_its_connection_is_counted_and_not_repeated() {
     let (rival, watch, proxy, server) = behind_a_lock().await;
     proxy.lose_cancel_requests();
     let outlive = async {
@@ -157,7 +157,7 @@ async fn a_write_that_outlives_its_connection_is_counted_and_not_done_twice() {
 }
 
 #[tokio::test]
-async fn the_audit_record_counts_what_was_committed_before_the_database_gave_up() {
+async fn the_audit_record_counts_the_rows_committed_before_the_database_failed() {
     let database = Database::migrated().await;
     let client = database.client().await;
     seed::insert(&client, &orgs(200)).await;
@@ -184,7 +184,7 @@ async fn the_audit_record_counts_what_was_committed_before_the_database_gave_up(
 }
 
 #[tokio::test]
-async fn a_database_that_dies_ends_the_call_and_not_the_service() {
+async fn a_crash_of_the_database_ends_the_call_but_not_the_service() {
     let postgres = pg::Server::start();
     let database = Database::migrated_on(&postgres).await;
     let client = database.client().await;
@@ -235,7 +235,7 @@ async fn processes(postgres: &pg::Server, client: &Client) -> Vec<u32> {
 }
 
 #[tokio::test]
-async fn a_database_that_hangs_ends_the_call_however_many_connections_the_pool_has() {
+async fn a_hanging_database_ends_the_call_soon_even_with_a_large_pool() {
     let postgres = pg::Server::start();
     let database = Database::migrated_on(&postgres).await;
     let client = database.client().await;
@@ -286,7 +286,7 @@ async fn a_database_that_hangs_ends_the_call_however_many_connections_the_pool_h
 }
 
 #[tokio::test]
-async fn a_database_that_hangs_is_found_out_once_and_not_by_every_row() {
+async fn a_hanging_database_costs_one_timeout_and_not_one_for_each_row() {
     let postgres = pg::Server::start();
     let database = Database::migrated_on(&postgres).await;
     let client = database.client().await;
@@ -313,7 +313,7 @@ async fn a_database_that_hangs_is_found_out_once_and_not_by_every_row() {
 }
 
 #[tokio::test]
-async fn a_database_that_hangs_in_a_commit_under_lock_ends_the_call_too() {
+async fn a_database_that_hangs_in_a_commit_under_lock_ends_the_call() {
     let postgres = pg::Server::start();
     let database = Database::migrated_on(&postgres).await;
     let client = database.client().await;
@@ -360,7 +360,7 @@ async fn a_database_that_hangs_in_a_commit_under_lock_ends_the_call_too() {
 }
 
 #[tokio::test]
-async fn a_start_does_not_cling_to_a_connection_that_hangs() {
+async fn a_start_replaces_a_connection_that_hangs() {
     // With the one, a new connection is set up by a SET; with the other, the first statement is the schema check.
     for pooler in ["session", "transaction"] {
         let database = Database::migrated().await;

@@ -45,7 +45,7 @@ async fn under(database: &Database, key: &str) -> usize {
 }
 
 #[tokio::test]
-async fn a_crash_right_after_the_report_takes_nothing_back() {
+async fn a_crash_right_after_the_report_undoes_no_row() {
     const ORGANIZATIONS: usize = 40;
     let postgres = lazy_postgres();
     let (database, _client) = site_of(&postgres, ORGANIZATIONS).await;
@@ -67,7 +67,7 @@ async fn a_crash_right_after_the_report_takes_nothing_back() {
 }
 
 #[tokio::test]
-async fn one_organization_is_as_durable_as_the_site() {
+async fn a_run_for_one_organization_is_durable() {
     let postgres = lazy_postgres();
     let (database, _client) = site_of(&postgres, 2).await;
     let server = Site::new(&database).start().await;
@@ -114,7 +114,7 @@ fn without_looks(database: &Database) -> Site {
 }
 
 #[tokio::test]
-async fn what_is_only_found_on_target_is_as_durable_as_what_is_written() {
+async fn rows_that_were_found_on_target_are_durable_after_the_report() {
     for dry_run in [true, false] {
         let postgres = lazy_postgres();
         let (database, client) = site_of(&postgres, 40).await;
@@ -130,7 +130,7 @@ async fn what_is_only_found_on_target_is_as_durable_as_what_is_written() {
 }
 
 #[tokio::test]
-async fn a_crash_between_two_rows_that_none_of_them_meets_leaves_no_report() {
+async fn a_crash_that_no_statement_notices_prevents_the_report() {
     let postgres = lazy_postgres();
     let (database, client) = site_of(&postgres, 8).await;
     // Four rows, four seconds of nothing, and four more.
@@ -155,7 +155,7 @@ async fn a_crash_between_two_rows_that_none_of_them_meets_leaves_no_report() {
 }
 
 #[tokio::test]
-async fn without_a_report_a_crash_does_take_rows_back() {
+async fn without_a_report_a_crash_can_undo_rows() {
     let postgres = lazy_postgres();
     let (database, client) = site_of(&postgres, 40).await;
     let written = left_unflushed(&database, &client).await;
@@ -165,7 +165,7 @@ async fn without_a_report_a_crash_does_take_rows_back() {
 }
 
 #[tokio::test]
-async fn with_a_commit_each_every_row_is_flushed_by_itself() {
+async fn per_row_durability_flushes_every_row() {
     let postgres = lazy_postgres();
     let (database, client) = site_of(&postgres, 30).await;
     let flushes = async |client: &tokio_postgres::Client| {

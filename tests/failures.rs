@@ -25,7 +25,7 @@ use crate::site::Site;
 const SECRET: &str = "the secret of a test";
 
 #[tokio::test]
-async fn a_bad_field_fails_its_row_and_no_other_and_the_row_stays_as_it_is() {
+async fn a_bad_field_fails_its_row_only_and_leaves_the_row_unchanged() {
     let bad = bad_texts();
     let mut orgs = Vec::new();
     let mut expected = BTreeMap::new();
@@ -112,7 +112,7 @@ async fn assert_logs_nothing_secret(server: &Server) {
 }
 
 #[tokio::test]
-async fn every_bad_field_of_a_row_has_an_entry_and_a_bad_version_adds_none() {
+async fn each_bad_field_of_a_row_has_an_entry_and_a_bad_version_adds_none() {
     let unknown = || seal(DELEGATION, "kv9");
     let tampered = seal_with(DELEGATION, "kv2", &key("kv1"));
     let three = Org::new("three")
@@ -146,7 +146,7 @@ async fn every_bad_field_of_a_row_has_an_entry_and_a_bad_version_adds_none() {
 }
 
 #[tokio::test]
-async fn a_failed_row_is_rewrapped_once_it_is_mended() {
+async fn a_repaired_row_is_rewrapped_by_the_next_run() {
     let (_database, client, server) = serve(&[Org::under("acme", "kv1").text(1, "!")]).await;
     assert_eq!(dry_run_then_apply(&server).await.rows_failed, 1);
     let mend = "UPDATE tenant_identity_config SET encrypted_signing_key_2 = NULL";
@@ -157,7 +157,7 @@ async fn a_failed_row_is_rewrapped_once_it_is_mended() {
 }
 
 #[tokio::test]
-async fn a_text_may_have_1_mib_and_no_byte_more() {
+async fn a_text_may_have_at_most_1_mib() {
     let padded = |bytes: usize| {
         let text = seal(DELEGATION, "kv1");
         let spaces = " ".repeat(bytes - text.len());
@@ -179,7 +179,7 @@ async fn a_text_may_have_1_mib_and_no_byte_more() {
 }
 
 #[tokio::test]
-async fn the_reference_products_envelopes_are_rewrapped_and_what_it_refuses_is_refused() {
+async fn test_vectors_of_the_reference_product_are_rewrapped_or_refused_as_there() {
     let vectors: Value = serde_json::from_str(include_str!("vectors/envelope_v1.json")).unwrap();
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let bytes = |value: &Value| BASE64_STANDARD.decode(text(value)).unwrap();
@@ -223,7 +223,7 @@ async fn the_reference_products_envelopes_are_rewrapped_and_what_it_refuses_is_r
 }
 
 #[tokio::test]
-async fn a_report_with_too_many_failures_still_arrives_and_counts_them_all() {
+async fn a_report_with_too_many_failures_is_cut_and_counts_them_all() {
     // Each failure spells out an id of 255 unprintable letters, the organization has a long id too.
     let key_id = "\u{1}".repeat(255);
     let text = seal(DELEGATION, &key_id);
@@ -261,7 +261,7 @@ async fn a_report_with_too_many_failures_still_arrives_and_counts_them_all() {
 }
 
 #[tokio::test]
-async fn failures_come_in_the_byte_order_of_the_organizations_whatever_the_collation() {
+async fn failures_are_in_byte_order_of_the_organizations_under_any_collation() {
     let mut ids = [
         "b", "A", "é", "a", "B", "_", "-", "Z", "10", "2", "a-b", "aB", "ab", "a_b", "z", "ü",
     ];

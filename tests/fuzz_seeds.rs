@@ -57,7 +57,7 @@ fn names(dir: &Path) -> BTreeSet<String> {
 }
 
 #[test]
-fn every_seed_comes_out_as_its_name_says() {
+fn every_seed_gives_the_result_in_its_name() {
     for (target, property, outcomes) in TARGETS {
         let dir = fuzz().join("seeds").join(target);
         let mut seen = BTreeSet::new();
@@ -71,7 +71,7 @@ fn every_seed_comes_out_as_its_name_says() {
 }
 
 #[test]
-fn every_target_has_its_seeds_replayed() {
+fn the_seeds_of_every_target_are_replayed() {
     let here: BTreeSet<_> = TARGETS.map(|(target, ..)| target.to_owned()).into();
     for dir in ["fuzz_targets", "properties", "seeds"] {
         assert_eq!(names(&fuzz().join(dir)), here, "{dir}");
@@ -80,7 +80,7 @@ fn every_target_has_its_seeds_replayed() {
 
 /// `fuzz/` has its own lockfile. Its versions must be those of the released program.
 #[test]
-fn what_is_fuzzed_is_what_is_shipped() {
+fn the_fuzz_targets_use_the_locked_versions_of_the_program() {
     let shipped = locked(include_str!("../Cargo.lock"));
     for (name, versions) in locked(include_str!("../fuzz/Cargo.lock")) {
         if let Some(shipped) = shipped.get(&name) {

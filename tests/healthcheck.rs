@@ -34,7 +34,7 @@ async fn assert_unhealthy(address: &str, args: &[&str], words: &str) {
 }
 
 #[tokio::test]
-async fn it_says_what_the_probes_say() {
+async fn the_exit_code_follows_the_probes() {
     let postgres = pg::Server::start();
     let database = Database::migrated_on(&postgres).await;
     postgres.stop_fast();
@@ -55,7 +55,7 @@ async fn it_says_what_the_probes_say() {
 }
 
 #[tokio::test]
-async fn a_server_on_every_address_is_asked_on_loopback() {
+async fn a_server_on_every_address_is_queried_on_loopback() {
     let database = Database::migrated().await;
     for any in ["0.0.0.0", "[::]"] {
         let server = Site::new(&database)
@@ -79,7 +79,7 @@ async fn a_server_on_every_address_is_asked_on_loopback() {
 }
 
 #[tokio::test]
-async fn the_address_is_that_of_serves_own_files_and_nothing_else_of_them_matters() {
+async fn only_the_address_is_read_from_the_files_of_serve() {
     let database = Database::migrated().await;
     let server = Site::new(&database).start().await;
     let earlier =
@@ -111,7 +111,7 @@ async fn the_address_is_that_of_serves_own_files_and_nothing_else_of_them_matter
 }
 
 #[tokio::test]
-async fn what_is_not_a_server_of_ours_is_not_healthy() {
+async fn another_server_at_the_address_is_not_healthy() {
     use std::io::{Read, Write};
     for (answer, words) in [
         (&b""[..], "the answer is not HTTP"),
@@ -136,7 +136,7 @@ async fn what_is_not_a_server_of_ours_is_not_healthy() {
 }
 
 #[tokio::test]
-async fn a_server_that_says_nothing_or_never_ends_is_not_healthy() {
+async fn a_silent_or_endless_answer_is_not_healthy() {
     use std::io::Write;
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let endless = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

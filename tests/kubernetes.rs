@@ -206,7 +206,7 @@ async fn the_job_calls_a_sidecar_by_nico_apis_name() {
 }
 
 #[tokio::test]
-async fn probes_and_the_monitor_ask_what_the_program_answers() {
+async fn probes_and_the_monitor_use_existing_endpoints() {
     let database = Database::migrated().await;
     for (folder, certificate, probes) in [
         (

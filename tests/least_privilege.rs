@@ -43,7 +43,7 @@ async fn grants(client: &tokio_postgres::Client) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn the_role_is_enough_on_old_sites_and_new_ones() {
+async fn the_role_is_sufficient_on_the_old_and_the_new_schema() {
     let postgres = pg::Server::start();
     let (database, url) = site(&postgres).await;
     let client = database.client().await;
@@ -91,7 +91,7 @@ async fn the_role_is_enough_on_old_sites_and_new_ones() {
 }
 
 #[tokio::test]
-async fn the_role_gives_way_to_sessions_whose_doings_it_may_not_see() {
+async fn the_role_slows_down_for_sessions_that_it_may_not_inspect() {
     let postgres = pg::Server::start();
     let (database, url) = site(&postgres).await;
     let owner = database.client().await;
@@ -105,7 +105,7 @@ async fn the_role_gives_way_to_sessions_whose_doings_it_may_not_see() {
 }
 
 #[tokio::test]
-async fn the_role_is_enough_for_nothing_else() {
+async fn the_role_has_no_other_privileges() {
     let postgres = pg::Server::start();
     let (database, url) = site(&postgres).await;
     let owner = database.client().await;
@@ -172,7 +172,7 @@ async fn the_role_is_enough_for_nothing_else() {
 }
 
 #[tokio::test]
-async fn the_owner_can_run_the_file_if_it_may_create_roles() {
+async fn the_owner_can_run_role_sql_if_it_may_create_roles() {
     let postgres = pg::Server::start();
     let (database, url) = site(&postgres).await;
     let (owner, admin) = (database.client().await, database.admin().await);
@@ -193,7 +193,7 @@ async fn the_owner_can_run_the_file_if_it_may_create_roles() {
 }
 
 #[tokio::test]
-async fn the_comment_lets_it_see_replicas_and_nothing_more() {
+async fn the_optional_grant_shows_replicas_and_nothing_else() {
     let postgres = pg::Server::start();
     let (database, _) = site(&postgres).await;
     let admin = database.admin().await;

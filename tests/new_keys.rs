@@ -65,7 +65,7 @@ fn id_and_check_value(exit: &Exit) -> (String, String) {
 }
 
 #[tokio::test]
-async fn an_id_is_suggested_that_is_not_in_the_secrets() {
+async fn the_suggested_id_is_not_in_the_secrets() {
     let site = Site::with_url("postgres://x@127.0.0.1:1/x");
     let config = site.write("serve")[2].clone();
     let suggested = || async {
@@ -124,7 +124,7 @@ async fn an_id_is_suggested_that_is_not_in_the_secrets() {
 }
 
 #[tokio::test]
-async fn a_key_goes_into_the_file_and_is_not_printed() {
+async fn a_key_is_added_to_the_file_and_not_printed() {
     let dir = temp_dir("keys");
     let file = dir.path().join("secrets.json");
     let old = format!(
@@ -247,7 +247,7 @@ async fn a_file_that_cannot_be_changed_safely_stays_as_it_is() {
 }
 
 #[tokio::test]
-async fn keys_that_are_added_at_the_same_time_are_all_there_or_refused() {
+async fn keys_added_at_the_same_time_are_all_kept_or_refused() {
     let dir = temp_dir("keys");
     let file = dir.path().join("secrets.json");
     fs::write(&file, "{}").unwrap();
@@ -276,7 +276,7 @@ async fn keys_that_are_added_at_the_same_time_are_all_there_or_refused() {
 }
 
 #[tokio::test]
-async fn a_terminal_is_warned_of_its_scrollback() {
+async fn a_key_on_a_terminal_comes_with_a_warning_about_the_scrollback() {
     let dir = temp_dir("keys");
     let said = dir.path().join("stderr");
     for (command, warns) in [("keys generate", true), ("keygen --into new.json", false)] {

@@ -22,7 +22,7 @@ async fn old_site(n: usize) -> (Database, tokio_postgres::Client) {
 }
 
 #[tokio::test]
-async fn the_old_column_follows_the_texts_and_is_never_a_reason_to_write() {
+async fn the_old_column_is_updated_with_the_texts_but_causes_no_write() {
     let (database, client) = old_site(2).await;
     // Its label is wrong already, and nobody reads it; all the others have nothing to re-wrap.
     Org::under("wrong-label", "kv1")
@@ -72,7 +72,7 @@ async fn the_old_column_follows_the_texts_and_is_never_a_reason_to_write() {
 }
 
 #[tokio::test]
-async fn a_row_with_one_text_to_rewrap_gets_its_label_too() {
+async fn a_row_with_one_text_to_rewrap_gets_the_new_label() {
     let (database, client) = old_site(0).await;
     let mixed = Org::under("mixed", "kv2").text(1, seal("old", "kv1"));
     mixed.encryption_key_id("kv1").insert(&client).await;
@@ -91,7 +91,7 @@ async fn a_row_with_one_text_to_rewrap_gets_its_label_too() {
 }
 
 #[tokio::test]
-async fn the_old_column_is_set_under_a_row_lock_too() {
+async fn the_old_column_is_set_under_a_row_lock() {
     let (database, client) = old_site(1).await;
     // Three misses, as if the row had changed each time.
     client
@@ -111,7 +111,7 @@ async fn the_old_column_is_set_under_a_row_lock_too() {
 }
 
 #[tokio::test]
-async fn an_error_that_looks_like_the_columns_end_does_not_leave_it_out_of_the_others() {
+async fn an_error_that_resembles_a_dropped_column_affects_one_row_only() {
     let (database, client) = old_site(40).await;
     raise(&client, "org000", "42703", None).await;
     // One row at a time, so that most come after the error.
@@ -203,7 +203,7 @@ async fn schema_changes_between_runs_make_no_row_fail() {
 }
 
 #[tokio::test]
-async fn a_schema_change_between_a_miss_and_the_next_look_makes_no_row_fail() {
+async fn a_schema_change_between_two_attempts_makes_no_row_fail() {
     let database = Database::migrated().await;
     let (rival, migration, watch) =
         tokio::join!(database.client(), database.client(), database.client());

@@ -81,7 +81,7 @@ async fn the_whole_procedure_works_through_a_transaction_mode_pooler() {
 }
 
 #[tokio::test]
-async fn without_the_setting_a_pooler_would_hand_our_limits_to_others() {
+async fn without_pool_mode_transaction_our_session_settings_leak_to_others() {
     let database = Database::migrated().await;
     let bouncer = PgBouncer::start(&database).await;
     let site = Site::with_url(&bouncer.url(&database)).set("rewrap.pool_mode", quote("session"));

@@ -154,7 +154,7 @@ fn organizations() -> impl Strategy<Value = Orgs> {
 }
 
 #[test]
-fn random_sites_become_what_the_contract_says() {
+fn random_sites_are_rewrapped_as_the_contract_says() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (client, servers) = runtime.block_on(start());
     let config = Config {

@@ -106,7 +106,7 @@ fn renewed() -> Leaf {
 }
 
 #[tokio::test]
-async fn a_renewed_pair_comes_into_use_and_half_of_it_does_not() {
+async fn a_renewed_pair_is_loaded_and_half_of_a_pair_is_not() {
     let files = Files::new();
     let server = files.site(disabled()).start().await;
     let failing = "nico_rewrap_tls_reload_failing";
@@ -127,7 +127,7 @@ async fn a_renewed_pair_comes_into_use_and_half_of_it_does_not() {
 }
 
 #[tokio::test]
-async fn a_swap_of_kubernetes_symlink_is_seen() {
+async fn a_swap_of_the_kubernetes_symlink_is_noticed() {
     let files = Files::new();
     let mount = lasting_dir("mount");
     let fill = |name: &str, leaf: &Leaf| {
@@ -157,7 +157,7 @@ async fn a_swap_of_kubernetes_symlink_is_seen() {
 }
 
 #[tokio::test]
-async fn sighup_makes_the_next_look_immediate_and_touches_nothing_else() {
+async fn sighup_reloads_at_once_and_does_nothing_else() {
     let files = Files::new();
     let site = files.site(disabled());
     let server = site
@@ -194,7 +194,7 @@ async fn failure(server: &Server, number: usize) -> String {
 }
 
 #[tokio::test]
-async fn bad_material_is_kept_out_and_named() {
+async fn bad_files_are_not_loaded_and_are_named() {
     let files = Files::new();
     let server = files.site(disabled()).start().await;
     let expired = server_cert().expired().signed_by(root_ca());
@@ -313,7 +313,7 @@ async fn a_run_of_a_revoked_caller_stops_at_the_next_row() {
 }
 
 #[tokio::test]
-async fn a_run_of_another_caller_goes_on_through_reloads() {
+async fn a_run_of_another_caller_continues_through_reloads() {
     let database = Database::migrated().await;
     let client = database.client().await;
     let files = Files::new();
@@ -334,7 +334,7 @@ async fn a_run_of_another_caller_goes_on_through_reloads() {
 }
 
 #[tokio::test]
-async fn connections_under_a_ca_that_is_taken_out_are_closed() {
+async fn connections_under_a_removed_ca_are_closed() {
     let files = Files::new();
     let server = files.site(disabled()).start().await;
     let mut service = Call::new(&server, &service("nico-api")).watch();
@@ -348,7 +348,7 @@ async fn connections_under_a_ca_that_is_taken_out_are_closed() {
 }
 
 #[tokio::test]
-async fn an_administrator_who_is_none_any_more_is_told_to_come_again() {
+async fn a_connection_whose_identity_changes_is_closed() {
     let files = Files::new();
     let both = [root_ca(), admin_root()].map(|ca| fs::read_to_string(&ca.cert).unwrap());
     files.write("root.pem", both.concat().as_bytes());
@@ -385,7 +385,7 @@ async fn a_certificate_that_expires_ends_its_connection() {
 /// The clock may not be set yet, or the certificate expired while the machine was off. A restart
 /// would not help.
 #[tokio::test]
-async fn a_server_certificate_that_is_not_valid_at_the_start_is_waited_for() {
+async fn the_server_is_not_ready_until_its_certificate_is_valid() {
     for (cert, from) in [
         (server_cert().expired(), "2020-01-01T00:00:00Z"),
         (server_cert().not_yet_valid(), "2090-01-01T00:00:00Z"),
@@ -429,7 +429,7 @@ async fn a_server_certificate_becomes_valid_without_a_reload() {
 }
 
 #[tokio::test]
-async fn a_server_certificate_that_has_expired_keeps_no_revocation_list_out() {
+async fn an_expired_server_certificate_does_not_block_a_new_revocation_list() {
     let files = Files::new();
     let end = Instant::now() + Duration::from_secs(15);
     let brief = server_cert().valid_for(Duration::from_secs(15));
@@ -464,7 +464,7 @@ async fn a_server_certificate_that_has_expired_keeps_no_revocation_list_out() {
 }
 
 #[tokio::test]
-async fn files_that_can_not_be_read_to_their_end_do_not_keep_a_bad_connection_open() {
+async fn unreadable_files_do_not_keep_a_revoked_connection_open() {
     let files = Files::new();
     let server = files.site(disabled()).start().await;
     let brief = service_cert("nico-api").valid_for(Duration::from_secs(10));
@@ -487,7 +487,7 @@ async fn files_that_can_not_be_read_to_their_end_do_not_keep_a_bad_connection_op
 }
 
 #[tokio::test]
-async fn expiry_times_are_told() {
+async fn metrics_give_the_expiry_times() {
     let files = Files::new();
     let brief = server_cert().valid_for(Duration::from_secs(86_400));
     files.pair(&brief.signed_by(root_ca()));

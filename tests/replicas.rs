@@ -123,12 +123,12 @@ async fn until_shown(server: &Server, gauge: &str, fits: impl Fn(f64) -> bool) {
 }
 
 #[tokio::test]
-async fn a_run_gives_way_to_a_replica_that_does_not_replay() {
+async fn a_run_slows_down_for_a_replica_that_does_not_replay() {
     a_run_gives_way_until_the_end_of(Standstill::Paused).await;
 }
 
 #[tokio::test]
-async fn a_run_gives_way_to_a_replica_that_falls_silent() {
+async fn a_run_slows_down_for_a_silent_replica() {
     a_run_gives_way_until_the_end_of(Standstill::Silent).await;
 }
 
@@ -164,7 +164,7 @@ async fn a_run_gives_way_until_the_end_of(standstill: Standstill) {
 }
 
 #[tokio::test]
-async fn a_replica_that_keeps_up_costs_no_run_anything() {
+async fn a_replica_without_lag_does_not_slow_a_run_down() {
     let replicated = Replicated::with(2500).await;
     let site = Site::new(&replicated.database);
     let seen = run_alone(site, &replicated.database, replicated.client).await;
@@ -174,7 +174,7 @@ async fn a_replica_that_keeps_up_costs_no_run_anything() {
 }
 
 #[tokio::test]
-async fn who_archives_the_log_is_no_replica() {
+async fn an_archiver_of_the_log_does_not_count_as_a_replica() {
     let primary = primary();
     let database = Database::migrated_on(&primary).await;
     let client = database.client().await;
@@ -223,7 +223,7 @@ async fn under(client: &Client, key: &str) -> usize {
 }
 
 #[tokio::test]
-async fn a_report_waits_for_a_synchronous_replica_and_for_no_other() {
+async fn a_report_waits_only_for_synchronous_replicas() {
     for (synchronous, dry_run) in [(true, false), (true, true), (false, false)] {
         let case = format!("synchronous: {synchronous}, dry run: {dry_run}");
         let replicated = Replicated::with(20).await;

@@ -34,7 +34,7 @@ async fn record_of(server: &Server, leaf: &Leaf, fields: &[(&str, &str)], body: 
 }
 
 #[tokio::test]
-async fn what_a_web_page_could_send_with_an_administrators_certificate_is_no_call() {
+async fn a_request_that_a_web_page_can_send_is_refused() {
     let database = Database::migrated().await;
     let client = database.client().await;
     seed::insert(&client, &[Org::under("acme", "kv1")]).await;
@@ -72,7 +72,7 @@ async fn what_a_web_page_could_send_with_an_administrators_certificate_is_no_cal
 }
 
 #[tokio::test]
-async fn a_path_that_is_almost_the_methods_leads_nowhere() {
+async fn a_path_similar_to_the_methods_is_unimplemented() {
     let server = Site::new(&Database::migrated().await).start().await;
     let double = format!("/{METHOD}");
     let closed = format!("{METHOD}/");
@@ -106,7 +106,7 @@ async fn a_path_that_is_almost_the_methods_leads_nowhere() {
 }
 
 #[tokio::test]
-async fn a_compressed_message_is_refused_and_one_that_only_might_be_is_taken() {
+async fn a_compressed_message_is_refused_but_a_message_that_only_allows_compression_is_not() {
     let server = Site::new(&Database::migrated().await).start().await;
     let gzip = |encoding| [GRPC, ("grpc-encoding", encoding)];
     // Of nothing, by gzip.

@@ -33,7 +33,7 @@ const ONE: Counters = Counters {
 };
 
 #[tokio::test]
-async fn a_run_on_one_organization_touches_that_one_alone() {
+async fn a_run_for_one_organization_changes_only_that_one() {
     let (_database, client, server) = serve(&orgs()).await;
     let mut expected = snapshot(&client).await;
     for id in ["acme", "acme_1-X"] {

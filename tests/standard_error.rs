@@ -154,7 +154,7 @@ async fn calls_probes_and_sigterm_do_not_wait_for_it() {
 }
 
 #[tokio::test]
-async fn lines_without_room_are_counted_and_told_of() {
+async fn dropped_lines_are_counted_and_logged() {
     let site = site_with_failures(12_000).await;
     let mut server = Stalled::start(site.set("rewrap.page_size", "1000"));
     let dropped = "nico_rewrap_log_lines_dropped_total";
@@ -190,7 +190,7 @@ async fn lines_without_room_are_counted_and_told_of() {
 }
 
 #[tokio::test]
-async fn a_limit_of_file_size_does_not_end_the_server() {
+async fn a_file_size_limit_does_not_end_the_server() {
     let site = Site::new(&Database::migrated().await);
     let dir = site.dir().to_owned();
     let log = dir.join("stderr");
@@ -227,7 +227,7 @@ async fn a_limit_of_file_size_does_not_end_the_server() {
 }
 
 #[tokio::test]
-async fn sighup_is_survived_from_before_the_configuration_is_read() {
+async fn a_sighup_before_the_configuration_is_read_does_not_end_the_process() {
     let database = Database::migrated().await;
     let mut seen_early = false;
     for _ in 0..20 {

@@ -49,7 +49,7 @@ fn kernel_sees_aes_instructions() -> bool {
 }
 
 #[tokio::test]
-async fn the_start_log_tells_version_configuration_and_key_check_values() {
+async fn the_start_log_has_version_configuration_and_key_check_values() {
     let database = Database::migrated().await;
     let site = Site::new(&database)
         .unset("rewrap.metrics_endpoint")
@@ -113,7 +113,7 @@ async fn the_start_log_tells_version_configuration_and_key_check_values() {
 }
 
 #[tokio::test]
-async fn two_ids_with_the_same_key_are_warned_about() {
+async fn two_ids_with_the_same_key_cause_a_warning() {
     let database = Database::migrated().await;
     let mut same = keys(&["kv1", "kv2", "kv3"]);
     same.insert("kv2".to_owned(), key("kv1"));
@@ -139,7 +139,7 @@ async fn two_ids_with_the_same_key_are_warned_about() {
 }
 
 #[tokio::test]
-async fn logfmt_tells_the_same_and_no_secrets() {
+async fn logfmt_has_the_same_fields_and_no_secrets() {
     let database = Database::migrated().await;
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = quote(&taken.local_addr().unwrap().to_string());
@@ -182,7 +182,7 @@ async fn logfmt_tells_the_same_and_no_secrets() {
 }
 
 #[tokio::test]
-async fn even_the_finest_log_has_no_key_no_password_and_no_plaintext() {
+async fn the_trace_log_has_no_key_no_password_and_no_plaintext() {
     let database = Database::migrated().await;
     Org::under("acme", "kv1")
         .insert(&database.client().await)
@@ -199,7 +199,7 @@ async fn even_the_finest_log_has_no_key_no_password_and_no_plaintext() {
 }
 
 #[tokio::test]
-async fn metrics_count_rows_and_calls_and_name_nobody() {
+async fn metrics_count_rows_and_calls_without_names() {
     let database = Database::migrated().await;
     let orgs = [
         Org::under("org-of-interest", "kv1"),
@@ -272,7 +272,7 @@ async fn metrics_count_rows_and_calls_and_name_nobody() {
 }
 
 #[tokio::test]
-async fn every_counter_is_there_before_the_first_event() {
+async fn every_counter_exists_before_the_first_event() {
     let server = Site::new(&Database::migrated().await).start().await;
     let labels: [(&str, &[(&str, &str)]); 7] = [
         (

@@ -70,7 +70,7 @@ async fn assert_ready(server: &Server) {
 }
 
 #[tokio::test]
-async fn a_database_that_is_down_is_waited_for() {
+async fn the_start_waits_for_a_database_that_is_down() {
     let postgres = pg::Server::start();
     let database = Database::migrated_on(&postgres).await;
     Org::under("acme", "kv1")
@@ -86,7 +86,7 @@ async fn a_database_that_is_down_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_database_that_is_not_there_yet_is_waited_for() {
+async fn the_start_waits_for_a_database_that_does_not_exist_yet() {
     let elsewhere = Database::migrated().await;
     let name = format!("late_{}", elsewhere.name());
     let url = elsewhere.url().replace(elsewhere.name(), &name);
@@ -130,7 +130,7 @@ async fn until_probes_say(server: &Server, status: u16, words: &str) {
 }
 
 #[tokio::test]
-async fn probes_answer_while_the_database_says_nothing() {
+async fn probes_answer_while_the_database_is_silent() {
     // Takes connections and never answers.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("postgres://nico@{}/nico", silent.local_addr().unwrap());
@@ -162,7 +162,7 @@ async fn on_its_own_postgres() -> (pg::Server, Database, Server) {
 }
 
 #[tokio::test]
-async fn a_database_that_goes_and_comes_back_is_told_by_the_probes() {
+async fn the_probes_follow_a_database_that_stops_and_restarts() {
     let (postgres, _database, server) = on_its_own_postgres().await;
     for _ in 0..2 {
         postgres.stop_fast();
@@ -183,7 +183,7 @@ async fn a_database_that_goes_and_comes_back_is_told_by_the_probes() {
 }
 
 #[tokio::test]
-async fn a_database_that_hangs_is_told_by_the_probes() {
+async fn the_probes_show_a_database_that_hangs() {
     let (postgres, database, server) = on_its_own_postgres().await;
     let admin = database.admin().await;
     let sql = "SELECT pid FROM pg_stat_activity WHERE application_name = 'nico-rewrap'";
@@ -200,7 +200,7 @@ async fn a_database_that_hangs_is_told_by_the_probes() {
 }
 
 #[tokio::test]
-async fn a_privilege_that_is_lost_is_told_by_the_probes() {
+async fn the_probes_show_a_revoked_privilege() {
     let database = Database::migrated().await;
     let admin = database.admin().await;
     let role = format!("reader_of_{}", database.name());
@@ -263,7 +263,7 @@ async fn sigterm_and_sigint_end_an_idle_server_with_exit_code_0() {
 }
 
 #[tokio::test]
-async fn a_database_without_the_tables_or_columns_is_a_fault_of_the_configuration() {
+async fn a_database_without_the_tables_or_columns_is_a_configuration_error() {
     let empty = Database::new().await;
     let lacking = Database::migrated().await;
     let ddl = "ALTER TABLE tenants DROP COLUMN version;
@@ -291,7 +291,7 @@ async fn a_database_without_the_tables_or_columns_is_a_fault_of_the_configuratio
 }
 
 #[tokio::test]
-async fn a_database_that_comes_up_late_and_lacks_the_tables_ends_the_server() {
+async fn a_late_database_without_the_tables_ends_the_server() {
     let postgres = pg::Server::start();
     let database = Database::on(&postgres).await;
     postgres.stop_fast();
@@ -309,7 +309,7 @@ async fn a_database_that_comes_up_late_and_lacks_the_tables_ends_the_server() {
 }
 
 #[tokio::test]
-async fn serve_never_runs_ddl_and_needs_no_right_to() {
+async fn serve_runs_no_ddl_and_needs_no_privilege_for_it() {
     let postgres = pg::Server::options()
         .setting("log_statement", "all")
         .start();
@@ -342,7 +342,7 @@ async fn serve_never_runs_ddl_and_needs_no_right_to() {
 }
 
 #[tokio::test]
-async fn a_disabled_feature_needs_no_keys_and_no_database() {
+async fn without_machine_identity_the_server_needs_no_keys_and_no_database() {
     let bare = |site: Site| {
         site.missing_secrets()
             .unset("rewrap.secrets_file")

@@ -62,7 +62,7 @@ async fn assert_served(server: &Server) {
 }
 
 #[tokio::test]
-async fn only_a_client_certificate_that_verifies_gets_through() {
+async fn only_verified_client_certificates_are_accepted() {
     let server = site().start().await;
     let leaf = || service_cert("nico-api");
     let allowed = [
@@ -172,7 +172,7 @@ async fn tls_1_2_and_1_3_with_aead_suites_and_nothing_older() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_ask_for_h2_is_turned_away() {
+async fn a_client_without_alpn_h2_is_refused() {
     let server = site().start().await;
     let leaf = certs::service("nico-api");
     let offers = [
@@ -197,7 +197,7 @@ async fn a_client_that_does_not_ask_for_h2_is_turned_away() {
 }
 
 #[tokio::test]
-async fn every_connection_shows_its_certificate_anew() {
+async fn tls_sessions_are_not_resumed() {
     let server = site().set("rewrap.idle_timeout", "\"1s\"").start().await;
     let leaf = certs::service("nico-api");
     // A resumed session would bring a certificate that was good when it was made, whatever has become of it.
@@ -214,7 +214,7 @@ async fn every_connection_shows_its_certificate_anew() {
 }
 
 #[tokio::test]
-async fn a_client_that_never_finishes_its_handshake_is_dropped_while_others_are_served() {
+async fn an_unfinished_handshake_times_out_and_does_not_affect_others() {
     let server = site()
         .set("rewrap.handshake_timeout", "\"1s\"")
         .start()
@@ -237,7 +237,7 @@ async fn a_client_that_never_finishes_its_handshake_is_dropped_while_others_are_
 }
 
 #[tokio::test]
-async fn what_is_no_tls_and_who_only_knocks_are_counted_apart() {
+async fn invalid_tls_and_closed_connections_are_counted_separately() {
     let server = site().start().await;
     let mut plain = TcpStream::connect(&server.grpc).await.unwrap();
     plain.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
@@ -261,7 +261,7 @@ async fn what_is_no_tls_and_who_only_knocks_are_counted_apart() {
 }
 
 #[tokio::test]
-async fn a_connection_without_a_call_is_dropped() {
+async fn an_idle_connection_is_closed() {
     let server = site().set("rewrap.idle_timeout", "\"1s\"").start().await;
     let leaf = certs::service("nico-api");
     let silent = Connection::open(&server, Some(&leaf), VERSIONS[1]);
@@ -273,7 +273,7 @@ async fn a_connection_without_a_call_is_dropped() {
 }
 
 #[tokio::test]
-async fn a_connection_too_many_waits_for_a_place_and_breaks_no_other() {
+async fn a_connection_over_the_limit_waits_for_a_slot_and_affects_no_other() {
     let server = site()
         .set("rewrap.max_client_connections", "2")
         .start()
@@ -295,7 +295,7 @@ async fn a_connection_too_many_waits_for_a_place_and_breaks_no_other() {
 }
 
 #[tokio::test]
-async fn a_client_that_answers_no_ping_is_dropped_and_one_that_does_stays() {
+async fn a_client_that_does_not_answer_pings_is_disconnected() {
     let server = site()
         .set("rewrap.max_client_connections", "2")
         .set("rewrap.keepalive_interval", "\"1s\"")
