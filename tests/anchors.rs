@@ -138,7 +138,8 @@ async fn extra_certificates_of_a_client_do_not_change_its_identity() {
             false_with(&[&self_made]),
             NO_IDENTITY,
         ),
-        // The administrators' CA, for which the service CA vouches too: the way to the admin bundle is what counts.
+        // The administrators' CA is also cross-signed by the service CA. A chain to the admin
+        // bundle exists, and it counts.
         ("with both ways", true_with(&[&cross, genuine_pem]), OK),
         ("with the other way only", true_with(&[&cross]), NO_IDENTITY),
         (
@@ -175,7 +176,7 @@ async fn a_ca_in_both_bundles_gives_administrators() {
 
 #[tokio::test]
 async fn an_intermediate_in_the_admin_bundle_is_an_anchor_for_its_own_leaves_only() {
-    // The root of both is trusted for services.
+    // Both roots are in the bundle for services.
     let root = lasting_dir("bundle").join("root.pem");
     let pems = [root_ca(), admin_root()].map(|ca| std::fs::read_to_string(&ca.cert).unwrap());
     std::fs::write(&root, pems.concat()).unwrap();
@@ -213,7 +214,8 @@ async fn constraints_of_a_ca_are_enforced() {
     };
     let named = |san: &str| admin_cert().san(san);
     let uri = format!("URI:{}nico-api", certs::SERVICE_BASE);
-    // Of URIs and names in full, a constraint is not understood: whoever has one is refused.
+    // rustls does not support constraints on URIs and directory names: it refuses every certificate
+    // that has such a name.
     for (constraint, cert, expected) in [
         (
             "permitted;DNS:acme.example",

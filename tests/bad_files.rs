@@ -174,7 +174,7 @@ async fn an_error_about_a_bad_certificate_file_names_it() {
         "garbage.pem",
         "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
     );
-    let faults = [
+    let problems = [
         (
             "identity_pemfile_path",
             &garbage,
@@ -242,14 +242,14 @@ async fn an_error_about_a_bad_certificate_file_names_it() {
             "can't be read (",
         ),
     ];
-    for (name, value, words) in faults {
+    for (name, value, words) in problems {
         let spelled = format!("site.toml: [tls].{name}: ");
         refused(&database, &[&spelled, words], |site| {
             site.set(&format!("tls.{name}"), value)
         })
         .await;
     }
-    // nico-api's chart names an admin bundle even where there is none.
+    // nico-api's chart names an admin bundle even if the file does not exist.
     for absent in [missing, empty, quote("")] {
         accepted(&database, |site| {
             site.set("tls.admin_root_cafile_path", &absent)

@@ -510,7 +510,7 @@ fn handshakes(t: &mut Table) {
         "bad_certificate",
         by(unknown, site_ca),
     );
-    // Signed with the key of somebody else.
+    // The signature is by another key.
     let altered = || {
         patched(
             &service_cert("nico-dhcp").signed_by(root_ca()),

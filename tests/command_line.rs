@@ -111,13 +111,9 @@ async fn unknown_arguments_are_refused() {
         (&["keys", "make"], "unrecognized subcommand 'make'"),
     ];
     for (args, words) in cases {
-        let Exit {
-            code,
-            stdout,
-            stderr,
-        } = nico_rewrap(args).await;
-        assert_eq!((code, stdout.as_str()), (2, ""), "{args:?}: {stderr}");
-        assert!(stderr.contains(words), "{args:?}: {stderr}");
+        let exit = nico_rewrap(args).await;
+        assert_eq!((exit.code, exit.stdout.as_str()), (2, ""), "{args:?}");
+        assert!(exit.stderr.contains(words), "{args:?}: {}", exit.stderr);
     }
 }
 
@@ -281,7 +277,7 @@ async fn migrate_creates_the_schema_of_the_contract_in_an_empty_database() {
         "{}",
         exit.stderr
     );
-    // `and others`, says the contract of this table.
+    // The contract says that this table has other columns, too.
     assert_eq!(columns(&database, "tenants").await[..3], trimmed(TENANTS));
     assert_eq!(
         columns(&database, "tenant_identity_config").await,
@@ -342,7 +338,7 @@ async fn migrate_does_not_change_a_database_that_it_did_not_create() {
         );
         assert_eq!(everything(&database).await, before, "{ddl}");
     }
-    // nico-api's own tables, made by its own migrations.
+    // The tables that nico-api's own migrations create.
     let database = Database::migrated().await;
     let before = everything(&database).await;
     assert_eq!(migrate(&database).await.code, 1);

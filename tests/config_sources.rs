@@ -60,7 +60,7 @@ async fn the_files_of_nico_api_are_accepted_unchanged() {
     .await;
     for (name, secrets) in [
         ("secrets.json", include_str!("nico_api/secrets.json")),
-        // What is in the file counts, not its name.
+        // The content of the file counts, not its name.
         ("secrets.json", include_str!("nico_api/secrets.yaml")),
         ("secrets", include_str!("nico_api/secrets.yaml")),
     ] {

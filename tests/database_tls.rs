@@ -165,7 +165,7 @@ async fn a_server_without_tls_works_unless_sslmode_requires_tls() {
 
 #[tokio::test]
 async fn verify_ca_refuses_an_expired_certificate_with_another_name() {
-    // The name is looked at last: what else is wrong must not be lost behind it.
+    // The name is checked last. An error about the name must not hide another error.
     let leaf = Cert::new("/CN=elsewhere")
         .san("DNS:elsewhere")
         .expired()
@@ -235,7 +235,7 @@ async fn a_self_signed_certificate_is_accepted_if_sslrootcert_contains_it() {
         (pinned("verify-ca", &leaf), TLS),
         (pinned("verify-full", &leaf), TLS),
         (parameters("verify-ca", root), not_there),
-        // Another one of the same name.
+        // Another certificate with the same name.
         (
             pinned("verify-ca", &own("localhost").self_signed()),
             not_there,
@@ -249,7 +249,7 @@ async fn a_self_signed_certificate_is_accepted_if_sslrootcert_contains_it() {
     ];
     check(&server, false, &cases).await;
 
-    // Its names and its dates count as those of any other.
+    // Its names and dates are checked like those of any other certificate.
     let named = own("localhost").san("DNS:elsewhere").self_signed();
     let server = pg::Server::options().tls(&named).start();
     let elsewhere = "is not for the host \"localhost\" of database_url";

@@ -242,7 +242,7 @@ async fn the_run_book_stops_at_a_problem() {
     let operator = Operator::new();
     let [start, _, proof, dry_run, _, second, without_old_key] = RUN_BOOK;
 
-    // Other bytes than nico-api's under the new id.
+    // The key under the new id has other bytes than in nico-api.
     let mut other_bytes = keys(&["kv1", "kv2"]);
     other_bytes.insert("kv2".to_owned(), crate::seal::key("other bytes"));
     let server = Site::new(&database).keys(&other_bytes).start().await;
@@ -254,7 +254,7 @@ async fn the_run_book_stops_at_a_problem() {
         "{failure}"
     );
 
-    // No apply yet.
+    // There was no apply yet.
     let server = Site::new(&database).start().await;
     operator.run(&[start, proof, dry_run], &server).unwrap();
     operator.run(&[start, second], &server).unwrap_err();

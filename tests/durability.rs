@@ -82,12 +82,13 @@ async fn a_run_for_one_organization_is_durable() {
 /// Creates rows that an apply wrote but did not flush: its process was killed before the barrier.
 /// Returns their number.
 async fn left_unflushed(database: &Database, client: &tokio_postgres::Client) -> usize {
-    // Even lazy, it comes round every ten seconds. Postgres kills it when it does not end with the others.
+    // Even with these settings, the WAL writer flushes every ten seconds, so stop it. Postgres
+    // kills it at shutdown.
     let writer = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'";
     let admin = database.admin().await;
     let writer: i32 = admin.query_one(writer, &[]).await.unwrap().get(0);
     signal(&[writer.try_into().unwrap()], "STOP");
-    // A row that is held keeps the apply from its end, and is gone afterwards.
+    // A locked row keeps the apply from finishing. The row is deleted afterwards.
     let hold = "SET synchronous_commit = off;
         BEGIN; DELETE FROM tenants WHERE organization_id = 'org-039'";
     client.batch_execute(hold).await.unwrap();
@@ -133,7 +134,7 @@ async fn rows_that_were_found_on_target_are_durable_after_the_report() {
 async fn a_crash_that_no_statement_notices_prevents_the_report() {
     let postgres = lazy_postgres();
     let (database, client) = site_of(&postgres, 8).await;
-    // Four rows, four seconds of nothing, and four more.
+    // The crash comes between the fourth and the fifth row.
     let server = without_looks(&database)
         .set("rewrap.max_rows_per_second", "1")
         .start()
@@ -175,7 +176,7 @@ async fn per_row_durability_flushes_every_row() {
     let mut flushed = Vec::new();
     for durability in ["per_row", "per_run"] {
         let site = Site::new(&database).set("rewrap.durability", format!("\"{durability}\""));
-        // One at a time: commits that come together are flushed together.
+        // One row at a time: simultaneous commits share a flush.
         let site = site
             .target(if durability == "per_row" {
                 "kv2"
@@ -184,7 +185,7 @@ async fn per_row_durability_flushes_every_row() {
             })
             .set("rewrap.database_pool_size", "1")
             .set("rewrap.pipeline_depth", "1")
-            // Which looks at what a flush takes.
+            // Its load probe commits and flushes, too.
             .set("rewrap.adaptive_rate", "false");
         let server = site.start().await;
         client
@@ -193,7 +194,7 @@ async fn per_row_durability_flushes_every_row() {
             .ok();
         let before = flushes(&client).await;
         assert_eq!(run(&server, false).await.rows_updated, 30);
-        // Backends tell what they did when they end, at the latest.
+        // A backend reports its statistics at its end at the latest.
         assert_eq!(server.terminate().await, 0);
         let gone =
             "NOT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'nico-rewrap')";

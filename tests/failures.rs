@@ -89,7 +89,7 @@ fn assert_quotes_nothing(message: &str, text: &str) {
 
 /// Checks the log of a server that has had two calls.
 async fn assert_logs_nothing_secret(server: &Server) {
-    // The record of a call is its last line: with it, all others have been read.
+    // The audit record is the last line of a call, so all other lines have arrived, too.
     let audited = async {
         while server.logs_with("call").len() < 2 {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -214,7 +214,7 @@ async fn test_vectors_of_the_reference_product_are_rewrapped_or_refused_as_there
         .iter()
         .map(|failure| &failure.organization_id)
         .collect();
-    // An empty text is an absent secret to us.
+    // This program treats an empty text as an absent secret.
     let invalid = |name: &&String| name.starts_with("invalid-") && *name != "invalid-empty";
     assert_eq!(failed, before.keys().filter(invalid).collect::<Vec<_>>());
     for name in before.keys().filter(|name| !plaintexts.contains_key(*name)) {
@@ -224,7 +224,8 @@ async fn test_vectors_of_the_reference_product_are_rewrapped_or_refused_as_there
 
 #[tokio::test]
 async fn a_report_with_too_many_failures_is_cut_and_counts_them_all() {
-    // Each failure spells out an id of 255 unprintable letters, the organization has a long id too.
+    // Each failure contains an escaped id of 255 unprintable characters, and the id of the
+    // organization is long, too.
     let key_id = "\u{1}".repeat(255);
     let text = seal(DELEGATION, &key_id);
     let id = |i: u32| format!("{i:04}{}", "x".repeat(200));
@@ -242,7 +243,7 @@ async fn a_report_with_too_many_failures_is_cut_and_counts_them_all() {
             ..Counters::default()
         };
         assert_eq!(counters(&report), expected);
-        // Those that fit are the first ones, and well-formed.
+        // The report has the first failures, as many as fit, and each is complete.
         let kept = report.failures.len();
         let size = |failure: &Failure| failure.error.len() + failure.organization_id.len();
         let all = 3000 * size(&report.failures[0]);
@@ -351,7 +352,7 @@ fn every_failure_has_a_row_in_the_reference() {
     let section = page.split("## Failures").nth(1).unwrap();
     let section = section.split("\n## ").next().unwrap();
     let first_cells = section.lines().filter_map(|line| line.strip_prefix("| `"));
-    // Between backticks, up to what differs from one failure to the next.
+    // The text between backticks, up to the part that varies between failures.
     let beginnings: Vec<_> = first_cells
         .flat_map(|line| {
             let cell = line.split(" | ").next().unwrap();

@@ -72,7 +72,7 @@ async fn incomplete_headers_hold_a_connection_no_longer_than_the_idle_timeout() 
     let mut connection = administrator(&server).await;
     connection.send(&frame(HEADERS, 0, 1, &call())).await;
     connection.closed().await;
-    // All of them, in pieces, are a request like any other.
+    // Complete headers in pieces are a normal request.
     let mut connection = administrator(&server).await;
     let call = call();
     let (one, other) = call.split_at(20);

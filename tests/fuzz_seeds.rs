@@ -1,5 +1,5 @@
 //! Checks the seeds of the fuzz targets against the same properties, without a fuzzer, so that
-//! every fault that a seed has shown stays fixed. The name of a seed begins with its expected
+//! every bug that a seed has shown stays fixed. The name of a seed begins with its expected
 //! result.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +15,7 @@ mod policy_file;
 #[path = "../fuzz/properties/secrets_file.rs"]
 mod secrets_file;
 
-/// For each target its property, and all possible results.
+/// The property of each target, and all possible results.
 const TARGETS: [(&str, Property, &[&str]); 4] = [
     (
         "certificate_identity",

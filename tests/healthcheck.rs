@@ -69,7 +69,7 @@ async fn a_server_on_every_address_is_queried_on_loopback() {
         assert_eq!(server.wait_exit().await, 0);
         assert_unhealthy(&address, &[], &format!("http://{address}/readyz: ")).await;
     }
-    // As in a container without IPv6, where nothing answers on [::1].
+    // In a container without IPv6, nothing answers on [::1].
     let server = Site::new(&database)
         .set("rewrap.metrics_endpoint", "\"0.0.0.0:0\"")
         .start()
@@ -95,7 +95,7 @@ async fn only_the_address_is_read_from_the_files_of_serve() {
     let args = ["healthcheck", "--config", &earlier, "--config", &later].map(str::to_owned);
     let exit = run_binary(&args, &[]).await;
     assert_eq!((exit.code, exit.stderr.as_str()), (0, ""));
-    // The environment wins.
+    // The environment overrides the file.
     assert_unhealthy("127.0.0.1:1", &["--config", &later], "127.0.0.1:1/readyz").await;
 
     let exit = ask("localhost", &["--config", &later]).await;
@@ -126,7 +126,7 @@ async fn another_server_at_the_address_is_not_healthy() {
         let address = listener.local_addr().unwrap().to_string();
         let server = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
-            // What is not read makes the system reset the connection.
+            // Read the request: unread data would make the system reset the connection.
             let _ = stream.read(&mut [0; 1024]).unwrap();
             stream.write_all(answer).unwrap();
         });

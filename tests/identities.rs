@@ -159,7 +159,7 @@ fn names_of_users_come_from_the_subject_or_the_configuration() {
         (&full, None, None, None, None),
         (&bare, ou, None, None, None),
         (&bare, cn, Some("op"), None, Some("op")),
-        // The last one counts, and it can't be read.
+        // The last one counts, and it is unreadable.
         (&unreadable, ou, None, None, None),
         (&unreadable, cn, Some("op"), None, Some("op")),
     ] {
@@ -177,7 +177,7 @@ fn spiffe_precedes_a_listed_issuer_and_that_precedes_the_criteria() {
     let of = |cert: Cert, issuer: &Ca| identity(&cert.signed_by(issuer), Anchor::Admin, &both);
     let by_issuer = user(Some("Acme"), Some("site-admins"), Some("alice"));
     assert_eq!(of(admin_cert(), admin_issuer()), by_issuer);
-    // Who does not meet the criteria needs not, below a listed issuer.
+    // Below a listed issuer, a certificate need not meet the criteria.
     let bob = Cert::new("/O=Other/CN=bob");
     assert_eq!(
         of(bob.clone(), admin_issuer()),
@@ -226,11 +226,11 @@ fn administrators_must_chain_to_the_admin_bundle_unless_their_issuer_is_listed()
             ));
         }
     }
-    // An exception is none of the rules: somebody has to be a user in the first place.
+    // The exception does not make an administrator: another rule must match first.
     let excepted = excepting(rules(), &["site-root"]);
     let leaf = admin_cert().signed_by(root_ca());
     assert_eq!(identity(&leaf, Anchor::RootOnly, &excepted), None);
-    // Services and machines are bound to nothing by it.
+    // The exception has no effect on services and machines.
     let service = certs::service("nico-api");
     for leaf in [&service, certs::machine()] {
         assert!(identity(leaf, Anchor::RootOnly, &rules()).is_some());
@@ -329,7 +329,8 @@ fn an_svid_is_a_leaf_without_signing_rights_and_with_exactly_one_uri() {
     ] {
         assert_eq!(by_listed_issuer(&cert), None, "{what}");
     }
-    // `openssl` writes no extension twice: another one is made to be one. Signatures are the TLS verifier's.
+    // `openssl` writes no extension twice, so change the id of another extension. The TLS verifier
+    // checks signatures, not this function.
     for (what, value, last_arc) in [
         ("key usage", "DER:03020780", 15),
         ("basic constraints", "DER:30030101ff", 19),
@@ -385,7 +386,7 @@ fn invalid_certificates_have_no_identity() {
             for bit in 0..8 {
                 let mut bad = good.clone();
                 bad[i] ^= 1 << bit;
-                // What it gives is in no way certain. That it gives something is.
+                // Any result is fine, but the function must return.
                 let caller = read(&bad);
                 let text = format!("{caller:?}");
                 assert!(!text.contains(|c: char| c.is_control()), "{text}");

@@ -214,7 +214,7 @@ async fn probes_and_the_monitor_use_existing_endpoints() {
             STANDALONE,
             &["livenessProbe", "readinessProbe"][..],
         ),
-        // Where nico-api must not wait for us, on purpose without readiness.
+        // The sidecar has no readiness probe, so that nico-api does not wait for it.
         ("sidecar", SIDECAR, &["livenessProbe"]),
     ] {
         let manifests = rendered(folder);

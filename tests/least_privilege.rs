@@ -50,7 +50,7 @@ async fn the_role_is_sufficient_on_the_old_and_the_new_schema() {
     seed::add_encryption_key_id(&client).await;
     seed::insert(&client, &orgs(20)).await;
     grant(&database).await;
-    // One row that is missed until it is evaluated under a lock.
+    // One row has conflicts until it is decided under a lock.
     client
         .batch_execute("CREATE SEQUENCE misses; GRANT USAGE ON SEQUENCE misses TO nico_rewrap")
         .await
@@ -72,7 +72,7 @@ async fn the_role_is_sufficient_on_the_old_and_the_new_schema() {
         assert_eq!(key_id(row.texts[0].as_ref().unwrap()), "kv2", "{id}");
     }
 
-    // The migration of June 2026, with and without the file being run again.
+    // The migration of June 2026, with and without running role.sql again.
     seed::drop_encryption_key_id(&client).await;
     for (target, other) in [("kv1", "kv2"), ("kv2", "kv1")] {
         let server = Site::with_url(&url).target(target).start().await;
@@ -128,7 +128,7 @@ async fn the_role_has_no_other_privileges() {
             "UPDATE tenants.version",
         ]
     );
-    // What somebody granted by hand is taken back.
+    // role.sql revokes privileges that were granted by hand.
     owner
         .batch_execute("GRANT ALL ON tenants, tenant_identity_config TO nico_rewrap")
         .await
@@ -183,7 +183,7 @@ async fn the_owner_can_run_role_sql_if_it_may_create_roles() {
         .batch_execute("ALTER ROLE nico CREATEROLE")
         .await
         .unwrap();
-    // Twice, as at every later time.
+    // Run it twice: a repetition must succeed.
     for _ in 0..2 {
         owner.batch_execute(ROLE).await.unwrap();
     }

@@ -1,4 +1,4 @@
-//! Live writers: `nico-api` changes rows during a run. No change of it is lost or makes a row fail.
+//! `nico-api` changes rows during a run. None of its changes is lost or makes a row fail.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -167,7 +167,7 @@ fn secrets(row: &Row, target: &str) -> Secrets {
 async fn concurrent_writes_are_never_lost_during_runs_in_both_directions() {
     let database = Database::migrated().await;
     let admin = database.admin().await;
-    // Deletes and re-wraps do deadlock; a second for each would leave few of them.
+    // With the default deadlock_timeout of 1 s, there would be few deadlocks.
     let impatient = format!(
         "ALTER DATABASE {} SET deadlock_timeout = '20ms'; {VERSIONS_GROW}",
         database.name()
@@ -253,7 +253,7 @@ async fn a_row_that_keeps_changing_is_rewrapped_under_a_row_lock() {
             format!("UPDATE tenant_identity_config SET encrypted_signing_key_2 = '{text}'");
         match rival.batch_execute(&change).await {
             Ok(()) => changes += 1,
-            // The service holds the row before it writes it: this time nobody gets in between.
+            // The service has locked the row before it writes, so no other client can change it.
             Err(e) if e.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => break,
             Err(e) => panic!("{e:?}"),
         }
@@ -290,7 +290,7 @@ async fn a_row_that_changed_after_it_was_read_is_decided_again() {
     let update = |set: &str| {
         format!("UPDATE tenant_identity_config SET {set} WHERE organization_id = 'org001'")
     };
-    // What the rival does, and what the report then says: updated, on target, failed.
+    // The change of the other client, and the expected report: updated, on target, failed.
     let table = [
         (deleted.to_owned(), (2, 0, 0)),
         (

@@ -210,7 +210,7 @@ fn mounted_files_are_readable_for_the_non_root_user() {
                 mode & 0o004 != 0 || (in_group && mode & 0o040 != 0),
                 "{folder} {volume}"
             );
-            // Where the Pod is ours, a Secret is nobody else's business.
+            // In our own Pod, other users must not read a Secret.
             let closed = folder == "sidecar" || volume["secret"].is_null() || mode & 0o007 == 0;
             assert!(closed, "{folder} {volume}");
         }
@@ -236,7 +236,7 @@ fn the_image_has_the_tag_of_this_version() {
 
 #[test]
 fn the_grace_period_of_a_pod_is_longer_than_a_shutdown() {
-    // [rewrap].shutdown_grace, and the last answers.
+    // [rewrap].shutdown_grace, and the time for the last answers.
     let needed = 15 + 5;
     let page = include_str!("../docs/reference/configuration.md");
     assert!(page.contains("| `shutdown_grace` | `15s` |"));
@@ -254,7 +254,7 @@ fn the_grace_period_of_a_pod_is_longer_than_a_shutdown() {
     assert!(unit.contains("\nTimeoutStopSec=30s\n"));
 }
 
-/// No certificate is valid while the clock is not set.
+/// Before the clock is set, no certificate is valid.
 #[test]
 fn the_unit_starts_after_the_clock_is_set() {
     let unit = include_str!("../deploy/systemd/nico-rewrap.service");

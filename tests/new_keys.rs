@@ -94,7 +94,7 @@ async fn the_suggested_id_is_not_in_the_secrets() {
     let third = suggested().await;
     assert!(is_of_today(&third, "-3"), "{third}");
 
-    // A key in the environment counts, too.
+    // The ids of keys in the environment are not suggested either.
     with(&[TARGET]);
     let variable = format!("CARBIDE_STATIC_CREDENTIAL__MACHINE_IDENTITY__ENCRYPTION_KEYS__{first}");
     let environment = [
@@ -133,7 +133,7 @@ async fn a_key_is_added_to_the_file_and_not_printed() {
     );
     fs::write(&file, &old).unwrap();
     fs::set_permissions(&file, Permissions::from_mode(0o640)).unwrap();
-    // Only root can give a file to somebody else.
+    // Only root can change the owner of a file.
     let _ = chown(&file, Some(4711), Some(4712));
     let owner = |file: &Path| fs::metadata(file).map(|m| (m.uid(), m.gid())).unwrap();
     let old_owner = owner(&file);
@@ -158,7 +158,7 @@ async fn a_key_is_added_to_the_file_and_not_printed() {
     assert_eq!(owner(&file), old_owner);
     assert_eq!(names(dir.path()), ["secrets.json"]);
 
-    // The check value is the one that the README tells how to compute.
+    // Compute the check value as the reference says.
     let label = b"nico-rewrap key check value v1\0";
     let digest = ring::digest::digest(&ring::digest::SHA256, &[label, &*bytes].concat());
     let hex: String = digest.as_ref()[..4]

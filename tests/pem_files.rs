@@ -161,7 +161,7 @@ async fn no_block_of_a_file_is_ignored() {
             .await;
             assert_eq!(stderr.trim().lines().count(), 1, "{what}: {stderr}");
         }
-        // What is around blocks does not matter.
+        // Text outside of blocks has no effect.
         let comment = "\n\nsubject=CN = x -----\n";
         let commented = written(&(comment.to_owned() + first + comment + second + comment));
         accepted(&database, |site| site.set(key, value(&commented))).await;
@@ -254,7 +254,7 @@ async fn an_older_list_before_a_newer_one_hides_no_revocation() {
     }
 }
 
-/// Neither list is newer, and one of them would admit a revoked client.
+/// Neither list is newer. One of them does not revoke the client.
 #[tokio::test]
 async fn two_lists_of_the_same_age_are_refused() {
     let database = Database::migrated().await;
@@ -443,7 +443,7 @@ async fn an_error_names_a_p_521_server_key() {
     .await;
 }
 
-/// The crypto library has no ECDSA with SHA-512. The one of nico-api has.
+/// The crypto library does not support ECDSA with SHA-512, but that of nico-api does.
 #[tokio::test]
 async fn ecdsa_with_sha_512_is_logged_by_name_and_counted() {
     let database = Database::migrated().await;
@@ -456,7 +456,7 @@ async fn ecdsa_with_sha_512_is_logged_by_name_and_counted() {
         site.set("rewrap.crl_files", format!("[{}]", path(&list)))
     })
     .await;
-    // The CA's own signature does not matter, whatever it is.
+    // The signature of the CA certificate itself is not checked.
     let root = Cert::new("/O=Acme/CN=of SHA-512").ca().sha512();
     let root = root.key_usage(Some("critical,keyCertSign")).self_signed();
     let ca = Ca {
@@ -464,7 +464,7 @@ async fn ecdsa_with_sha_512_is_logged_by_name_and_counted() {
         key: root.key,
         chain: String::new(),
     };
-    // More of the name, by which rustls tells of another failure.
+    // With several CAs of the same name, rustls reports another error.
     let twins =
         [(), ()].map(|()| text(&Ca::root("/O=Acme/CN=of SHA-512", Strings::Printable).cert));
     let bundle = written(&(twins.concat() + &text(&ca.cert)));

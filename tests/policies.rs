@@ -184,7 +184,7 @@ async fn a_casbin_policy_must_also_allow_the_call() {
     ] {
         assert!(!metrics.contains(name), "{name}: {metrics}");
     }
-    // What is open to every certificate is so under a policy too, and what is not, is not.
+    // Under any policy, public services are open to every certificate, and other methods are not.
     let denied = in_group("viewers");
     let health = Call::new(&server, &denied);
     let answer = health
@@ -295,7 +295,7 @@ async fn an_unreadable_or_invalid_policy_stops_the_start() {
     ];
     let said = refused(&database, &all, |site| with_policy(site, "p, a\nq, a, b")).await;
     assert_eq!(said.lines().count(), 2, "{said}");
-    // Also where it is not enforced.
+    // The policy must be valid even if it is not enforced.
     refused(&database, &["policy.csv line 1"], |site| {
         with_policy(site, "p, a").set("auth.permissive_mode", "true")
     })

@@ -116,7 +116,7 @@ async fn a_renewed_pair_is_loaded_and_half_of_a_pair_is_not() {
     until_reloaded(&server, "failure", 1.0).await;
     assert!(shows(&server, first).await);
     assert_eq!(server.metric(failing, &[]).await, Some(1.0));
-    // Many looks later it has been told once.
+    // After many checks, the log has one line.
     tokio::time::sleep(Duration::from_millis(500)).await;
     failure(&server, 1).await;
     files.install("server.key", &second.key);
@@ -264,7 +264,7 @@ async fn a_connection_of_a_revoked_leaf_is_closed_and_its_sibling_stays() {
     let mut stays = Call::new(&server, &good).watch();
     let mut goes = Connection::open(&server, Some(&bad), &H2);
     assert!(goes.greet().await);
-    // An administrator's, of a CA without a list.
+    // An administrator's connection. Its CA has no list.
     let mut admin = Call::new(&server, certs::admin()).watch();
     files.install("crl.pem", &Crl::of(root_ca()).revokes(&bad.key).issue());
     goes.closed().await;
@@ -359,7 +359,7 @@ async fn a_connection_whose_identity_changes_is_closed() {
     assert_eq!(allowed.reason().unwrap(), "MACHINE_IDENTITY_DISABLED");
     let mut admin = Connection::open(&server, Some(certs::admin()), &H2);
     assert!(admin.greet().await);
-    // The certificate still verifies, by the other bundle.
+    // The certificate is still valid, because of the other bundle.
     files.install("admin.pem", &other_ca().cert);
     admin.closed().await;
     until_closed(&server, "identity_changed", 1.0).await;
@@ -446,7 +446,7 @@ async fn an_expired_server_certificate_does_not_block_a_new_revocation_list() {
     goes.closed().await;
     until_closed(&server, "revoked", 1.0).await;
     assert!(stays.is_open());
-    // Clients that take our certificate all the same.
+    // These clients accept the expired certificate of the server.
     let careless = ["-tls1_2", "-no_check_time"];
     assert!(handshake(&server, Some(&bad), &careless).await.is_err());
     assert!(handshake(&server, Some(&good), &careless).await.is_ok());
@@ -471,7 +471,7 @@ async fn unreadable_files_do_not_keep_a_revoked_connection_open() {
     let brief = brief.signed_by(root_ca());
     let mut goes = Connection::open(&server, Some(&brief), &H2);
     assert!(goes.greet().await);
-    // No regular file: whoever reads it would wait for ever.
+    // Not a regular file: a plain read would block forever.
     let fifo = files.0.join("fifo");
     run_command(Command::new("mkfifo").arg(&fifo));
     symlink(&fifo, files.0.join("link")).unwrap();

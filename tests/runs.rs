@@ -146,7 +146,7 @@ async fn a_dry_run_uses_read_only_transactions() {
     assert_eq!(refused.reason().as_deref(), Some("DATABASE_READ_ONLY"));
     drop(server);
 
-    // The trap sees each write of an apply, which is the failure of its row.
+    // In an apply, the trap makes each write fail, and so each row.
     admin.batch_execute(&read_only("off")).await.unwrap();
     let server = Site::new(&database).start().await;
     assert_eq!(counters(&run(&server, true).await), expected);
@@ -207,7 +207,7 @@ async fn reverting_the_target_brings_every_row_back() {
         assert_ne!(row.texts, before[id].texts, "every sealing has a new nonce");
     }
 
-    // Only now is any other key dispensable.
+    // Only now are all other keys unused.
     let report = run(&start("kv1", &["kv1"]).await, true).await;
     assert_eq!(
         (report.rows_failed, report.fields_skipped_on_target),

@@ -74,7 +74,7 @@ async fn a_server_that_hangs_is_skipped_after_the_timeout() {
             .start()
             .await;
         assert_eq!(run(&server, true).await.rows_examined, 0);
-        // Less than the default of `connect_timeout` would take.
+        // The default of `connect_timeout` would take longer.
         assert!(
             began.elapsed() < Duration::from_secs(5),
             "{:?}",
@@ -98,7 +98,7 @@ async fn the_timeout_applies_to_each_server() {
     let database = Database::new().await;
     let hung = hung_servers().await;
     let url = after(&hung.each_ref().map(Hung::address), &database);
-    // Of two that hang, both take their time, and the setting wins over the URL.
+    // Each of two hanging servers takes the whole timeout. The setting overrides the URL.
     let site = || {
         Site::with_url(&format!("{url}?connect_timeout=60"))
             .set("rewrap.connect_timeout", "\"500ms\"")

@@ -172,7 +172,7 @@ async fn dropped_lines_are_counted_and_logged() {
         stderr.read_to_end(&mut log).unwrap();
         String::from_utf8(log).unwrap()
     });
-    // Once it is read, a later line arrives, too.
+    // Once a reader reads it, later lines arrive.
     std::thread::sleep(Duration::from_secs(2));
     signal(&[server.process.id()], "TERM");
     server.process.wait().unwrap();

@@ -143,7 +143,8 @@ async fn logfmt_has_the_same_fields_and_no_secrets() {
     let database = Database::migrated().await;
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = quote(&taken.local_addr().unwrap().to_string());
-    // The default form; the start ends where the addresses are bound, after all that is of interest here.
+    // The default format. The start fails when it binds the addresses, after the lines that this
+    // test reads.
     let site = Site::new(&database)
         .unset("rewrap.log_format")
         .set("rewrap.log_filter", "\"trace\"")

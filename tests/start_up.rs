@@ -131,7 +131,7 @@ async fn until_probes_say(server: &Server, status: u16, words: &str) {
 
 #[tokio::test]
 async fn probes_answer_while_the_database_is_silent() {
-    // Takes connections and never answers.
+    // Accepts connections and never answers.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("postgres://nico@{}/nico", silent.local_addr().unwrap());
     let start = Instant::now();
@@ -170,7 +170,7 @@ async fn the_probes_follow_a_database_that_stops_and_restarts() {
         assert_eq!(server.get("/livez").await.0, 200);
         assert_health(&server, "NOT_SERVING").await;
         let error = reencrypt(&server, certs::admin(), json!({"dryRun": true})).await;
-        // Its own error, and not that of the probe.
+        // The call has its own error, not that of the probe.
         assert_eq!(
             error.unwrap_err().reason().as_deref(),
             Some("DATABASE_UNAVAILABLE")
@@ -211,12 +211,13 @@ async fn the_probes_show_a_revoked_privilege() {
     );
     admin.batch_execute(&grant).await.unwrap();
     let url = database.url().replace("//nico:", &format!("//{role}:"));
-    // It never had one for tenant_identity_config, as at a site that makes dry runs alone.
+    // The role has no UPDATE privilege for tenant_identity_config, as at a site that makes dry runs
+    // only.
     let server = Site::with_url(&url)
         .set("rewrap.pool_acquire_timeout", "\"1s\"")
         .start()
         .await;
-    // What the first look finds is what later ones are compared with.
+    // The first ping records the privileges with which later pings compare.
     sleep(Duration::from_secs(1)).await;
     assert_eq!(server.get("/readyz").await.0, 200);
     let revoke = format!("REVOKE UPDATE ON tenants FROM {role}");
@@ -226,7 +227,7 @@ async fn the_probes_show_a_revoked_privilege() {
     let grant = format!("GRANT UPDATE (version) ON tenants TO {role}");
     admin.batch_execute(&grant).await.unwrap();
     until_probes_say(&server, 200, "ready").await;
-    // A role that may not log in any more shows at a new connection.
+    // Only a new connection shows that the role may not log in.
     let no_login = format!("ALTER ROLE {role} NOLOGIN");
     admin.batch_execute(&no_login).await.unwrap();
     until_probes_say(&server, 503, "28000").await;
@@ -378,7 +379,7 @@ async fn without_machine_identity_the_server_needs_no_keys_and_no_database() {
             );
         }
         assert_health(&server, "SERVING").await;
-        // Who may not call is not told how the site is configured.
+        // An unauthorized client learns nothing about the configuration.
         let error = reencrypt(&server, certs::machine(), json!({}))
             .await
             .unwrap_err();

@@ -128,7 +128,7 @@ async fn only_verified_client_certificates_are_accepted() {
     let mut counts = BTreeMap::new();
     for (what, leaf, alert, reason) in denied {
         *counts.entry(reason).or_default() += 2;
-        // In TLS 1.3 the client is done first, and has to stay to be told.
+        // In TLS 1.3, the client's handshake ends first. The client must wait for the alert.
         for options in [&["-tls1_2"][..], &["-tls1_3", "-ign_eof"]] {
             let error = handshake(&server, leaf.as_ref(), options).await;
             let error = error.expect_err(what);
@@ -159,7 +159,7 @@ async fn tls_1_2_and_1_3_with_aead_suites_and_nothing_older() {
         let session = handshake(&server, Some(&leaf), options).await.unwrap();
         assert!(session.contains(expected), "{options:?}: {session}");
     }
-    // These two need the weakest settings to be offered by openssl at all, as in the first line above.
+    // openssl offers these two only with its weakest settings, as in the first line above.
     for options in [
         &["-tls1", "-cipher", weakest][..],
         &["-tls1_1", "-cipher", weakest],
@@ -190,7 +190,7 @@ async fn a_client_without_alpn_h2_is_refused() {
         }
     }
     assert_refused(&server, "no_h2", 2).await;
-    // Without ALPN the handshake itself succeeds.
+    // Without ALPN, the handshake succeeds.
     let mut silent = Connection::open(&server, Some(&leaf), &["-tls1_2"]);
     assert!(!silent.greet().await);
     assert_refused(&server, "no_h2", 3).await;
@@ -200,7 +200,7 @@ async fn a_client_without_alpn_h2_is_refused() {
 async fn tls_sessions_are_not_resumed() {
     let server = site().set("rewrap.idle_timeout", "\"1s\"").start().await;
     let leaf = certs::service("nico-api");
-    // A resumed session would bring a certificate that was good when it was made, whatever has become of it.
+    // A resumed session would use a certificate that was valid at its start and may be revoked now.
     let options = ["-tls1_2", "-reconnect"];
     let sessions = handshake(&server, Some(&leaf), &options).await.unwrap();
     let count = |what: &str| sessions.matches(what).count();
@@ -221,14 +221,14 @@ async fn an_unfinished_handshake_times_out_and_does_not_affect_others() {
         .await;
     let mut silent = TcpStream::connect(&server.grpc).await.unwrap();
     let mut halting = TcpStream::connect(&server.grpc).await.unwrap();
-    // A TLS record that announces more than there will ever be.
+    // A TLS record whose header announces more bytes than follow.
     halting.write_all(b"\x16\x03\x01\x02\x00").await.unwrap();
     assert_served(&server).await;
     for connection in [&mut silent, &mut halting] {
         let mut answer = Vec::new();
         let end = connection.read_to_end(&mut answer);
         let end = tokio::time::timeout(Duration::from_secs(60), end).await;
-        // An end or a reset, and nothing before it.
+        // The connection ends or is reset, and no byte arrives before.
         let _ = end.expect("the connection stays open");
         assert_eq!(answer, b"");
     }
@@ -244,7 +244,7 @@ async fn invalid_tls_and_closed_connections_are_counted_separately() {
     assert_refused(&server, "protocol_error", 1).await;
     drop(TcpStream::connect(&server.grpc).await.unwrap());
     assert_refused(&server, "closed", 1).await;
-    // A client that trusts another CA than that of the server's certificate.
+    // A client that does not trust the CA of the server's certificate.
     let wrong = ["-CAfile", certs::other_ca().cert.to_str().unwrap()];
     let leaf = certs::service("nico-api");
     for options in [[&["-tls1_2"][..], &wrong].concat(), wrong.to_vec()] {
@@ -254,10 +254,14 @@ async fn invalid_tls_and_closed_connections_are_counted_separately() {
     assert_refused(&server, "client_alert", 2).await;
     assert_eq!(refused(&server).await.len(), 3, "and for no other reason");
     assert_served(&server).await;
-    // All was logged before the process ended.
+    // Every line is logged before the process ends.
     assert_eq!(server.terminate().await, 0);
     let logged = server.logs_with("TLS handshake refused");
-    assert_eq!(logged.len(), 3, "not who only knocks: {logged:?}");
+    assert_eq!(
+        logged.len(),
+        3,
+        "closed connections are not logged: {logged:?}"
+    );
 }
 
 #[tokio::test]
@@ -305,7 +309,7 @@ async fn a_client_that_does_not_answer_pings_is_disconnected() {
     let call = || Call::new(&server, certs::admin());
     let (mut live, mut frozen) = (call().watch(), call().watch());
     frozen.freeze();
-    // There is no place for a third before one of the two is gone.
+    // A third connection gets a slot only when one of the two ends.
     let third = call()
         .without_reflection()
         .option(&["-connect-timeout", "60"]);

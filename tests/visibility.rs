@@ -130,7 +130,8 @@ async fn a_policy_created_during_a_run_prevents_a_clean_report() {
 
 /// Makes Postgres use an index for tables that are too small for one.
 async fn follow_the_index(database: &Database) {
-    // A plan that has to scan a table all the same counts as so costly that it would be compiled.
+    // With enable_seqscan off, a plan that must scan a table has such a high cost that Postgres
+    // would compile it.
     for setting in ["enable_seqscan", "jit"] {
         let sql = format!("ALTER DATABASE {} SET {setting} = off", database.name());
         database.admin().await.batch_execute(&sql).await.unwrap();
@@ -198,7 +199,7 @@ async fn an_index_with_another_order_than_the_collation_is_reported() {
         })
         .collect();
     seed::insert(&client, &orgs).await;
-    // What an upgrade of the C library or of ICU does to an index.
+    // An upgrade of the C library or of ICU has this effect on an index.
     let linguistic = "UPDATE pg_attribute SET attcollation = '\"en-x-icu\"'::regcollation
             WHERE attname = 'organization_id' AND attrelid IN
                 ('tenant_identity_config'::regclass, 'tenant_identity_config_pkey'::regclass);
@@ -229,7 +230,7 @@ async fn rows_deleted_during_a_run_are_no_problem_and_new_rows_are_rewrapped() {
     let server = site.set("rewrap.database_pool_size", "2").start().await;
     let meanwhile = async {
         until_written(&client, 15).await;
-        // Behind the run, and ahead of it.
+        // One id is before the position of the run, and one is after it.
         let new = [Org::under("aaa", "kv1"), Org::under("zzz", "kv1")];
         seed::insert(&client, &new).await;
         let gone = "DELETE FROM tenants WHERE organization_id IN ('org000', 'org059')";
@@ -255,7 +256,8 @@ async fn a_collation_version_mismatch_causes_a_warning() {
 #[tokio::test]
 async fn a_missing_privilege_is_reported_before_the_first_row() {
     let nothing = None;
-    // What is wrong, what an apply is answered with, and a dry run, which needs less.
+    // The missing privilege, and the answers to an apply and to a dry run, which needs fewer
+    // privileges.
     let table = [
         (
             "REVOKE UPDATE (version) ON tenants FROM nico_rewrap",
