@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use crate::ca::Ca;
-use crate::callers::{NO_IDENTITY, OK, assert_outcomes, outcome_of, site};
+use crate::callers::{NO_IDENTITY, OK, assert_outcomes, site};
 use crate::certs::{
     self, ADMIN_ISSUER_CN, admin_cert, admin_issuer, admin_root, root_ca, service, service_cert,
 };
@@ -15,10 +15,10 @@ use crate::database::Database;
 use crate::handshake::handshake;
 use crate::pki::{Cert, Leaf, Strings};
 use crate::process::{lasting_dir, run};
-use crate::site::{Site, path, quote};
+use crate::site::{path, quote};
 
 /// A CA below the service CA that has the name of the administrators' CA.
-fn impostor() -> Ca {
+pub(crate) fn impostor() -> Ca {
     let subject = format!("/O=Acme/CN={ADMIN_ISSUER_CN}");
     root_ca().intermediate(&subject, Strings::Printable)
 }
@@ -67,31 +67,6 @@ async fn a_service_ca_with_the_name_of_a_listed_issuer_gives_no_administrator() 
     let listed = site().await.set("auth.trust.additional_issuer_cns", list);
     let table = [("", admin_cert().signed_by(root_ca()), NO_IDENTITY)];
     assert_outcomes(&listed.start().await, &table).await;
-}
-
-#[tokio::test]
-async fn without_an_admin_bundle_there_is_no_binding_and_one_warning() {
-    let leaf = admin_cert().signed_by(&impostor());
-    let dir = lasting_dir("bundle");
-    std::fs::write(dir.join("empty.pem"), "\n").unwrap();
-    let words =
-        "no admin bundle: [tls].admin_root_cafile_path is empty, or names an absent or empty file";
-    let set = |site: Site, file: &PathBuf| site.set("tls.admin_root_cafile_path", path(file));
-    for file in ["missing.pem", "empty.pem"] {
-        let server = set(site().await, &dir.join(file)).start().await;
-        assert_eq!(outcome_of(&server, &leaf, None).await, OK, "{file}");
-        assert_eq!(server.logs_with(words).len(), 1, "{file}");
-    }
-    let server = site()
-        .await
-        .unset("tls.admin_root_cafile_path")
-        .start()
-        .await;
-    assert_eq!(outcome_of(&server, &leaf, None).await, OK);
-    assert_eq!(server.logs_with(words).len(), 0);
-    let server = site().await.start().await;
-    assert_eq!(outcome_of(&server, &leaf, None).await, NO_IDENTITY);
-    assert_eq!(server.logs_with(words).len(), 0);
 }
 
 #[tokio::test]

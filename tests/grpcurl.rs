@@ -1,5 +1,6 @@
 //! Calls by the real `grpcurl`, as an operator makes them.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -60,6 +61,8 @@ pub(crate) struct GrpcError {
     pub(crate) details: Vec<Value>,
     /// The header or trailer `x-rewrap-run-id`.
     pub(crate) run_id: Option<String>,
+    /// All response headers and trailers.
+    pub(crate) headers: BTreeMap<String, String>,
 }
 
 impl GrpcError {
@@ -82,7 +85,7 @@ impl GrpcError {
         Some(ErrorInfo {
             reason: text("reason"),
             domain: text("domain"),
-            ..ErrorInfo::default()
+            metadata: serde_json::from_value(detail["metadata"].clone()).unwrap_or_default(),
         })
     }
 }
@@ -178,17 +181,21 @@ impl Call {
                     message: stderr,
                     details: Vec::new(),
                     run_id,
+                    headers: BTreeMap::new(),
                 });
             }
         };
         let code = code_name(status["code"].as_u64().unwrap_or_default()).to_owned();
         let message = status["message"].as_str().unwrap_or_default().to_owned();
         let details = status["details"].as_array().cloned().unwrap_or_default();
+        let headers = stdout.lines().filter_map(|line| line.split_once(": "));
+        let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned()));
         Err(GrpcError {
             code,
             message,
             details,
             run_id,
+            headers: headers.collect(),
         })
     }
 

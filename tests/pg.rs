@@ -23,6 +23,7 @@ pub(crate) const PASSWORD: &str = "database-password-that-nobody-logs";
 
 const HBA: &str =
     "local all all trust\nlocal replication all trust\nhost all all 127.0.0.1/32 trust\n";
+const HBA_PASSWORDS: &str = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n";
 const HBA_TLS_ONLY: &str = "local all all trust\nhostssl all all 127.0.0.1/32 trust\n";
 
 const SETTINGS: &[(&str, &str)] = &[
@@ -49,6 +50,7 @@ pub(crate) struct Options {
     settings: Vec<(String, String)>,
     certificate: Option<(PathBuf, PathBuf)>,
     tls_only: bool,
+    passwords: bool,
 }
 
 impl Options {
@@ -67,6 +69,12 @@ impl Options {
     /// Refuses TCP connections without TLS.
     pub(crate) fn tls_only(mut self) -> Self {
         self.tls_only = true;
+        self
+    }
+
+    /// Checks the passwords of TCP connections.
+    pub(crate) fn passwords(mut self) -> Self {
+        self.passwords = true;
         self
     }
 
@@ -94,11 +102,12 @@ impl Options {
             .iter()
             .for_each(|(name, value)| set(name, value));
         fs::write(data.join("postgresql.conf"), conf).unwrap();
-        fs::write(
-            data.join("pg_hba.conf"),
-            if self.tls_only { HBA_TLS_ONLY } else { HBA },
-        )
-        .unwrap();
+        let hba = match (self.tls_only, self.passwords) {
+            (true, _) => HBA_TLS_ONLY,
+            (false, true) => HBA_PASSWORDS,
+            (false, false) => HBA,
+        };
+        fs::write(data.join("pg_hba.conf"), hba).unwrap();
         Server::start_in(dir)
     }
 }

@@ -15,7 +15,7 @@ use crate::database::Database;
 use crate::faults::{orgs, slow_writes, until_written, written};
 use crate::grpcurl::{Call, reencrypt, run};
 use crate::handshake::{Connection, handshake};
-use crate::pki::{Cert, Strings};
+use crate::pki::Cert;
 use crate::process::temp_dir;
 use crate::reload::{Files, H2, disabled, until, until_closed, until_reloaded};
 use crate::seed;
@@ -121,28 +121,6 @@ async fn an_intermediate_that_expires_ends_the_connections_of_its_leaves() {
     goes.closed().await;
     until_closed(&server, "expired", 1.0).await;
     assert!(stays.is_open());
-}
-
-#[tokio::test]
-async fn a_new_admin_bundle_applies_to_open_connections() {
-    let files = Files::new();
-    files.write("admin.pem", b"");
-    let server = files.site(disabled()).start().await;
-    let subject = format!("/O=Acme/CN={ADMIN_ISSUER_CN}");
-    let below_root = root_ca().intermediate(&subject, Strings::Utf8);
-    let leaf = admin_cert().signed_by(&below_root);
-    let reason = async || {
-        let call = Call::new(&server, &leaf).without_reflection();
-        let error = call.reencrypt(&json!({})).await.unwrap_err();
-        error.reason().unwrap()
-    };
-    assert_eq!(reason().await, "MACHINE_IDENTITY_DISABLED");
-    let mut goes = Connection::open(&server, Some(&leaf), &H2);
-    assert!(goes.greet().await);
-    files.install("admin.pem", &certs::admin_root().cert);
-    goes.closed().await;
-    until_closed(&server, "identity_changed", 1.0).await;
-    assert_eq!(reason().await, "NO_IDENTITY");
 }
 
 /// A name, and a function that changes a file.

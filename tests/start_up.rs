@@ -39,8 +39,8 @@ async fn assert_health(server: &Server, expected: &str) {
 }
 
 /// Checks that the probe and calls answer that the server is not ready. `why` is part of the
-/// answer.
-async fn assert_not_ready(server: &Server, why: &str) {
+/// answer. `expected` is the code and the reason of the error.
+async fn assert_not_ready(server: &Server, why: &str, expected: (&str, &str)) {
     assert_eq!(server.get("/livez").await, (200, "ok\n".to_owned()));
     until_probes_say(server, 503, why).await;
     let (status, body) = server.get("/readyz").await;
@@ -53,8 +53,8 @@ async fn assert_not_ready(server: &Server, why: &str) {
         .await
         .unwrap_err();
     assert_eq!(
-        (error.code.as_str(), error.reason().as_deref()),
-        ("UNAVAILABLE", Some("NOT_READY"))
+        (error.code.as_str(), error.reason().unwrap().as_str()),
+        expected
     );
     assert!(error.message.contains(why), "{}", error.message);
     leaks::assert_none(&error.message);
@@ -79,7 +79,7 @@ async fn the_start_waits_for_a_database_that_is_down() {
     postgres.stop_fast();
     let server = Site::new(&database).start_unready().await;
     server.wait_log("waiting for the database").await;
-    assert_not_ready(&server, "refused").await;
+    assert_not_ready(&server, "refused", ("UNAVAILABLE", "NOT_READY")).await;
     postgres.restart();
     assert_ready(&server).await;
     leaks::assert_none(&server.log_text());
@@ -94,6 +94,7 @@ async fn the_start_waits_for_a_database_that_does_not_exist_yet() {
     assert_not_ready(
         &server,
         "the database of database_url does not exist (SQLSTATE 3D000)",
+        ("FAILED_PRECONDITION", "DATABASE_LOGIN"),
     )
     .await;
     Org::under("acme", "kv1")
@@ -117,7 +118,7 @@ async fn the_start_waits_for_a_database_that_does_not_exist_yet() {
 }
 
 /// Waits until the probe has this answer. Calls have their own errors.
-async fn until_probes_say(server: &Server, status: u16, words: &str) {
+pub(crate) async fn until_probes_say(server: &Server, status: u16, words: &str) {
     let deadline = Instant::now() + TIME_LIMIT;
     loop {
         let (found, body) = server.get("/readyz").await;

@@ -12,13 +12,13 @@ use crate::grpcurl::{Call, reencrypt, run};
 use crate::pg;
 use crate::seed;
 use crate::server::Server;
-use crate::site::Site;
+use crate::site::{Site, quote};
 
 /// The number of sessions of the service that wait for a standby.
 const WAITING: &str = "(SELECT count(*) FROM pg_stat_activity
     WHERE application_name = 'nico-rewrap' AND wait_event = 'SyncRep')";
 
-async fn without_its_standby(rows: usize) -> (pg::Server, Client, Server) {
+async fn without_its_standby(rows: usize, statement_timeout: &str) -> (pg::Server, Client, Server) {
     let postgres = pg::Server::start();
     let database = Database::migrated_on(&postgres).await;
     let admin = database.admin().await;
@@ -37,13 +37,14 @@ async fn without_its_standby(rows: usize) -> (pg::Server, Client, Server) {
     )
     .await;
     until_commits_wait(&database, &admin).await;
-    let server = Site::new(&database).start().await;
+    let site = Site::new(&database).set("rewrap.statement_timeout", quote(statement_timeout));
+    let server = site.start().await;
     (postgres, admin, server)
 }
 
 #[tokio::test]
 async fn a_run_says_that_it_waits_for_a_standby_and_leaves_no_session_behind() {
-    let (_postgres, admin, server) = without_its_standby(20).await;
+    let (_postgres, admin, server) = without_its_standby(20, "5s").await;
     let call = Call::new(&server, certs::admin()).max_time(12.0);
     let request = json!({});
     let look = async {
@@ -73,11 +74,40 @@ async fn a_run_says_that_it_waits_for_a_standby_and_leaves_no_session_behind() {
         Some(0.0)
     );
     assert!(server.log_text().contains("synchronous_standby_names"));
+    let error = record["error"].as_str().unwrap();
+    assert!(error.contains("synchronous_standby_names"), "{error}");
+    // The note of the probe ends with the run.
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while server.get("/readyz").await != (200, "ready\n".to_owned()) {
+        assert!(std::time::Instant::now() < deadline, "the note stays");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// The limit of the run passes before the deadline of the client.
+#[tokio::test]
+async fn a_caller_is_told_which_standby_the_run_waited_for() {
+    let (_postgres, _admin, server) = without_its_standby(3, "500ms").await;
+    for dry_run in [true, false] {
+        let request = json!({"dryRun": dry_run});
+        let error = reencrypt(&server, certs::admin(), request).await;
+        let error = error.unwrap_err();
+        assert_eq!(
+            error.reason().as_deref(),
+            Some("DATABASE_UNAVAILABLE"),
+            "{error:?}"
+        );
+        let waited = "it waits for a synchronous standby (synchronous_standby_names = \"gone\")";
+        assert!(error.message.contains(waited), "{}", error.message);
+        let metadata = error.error_info().unwrap().metadata;
+        assert!(metadata["waiting_for"].contains(waited), "{metadata:?}");
+        assert_eq!(metadata["durable"], "false");
+    }
 }
 
 #[tokio::test]
 async fn a_cancelled_wait_for_the_standby_makes_no_report() {
-    let (_postgres, admin, server) = without_its_standby(20).await;
+    let (_postgres, admin, server) = without_its_standby(20, "5s").await;
     let cancel = async {
         // The barrier, and before it the look at what a commit takes, which a run can do without.
         let barrier = "EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '-- barrier%')";

@@ -7,7 +7,7 @@ use crate::certs;
 use crate::database::Database;
 use crate::faults::{orgs, slow_writes, until_written, written};
 use crate::grpcurl::{GrpcError, Report, reencrypt, run};
-use crate::outcome::seeded;
+use crate::outcome::{seeded, serve};
 use crate::pg;
 use crate::seed::{self, Org};
 use crate::server::Server;
@@ -123,9 +123,13 @@ async fn a_policy_created_during_a_run_prevents_a_clean_report() {
         admin.batch_execute(hide).await.unwrap();
     };
     let (answer, ()) = tokio::join!(call(&server, json!({})), hide);
-    assert_refused(answer, "ROWS_NOT_VISIBLE", "BYPASSRLS", "mid-run");
+    let info = answer.as_ref().unwrap_err().error_info().unwrap();
+    assert_refused(answer.clone(), "ROWS_NOT_VISIBLE", "BYPASSRLS", "mid-run");
     let audited = server.audited_rows("ROWS_NOT_VISIBLE").await;
     assert_eq!(audited, written(&admin).await);
+    assert_eq!(info.metadata["rows_updated"], audited.to_string());
+    let words = format!("rows: {audited} updated, 0 failed; 0 in doubt");
+    assert_refused(answer, "ROWS_NOT_VISIBLE", &words, "mid-run");
 }
 
 /// Makes Postgres use an index for tables that are too small for one.
@@ -345,4 +349,23 @@ async fn two_rows_with_one_id_prevent_a_clean_report() {
             assert_refused(answer, "ROWS_NOT_VISIBLE", "there more than once", &case);
         }
     }
+}
+
+#[tokio::test]
+async fn a_row_without_an_id_is_named_and_the_others_are_written() {
+    let (_database, client, server) = serve(&orgs(3)).await;
+    let sql = "ALTER TABLE tenant_identity_config DROP CONSTRAINT tenant_identity_config_pkey;
+        ALTER TABLE tenant_identity_config ALTER organization_id DROP NOT NULL;
+        INSERT INTO tenant_identity_config
+            SELECT (jsonb_populate_record(c, '{\"organization_id\": null}')).*
+            FROM tenant_identity_config c WHERE organization_id = 'org001'";
+    client.batch_execute(sql).await.unwrap();
+    let answer = call(&server, json!({})).await;
+    assert_refused(
+        answer,
+        "DATABASE_SCHEMA",
+        "whose organization_id is NULL",
+        sql,
+    );
+    assert_eq!(written(&client).await, 3);
 }

@@ -15,9 +15,12 @@ pub(crate) fn check(der: &[u8]) -> &'static str {
     let external = matches!(caller.identity, Some(Identity::External { .. }));
 
     assert_eq!(of(Anchor::NoAdminBundle), caller);
-    let root_only = of(Anchor::RootOnly).identity;
     let expected = caller.identity.clone().filter(|_| !external);
-    assert_eq!(root_only, expected, "without the admin bundle");
+    for anchor in [Anchor::RootOnly, Anchor::AdminBundleMissing] {
+        let elsewhere = of(anchor);
+        assert_eq!(elsewhere.identity, expected, "{anchor:?}");
+        assert_ne!(elsewhere.identity.is_some(), elsewhere.refusal.is_some());
+    }
 
     let no_issuers = TrustRules {
         issuer_cns: vec![],
@@ -69,6 +72,9 @@ fn speaks_of_spiffe(der: &[u8]) -> bool {
 /// All texts that the audit record contains.
 fn texts(caller: &Caller) -> Vec<&str> {
     let mut texts = vec![caller.serial.as_str(), caller.issuer.as_str()];
+    if let Some(refusal) = &caller.refusal {
+        texts.extend([refusal.seen.as_str(), refusal.expected.as_str()]);
+    }
     match &caller.identity {
         None => {}
         Some(Identity::Service { name } | Identity::Machine { id: name }) => texts.push(name),

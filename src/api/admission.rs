@@ -2,24 +2,39 @@
 
 use crate::{
     auth::{
-        authorize::{ACTION, Denial, Permit, Policy, authorize},
-        identity::Caller,
+        authorize::{ACTION, Denial, Denied, Permit, Policy, authorize},
+        peer::Peer,
     },
     telemetry,
 };
 
-/// Authorizes one call and counts the decision. Logs a warning if only the permissive mode
-/// allows the call.
-pub(crate) fn decide(policy: &Policy, caller: &Caller) -> Result<Permit, Denial> {
+/// Authorizes one call and counts the decision. Logs a warning if the call is denied, or if only
+/// the permissive mode allows it.
+pub(crate) fn decide(policy: &Policy, peer: &Peer) -> Result<Permit, Denied> {
+    let caller = &peer.caller;
     let decision = authorize(policy, caller);
     let outcome = match &decision {
         Ok(permit) if permit.overrides_casbin() => "allowed_by_permissive_mode",
         Ok(_) => "allowed",
-        Err(Denial::NoIdentity) => "no_identity",
-        Err(Denial::NotAllowed) => "not_allowed",
-        Err(Denial::CasbinPolicy) => "denied_by_policy",
+        Err(denied) => match denied.denial {
+            Denial::NoIdentity | Denial::NoAdminBundle => "no_identity",
+            Denial::NotAllowed => "not_allowed",
+            Denial::CasbinPolicy => "denied_by_policy",
+        },
     };
     telemetry::decided(caller.kind(), outcome);
+    if let Err(Denied { refusal, .. }) = &decision {
+        tracing::warn!(
+            reason = outcome,
+            rule = refusal.rule.setting(),
+            seen = refusal.seen,
+            expected = refusal.expected,
+            peer = %peer.address,
+            certificate_serial = caller.serial,
+            certificate_issuer = caller.issuer,
+            "call denied"
+        );
+    }
     if decision.as_ref().is_ok_and(Permit::overrides_casbin) {
         tracing::warn!(
             action = ACTION,

@@ -9,7 +9,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, watch::Receiver},
     time::timeout,
 };
 use tokio_util::{
@@ -18,12 +18,17 @@ use tokio_util::{
 };
 use tracing::Instrument;
 
-use super::{admission::decide, error::ServiceError, run_id::run_id};
+use super::{
+    admission::decide,
+    error::{Counts, ServiceError},
+    run_id::run_id,
+};
 use crate::{
     audit::{AuditLog, Outcome, Record},
     auth::{authorize::Policy, peer::Peer},
     domain::organization::InvalidOrganizationId,
     run::{Ended, Mode, Report, RunError, Runner, Scope},
+    store::SetupError,
     telemetry::readiness::Readiness,
 };
 
@@ -54,15 +59,28 @@ pub(super) struct Answer {
     pub(super) result: Result<(Report, String), ServiceError>,
 }
 
+/// What calls need from the rest of the server.
+pub struct CallContext {
+    /// Makes the runs. Without it, machine identity is disabled on this site.
+    pub runner: Option<Runner>,
+    /// Who may call.
+    pub policy: Policy,
+    /// Whether calls may run.
+    pub readiness: Readiness,
+    /// Why the start cannot use the database, if somebody must change something first.
+    pub setup_problem: Receiver<Option<SetupError>>,
+    /// Where the records go.
+    pub audit: AuditLog,
+    /// Maximum number of concurrent runs.
+    pub max_runs: u32,
+}
+
 /// Carries out calls. All clones share the same limits.
 #[derive(Clone)]
 pub struct Calls(Arc<Inner>);
 
 struct Inner {
-    runner: Option<Runner>,
-    policy: Policy,
-    readiness: Readiness,
-    audit: AuditLog,
+    context: CallContext,
     runs: Arc<Semaphore>,
     site_apply: Arc<Semaphore>,
     /// Stops the last site-wide apply that was started.
@@ -72,24 +90,12 @@ struct Inner {
 }
 
 impl Calls {
-    /// Carries out at most `max_runs` runs at the same time, as tasks of `tasks`, and stops
-    /// them at `shutdown`. Without a `runner`, machine identity is disabled on this site.
+    /// Carries out runs as tasks of `tasks`, and stops them at `shutdown`.
     #[must_use]
-    pub fn new(
-        runner: Option<Runner>,
-        policy: Policy,
-        readiness: Readiness,
-        audit: AuditLog,
-        max_runs: u32,
-        tasks: TaskTracker,
-        shutdown: CancellationToken,
-    ) -> Self {
+    pub fn new(context: CallContext, tasks: TaskTracker, shutdown: CancellationToken) -> Self {
         Self(Arc::new(Inner {
-            runner,
-            policy,
-            readiness,
-            audit,
-            runs: Arc::new(Semaphore::new(max_runs as usize)),
+            runs: Arc::new(Semaphore::new(context.max_runs as usize)),
+            context,
             site_apply: Arc::new(Semaphore::new(1)),
             applying: Mutex::default(),
             tasks,
@@ -99,7 +105,7 @@ impl Calls {
 
     /// The readiness that calls check.
     pub(super) fn readiness(&self) -> &Readiness {
-        &self.0.readiness
+        &self.0.context.readiness
     }
 
     /// Carries out the call and writes its audit record. Dropping the future means that the
@@ -150,7 +156,10 @@ impl Inner {
             Ok(_) => Outcome::OK,
             Err(error) => error.outcome(),
         };
-        self.audit.ended(record, started.elapsed(), &outcome).await;
+        self.context
+            .audit
+            .ended(record, started.elapsed(), &outcome)
+            .await;
         result.map(|target| (report, target))
     }
 
@@ -177,9 +186,9 @@ impl Inner {
         client_gone: &CancellationToken,
     ) -> Result<(String, Ended<ServiceError>), ServiceError> {
         let peer = peer.ok_or(ServiceError::Internal)?;
-        let permit = decide(&self.policy, &peer.caller)?;
+        let permit = decide(&self.context.policy, &peer)?;
         let (scope, mode) = (request.scope?, request.mode);
-        let runner = self.runner.as_ref().ok_or(ServiceError::Disabled)?;
+        let runner = self.context.runner.as_ref().ok_or(ServiceError::Disabled)?;
         let target = runner.keyring().target().id().to_string();
         if let Some(expected) = request.expected_target.into_iter().find(|id| *id != target) {
             return Err(ServiceError::UnexpectedTarget { target, expected });
@@ -187,10 +196,10 @@ impl Inner {
         if self.shutdown.is_cancelled() {
             return Err(ServiceError::ShuttingDown);
         }
-        self.readiness.check().map_err(ServiceError::NotReady)?;
+        self.check_readiness()?;
         let stop = self.shutdown.child_token();
         let _permits = self.run_slots(&scope, mode, &stop).await?;
-        self.audit.started(record).await?;
+        self.context.audit.started(record).await?;
 
         tracing::info!(
             scope = %scope,
@@ -205,8 +214,10 @@ impl Inner {
                 None => std::future::pending().await,
             }
         };
-        let mut run = std::pin::pin!(runner.run(&permit, &scope, mode, &stop));
-        let (ended, stopped_for) = tokio::select! {
+        // Boxed, because the future of a run is large and would be moved on the stack.
+        let run = Box::pin(runner.run(&permit, &scope, mode, &stop));
+        let mut run = std::pin::pin!(remember_wait(run, runner.stall()));
+        let ((ended, wait), stopped_for) = tokio::select! {
             ended = run.as_mut() => (ended, ServiceError::ShuttingDown),
             () = client_gone.cancelled() => {
                 stop.cancel();
@@ -217,17 +228,35 @@ impl Inner {
                 (run.await, ServiceError::DeadlineExceeded)
             }
         };
-        let ended = ended.map_err(|error| match error {
-            RunError::Stopped => stopped_for,
-            RunError::NotFound(id) => ServiceError::UnknownOrganization(id),
-            RunError::Store(error) => error.into(),
-            RunError::NotReplicated => ServiceError::NotReplicated,
-            RunError::Panicked => {
-                tracing::error!("a task of the run panicked: this is a bug");
-                ServiceError::Internal
+        let counts = Counts::of(&ended.report, mode, ended.durable);
+        let ended = ended.map_err(|error| {
+            let error = match error {
+                RunError::Stopped => stopped_for,
+                // The run is complete: there is nothing to count.
+                RunError::NotFound(id) => return ServiceError::UnknownOrganization(id),
+                RunError::Store(error) => error.into(),
+                RunError::NotReplicated => ServiceError::NotReplicated,
+                RunError::Panicked => {
+                    tracing::error!("a task of the run panicked: this is a bug");
+                    ServiceError::Internal
+                }
+            };
+            ServiceError::EndedEarly {
+                error: Box::new(error),
+                counts,
+                wait,
             }
         });
         Ok((target, ended))
+    }
+
+    /// Checks whether calls may run. A problem that no retry mends has its own reason.
+    fn check_readiness(&self) -> Result<(), ServiceError> {
+        let Err(reason) = self.context.readiness.check() else {
+            return Ok(());
+        };
+        let problem = self.context.setup_problem.borrow().clone();
+        Err(problem.map_or(ServiceError::NotReady(reason), ServiceError::DatabaseSetup))
     }
 
     /// Acquires one of the slots for runs and, for a site-wide apply, the only slot for those.
@@ -264,5 +293,21 @@ impl Inner {
     /// The token that stops the last site-wide apply that was started.
     fn applying(&self) -> MutexGuard<'_, CancellationToken> {
         self.applying.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Runs to the end. Also returns what the run waited for then. The run clears its own text when it
+/// ends.
+async fn remember_wait(
+    mut run: impl Future<Output = Ended> + Unpin,
+    mut stall: Receiver<Option<String>>,
+) -> (Ended, Option<String>) {
+    loop {
+        let wait = stall.borrow_and_update().clone();
+        tokio::select! {
+            biased;
+            ended = &mut run => return (ended, wait),
+            Ok(()) = stall.changed() => {}
+        }
     }
 }

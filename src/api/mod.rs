@@ -1,6 +1,7 @@
 //! Calls: authorization, admission, execution and errors.
 
 mod admission;
+mod audited;
 pub mod call;
 pub mod error;
 pub mod grpc;

@@ -15,7 +15,7 @@ use std::{sync::Arc, time::Duration};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{
     net::TcpListener,
-    sync::watch::Receiver,
+    sync::watch::{Receiver, Sender},
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -28,7 +28,11 @@ use self::{
 };
 pub use self::{error::AppError, listeners::Listeners};
 use crate::{
-    api::{call::Calls, grpc, guard::Guard},
+    api::{
+        call::{CallContext, Calls},
+        grpc,
+        guard::Guard,
+    },
     audit::AuditLog,
     config::Config,
     run::Runner,
@@ -150,15 +154,16 @@ impl App {
         shutdown: CancellationToken,
     ) -> Result<(), AppError> {
         let tasks = TaskTracker::new();
-        let calls = Calls::new(
-            self.runner.clone(),
-            self.policy.clone(),
-            readiness.clone(),
-            self.audit.clone(),
-            self.options.max_runs,
-            tasks.clone(),
-            shutdown.clone(),
-        );
+        let setup_problem = Sender::new(None);
+        let context = CallContext {
+            runner: self.runner.clone(),
+            policy: self.policy.clone(),
+            readiness: readiness.clone(),
+            setup_problem: setup_problem.subscribe(),
+            audit: self.audit.clone(),
+            max_runs: self.options.max_runs,
+        };
+        let calls = Calls::new(context, tasks.clone(), shutdown.clone());
         let routes = grpc::routes(calls).map_err(|error| AppError::Bug(error.to_string()))?;
         let guard = Guard::new(
             routes,
@@ -190,7 +195,7 @@ impl App {
         };
         readiness.release(GRPC);
 
-        let database = watch::database(self.runner, &readiness);
+        let database = watch::database(self.runner, &readiness, &setup_problem);
         let over = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
             error = database => Err(error),

@@ -3,12 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::time::sleep;
+use tokio::{sync::watch::Sender, time::sleep};
 
 use super::{AppError, DATABASE};
 use crate::{
     run::Runner,
-    store::{Ping, SchemaError, Store},
+    store::{Ping, SchemaError, SetupError, Store, StoreError},
     telemetry::readiness::Readiness,
 };
 
@@ -20,34 +20,49 @@ const RETRY: Duration = Duration::from_secs(1);
 const INTERVAL: Duration = Duration::from_secs(2);
 
 /// How often a ping opens a new connection. Only a new connection shows that the role was
-/// dropped, or that its password or `pg_hba.conf` changed.
-const RECONNECT: Duration = Duration::from_secs(30);
+/// dropped, or that its password, its settings or `pg_hba.conf` changed.
+const RECONNECT: Duration = Duration::from_secs(10);
 
 /// Watches the database of `runner`. Returns only if the database is unusable at the start.
-pub(super) async fn database(runner: Option<Runner>, readiness: &Readiness) -> AppError {
+/// `setup_problem` says why the start cannot use the database, if no retry helps.
+pub(super) async fn database(
+    runner: Option<Runner>,
+    readiness: &Readiness,
+    setup_problem: &Sender<Option<SetupError>>,
+) -> AppError {
     let Some(runner) = runner else {
         return std::future::pending().await;
     };
     let store = runner.store();
-    if let Err(error) = reached(store, readiness).await {
+    if let Err(error) = reached(store, readiness, setup_problem).await {
         return error;
     }
     stays(store, readiness).await
 }
 
-/// Waits until the database has answered for the first time.
-async fn reached(store: &Store, readiness: &Readiness) -> Result<(), AppError> {
+/// Waits until the database has answered for the first time. Calls are refused until then, because
+/// they need the result of the schema check.
+async fn reached(
+    store: &Store,
+    readiness: &Readiness,
+    setup_problem: &Sender<Option<SetupError>>,
+) -> Result<(), AppError> {
     loop {
         match store.check_schema().await {
             Ok(()) => {
                 tracing::info!("database reached");
                 readiness.release(DATABASE);
+                setup_problem.send_replace(None);
                 return Ok(());
             }
             Err(error @ SchemaError::Missing(_)) => return Err(AppError::Schema(error)),
             Err(SchemaError::Store(error)) => {
                 tracing::warn!(%error, "waiting for the database");
                 readiness.hold(DATABASE, error.to_string());
+                setup_problem.send_replace(match error {
+                    StoreError::Setup(problem) => Some(problem),
+                    _ => None,
+                });
             }
         }
         sleep(RETRY).await;
@@ -60,9 +75,45 @@ struct Watch {
     /// The start of the first ping that failed since the last success.
     failing_since: Option<Instant>,
     is_held: bool,
-    /// Privileges that the role lacked at the first ping. A site may use a read-only role for
-    /// dry runs.
-    never_had: Option<Vec<String>>,
+    /// The answer of the first ping. A site may use a read-only role for dry runs, so only
+    /// problems that appear later count.
+    first: Option<Answer>,
+}
+
+/// The answer to a ping.
+#[derive(Debug, Default, Clone)]
+struct Answer {
+    missing: Vec<String>,
+    unfit: Option<SetupError>,
+    unwritable: Option<SetupError>,
+    is_standby: bool,
+}
+
+/// A problem with the database, and whether it counts at once.
+struct Problem {
+    text: String,
+    /// Postgres itself has answered. An unreachable database counts only when it lasts.
+    is_certain: bool,
+}
+
+impl Problem {
+    fn of(error: &SchemaError) -> Self {
+        let is_certain = matches!(
+            error,
+            SchemaError::Missing(_) | SchemaError::Store(StoreError::Setup(_))
+        );
+        Self {
+            text: error.to_string(),
+            is_certain,
+        }
+    }
+
+    fn certain(text: String) -> Self {
+        Self {
+            text,
+            is_certain: true,
+        }
+    }
 }
 
 async fn stays(store: &Store, readiness: &Readiness) -> ! {
@@ -72,81 +123,117 @@ async fn stays(store: &Store, readiness: &Readiness) -> ! {
         let began = Instant::now();
         let reconnect = connected.elapsed() >= RECONNECT;
         let ping = store.ping(reconnect).await;
-        // After a failed reconnection, the next ping reconnects again: a success on an existing
-        // connection says nothing about new ones.
-        if reconnect && ping.is_ok() {
+        let limit = store.options().pool_acquire_timeout;
+        let is_good = watch.update(ping, began, limit, readiness);
+        // If a new connection shows a problem, the next ping reconnects again: a success on an
+        // existing connection says nothing about new ones.
+        if reconnect && is_good {
             connected = Instant::now();
         }
-        let ping = ping.map_err(|error| error.to_string());
-        watch.update(ping, began, store.options().pool_acquire_timeout, readiness);
         sleep(INTERVAL).await;
     }
 }
 
 impl Watch {
-    /// The problem that the missing privileges mean, if any.
-    fn problem(&mut self, missing: Vec<String>) -> Option<String> {
-        let never_had = self.never_had.get_or_insert_with(|| missing.clone());
-        let lost: Vec<_> = missing
+    /// The problem that has appeared since the first ping, if any.
+    fn problem(&mut self, answer: Answer) -> Option<Problem> {
+        let first = self.first.get_or_insert_with(|| answer.clone());
+        let lost: Vec<_> = answer
+            .missing
             .into_iter()
-            .filter(|privilege| !never_had.contains(privilege))
+            .filter(|privilege| !first.missing.contains(privilege))
             .collect();
-        (!lost.is_empty()).then(|| {
-            format!(
+        if !lost.is_empty() {
+            return Some(Problem::certain(format!(
                 "the role of database_url has lost privileges since the start: {}. Grant them again",
                 lost.join(", ")
+            )));
+        }
+        let unfit = answer.unfit.filter(|_| first.unfit.is_none());
+        let unwritable = answer.unwritable.filter(|_| first.unwritable.is_none());
+        if let Some(problem) = unfit.or(unwritable) {
+            return Some(Problem::certain(problem.to_string()));
+        }
+        (answer.is_standby && !first.is_standby).then(|| {
+            Problem::certain(
+                "the database has become a standby, which is read-only: promote it, or let \
+                 database_url name the primary"
+                    .to_owned(),
             )
         })
     }
 
-    /// Ends readiness when the database has failed for `limit`, and restores it when the
-    /// database works again.
+    /// Ends readiness when the database has a problem, and restores it when the database works
+    /// again. A database that does not answer must fail for `limit`. Returns whether this ping
+    /// found no problem.
     fn update(
         &mut self,
-        ping: Result<Ping, String>,
+        ping: Result<Ping, SchemaError>,
         began: Instant,
         limit: Duration,
         readiness: &Readiness,
-    ) {
+    ) -> bool {
         let problem = match ping {
-            Err(error) => Some(error),
-            Ok(Ping::Answered { missing }) => self.problem(missing),
+            Err(error) => Some(Problem::of(&error)),
             // All connections are in use; the runs that use them report their own errors.
             Ok(Ping::Busy) => {
                 self.failing_since = None;
-                return;
+                return true;
             }
+            Ok(Ping::Answered {
+                missing,
+                unfit,
+                unwritable,
+                is_standby,
+            }) => self.problem(Answer {
+                missing,
+                unfit,
+                unwritable,
+                is_standby,
+            }),
         };
-        let Some(problem) = problem else {
+        let Some(Problem { text, is_certain }) = problem else {
             self.failing_since = None;
             if self.is_held {
                 self.is_held = false;
                 tracing::info!("the database answers again");
                 readiness.release(DATABASE);
             }
-            return;
+            return true;
         };
         let since = *self.failing_since.get_or_insert(began);
-        if since.elapsed() < limit {
-            return;
+        if is_certain || since.elapsed() >= limit {
+            if !self.is_held {
+                tracing::warn!(error = text, "the database cannot be used");
+            }
+            self.is_held = true;
+            readiness.degrade(DATABASE, text);
         }
-        if !self.is_held {
-            tracing::warn!(error = problem, "the database cannot be used");
-        }
-        self.is_held = true;
-        readiness.degrade(DATABASE, problem);
+        false
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Hidden;
 
     const HOUR: Duration = Duration::from_secs(3600);
 
-    fn answered(missing: &[&str]) -> Result<Ping, String> {
-        let missing = missing.iter().map(ToString::to_string).collect();
-        Ok(Ping::Answered { missing })
+    fn answer(answer: Answer) -> Result<Ping, SchemaError> {
+        Ok(Ping::Answered {
+            missing: answer.missing,
+            unfit: answer.unfit,
+            unwritable: answer.unwritable,
+            is_standby: answer.is_standby,
+        })
+    }
+
+    fn lacks(missing: &[&str]) -> Result<Ping, SchemaError> {
+        answer(Answer {
+            missing: missing.iter().map(ToString::to_string).collect(),
+            ..Answer::default()
+        })
     }
 
     #[test]
@@ -154,15 +241,16 @@ mod tests {
         let readiness = Readiness::waiting_for(&[]);
         let mut watch = Watch::default();
         let mut update = |ping, limit| watch.update(ping, Instant::now(), limit, &readiness);
-        let gone = || Err("gone".to_owned());
-        update(gone(), HOUR);
+        let gone = || Err(StoreError::Unavailable("gone".to_owned()).into());
+        assert!(!update(gone(), HOUR));
         assert_eq!(readiness.probe(), Ok(()));
         update(gone(), Duration::ZERO);
-        assert_eq!(readiness.probe(), Err("database: gone".to_owned()));
+        let reason = readiness.probe().unwrap_err();
+        assert_eq!(reason, "database: the database can't be used: gone");
         assert_eq!(readiness.check(), Ok(()), "calls have errors of their own");
         update(Ok(Ping::Busy), Duration::ZERO);
         assert!(readiness.probe().is_err(), "no news");
-        update(answered(&[]), Duration::ZERO);
+        assert!(update(lacks(&[]), Duration::ZERO));
         assert_eq!(readiness.probe(), Ok(()));
         update(Ok(Ping::Busy), Duration::ZERO);
         assert_eq!(readiness.probe(), Ok(()));
@@ -172,16 +260,57 @@ mod tests {
     fn only_a_privilege_that_was_there_can_be_lost() {
         let readiness = Readiness::waiting_for(&[]);
         let mut watch = Watch::default();
-        let mut update = |ping| watch.update(ping, Instant::now(), Duration::ZERO, &readiness);
-        update(answered(&["UPDATE on a.b"]));
+        let mut update = |ping| watch.update(ping, Instant::now(), HOUR, &readiness);
+        update(lacks(&["UPDATE on a.b"]));
         assert_eq!(readiness.probe(), Ok(()));
-        update(answered(&["SELECT on a.c", "UPDATE on a.b"]));
+        update(lacks(&["SELECT on a.c", "UPDATE on a.b"]));
         let problem = readiness.probe().unwrap_err();
         assert!(
             problem.contains("SELECT on a.c") && !problem.contains("a.b"),
             "{problem}"
         );
-        update(answered(&[]));
+        update(lacks(&[]));
         assert_eq!(readiness.probe(), Ok(()));
+    }
+
+    #[test]
+    fn a_setup_problem_counts_at_once_unless_it_was_there_at_the_start() {
+        let hidden = || Some(SetupError::from(Hidden::BySomePolicy));
+        let unfit = || {
+            answer(Answer {
+                unfit: hidden(),
+                ..Answer::default()
+            })
+        };
+        let read_only = || {
+            answer(Answer {
+                unwritable: Some(SetupError::ReadOnly),
+                ..Answer::default()
+            })
+        };
+        let standby = || {
+            answer(Answer {
+                is_standby: true,
+                ..Answer::default()
+            })
+        };
+        let login = || Err(StoreError::from(SetupError::Login("refused".to_owned())).into());
+        let readiness = Readiness::waiting_for(&[]);
+        let mut watch = Watch::default();
+        let mut update = |ping| watch.update(ping, Instant::now(), HOUR, &readiness);
+        update(read_only());
+        assert_eq!(readiness.probe(), Ok(()), "there from the start");
+        for (ping, words) in [
+            (unfit(), "row-level security"),
+            (login(), "refused"),
+            (standby(), "standby"),
+        ] {
+            update(ping);
+            let problem = readiness.probe().unwrap_err();
+            assert!(problem.contains(words), "{problem}");
+            assert_eq!(readiness.check(), Ok(()), "calls have errors of their own");
+            update(read_only());
+            assert_eq!(readiness.probe(), Ok(()));
+        }
     }
 }

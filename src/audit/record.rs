@@ -15,6 +15,7 @@ use serde_json::ser::{CharEscape, CompactFormatter, Formatter, Serializer};
 use crate::{
     auth::identity::{Caller, Identity},
     auth::peer::Peer,
+    auth::refusal::Refusal,
     run::{Mode, Report, Scope},
 };
 
@@ -102,10 +103,14 @@ impl Record {
     /// The line at the end of the call, with its outcome.
     pub(super) fn ended(&self, duration: Duration, outcome: &Outcome) -> String {
         let report = &self.report;
+        let refusal = outcome.refusal.as_ref();
         line(&Ended {
             common: self.common("call"),
             outcome: outcome.name,
             error: outcome.error.as_deref(),
+            denied_by: refusal.map(|refusal| refusal.rule.setting()),
+            seen: refusal.map(|refusal| refusal.seen.as_str()),
+            expected: refusal.map(|refusal| refusal.expected.as_str()),
             rows_examined: report.rows_examined(),
             rows_updated: report.rows_updated,
             rows_skipped_all_on_target: report.rows_on_target,
@@ -153,6 +158,8 @@ pub(crate) struct Outcome {
     pub(crate) name: &'static str,
     /// The message of the error.
     pub(crate) error: Option<String>,
+    /// The rule that refused the caller.
+    pub(crate) refusal: Option<Refusal>,
 }
 
 impl Outcome {
@@ -160,6 +167,7 @@ impl Outcome {
     pub(crate) const OK: Self = Self {
         name: "OK",
         error: None,
+        refusal: None,
     };
 }
 
@@ -196,6 +204,12 @@ struct Ended<'a> {
     outcome: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    denied_by: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seen: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expected: Option<&'a str>,
     rows_examined: u32,
     rows_updated: u32,
     rows_skipped_all_on_target: u32,
@@ -272,6 +286,7 @@ mod tests {
                     identity: Some(Identity::Service {
                         name: name.to_owned(),
                     }),
+                    refusal: None,
                     serial: name.to_owned(),
                     issuer: name.to_owned(),
                 },
@@ -280,6 +295,7 @@ mod tests {
             let outcome = Outcome {
                 name: "INTERNAL",
                 error: Some("internal error".to_owned()),
+                refusal: None,
             };
             for line in [
                 record.started(),

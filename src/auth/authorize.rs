@@ -14,6 +14,7 @@ use thiserror::Error;
 use crate::auth::{
     casbin_policy::CasbinPolicy,
     identity::{Caller, Identity},
+    refusal::{Refusal, Rule, quoted},
 };
 
 /// The action of a call in a Casbin policy, in nico-api's spelling.
@@ -63,6 +64,13 @@ pub enum Denial {
          not end in the admin bundle"
     )]
     NoIdentity,
+    /// The certificate would identify an external user, but the admin bundle is missing.
+    #[error(
+        "the client certificate identifies no administrator: [tls].admin_root_cafile_path names an \
+         absent or empty file, and [rewrap].admin_issuers_in_root_ca does not list the issuer of \
+         the certificate"
+    )]
+    NoAdminBundle,
     /// The identity is not one of those that may re-wrap.
     #[error(
         "this identity may not re-wrap: call with an admin certificate, or list the service in \
@@ -77,28 +85,72 @@ pub enum Denial {
     CasbinPolicy,
 }
 
+/// A denial, and the rule that decided. The client gets the denial only.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{denial}")]
+pub struct Denied {
+    /// What the client gets.
+    pub denial: Denial,
+    /// What the log and the audit record get.
+    pub refusal: Refusal,
+}
+
+impl Denied {
+    fn no_identity(caller: &Caller) -> Self {
+        let unknown = || Refusal::new(Rule::Certificate, "no certificate", "a certificate");
+        let refusal = caller.refusal.clone().unwrap_or_else(unknown);
+        let denial = match refusal.rule {
+            Rule::AdminBundleMissing => Denial::NoAdminBundle,
+            _ => Denial::NoIdentity,
+        };
+        Self { denial, refusal }
+    }
+
+    fn not_allowed(policy: &Policy, identity: &Identity) -> Self {
+        let services = quoted(policy.allowed_services.iter().map(String::as_str));
+        let seen = format!("the {} {}", identity.kind(), quoted([identity.name()]));
+        let expected = format!("an external user, or one of the services {services}");
+        Self {
+            denial: Denial::NotAllowed,
+            refusal: Refusal::new(Rule::AllowedServices, &seen, &expected),
+        }
+    }
+
+    fn casbin_policy(principals: &[String]) -> Self {
+        let seen = quoted(principals.iter().map(String::as_str));
+        let expected = format!("a rule that allows one of these names {ACTION}");
+        Self {
+            denial: Denial::CasbinPolicy,
+            refusal: Refusal::new(Rule::CasbinPolicy, &seen, &expected),
+        }
+    }
+}
+
 /// Decides whether `caller` may re-wrap under `policy`.
 ///
 /// # Errors
 ///
-/// [`Denial`] if the caller may not.
-pub fn authorize(policy: &Policy, caller: &Caller) -> Result<Permit, Denial> {
-    let identity = caller.identity.as_ref().ok_or(Denial::NoIdentity)?;
+/// [`Denied`] if the caller may not.
+pub fn authorize(policy: &Policy, caller: &Caller) -> Result<Permit, Denied> {
+    let Some(identity) = &caller.identity else {
+        return Err(Denied::no_identity(caller));
+    };
     let allowed = match identity {
         Identity::External { .. } => true,
         Identity::Service { name } => policy.allowed_services.contains(name),
         Identity::Machine { .. } => false,
     };
     if !allowed {
-        return Err(Denial::NotAllowed);
+        return Err(Denied::not_allowed(policy, identity));
     }
+    let principals = identity.principals();
     let allows = |casbin: &Arc<CasbinPolicy>| {
-        let mut principals = identity.principals().into_iter();
-        principals.any(|principal| casbin.allows(&principal, ACTION))
+        let mut principals = principals.iter();
+        principals.any(|principal| casbin.allows(principal, ACTION))
     };
     let overrides_casbin = !policy.casbin.as_ref().is_none_or(allows);
     if overrides_casbin && !policy.permissive {
-        return Err(Denial::CasbinPolicy);
+        return Err(Denied::casbin_policy(&principals));
     }
     Ok(Permit {
         identity: identity.clone(),
@@ -124,7 +176,9 @@ mod tests {
             identity,
             ..Caller::default()
         };
-        authorize(policy, &caller).map(|permit| permit.overrides_casbin())
+        authorize(policy, &caller)
+            .map(|permit| permit.overrides_casbin())
+            .map_err(|denied| denied.denial)
     }
 
     fn service(name: &str) -> Option<Identity> {
@@ -204,6 +258,30 @@ mod tests {
             assert_eq!(decide(&policy, dhcp), Err(Denial::NotAllowed));
             assert_eq!(decide(&policy, None), Err(Denial::NoIdentity));
         }
+    }
+
+    #[test]
+    fn a_denial_names_the_rule_and_what_it_saw() {
+        let refusal = |policy: &Policy, identity| {
+            let caller = Caller {
+                identity,
+                ..Caller::default()
+            };
+            authorize(policy, &caller).unwrap_err().refusal
+        };
+        let listed = refusal(&policy(None, false), service("nico-dhcp"));
+        assert_eq!(listed.rule, Rule::AllowedServices);
+        assert_eq!(listed.seen, "the service \"nico-dhcp\"");
+        assert!(
+            listed.expected.ends_with("services \"nico-api\""),
+            "{listed:?}"
+        );
+        let casbin = refusal(&policy(Some(""), false), external(Some("ops")));
+        assert_eq!(casbin.rule, Rule::CasbinPolicy);
+        assert_eq!(
+            casbin.seen,
+            "\"external-role/ops\", \"trusted-certificate\""
+        );
     }
 
     #[test]

@@ -118,7 +118,7 @@ fn text(value: &Any<'_>) -> Option<String> {
 
 /// Whether `c` is a control character, a Unicode line break, or a character that changes the
 /// writing direction (UAX #9).
-fn is_deceptive(c: char) -> bool {
+pub(super) fn is_deceptive(c: char) -> bool {
     c.is_control()
         || matches!(
             c,

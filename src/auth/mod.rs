@@ -7,3 +7,4 @@ pub mod casbin_policy;
 pub(crate) mod distinguished_name;
 pub mod identity;
 pub mod peer;
+pub mod refusal;

@@ -6,7 +6,7 @@ use deadpool_postgres::{Object, PoolError, TimeoutType, Timeouts};
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 
-use super::{SchemaError, Store, StoreError, schema, statement::Statement};
+use super::{SchemaError, SetupError, Store, StoreError, schema, statement::Statement};
 
 /// The result of a ping.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +15,12 @@ pub enum Ping {
     Answered {
         /// Privileges that the role lacks, as `UPDATE on table.column`.
         missing: Vec<String>,
+        /// Why no run could begin.
+        unfit: Option<SetupError>,
+        /// Why no row could be written.
+        unwritable: Option<SetupError>,
+        /// The server is a standby, which cannot write.
+        is_standby: bool,
     },
     /// Every connection is in use, so the ping could not be sent.
     Busy,
@@ -40,7 +46,8 @@ const MISSING_PRIVILEGES: Statement = Statement {
 };
 
 impl Store {
-    /// Checks whether the tables still exist, and which privileges are missing. Uses a
+    /// Checks whether the tables still exist, which privileges are missing, and whether a run could
+    /// do its work. Uses a
     /// connection only if one is free, and waits at most `pool_acquire_timeout` for an answer. With
     /// `reconnect`, it opens a new connection and closes it afterwards.
     ///
@@ -90,20 +97,27 @@ impl Store {
             .options
             .pool_acquire_timeout
             .max(Duration::from_secs(1));
-        let missing = match timeout(limit, self.missing(&client)).await {
-            Ok(missing) => missing,
+        let answer = match timeout(limit, self.answer(&client)).await {
+            Ok(answer) => answer,
             Err(_) => Err(StoreError::NoAnswer(limit).into()),
         };
-        if !keep || missing.is_err() {
+        if !keep || answer.is_err() {
             drop(Object::take(client));
         }
-        Ok(Ping::Answered { missing: missing? })
+        answer
     }
 
-    async fn missing(&self, client: &Object) -> Result<Vec<String>, SchemaError> {
+    async fn answer(&self, client: &Object) -> Result<Ping, SchemaError> {
         schema::check(self, client).await?;
         let rows = self.query(client, &MISSING_PRIVILEGES, &[]).await?;
         let names: Result<_, _> = rows.iter().map(|row| row.try_get(0)).collect();
-        Ok(names.map_err(StoreError::from)?)
+        let missing = names.map_err(StoreError::from)?;
+        let preflight = self.preflight_on(client).await?;
+        Ok(Ping::Answered {
+            missing,
+            unfit: preflight.unfit,
+            unwritable: preflight.unwritable,
+            is_standby: preflight.is_standby,
+        })
     }
 }

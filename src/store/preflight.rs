@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use deadpool_postgres::Object;
 use tokio_postgres::Row as PgRow;
 
 use super::{Hidden, Moment, PoolMode, SetupError, Store, StoreError, statement::Statement};
@@ -11,8 +12,11 @@ use super::{Hidden, Moment, PoolMode, SetupError, Store, StoreError, statement::
 //
 // Row-level security is harmless if the role can see and write every row. That is so with
 // an unconditional policy for the role and no restrictive policy with a condition.
-const PREFLIGHT: Statement = Statement {
-    text: "-- preflight\n\
+macro_rules! preflight {
+    ($name:literal) => {
+        concat!(
+            $name,
+            "\n\
 WITH tables (name, oid) AS (VALUES \
   ('tenants', to_regclass('tenants')), \
   ('tenant_identity_config', to_regclass('tenant_identity_config'))), \
@@ -69,7 +73,19 @@ SELECT \
   (SELECT string_agg(n.name || '.' || n.col, ', ') FROM needed n \
    WHERE n.col <> 'encryption_key_id' AND NOT EXISTS ( \
      SELECT FROM columns c WHERE c.name = n.name || '.' || n.col)), \
-  (SELECT string_agg(name, ', ') FROM columns WHERE reads AND NOT is_text)",
+  (SELECT string_agg(name, ', ') FROM columns WHERE reads AND NOT is_text)"
+        )
+    };
+}
+
+const PREFLIGHT: Statement = Statement {
+    text: preflight!("-- preflight"),
+    types: &[],
+};
+
+/// The same check for a ping, with a name of its own in `pg_stat_statements`.
+const PING: Statement = Statement {
+    text: preflight!("-- ping"),
     types: &[],
 };
 
@@ -193,6 +209,13 @@ impl Store {
         // Policies that allow every row do so only while row_security is on.
         self.policies_apply.store(policies_apply, Ordering::Relaxed);
         Ok(preflight)
+    }
+
+    /// Checks on this connection, for a ping, what a run needs.
+    pub(super) async fn preflight_on(&self, client: &Object) -> Result<Preflight, StoreError> {
+        let rows = self.query(client, &PING, &[]).await?;
+        let row = rows.first().ok_or_else(StoreError::no_answer)?;
+        Ok(Preflight::from_pg(row)?.0)
     }
 
     /// Warns if the collation of the ids has another version than when the index was built.

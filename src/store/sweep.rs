@@ -246,13 +246,21 @@ impl Positions {
     }
 }
 
-/// The bytes of an id, whether the column is text or bytea.
+/// The bytes of an id, whether the column is text or bytea. Without a primary key, it can be NULL.
 fn id_bytes(row: &tokio_postgres::Row) -> Result<&[u8], StoreError> {
     let is_bytes = row.columns().first().map(tokio_postgres::Column::type_) == Some(&Type::BYTEA);
-    Ok(if is_bytes {
+    let id = if is_bytes {
         row.try_get(0)?
     } else {
-        row.try_get::<_, &str>(0)?.as_bytes()
+        row.try_get::<_, Option<&str>>(0)?.map(str::as_bytes)
+    };
+    id.ok_or_else(|| {
+        SetupError::Schema(
+            "tenant_identity_config has a row whose organization_id is NULL, so its primary key is \
+             missing. Delete the row or set its organization_id, and add the primary key again"
+                .to_owned(),
+        )
+        .into()
     })
 }
 

@@ -60,6 +60,20 @@ pub enum TlsError {
          so nico-rewrap can't tell which one is newer: remove the outdated one"
     )]
     SameAge(String),
+    /// A list is older than the loaded one of the same key.
+    #[error(
+        "[rewrap].crl_files has a list of {issuer} ({found}) that is older than the loaded one \
+         ({loaded}), so it may lack revocations: install the newest list, or restart nico-rewrap \
+         to use the older one"
+    )]
+    OlderCrl {
+        /// The issuer's name.
+        issuer: String,
+        /// The age of the list on disk.
+        found: String,
+        /// The age of the loaded list.
+        loaded: String,
+    },
     /// Several lists of one key cover different certificates.
     #[error(
         "[rewrap].crl_files has lists of one issuer for different distribution points: use one \

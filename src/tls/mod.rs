@@ -11,6 +11,7 @@ mod algorithms;
 mod bundle;
 mod chain;
 mod check;
+mod crl_age;
 mod error;
 mod file_contents;
 mod item;

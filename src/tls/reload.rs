@@ -55,7 +55,8 @@ fn state(
     new_certificate: bool,
 ) -> Result<Option<TlsState>, Vec<Fault>> {
     let checked = check(material, new_certificate)?;
-    let state = checked.map(|checked| TlsState::new(checked, paths.crl_policy));
+    let wants_admin_bundle = paths.admin_root_ca.is_some();
+    let state = checked.map(|checked| TlsState::new(checked, paths.crl_policy, wants_admin_bundle));
     // Everything else has been checked, so the cause must be the lists.
     let setting = CRLS;
     state
@@ -92,9 +93,9 @@ enum ReloadError {
     #[error("loading the files panicked: this is a bug")]
     Panicked,
     #[error(
-        "{} no longer has an admin bundle. Without one, a chain to any CA of \
-         [tls].root_cafile_path would be enough for an admin: restore the file, or restart \
-         nico-rewrap to run without an admin bundle",
+        "{} no longer has an admin bundle: restore the file of [tls].admin_root_cafile_path, or \
+         restart nico-rewrap to run without an admin bundle. Without one, only the issuers of \
+         [rewrap].admin_issuers_in_root_ca make administrators",
         .0.display()
     )]
     AdminBundleGone(PathBuf),
@@ -152,7 +153,8 @@ impl Reloader {
             regular_file::try_again();
         }
         let loaded = self.load().await;
-        match loaded.and_then(|loaded| self.reject_lost_bundle(loaded)) {
+        let loaded = loaded.and_then(|loaded| self.reject_lost_bundle(loaded));
+        match loaded.and_then(|loaded| self.reject_older_lists(loaded)) {
             Err(error) => self.failed(&error, requested),
             Ok(None) => {
                 if self.failure.take().is_some() || requested {
@@ -195,8 +197,9 @@ impl Reloader {
         }
     }
 
-    /// Refuses a state that lost the admin bundle, because it would allow more clients. Also, the
-    /// file may be missing only for the moment in which it is replaced.
+    /// Refuses a state that lost the admin bundle. The file may be missing only for the moment in
+    /// which it is replaced, and the new state would stop the runs of all administrators. The
+    /// loaded bundle admits nobody whom it did not admit before.
     fn reject_lost_bundle(&self, loaded: Option<Renewed>) -> Result<Option<Renewed>, ReloadError> {
         if let Some((_, state)) = &loaded
             && self.current.borrow().has_admin_bundle()
@@ -204,6 +207,19 @@ impl Reloader {
         {
             let path = self.files.admin_root_ca.clone();
             return Err(ReloadError::AdminBundleGone(path.unwrap_or_default()));
+        }
+        Ok(loaded)
+    }
+
+    /// Refuses a state with a revocation list that is older than the loaded one.
+    fn reject_older_lists(&self, loaded: Option<Renewed>) -> Result<Option<Renewed>, ReloadError> {
+        if let Some((_, state)) = &loaded {
+            let ages = &self.current.borrow().crl_ages;
+            let setting = CRLS;
+            state
+                .crl_ages
+                .check_not_before(ages)
+                .map_err(|error| ReloadError::Files(vec![Fault { setting, error }]))?;
         }
         Ok(loaded)
     }

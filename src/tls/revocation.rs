@@ -20,6 +20,7 @@ use x509_parser::{
 use super::{
     TlsError,
     algorithms::{SUPPORTED_SIGNATURES, is_supported_signature, key_name, signature_name},
+    crl_age::Age,
     item::item,
     provider::provider,
 };
@@ -75,18 +76,14 @@ impl CrlPolicy {
 pub(super) struct RevocationList {
     der: CertificateRevocationListDer<'static>,
     /// The issuer's name, for messages.
-    issuer_name: String,
+    pub(super) issuer_name: String,
     /// The issuer's name in DER.
-    issuer: Vec<u8>,
+    pub(super) issuer: Vec<u8>,
     /// The identifier of the issuer's key (RFC 5280, 5.2.1).
-    key_id: Option<Vec<u8>>,
+    pub(super) key_id: Option<Vec<u8>>,
     /// The distribution points that the list covers, if it names them.
     points: Option<String>,
-    /// thisUpdate, in seconds since the epoch.
-    this_update: i64,
-    /// The cRLNumber (RFC 5280, 5.2.3), big endian, which grows with every list of an issuer. It
-    /// has no leading zeros, so that a longer number is larger.
-    number: Vec<u8>,
+    pub(super) age: Age,
     /// nextUpdate, in seconds since the epoch.
     pub(super) next_update: i64,
 }
@@ -107,8 +104,8 @@ pub(super) fn lists(
 pub(super) fn in_order(mut lists: Vec<RevocationList>) -> Result<Vec<RevocationList>, TlsError> {
     // cRLNumber decides between two lists of the same second.
     lists.sort_by(|a, b| {
-        let age = |list: &RevocationList| (list.this_update, list.number.len());
-        (age(b), &b.number).cmp(&(age(a), &a.number))
+        let age = |list: &RevocationList| (list.age.this_update, list.age.number.len());
+        (age(b), &b.age.number).cmp(&(age(a), &a.age.number))
     });
     check_same_scope(&lists)?;
     check_newest(&lists)?;
@@ -121,8 +118,7 @@ fn check_newest(lists: &[RevocationList]) -> Result<(), TlsError> {
     for list in lists {
         let first: &mut &RevocationList =
             newest.entry((&list.issuer, &list.key_id)).or_insert(list);
-        let age = |list: &RevocationList| (list.this_update, list.number.clone());
-        if age(first) == age(list) && first.der != list.der {
+        if first.age == list.age && first.der != list.der {
             return Err(TlsError::SameAge(list.issuer_name.clone()));
         }
     }
@@ -198,8 +194,14 @@ fn list(
         )
     };
     let next_update = check_mandatory_fields(&parsed).map_err(wrong)?.timestamp();
-    let this_update = parsed.last_update().timestamp();
-    let number = parsed.crl_number().map(|number| number.to_bytes_be());
+    let number = parsed.crl_number();
+    let age = Age {
+        this_update: parsed.last_update().timestamp(),
+        number: number
+            .map(|number| number.to_bytes_be())
+            .unwrap_or_default(),
+        number_text: number.map(ToString::to_string),
+    };
     check_signature(&parsed, authorities).map_err(|problem| wrong(&problem))?;
     check_supported(&der, authorities).map_err(|problem| wrong(&problem))?;
     let key_id =
@@ -228,8 +230,7 @@ fn list(
         key_id,
         points,
         der: der.clone(),
-        this_update,
-        number: number.unwrap_or_default(),
+        age,
         next_update,
     })
 }

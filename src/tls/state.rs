@@ -14,6 +14,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::{
     CrlPolicy, TlsError, TlsFiles, Validity,
     check::{Checked, Content},
+    crl_age::Ages,
     format_time,
     provider::provider,
     seconds,
@@ -26,12 +27,23 @@ pub struct TlsState {
     config: Arc<ServerConfig>,
     /// Verifies against the CAs of both bundles.
     any: Arc<dyn ClientCertVerifier>,
-    /// Verifies against the admin bundle alone.
-    admin: Option<Arc<dyn ClientCertVerifier>>,
+    admin: Admin,
+    /// The ages of the revocation lists.
+    pub(super) crl_ages: Ages,
     expiry: Expiry,
     /// The validity of the server's certificate.
     validity: Validity,
     contents: Vec<Content>,
+}
+
+/// The verifier of the admin bundle.
+enum Admin {
+    /// `admin_root_cafile_path` is not set.
+    NotConfigured,
+    /// `admin_root_cafile_path` is set, but its file is absent or empty.
+    Missing,
+    /// Verifies against the admin bundle alone.
+    Bundle(Arc<dyn ClientCertVerifier>),
 }
 
 /// Expiry times, in seconds since the epoch. Of several certificates or lists, the earliest.
@@ -49,8 +61,12 @@ pub struct Expiry {
 
 impl TlsState {
     /// Builds the state from the checked files. The caller decides whether the server's
-    /// certificate must be valid now.
-    pub(super) fn new(checked: Checked, policy: CrlPolicy) -> Result<Self, TlsError> {
+    /// certificate must be valid now. `wants_admin_bundle`: `admin_root_cafile_path` is set.
+    pub(super) fn new(
+        checked: Checked,
+        policy: CrlPolicy,
+        wants_admin_bundle: bool,
+    ) -> Result<Self, TlsError> {
         let Checked {
             certified_key,
             validity,
@@ -62,8 +78,11 @@ impl TlsState {
         let union = [&root_cas[..], admin_cas.as_deref().unwrap_or_default()].concat();
 
         let any = verifier(&union, &lists, policy)?;
-        let admin = admin_cas.as_ref().map(|cas| verifier(cas, &lists, policy));
-        let admin = admin.transpose()?;
+        let admin = match &admin_cas {
+            Some(cas) => Admin::Bundle(verifier(cas, &lists, policy)?),
+            None if wants_admin_bundle => Admin::Missing,
+            None => Admin::NotConfigured,
+        };
         let expiry = Expiry {
             server: validity.to,
             root_ca: earliest_expiry(&root_cas),
@@ -83,6 +102,7 @@ impl TlsState {
             config: Arc::new(config),
             any,
             admin,
+            crl_ages: Ages::of(&lists),
             expiry,
             validity,
             contents,
@@ -110,7 +130,7 @@ impl TlsState {
     /// Whether there is an admin bundle, which the chains of external users must end in.
     #[must_use]
     pub fn has_admin_bundle(&self) -> bool {
-        self.admin.is_some()
+        matches!(self.admin, Admin::Bundle(_))
     }
 
     /// Verifies a client's chain, leaf first, in the same way as a handshake, and returns which
@@ -127,8 +147,9 @@ impl TlsState {
         let now = UnixTime::now();
         self.any.verify_client_cert(leaf, intermediates, now)?;
         Ok(match &self.admin {
-            None => Anchor::NoAdminBundle,
-            Some(admin) => match admin.verify_client_cert(leaf, intermediates, now) {
+            Admin::NotConfigured => Anchor::NoAdminBundle,
+            Admin::Missing => Anchor::AdminBundleMissing,
+            Admin::Bundle(admin) => match admin.verify_client_cert(leaf, intermediates, now) {
                 Ok(_) => Anchor::Admin,
                 Err(_) => Anchor::RootOnly,
             },
@@ -148,10 +169,12 @@ impl TlsState {
             );
         }
         let now = seconds(UnixTime::now());
-        if let (Some(path), None) = (&files.admin_root_ca, &self.admin) {
+        if let (Some(path), Admin::Missing) = (&files.admin_root_ca, &self.admin) {
             tracing::warn!(
                 file = %path.display(),
-                "no admin bundle: [tls].admin_root_cafile_path is empty, or names an absent or empty file"
+                "no admin bundle: [tls].admin_root_cafile_path is empty, or names an absent or \
+                 empty file. Only the issuers of [rewrap].admin_issuers_in_root_ca make \
+                 administrators"
             );
         }
         if self.expiry.server < now {

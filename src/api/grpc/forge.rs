@@ -10,8 +10,8 @@ use super::proto::{
 };
 use crate::{
     api::{
+        audited::Audited,
         call::{Answer, CallRequest, Calls},
-        error::ServiceError,
         run_id::RUN_ID_HEADER,
     },
     auth::peer::Peer,
@@ -35,10 +35,13 @@ impl Forge for ForgeService {
         request: Request<ReencryptTenantIdentitySecretsRequest>,
     ) -> Result<Response<ReencryptTenantIdentitySecretsResponse>, Status> {
         let Answer { run_id, result } = self.0.carry_out(call_request(&request)).await;
-        let (report, target) = result.map_err(|error| error.into_status(&run_id))?;
+        let (report, target) =
+            result.map_err(|error| Audited::mark_error(error.into_status(&run_id)))?;
         let mut response = Response::new(response(&report, target));
-        let run_id = run_id.parse().map_err(|_| ServiceError::Internal)?;
-        response.metadata_mut().insert(RUN_ID_HEADER, run_id);
+        Audited::mark(&mut response);
+        if let Ok(run_id) = run_id.parse() {
+            response.metadata_mut().insert(RUN_ID_HEADER, run_id);
+        }
         Ok(response)
     }
 }

@@ -3,7 +3,8 @@
 //! Every verified certificate may use reflection and health checks. Every other method needs
 //! a permit, even an unknown one. If a call fails before a handler runs (an unknown method, a
 //! malformed request), the guard writes the audit record and answers with a run id and one of
-//! our statuses.
+//! our statuses. If a handler does not mark its response as `Audited`, the guard writes the
+//! record of the call.
 //!
 //! Every certificate holder can cause denied calls, and each writes an audit record. Denied
 //! calls are therefore rate-limited before the guard reads their requests. Allowed calls are
@@ -33,11 +34,12 @@ use tracing::Instrument;
 
 use super::{
     admission::decide,
-    error::ServiceError,
+    audited::Audited,
+    error::{ServiceError, outcome_of},
     run_id::{RUN_ID_HEADER, run_id},
 };
 use crate::{
-    audit::{AuditLog, Record},
+    audit::{AuditLog, Outcome, Record},
     auth::{
         authorize::{Policy, authorize},
         peer::Peer,
@@ -204,31 +206,41 @@ impl Guard {
             Ok(request) => self.buffer_body(request).await,
             Err(error) => Err(error),
         };
-        let error = match request {
+        let response = match request {
             Ok(request) => {
                 let response = self.route(request).await;
-                if response.headers().contains_key(RUN_ID_HEADER) {
+                if Audited::is_on(&response) {
                     return response;
                 }
-                match Status::from_header_map(response.headers()).map(|status| status.code()) {
-                    Some(Code::Unimplemented) => ServiceError::UnknownMethod,
-                    _ => ServiceError::MalformedRequest,
-                }
+                Ok(response)
             }
-            Err(error) => error,
+            Err(error) => Err(error),
         };
-        let error = match peer.as_ref().map(|peer| decide(&self.policy, &peer.caller)) {
-            None => ServiceError::Internal,
-            Some(Err(denial)) => denial.into(),
-            Some(Ok(_)) => error,
-        };
-        let run_id = run_id();
+        let run_id = run_id_of(&response);
         let span = tracing::error_span!("rewrap", run_id);
+        let denied = span.in_scope(|| {
+            let peer = peer.as_ref().ok_or(ServiceError::Internal)?;
+            decide(&self.policy, peer).map_err(ServiceError::from)
+        });
+        let answer = match (denied, response) {
+            (Err(error), _) | (Ok(_), Err(error)) => Err(error),
+            (Ok(_), Ok(response)) => unrecorded(response),
+        };
         let record = Record::new(&run_id, peer, &path);
         let (audit, duration) = (self.audit.clone(), started.elapsed());
         let recorded = async move {
-            audit.ended(record, duration, &error.outcome()).await;
-            error.into_status(&run_id).into_http()
+            let (outcome, mut response) = match answer {
+                Ok((outcome, response)) => (outcome, response),
+                Err(error) => {
+                    let outcome = error.outcome();
+                    (outcome, error.into_status(&run_id).into_http())
+                }
+            };
+            audit.ended(record, duration, &outcome).await;
+            if let Ok(run_id) = run_id.parse() {
+                response.headers_mut().insert(RUN_ID_HEADER, run_id);
+            }
+            response
         };
         self.spawn_detached(recorded.instrument(span)).await
     }
@@ -280,6 +292,29 @@ impl Guard {
     }
 }
 
+/// The run id of the response, or a new one.
+fn run_id_of(response: &Result<Response<Body>, ServiceError>) -> String {
+    let headers = response.as_ref().ok().map(Response::headers);
+    let given = headers.and_then(|headers| headers.get(RUN_ID_HEADER)?.to_str().ok());
+    given.map_or_else(run_id, str::to_owned)
+}
+
+/// The outcome of a response without an audit record. A handler's own response stays as it is. An
+/// error that tonic made, because there is no such method or the request cannot be decoded, becomes
+/// one of ours.
+fn unrecorded(response: Response<Body>) -> Result<(Outcome, Response<Body>), ServiceError> {
+    let outcome = match Status::from_header_map(response.headers()) {
+        None => Outcome::OK,
+        Some(status) if status.code() == Code::Ok => Outcome::OK,
+        Some(status) => match (outcome_of(&status), status.code()) {
+            (Some(outcome), _) => outcome,
+            (None, Code::Unimplemented) => return Err(ServiceError::UnknownMethod),
+            (None, _) => return Err(ServiceError::MalformedRequest),
+        },
+    };
+    Ok((outcome, response))
+}
+
 /// Refuses a request with oversized headers, or one that is not gRPC.
 fn check<B>(request: Request<B>) -> Result<Request<B>, ServiceError> {
     let size = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + 32;
@@ -307,3 +342,6 @@ fn is_grpc<B>(request: &Request<B>) -> bool {
     request.method() == Method::POST
         && matches!(kind, "application/grpc" | "application/grpc+proto")
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,10 @@
 use x509_parser::prelude::X509Certificate;
 
 use super::{Anchor, Identity, TrustRules};
-use crate::auth::distinguished_name::{Attribute, DistinguishedName};
+use crate::auth::{
+    distinguished_name::{Attribute, DistinguishedName},
+    refusal::{Refusal, Rule, quoted},
+};
 
 /// The criteria of `[auth.cli_certs]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,6 +62,13 @@ impl Component {
         Self { name, attribute }
     }
 
+    /// The spelling in the site config.
+    fn spelled(self) -> &'static str {
+        let mut all = Self::ALL.into_iter();
+        all.find_map(|(spelled, component)| (component == self).then_some(spelled))
+            .unwrap_or_default()
+    }
+
     /// The component with this spelling in the site config.
     #[must_use]
     pub fn parse(spelled: &str) -> Option<Self> {
@@ -72,7 +82,7 @@ pub(super) fn identify(
     leaf: &X509Certificate<'_>,
     anchor: Anchor,
     rules: &TrustRules,
-) -> Option<Identity> {
+) -> Result<Identity, Refusal> {
     let issuer = DistinguishedName::new(leaf.issuer());
     let subject = DistinguishedName::new(leaf.subject());
     let issued_by_one_of = |listed: &[String]| {
@@ -81,17 +91,53 @@ pub(super) fn identify(
             .flatten()
             .any(|cn| listed.contains(&cn))
     };
-    if anchor == Anchor::RootOnly && !issued_by_one_of(&rules.admin_issuers_in_root_ca) {
-        return None;
-    }
-    if issued_by_one_of(&rules.issuer_cns) {
-        return Some(Identity::External {
+    let identity = if issued_by_one_of(&rules.issuer_cns) {
+        Some(Identity::External {
             organization: subject.last(Attribute::Organization),
             group: subject.last(Attribute::OrganizationalUnit),
             name: subject.last(Attribute::CommonName),
-        });
+        })
+    } else {
+        let criteria = rules.cli_certs.as_ref();
+        criteria.and_then(|criteria| criteria.identify(&issuer, &subject))
+    };
+    let Some(identity) = identity else {
+        let seen = format!("the issuer {issuer} and the subject {subject}");
+        return Err(Refusal::new(Rule::ExternalUser, &seen, &expected(rules)));
+    };
+    let (rule, bundle) = match anchor {
+        Anchor::NoAdminBundle | Anchor::Admin => return Ok(identity),
+        Anchor::RootOnly => (Rule::AdminBundle, "a chain to the admin bundle"),
+        Anchor::AdminBundleMissing => (
+            Rule::AdminBundleMissing,
+            "an admin bundle, but the file is absent or empty",
+        ),
+    };
+    if issued_by_one_of(&rules.admin_issuers_in_root_ca) {
+        return Ok(identity);
     }
-    rules.cli_certs.as_ref()?.identify(&issuer, &subject)
+    let listed = rules.admin_issuers_in_root_ca.iter().map(String::as_str);
+    let expected = format!(
+        "{bundle}; or an issuer of [rewrap].admin_issuers_in_root_ca, which lists {}",
+        quoted(listed)
+    );
+    let seen = format!("a chain to [tls].root_cafile_path, with the issuer {issuer}");
+    Err(Refusal::new(rule, &seen, &expected))
+}
+
+/// What makes an external user at this site.
+fn expected(rules: &TrustRules) -> String {
+    let listed = quoted(rules.issuer_cns.iter().map(String::as_str));
+    let mut text = format!("an issuer whose CN is one of {listed}");
+    if let Some(criteria) = &rules.cli_certs {
+        let required = criteria.required_equals.iter();
+        let required: Vec<_> = required
+            .map(|(component, value)| format!("{} = \"{value}\"", component.spelled()))
+            .collect();
+        text.push_str("; or ");
+        text.push_str(&required.join(" and "));
+    }
+    text
 }
 
 impl CliCerts {

@@ -13,7 +13,10 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 pub use self::external::{CliCerts, Component, Name};
 use self::spiffe::Claim;
 pub use crate::auth::distinguished_name::Attribute;
-use crate::auth::distinguished_name::DistinguishedName;
+use crate::auth::{
+    distinguished_name::DistinguishedName,
+    refusal::{Refusal, Rule},
+};
 
 /// The identity of a caller.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -119,8 +122,11 @@ pub struct TrustRules {
 /// The bundle that a verified chain ends in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Anchor {
-    /// The site has no admin bundle. The chain of an external user may end in any CA.
+    /// `admin_root_cafile_path` is not set. The chain of an external user may end in any CA.
     NoAdminBundle,
+    /// `admin_root_cafile_path` is set, but its file is absent or empty. No certificate can
+    /// identify an external user, unless [`TrustRules::admin_issuers_in_root_ca`] lists its issuer.
+    AdminBundleMissing,
     /// The chain ends in a CA of the admin bundle. It may also end in one of `root_cafile_path`.
     Admin,
     /// The chain ends only in a CA of `root_cafile_path`. Such a certificate can't identify an
@@ -134,6 +140,8 @@ pub enum Anchor {
 pub struct Caller {
     /// The identity. `None` if no rule gives the certificate one.
     pub identity: Option<Identity>,
+    /// Why there is no identity. `None` if there is one.
+    pub refusal: Option<Refusal>,
     /// The serial number, in hexadecimal with colons.
     pub serial: String,
     /// The issuer's name, in the order of the certificate.
@@ -146,13 +154,22 @@ impl Caller {
     /// accept the bytes as exactly one certificate.
     #[must_use]
     pub fn from_leaf(der: &[u8], anchor: Anchor, rules: &TrustRules) -> Self {
-        match X509Certificate::from_der(der) {
-            Ok(([], leaf)) => Self {
-                identity: identify(&leaf, anchor, rules),
-                serial: leaf.raw_serial_as_string(),
-                issuer: DistinguishedName::new(leaf.issuer()).to_string(),
-            },
-            _ => Self::default(),
+        let Ok(([], leaf)) = X509Certificate::from_der(der) else {
+            let expected = "exactly one X.509 certificate";
+            return Self {
+                refusal: Some(Refusal::new(Rule::Certificate, "other bytes", expected)),
+                ..Self::default()
+            };
+        };
+        let (identity, refusal) = match identify(&leaf, anchor, rules) {
+            Ok(identity) => (Some(identity), None),
+            Err(refusal) => (None, Some(refusal)),
+        };
+        Self {
+            identity,
+            refusal,
+            serial: leaf.raw_serial_as_string(),
+            issuer: DistinguishedName::new(leaf.issuer()).to_string(),
         }
     }
 
@@ -163,10 +180,14 @@ impl Caller {
     }
 }
 
-fn identify(leaf: &X509Certificate<'_>, anchor: Anchor, rules: &TrustRules) -> Option<Identity> {
+fn identify(
+    leaf: &X509Certificate<'_>,
+    anchor: Anchor,
+    rules: &TrustRules,
+) -> Result<Identity, Refusal> {
     match spiffe::claim(leaf) {
         Claim::None => external::identify(leaf, anchor, rules),
-        Claim::Invalid => None,
+        Claim::Invalid(refusal) => Err(refusal),
         Claim::Id(uri) => spiffe::identify(uri, rules),
     }
 }

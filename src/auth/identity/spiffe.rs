@@ -8,6 +8,7 @@ use x509_parser::{
 };
 
 use super::{Identity, TrustRules};
+use crate::auth::refusal::{Refusal, Rule, quoted};
 
 /// The SPIFFE id of a certificate.
 pub(super) enum Claim<'a> {
@@ -15,7 +16,7 @@ pub(super) enum Claim<'a> {
     None,
     /// The certificate has a `spiffe:` URI but is not a valid X.509-SVID, or it has names that
     /// can't be read.
-    Invalid,
+    Invalid(Refusal),
     /// The only URI of a valid X.509-SVID.
     Id(&'a str),
 }
@@ -27,7 +28,7 @@ pub(super) enum Claim<'a> {
 pub(super) fn claim<'a>(leaf: &'a X509Certificate<'_>) -> Claim<'a> {
     // `Err`: the extension occurs twice, or can't be read.
     let Ok(names) = leaf.subject_alternative_name() else {
-        return Claim::Invalid;
+        return invalid("subject alternative names that cannot be read", "one URI");
     };
     let names = names.map_or(&[][..], |names| &names.value.general_names);
     // A name that can't be read could be a SPIFFE id.
@@ -35,7 +36,7 @@ pub(super) fn claim<'a>(leaf: &'a X509Certificate<'_>) -> Claim<'a> {
         .iter()
         .any(|name| matches!(name, GeneralName::Invalid(..)))
     {
-        return Claim::Invalid;
+        return invalid("a subject alternative name that cannot be read", "one URI");
     }
     let uris: Vec<&str> = names
         .iter()
@@ -48,9 +49,21 @@ pub(super) fn claim<'a>(leaf: &'a X509Certificate<'_>) -> Claim<'a> {
         return Claim::None;
     }
     match uris.as_slice() {
-        [uri] if is_not_ca(leaf) && has_leaf_key_usage(leaf) => Claim::Id(uri),
-        _ => Claim::Invalid,
+        [_] if !is_not_ca(leaf) => invalid(
+            "basicConstraints CA:TRUE, or basicConstraints that cannot be read",
+            "a certificate that is not a CA",
+        ),
+        [_] if !has_leaf_key_usage(leaf) => invalid(
+            "another key usage",
+            "a key usage with digitalSignature and without keyCertSign and cRLSign",
+        ),
+        [uri] => Claim::Id(uri),
+        uris => invalid(&format!("{} URIs", uris.len()), "one URI"),
     }
+}
+
+fn invalid<'a>(seen: &str, expected: &str) -> Claim<'a> {
+    Claim::Invalid(Refusal::new(Rule::Svid, seen, expected))
 }
 
 /// Ignores the case of the scheme. Otherwise a certificate with `SPIFFE:` would pass as one
@@ -83,27 +96,45 @@ fn has_leaf_key_usage(leaf: &X509Certificate<'_>) -> bool {
 }
 
 /// The service or machine of this site that a SPIFFE id names.
-pub(super) fn identify(uri: &str, rules: &TrustRules) -> Option<Identity> {
-    let path = path_of(uri, &rules.trust_domain)?;
+pub(super) fn identify(uri: &str, rules: &TrustRules) -> Result<Identity, Refusal> {
+    let (domain, path) = parse(uri).ok_or_else(|| {
+        let seen = format!("the URI {}", quoted([uri]));
+        Refusal::new(Rule::Svid, &seen, "a valid SPIFFE id")
+    })?;
+    if domain != rules.trust_domain {
+        let expected = quoted([rules.trust_domain.as_str()]);
+        return Err(Refusal::new(
+            Rule::TrustDomain,
+            &quoted([domain]),
+            &expected,
+        ));
+    }
     let below = |base: &String| {
         path.strip_prefix(base.as_str())
             .filter(|rest| !rest.is_empty())
     };
     if let Some(name) = rules.service_base_paths.iter().find_map(below) {
-        return Some(Identity::Service {
+        return Ok(Identity::Service {
             name: name.to_owned(),
         });
     }
-    let id = rules.machine_base_path.as_ref().and_then(below)?;
-    Some(Identity::Machine { id: id.to_owned() })
+    let id = rules.machine_base_path.as_ref().and_then(below);
+    let id = id.ok_or_else(|| {
+        let bases = rules.service_base_paths.iter();
+        let bases = bases.chain(&rules.machine_base_path).map(String::as_str);
+        let expected = format!("a path below {}", quoted(bases));
+        Refusal::new(Rule::BasePath, &quoted([path]), &expected)
+    })?;
+    Ok(Identity::Machine { id: id.to_owned() })
 }
 
-/// The path of a SPIFFE id, if the id is valid and belongs to this trust domain.
+/// The trust domain and the path of a SPIFFE id, if the id is valid.
 ///
 /// A valid id has at most 2048 bytes (2.3), only the trust domain as its authority (2.1), and no
 /// query or fragment. Path segments consist of letters, digits, dots, dashes and underscores.
-/// They are not empty, `.` or `..` (2.2).
-fn path_of<'a>(uri: &'a str, trust_domain: &str) -> Option<&'a str> {
+/// They are not empty, `.` or `..` (2.2). The configured trust domain is valid, so no other
+/// characters of the domain need a check.
+fn parse(uri: &str) -> Option<(&str, &str)> {
     let rest = uri.strip_prefix("spiffe://")?;
     let slash = rest.find('/')?;
     let (domain, path) = rest.split_at(slash);
@@ -115,9 +146,8 @@ fn path_of<'a>(uri: &'a str, trust_domain: &str) -> Option<&'a str> {
     };
     let valid = uri.len() <= 2048
         && (1..=255).contains(&domain.len())
-        && domain == trust_domain
         && path[1..].split('/').all(segment_ok);
-    valid.then_some(path)
+    valid.then_some((domain, path))
 }
 
 #[cfg(test)]
@@ -145,7 +175,7 @@ mod tests {
 
     #[test]
     fn base_paths_name_services_and_machines() {
-        let of = |uri| identify(uri, &rules());
+        let of = |uri| identify(uri, &rules()).ok();
         assert_eq!(
             of("spiffe://nico.local/nico-system/sa/nico-api"),
             service("nico-api")
@@ -165,7 +195,7 @@ mod tests {
             ..rules()
         };
         assert_eq!(
-            identify("spiffe://nico.local/nico-system/machine/m1", &no_machines),
+            identify("spiffe://nico.local/nico-system/machine/m1", &no_machines).ok(),
             None
         );
     }
@@ -223,8 +253,40 @@ mod tests {
             "",
             "https://nico.local/nico-system/sa/nico-api",
         ] {
-            assert_eq!(identify(uri, &rules()), None, "{uri:?}");
+            assert!(identify(uri, &rules()).is_err(), "{uri:?}");
         }
+    }
+
+    #[test]
+    fn a_refusal_names_the_rule_and_what_it_saw() {
+        let of = |uri| {
+            let Refusal {
+                rule,
+                seen,
+                expected,
+            } = identify(uri, &rules()).unwrap_err();
+            (rule, seen, expected)
+        };
+        assert_eq!(
+            of("spiffe://other.local/nico-system/sa/nico-api"),
+            (
+                Rule::TrustDomain,
+                "\"other.local\"".to_owned(),
+                "\"nico.local\"".to_owned()
+            )
+        );
+        assert_eq!(
+            of("spiffe://nico.local/other/sa/nico-api"),
+            (
+                Rule::BasePath,
+                "\"/other/sa/nico-api\"".to_owned(),
+                "a path below \"/nico-system/sa/\", \"/default/sa/\", \"/nico-system/machine/\""
+                    .to_owned()
+            )
+        );
+        let (rule, seen, _) = of("spiffe://nico.local/default/sa/\n");
+        assert_eq!(rule, Rule::Svid);
+        assert_eq!(seen, "the URI \"spiffe://nico.local/default/sa/?\"");
     }
 
     #[test]
@@ -232,10 +294,10 @@ mod tests {
         let base = "spiffe://nico.local/default/sa/";
         let longest = "a".repeat(2048 - base.len());
         assert_eq!(
-            identify(&format!("{base}{longest}"), &rules()),
+            identify(&format!("{base}{longest}"), &rules()).ok(),
             service(&longest)
         );
-        assert_eq!(identify(&format!("{base}{longest}a"), &rules()), None);
+        assert!(identify(&format!("{base}{longest}a"), &rules()).is_err());
 
         let in_domain = |length: usize| {
             let rules = TrustRules {
@@ -246,6 +308,7 @@ mod tests {
                 &format!("spiffe://{}/default/sa/x", "d".repeat(length)),
                 &rules,
             )
+            .ok()
         };
         assert_eq!(in_domain(255), service("x"));
         assert_eq!(in_domain(256), None);
@@ -265,7 +328,7 @@ mod tests {
         fn only_valid_ids_below_a_base_path_have_an_identity(
             uri in "(spiffe://nico.local/|spiffe:/)?(default/sa/|nico-system/machine/|/)?[a-c./%?#:@é\0-]{0,12}"
         ) {
-            let found = identify(&uri, &rules());
+            let found = identify(&uri, &rules()).ok();
             let name = found.as_ref().map(Identity::name);
             let expected = uri
                 .strip_prefix("spiffe://nico.local/default/sa/")
