@@ -1,15 +1,15 @@
-# The image of nico-rewrap: one static binary and nothing else, no shell, no libraries, no package manager. Two targets,
-# for today's BuildKit and for the classic builder (see docs/install/compose.md):
+# The image of nico-rewrap: one static binary, no shell, no libraries, no package manager. There are two build targets. Both
+# work with BuildKit and with the classic builder (see docs/install/compose.md):
 #
-#   docker build .                                                          compiles in here
-#   docker build --target prebuilt --build-arg BINARY=target/image/… .      takes a binary that was built outside
+#   docker build .                                                          compiles the binary in the image
+#   docker build --target prebuilt --build-arg BINARY=target/image/… .      copies a binary from this machine
 #
-# The second needs no registry and no crate index. The classic builder builds every stage above its target, hence the
-# order of the stages.
+# The second target needs no registry and no crate index. The classic builder builds every stage above its target, so
+# `prebuilt` comes before the stages that compile.
 
 ARG RUST_IMAGE=rust:1.95-slim-bookworm
 
-# ---- what both have in common ----------------------------------------------------------------------------------------
+# ---- shared by both targets ------------------------------------------------------------------------------------------
 
 FROM scratch AS runtime
 ARG VERSION=unknown
@@ -21,29 +21,29 @@ LABEL org.opencontainers.image.title="nico-rewrap" \
       org.opencontainers.image.source="${SOURCE}" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-# A number, as there is no /etc/passwd, and so that Kubernetes can tell that it is not root.
+# A number, because the image has no /etc/passwd. Kubernetes also needs a number to check that the user is not root.
 USER 65532:65532
 EXPOSE 1179 1180
 ENTRYPOINT ["/nico-rewrap"]
 CMD ["serve", "--config", "/etc/nico-rewrap/site.toml", "--config", "/etc/nico-rewrap/rewrap.toml"]
-# Give it the same --config as the command, where that is another one.
+# If you change the --config arguments of the command, change them here too.
 HEALTHCHECK --interval=10s --timeout=6s --start-period=30s --retries=3 \
     CMD ["/nico-rewrap", "healthcheck", "--config", "/etc/nico-rewrap/site.toml", "--config", "/etc/nico-rewrap/rewrap.toml"]
 
-# ---- a binary from outside -------------------------------------------------------------------------------------------
+# ---- a binary from this machine --------------------------------------------------------------------------------------
 
 FROM runtime AS prebuilt
-# A static one. Below the directory of the build: what is there by default is there for the classic builder's sake,
-# which comes by on its way to the stages below, and ends up nowhere.
+# The path of a static binary in the build context. The classic builder also builds this stage on its way to the stages
+# below. It then copies the default file, and the result is in no image.
 ARG BINARY=Cargo.toml
 COPY ${BINARY} /nico-rewrap
 
-# ---- compiled in here ------------------------------------------------------------------------------------------------
+# ---- compiled in the image -------------------------------------------------------------------------------------------
 
 FROM ${RUST_IMAGE} AS dependencies
 WORKDIR /src
 
-# The dependencies, under empty sources of ours: built again only when they change.
+# Builds the dependencies with empty sources, so that this layer changes only with the dependencies.
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir -p src benches tests \
     && for file in src/main.rs build.rs benches/field.rs tests/main.rs; do echo 'fn main() {}' >"$file"; done \
@@ -56,8 +56,8 @@ COPY proto proto
 COPY migrations migrations
 COPY src src
 ARG REVISION=unknown
-# Sources keep their times when they are copied, which may be older than those of the empty ones. The binary's own time
-# would make every layer another one. Static, so that it runs on scratch, as in scripts/static.sh.
+# The first touch: copied sources keep their times, which can be older than those of the empty sources. The last touch: with
+# its own time, the same binary would give a different layer. The binary is static, as in scripts/static.sh.
 RUN touch build.rs src/main.rs src/lib.rs \
     && NICO_REWRAP_REVISION="${REVISION}" cargo rustc --release --locked --bin nico-rewrap -- -C target-feature=+crt-static \
     && install -m 0755 target/release/nico-rewrap /nico-rewrap \

@@ -46,7 +46,7 @@ enum Command {
     /// Rotates signing keys while COMMAND runs, and then checks that no rotation was lost.
     /// Exits with COMMAND's exit code.
     Rotate {
-        /// The key to seal new signing keys under.
+        /// The id of the key that seals new signing keys.
         #[arg(long)]
         key_id: String,
         /// The command to run at the same time.
@@ -151,8 +151,8 @@ async fn rotate(
     Ok(ExitCode::from(code.unwrap_or(1)))
 }
 
-/// Writes a new signing key to the slot that is not in use, and makes it the current slot.
-/// The public key is not changed, because nobody issues tokens here.
+/// Writes a new signing key to the slot that is not current, and makes this slot current. It
+/// does not change the public key, because nobody issues tokens in these tests.
 async fn rotate_one(
     client: &mut Client,
     id: &str,
@@ -184,8 +184,8 @@ async fn rotate_one(
     })
 }
 
-/// Fails unless the organization has the key that was written last, and a version that is
-/// not older.
+/// Fails if the organization does not have the signing key that this program wrote last, or if
+/// its version is older.
 async fn find(client: &Client, keys: &Keys, id: &str, written: &Written) -> Result<()> {
     let sql = "SELECT version, encrypted_signing_key_1, encrypted_signing_key_2 \
         FROM tenant_identity_config JOIN tenants USING (organization_id) \

@@ -1,9 +1,9 @@
-//! Fills an empty, migrated database with organizations as nico-api makes them: real P-256
+//! Fills an empty, migrated database with organizations like those of nico-api: real P-256
 //! signing keys and delegation secrets, sealed under one key of the secrets file. It is for
-//! the demo and for experiments.
+//! the demo, the tests in containers and the benchmark.
 //!
-//! Of 20 organizations, 20 have a first signing key, 6 have a second one, and 10 have a
-//! delegation secret. That is 1.8 secrets per organization.
+//! Every organization has a first signing key. Of 20 organizations, 6 have a second signing
+//! key, and 10 have a delegation secret. That is 1.8 secrets per organization.
 
 use std::{error::Error, path::PathBuf};
 
@@ -26,7 +26,7 @@ use sha2::{Digest, Sha256};
 /// Number of rows in one INSERT.
 const BATCH: usize = 500;
 
-/// A SubjectPublicKeyInfo of P-256 (RFC 5480), up to the point itself.
+/// The part of a P-256 SubjectPublicKeyInfo (RFC 5480) before the point.
 const P256_SPKI: [u8; 26] = [
     0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a,
     0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
@@ -37,10 +37,10 @@ struct Args {
     /// The site config that names the database and the secrets file.
     #[arg(long, required = true)]
     config: Vec<PathBuf>,
-    /// The key to seal under.
+    /// The id of the key that seals the secrets.
     #[arg(long)]
     key_id: String,
-    /// How many organizations to make.
+    /// The number of organizations.
     #[arg(long)]
     organizations: usize,
 }

@@ -1,8 +1,9 @@
-//! The pure modules of `nico-rewrap`, under its name: what a fuzz target can call.
+//! The pure modules of `nico-rewrap`, which the fuzz targets call. This library has the same
+//! name.
 //!
-//! They are compiled from the same files, but without the rest: with gRPC and Postgres
-//! an instrumented build takes six minutes of processor time, which is too long for
-//! CI. That they compile here shows, too, that they need nothing of the rest.
+//! It compiles the same files without the other modules: with gRPC and Postgres, an
+//! instrumented build takes six minutes of processor time, which is too long for CI. This
+//! build also proves that the pure modules do not depend on other modules.
 
 #[path = "../src"]
 mod pure {
@@ -11,5 +12,5 @@ mod pure {
     pub mod keys;
 }
 
-// Where the modules look for each other.
+// The modules refer to each other at the root of the crate.
 pub use pure::{auth, domain, keys};

@@ -38,7 +38,7 @@ postgres() {
         scripts/base-images/postgres >/dev/null
 }
 
-# The toolchain of this machine, without its documentation, which is half of it.
+# The toolchain of this machine without its documentation, which is half of the size.
 rust() {
     mkdir -p "$work/rust"
     cp -a "$(rustc --print sysroot)" "$work/rust/toolchain"

@@ -167,7 +167,7 @@ def tables(results):
     if alone and beside:
         run = next(way for way in results["ways"] if way["way"] == "tenants")
         settings = results["machine"]["tenant_settings"]
-        during = f"during a run to {run['rows']:,} rows, {run['rows_per_second']:,.0f} rows/s"
+        during = f"during a run over {run['rows']:,} rows, {run['rows_per_second']:,.0f} rows/s"
         during += f" ({settings})" if settings else ""
         middle = lambda values, unit="": f"{statistics.median(values):.2f}{unit} ({min(values):.2f} to {max(values):.2f})"
         yield "\n| a tenant's own write | writes | p50 | p99 |\n| --- | --- | --- | --- |"
@@ -177,7 +177,7 @@ def tables(results):
         p50, p99 = (middle([b[at] / a[at] for a, b in zip(alone, beside)]) for at in ["p50_ms", "p99_ms"])
         yield f"| ratio (goal for p99: ≤ 2) | | {p50} | {p99} |"
     if "micro_ns" in results:
-        yield "\n| one signing key | ours | plain | ratio |\n| --- | --- | --- | --- |"
+        yield "\n| one signing key (criterion) | nico-rewrap | baseline | ratio |\n| --- | --- | --- | --- |"
         for name, ours in results["micro_ns"].items():
             name, of = name.split("/")
             plain = results["micro_ns"].get(f"{name}/plain")
@@ -186,11 +186,11 @@ def tables(results):
     if "at_rest" in results:
         rest = results["at_rest"]
         yield (
-            f"\nAt rest: ready {rest['ready_ms']:.0f} ms after the start, {rest['idle_kb'] / 1e3:.1f} MB of memory;"
-            f" the binary has {rest['binary_bytes'] / 1e6:.1f} MB."
+            f"\nWithout calls: ready {rest['ready_ms']:.0f} ms after the start, {rest['idle_kb'] / 1e3:.1f} MB of memory."
+            f" The binary has {rest['binary_bytes'] / 1e6:.1f} MB."
         )
     if "growth" in results:
-        yield f"Time at 1,000,000 rows over time at 100,000: {results['growth']:.2f} (goal: ≤ 11)."
+        yield f"1,000,000 rows take {results['growth']:.2f} times as long as 100,000 rows (goal: ≤ 11)."
 
 
 def chart(results):

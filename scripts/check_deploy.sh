@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Checks what is in deploy/ without starting anything: the unit with systemd-analyze, the manifests with the kustomize of
-# an old kubectl and of today's, by the commands of docs/install/kubernetes.md, and against Kubernetes' schemas.
+# Checks the files in deploy/ without starting anything. systemd-analyze checks the unit. The commands of
+# docs/install/kubernetes.md make the manifests with an old and a new kubectl. The schemas of Kubernetes check the manifests.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -13,25 +13,25 @@ die() {
 
 analyze=$(scripts/tools.sh systemd-analyze)
 "$analyze" security --help | grep -q -- --offline ||
-    die "this systemd-analyze is too old to look at a unit that is not installed: 250 or newer is needed"
+    die "systemd-analyze 250 or newer is needed to check a unit that is not installed"
 unit=deploy/systemd/nico-rewrap.service
-# The program is not installed here; everything else is looked at as it is.
+# The program is not installed here. Everything else in the unit is checked unchanged.
 sed 's,^ExecStart=/usr/bin/nico-rewrap,ExecStart=/bin/true,' "$unit" >"$work/nico-rewrap.service"
 "$analyze" verify --man=no "$work/nico-rewrap.service" >"$work/said" 2>&1 || die "$(cat "$work/said")"
-# Complaints about other units of the machine are not ours.
+# Ignores problems of other units of the machine.
 if grep nico-rewrap "$work/said" >&2; then die "$unit: see above"; fi
-# In tenths: 1.5 on a scale where 10 is everything exposed, and 1.0 is hard to do with a network.
+# The threshold is in tenths: 1.5 on a scale from 0 (no exposure) to 10 (full exposure).
 "$analyze" security --offline=true --threshold=15 --no-pager "$unit" >"$work/said" || die "$(tail -n 1 "$work/said")"
-echo "$unit: $(tail -n 1 "$work/said" | grep -o '[0-9][0-9.]*') of 10 exposed"
+echo "$unit: exposure $(tail -n 1 "$work/said" | grep -o '[0-9][0-9.]*') of 10"
 
 python=$(scripts/tools.sh kubernetes-python)
 scripts/doc_commands.sh install/kubernetes "Make the manifests" >"$work/commands"
-# Today's kubectl, and the oldest one that the manifests are for.
+# A current kubectl, and the oldest kubectl that the manifests support.
 for tool in kubectl old-kubectl; do
     kubectl=$(scripts/tools.sh "$tool")
     mkdir -p "$work/$tool"
     ln -s "$PWD/deploy" "$work/$tool/deploy"
-    # Newer ones call the words deprecated that older ones have, too: shown only if something is wrong.
+    # A new kubectl warns about deprecated fields that an old kubectl needs. Print the output only after an error.
     (cd "$work/$tool" && PATH=${kubectl%/*}:$PATH bash -euo pipefail "$work/commands") >"$work/said" 2>&1 ||
         die "$(cat "$work/said")"
     for manifests in standalone sidecar dry-run apply; do
@@ -41,8 +41,8 @@ for tool in kubectl old-kubectl; do
     done
 done
 
-# But for the hash in a name, both make the same.
-"$python" - "$work" <<'END' || die "kubectl and old-kubectl do not make the same of deploy/kubernetes"
+# Except for the hash in a name, both versions must produce the same manifests.
+"$python" - "$work" <<'END' || die "kubectl and old-kubectl produce different manifests from deploy/kubernetes"
 import pathlib, re, sys, yaml
 def made_by(tool, name):
     text = pathlib.Path(sys.argv[1], tool, name).read_text()
@@ -52,10 +52,10 @@ for name in ["standalone.yaml", "sidecar.yaml", "dry-run.yaml", "apply.yaml"]:
     assert made_by("kubectl", name) == made_by("old-kubectl", name), name
 END
 
-# The check itself: it has to see a typo, a privilege and an unknown kind.
+# Tests check_manifests.py itself: it must detect a typo, a missing restriction and an unknown kind.
 refuses() {
     sed "$2" "$work/kubectl/$1.yaml" >"$work/bad.yaml"
-    ! cmp -s "$work/kubectl/$1.yaml" "$work/bad.yaml" || die "nothing to spoil in $1.yaml: $2"
+    ! cmp -s "$work/kubectl/$1.yaml" "$work/bad.yaml" || die "$1.yaml is unchanged after: $2"
     ! "$python" scripts/check_manifests.py <"$work/bad.yaml" >/dev/null 2>&1 || die "$1.yaml passes after: $2"
 }
 refuses standalone 's/readinessProbe/redinessProbe/'

@@ -19,7 +19,7 @@ KUBERNETES = ["1.25", kubernetes_validate.latest_version()]
 CUSTOM = json.loads((pathlib.Path(__file__).parent.parent / "deploy/kubernetes/crds.schema.json").read_text())
 
 
-def schema_faults(document, kind):
+def schema_problems(document, kind):
     if kind in CUSTOM:
         validator = jsonschema.Draft202012Validator(CUSTOM[kind])
         yield from (f"{error.json_path}: {error.message}" for error in validator.iter_errors(document))
@@ -33,7 +33,7 @@ def schema_faults(document, kind):
             yield f"Kubernetes {version} has no schema for it, and neither has deploy/kubernetes/crds.schema.json"
 
 
-def restricted_faults(document):
+def restricted_problems(document):
     pod = document["spec"].get("template", {}).get("spec") if isinstance(document.get("spec"), dict) else None
     if not pod:
         return
@@ -60,13 +60,13 @@ def main():
     documents = [document for document in yaml.safe_load_all(sys.stdin) if document]
     if not documents:
         sys.exit("no manifests")
-    faults = []
+    problems = []
     for document in documents:
         kind = f"{document['apiVersion']} {document['kind']}"
-        found = [*schema_faults(document, kind), *restricted_faults(document)]
-        faults += [f"{kind} {document['metadata']['name']}: {fault}" for fault in found]
-    if faults:
-        sys.exit("\n".join(faults))
+        found = [*schema_problems(document, kind), *restricted_problems(document)]
+        problems += [f"{kind} {document['metadata']['name']}: {problem}" for problem in found]
+    if problems:
+        sys.exit("\n".join(problems))
     print(f"{len(documents)} documents are valid")
 
 

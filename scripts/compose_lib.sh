@@ -96,8 +96,8 @@ run_role_commands() {
 
 # by_key and digest decrypt every secret with code that is independent of the service.
 look() { in_runner nico_api --database "$owner_url" --secrets /etc/nico-rewrap/secrets.json look; }
-by_key() { look | grep -v '^digest ' || fail 'a secret can not be decrypted'; }
-digest() { look | grep '^digest ' || fail 'a secret can not be decrypted'; }
+by_key() { look | grep -v '^digest ' || fail 'a secret cannot be decrypted'; }
+digest() { look | grep '^digest ' || fail 'a secret cannot be decrypted'; }
 
 # on_key KEY_ID : the number of organizations whose first signing key is under this key. Every organization has one.
 on_key() {
@@ -184,7 +184,7 @@ end_sessions() {
 }
 no_sessions() { [ "$(sql "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'nico-rewrap'")" = 0 ]; }
 
-# nobody_writes : succeeds when no session of the service works on a statement.
+# nobody_writes : succeeds if no session of the service executes a statement.
 nobody_writes() {
     [ "$(sql "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'nico-rewrap' AND state <> 'idle'")" = 0 ]
 }

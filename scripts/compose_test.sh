@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# nico-rewrap in containers: the run-book, what breaks between hosts, and the sidecar of nico-api: `make compose-test`.
+# Tests nico-rewrap in containers: the run-book, network faults, and the sidecar of nico-api: `make compose-test`.
 #
-# With FAULTS=no, only what depends on the compose tool: with another COMPOSE, say.
+# With FAULTS=no, the script runs only the tests that depend on the compose tool. CI uses this for another COMPOSE.
 #
 # Needs the images nico-rewrap:latest and nico-rewrap-runner:latest (scripts/image.sh, scripts/runner_image.sh), and
-# postgres:15. REWRAP_IMAGE, RUNNER_IMAGE and POSTGRES_IMAGE name others. Everything is in a compose project of its own,
-# publishes no port, and is removed at the end.
+# postgres:15. REWRAP_IMAGE, RUNNER_IMAGE and POSTGRES_IMAGE name other images. The test has its own compose project,
+# publishes no port, and removes its containers and volumes at the end.
 set -euo pipefail
 
 # shellcheck source=scripts/compose_faults.sh
@@ -16,7 +16,7 @@ make_site
 compose up -d postgres nico-rewrap runner >>compose.log 2>&1 || fail "compose up: $(tail -n 5 compose.log)"
 database=$(container postgres) service=$(container nico-rewrap) runner=$(container runner)
 wait_until 60 healthy "$service"
-note "postgres $(sql 'SHOW server_version'), nico-rewrap (healthy by its own health check), a runner with grpcurl; project $project"
+note "postgres $(sql 'SHOW server_version'), nico-rewrap (its health check succeeds), a runner with grpcurl; project $project"
 seeded=$(in_runner seed --config /etc/nico-rewrap/site.toml --config /etc/nico-rewrap/rewrap.toml \
     --key-id kv1 --organizations "$ORGANIZATIONS")
 secrets=${seeded##*secrets=}
@@ -25,37 +25,37 @@ digest=$(digest)
 check 'secrets by key' "$(by_key)" "kv1 $secrets"
 
 step "The image"
-check 'its version' "$(label "$service" version)" "$(sed -n 's/^version = "\(.*\)"/\1/p' "$root/Cargo.toml" | head -n 1)"
-check 'its licence' "$(label "$service" licenses)" Apache-2.0
+check 'version' "$(label "$service" version)" "$(sed -n 's/^version = "\(.*\)"/\1/p' "$root/Cargo.toml" | head -n 1)"
+check 'licence' "$(label "$service" licenses)" Apache-2.0
 docker build --quiet --no-cache --target prebuilt --build-arg BINARY=target/image/nico-rewrap \
     --iidfile image.id "$root" >build.log 2>&1 || fail "docker build: $(cat build.log)"
-check 'built again, its layers' "$(layers "$(cat image.id)")" "$(layers "$(image_of "$service")")"
+check 'layers of a second build' "$(layers "$(cat image.id)")" "$(layers "$(image_of "$service")")"
 docker rmi "$(cat image.id)" >/dev/null
 
-step "What the containers may not do"
+step "Restrictions of the containers"
 check 'user of the service' "$(docker inspect -f '{{.Config.User}}' "$service")" 65532:65532
-check 'its root file system is read-only' "$(docker inspect -f '{{.HostConfig.ReadonlyRootfs}}' "$service")" true
-check 'its capabilities' "$(status_of_service CapEff)" 0000000000000000
+check 'read-only root file system' "$(docker inspect -f '{{.HostConfig.ReadonlyRootfs}}' "$service")" true
+check 'capabilities' "$(status_of_service CapEff)" 0000000000000000
 check 'no new privileges' "$(status_of_service NoNewPrivs)" 1
-check 'a shell in its image' "$(docker exec "$service" /bin/sh -c true >/dev/null 2>&1 && echo yes || echo no)" no
+check 'a shell in the image' "$(docker exec "$service" /bin/sh -c true >/dev/null 2>&1 && echo yes || echo no)" no
 check 'ports published' \
     "$(docker ps --filter "label=com.docker.compose.project=$project" --format '{{.Ports}}' | grep -c -e '->' || true)" 0
-check 'the role it connects as' "$(sql "SELECT DISTINCT usename FROM pg_stat_activity
+check 'database role of the service' "$(sql "SELECT DISTINCT usename FROM pg_stat_activity
     WHERE application_name = 'nico-rewrap'")" nico_rewrap
 
-step "The role once more, by the commands of docs/install/postgres.md"
+step "The commands of docs/install/postgres.md for the database role"
 hash_before=$(role_hash)
 "$root/scripts/doc_commands.sh" install/postgres "Database role" >role.commands
 run_role_commands || fail "the commands of the page: $(cat role.log)"
-check 'the password is hashed anew' "$([ "$(role_hash)" != "$hash_before" ] && echo yes)" yes
+check 'the password hash has changed' "$([ "$(role_hash)" != "$hash_before" ] && echo yes)" yes
 
 step "The run-book"
 dry_run kv2 "$ORGANIZATIONS" 0 "$secrets" 0
-check 'the dry run wrote' "$(by_key)" "kv1 $secrets"
+check 'secrets by key after the dry run' "$(by_key)" "kv1 $secrets"
 rewrap false "$service" || fail 'apply'
 report 'apply' kv2 "$ORGANIZATIONS" 0 "$secrets" 0
 check 'secrets by key' "$(by_key)" "kv2 $secrets"
-check 'what is in them' "$(digest)" "$digest"
+check 'digest of the decrypted secrets' "$(digest)" "$digest"
 dry_run kv2 0 "$ORGANIZATIONS" 0 "$secrets"
 
 [ "${FAULTS:-yes}" = no ] || fault_client_cut_off
@@ -65,10 +65,10 @@ fault_two_replicas
 sidecar_of_nico_api
 [ "${FAULTS:-yes}" = no ] || fault_rolling_replacement
 
-step "The database stops answering for good"
+step "The database stops"
 docker stop -t 5 "$database" >/dev/null
 check 'a call without a database' "$(call_outcome)" UNAVAILABLE
-check 'alive all the same' "$(docker exec "$service" /nico-rewrap healthcheck --live >/dev/null && echo yes)" yes
+check 'the service is alive' "$(docker exec "$service" /nico-rewrap healthcheck --live >/dev/null && echo yes)" yes
 
 good "Done in $SECONDS s."
 printf '%s passed, 0 failed\n' "$passed"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Plays the run-book of an operator on a throwaway site: `make demo`.
+# Performs the run-book on a throwaway site: `make demo`.
 #
-# Needs the release build of nico-rewrap and of the example `seed`. With DATABASE_URL set, the demo makes a database of
-# its own on that server instead of starting one, and drops it at the end.
+# Needs the release build of nico-rewrap and of the example `seed`. If DATABASE_URL is set, the demo does not start a
+# server: it creates a database on the server of that URL, and drops this database at the end.
 set -euo pipefail
 
 # shellcheck source=scripts/lib.sh
@@ -11,17 +11,17 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 ORGANIZATIONS=1000
 created_database=''
 
-# ---- saying what happens ---------------------------------------------------------------------------------------------
+# ---- output ----------------------------------------------------------------------------------------------------------
 
 dim=''
 [ ! -t 1 ] || dim=$'\e[2m'
 
-# What run() shows goes past a redirection of the command's own output.
+# The commands that run() prints must appear even if the output of the command is redirected.
 exec 4>&1
 
 shown() { printf '  %s$ %s%s\n' "$dim" "$*" "$plain" >&4; }
 
-# run COMMAND... : prints the command as one could type it, then runs it.
+# run COMMAND... : prints the command with its quotes, then runs it.
 run() {
     local word line=''
     for word in "$@"; do
@@ -34,24 +34,24 @@ run() {
     "$@" || fail "'$1' ended with exit code $?"
 }
 
-# run_and_show COMMAND... : the same, with the command's output below it.
+# run_and_show COMMAND... : the same, and prints the output of the command.
 run_and_show() {
     run "$@" >output
     sed 's/^/    /' output
 }
 
-# check NAME GOT WANTED : one line of a report, and the end of the demo if it is not what it must be.
+# check NAME GOT WANTED : prints one line of a report. The demo fails if the value is not WANTED.
 check() {
-    printf '    %-34s %10s' "$1" "$2"
+    printf '    %-36s %10s' "$1" "$2"
     if [ "$2" = "$3" ]; then
         printf '  %sok%s\n' "$green" "$plain"
     else
-        printf '  %snot %s%s\n' "$red" "$3" "$plain"
-        fail "${1#"  "}: $2, must be $3"
+        printf '  %sexpected %s%s\n' "$red" "$3" "$plain"
+        fail "${1#"  "}: $2, expected $3"
     fi
 }
 
-# ---- the database of somebody else's server --------------------------------------------------------------------------
+# ---- a database on an existing server --------------------------------------------------------------------------------
 
 create_database() {
     local pattern='^(postgres(ql)?://[^/?]*)(/[^?]*)?(\?.*)?$'
@@ -59,7 +59,7 @@ create_database() {
     local name=nico_rewrap_demo_$$
     database_url=${BASH_REMATCH[1]}/$name${BASH_REMATCH[4]}
     "$PSQL" -qX -d "$DATABASE_URL" -c "CREATE DATABASE $name" ||
-        fail "no database for the demo on the server of DATABASE_URL (its user needs CREATEDB)"
+        fail "cannot create a database on the server of DATABASE_URL: its user needs CREATEDB"
     created_database=$name
 }
 
@@ -69,12 +69,12 @@ at_end() {
         printf 'could not drop the database %s\n' "$created_database" >&2
 }
 
-# ---- what an operator does -------------------------------------------------------------------------------------------
+# ---- actions of an operator ------------------------------------------------------------------------------------------
 
 start_service() {
     shown "nico-rewrap serve --config site.toml &"
     launch_service
-    note "ready: http://127.0.0.1:$http_port/readyz says 200"
+    note "ready: http://127.0.0.1:$http_port/readyz answers 200"
 }
 
 stop_service() {
@@ -83,23 +83,23 @@ stop_service() {
     note "stopped, exit code 0"
 }
 
-# rewrap DRY_RUN UPDATED SKIPPED FIELDS FIELDS_SKIPPED : one call; its report must have these numbers.
+# rewrap DRY_RUN UPDATED SKIPPED FIELDS FIELDS_SKIPPED [WORD] : makes one call. Its report must have these numbers.
 rewrap() {
     local started=${EPOCHREALTIME/[^0-9]/} ended
     rpc "$1" run >report.json
     ended=${EPOCHREALTIME/[^0-9]/}
     check 'organizations examined' "$(value rowsExamined)" "$ORGANIZATIONS"
     check "  ${6:-re-wrapped}" "$(value rowsUpdated)" "$2"
-    check '  already on the target, all of it' "$(value rowsSkippedAllOnTarget)" "$3"
+    check '  already under the target key' "$(value rowsSkippedAllOnTarget)" "$3"
     check '  failed' "$(value rowsFailed)" 0
     check "secrets ${6:-re-wrapped}" "$(value fieldsReencrypted)" "$4"
-    check 'secrets already on the target' "$(value fieldsSkippedOnTarget)" "$5"
+    check 'secrets already under the target key' "$(value fieldsSkippedOnTarget)" "$5"
     check 'failures listed' "$(grep -c '"field":' report.json || true)" 0
     check 'target key' "$(value currentEncryptionKeyId)" kv2
     note "in $(((ended - started) / 1000)) ms"
 }
 
-# The report is the service's word; the tables are the proof: every secret by the key it names, and a digest of all.
+# The demo does not rely on the report alone. It counts the secrets by key id, and computes a digest of all rows.
 envelopes="(SELECT convert_from(decode(text, 'base64'), 'UTF8') AS envelope FROM tenant_identity_config,
     LATERAL (VALUES (encrypted_signing_key_1), (encrypted_signing_key_2), (encrypted_auth_method_config)) AS s(text)
     WHERE text <> '') AS s"
@@ -115,34 +115,34 @@ choose_ports
 
 step "A throwaway site"
 make_certificates
-note "certificates: a service CA, an admin root with an issuing CA under it, one operator"
+note "certificates: a service CA, an admin root CA with an issuing CA, and one administrator"
 if [ -n "${DATABASE_URL:-}" ]; then
     create_database
     note "database: $created_database on the server of DATABASE_URL"
 else
     start_postgres
-    note "database: $("$PG_BIN/postgres" --version), on its own in $work"
+    note "database: $("$PG_BIN/postgres" --version), in $work"
 fi
 
 step "Two master keys: kv1 is the old one, kv2 the new one"
 run_and_show nico-rewrap keygen
-note "(this is how to make a key; the demo makes its two keys with openssl rand -base64 32)"
+note "(an example of a new key; the demo makes its two keys with openssl rand -base64 32)"
 make_keys
 write_config kv2
 
-step "$ORGANIZATIONS organizations, their secrets under kv1"
+step "$ORGANIZATIONS organizations with secrets under kv1"
 run_and_show nico-rewrap migrate --config site.toml
 run_and_show seed --config site.toml --key-id kv1 --organizations "$ORGANIZATIONS"
 secrets=$(sed -n 's/.*secrets=\([0-9]*\).*/\1/p' output)
-[ -n "$secrets" ] || fail "seed did not say how many secrets it made"
-note "one of them, base64 taken off: $(query "SELECT left(envelope, 75) FROM $envelopes LIMIT 1")..."
+[ -n "$secrets" ] || fail "seed did not print the number of secrets"
+note "one of them, decoded from base64: $(query "SELECT left(envelope, 75) FROM $envelopes LIMIT 1")..."
 check 'secrets by key, in the database' "$(count_by_key)" "kv1 $secrets"
 before=$(digest)
 
 step "1. Start with kv2 as the target"
 start_service
 
-step "2. Dry run: what would happen?"
+step "2. Dry run"
 rewrap true "$ORGANIZATIONS" 0 "$secrets" 0 'would be re-wrapped'
 check 'database' "$([ "$(digest)" = "$before" ] && echo untouched || echo changed)" untouched
 
@@ -155,10 +155,10 @@ step "4. Second dry run: nothing is left to do"
 rewrap true 0 "$ORGANIZATIONS" 0 "$secrets" 'would be re-wrapped'
 check 'database' "$([ "$(digest)" = "$before" ] && echo untouched || echo changed)" untouched
 
-step "5. Take kv1 out of the secrets, start again, and open everything with kv2 alone"
+step "5. Remove kv1 from the secrets, restart, and open every secret with kv2"
 stop_service
 write_secrets "kv2=$kv2"
-note "secrets.json: kv2 only"
+note "secrets.json has only kv2"
 start_service
 rewrap true 0 "$ORGANIZATIONS" 0 "$secrets" 'would be re-wrapped'
 stop_service

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2016
-# A container that systemd runs as process 1, and what package_test.sh asks of it.
+# Functions of package_test.sh. The tests run in a container in which systemd is process 1.
 
 image=nico-rewrap-package-test:latest
 container=nico-rewrap-package-test-$$
@@ -17,14 +17,14 @@ cleanup() {
 }
 trap cleanup EXIT
 
-# inside SCRIPT : in the directory with the operator's files.
+# inside SCRIPT : runs the script in the container, in the directory with the operator's files.
 inside() { docker exec -w /root/site "$container" bash -euo pipefail -c "$1"; }
-# expect WHAT SCRIPT
+# expect WHAT SCRIPT : runs the script once. The test fails if the script fails.
 expect() {
     inside "$2" >"$work/out" 2>&1 || { cat "$work/out" >&2; die "$1"; }
     say "ok: $1"
 }
-# wait_for WHAT SCRIPT
+# wait_for WHAT SCRIPT : repeats the script until it succeeds, for at least a minute.
 wait_for() {
     for _ in $(seq 300); do
         if inside "$2" >/dev/null 2>&1; then
@@ -35,17 +35,16 @@ wait_for() {
     done
     die "$1"
 }
-# documented PAGE HEADING : into $work/commands.
+# documented PAGE HEADING : writes the commands of a section to $work/commands.
 documented() { scripts/doc_commands.sh "$1" "$2" >"$work/commands"; }
 
-# in_journal WORDS, of the service since it was started last.
+# in_journal WORDS : prints a script that looks for the words in the journal, since the last start of the service.
 in_journal() {
     echo "journalctl --sync && journalctl -u nico-rewrap _SYSTEMD_INVOCATION_ID=\$(systemctl show -P InvocationID nico-rewrap) |
         grep >/dev/null '$1'"
 }
 
-# What systemd needs of a container: its own cgroups, and to mount, where mounts of its children can be seen. Not
-# --privileged.
+# In a container, systemd needs its own cgroups and the right to mount. It does not need --privileged.
 start_container() {
     docker build --quiet --tag "$image" scripts/package_test >/dev/null
     docker run -d --name "$container" --network none --cap-add SYS_ADMIN --security-opt seccomp=unconfined \
@@ -58,7 +57,7 @@ start_container() {
         'grep -qx systemd /proc/1/comm && systemctl is-active postgresql@15-main'
 }
 
-# What the operator has before: a database with nico-api's tables to come, certificates, site config, secrets.
+# Makes what an operator has before the installation: an empty database, certificates, the site config, and secrets.
 make_site() {
     inside '
         runuser -u postgres -- psql -qc "CREATE ROLE nico LOGIN PASSWORD '"'a password of a test'"'" -c "CREATE DATABASE nico OWNER nico"
@@ -96,10 +95,10 @@ admin_root_cafile_path = "/etc/nico/admin-ca.pem"
 [auth.trust]
 spiffe_trust_domain = "nico.local"
 additional_issuer_cns = ["admin-ca"]
-END' >"$work/out" 2>&1 || { cat "$work/out" >&2; die "a site to install it on"; }
+END' >"$work/out" 2>&1 || { cat "$work/out" >&2; die "cannot set up the site"; }
 }
 
-# A Vault (OpenBao, its fork) with two keys, and what its agent needs to log in.
+# Starts a Vault server (OpenBao, a fork of Vault) with two keys, and writes the files that Vault Agent needs.
 start_vault() {
     docker cp "$(scripts/tools.sh bao)" "$container:/usr/bin/vault" 2>/dev/null
     inside '
@@ -119,5 +118,5 @@ start_vault() {
         umask 077
         vault read -field=role_id $role/role-id >/etc/nico-rewrap/vault-role-id
         vault write -f -field=secret_id $role/secret-id >/etc/nico-rewrap/vault-secret-id
-        echo VAULT_ADDR=$VAULT_ADDR >/etc/nico-rewrap/vault.env' >"$work/out" 2>&1 || { cat "$work/out" >&2; die "a Vault"; }
+        echo VAULT_ADDR=$VAULT_ADDR >/etc/nico-rewrap/vault.env' >"$work/out" 2>&1 || { cat "$work/out" >&2; die "cannot set up Vault"; }
 }

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Installs the Debian package in a container that systemd runs as process 1, sets it up and starts it as
-# docs/install/debian.md says, and looks at what becomes of it: when it is killed, reloaded, misconfigured, upgraded, removed and purged.
+# Installs the Debian package in a container in which systemd is process 1, and sets it up with the commands of
+# docs/install/debian.md. Then the test kills, reloads, misconfigures, upgrades, removes and purges the service.
 #
 #   scripts/package_test.sh PACKAGE.deb
 #
-# The container has a Postgres of its own and no network. Its image is built on debian:bookworm-slim.
-# shellcheck disable=SC2016  # What is in single quotes is for the shell in the container.
+# The container has its own Postgres and no network. Its image is built on debian:bookworm-slim.
+# shellcheck disable=SC2016  # The shell in the container expands the text in single quotes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -19,70 +19,70 @@ make_site
 documented install/debian "Debian package"
 docker cp "$work/commands" "$container:/root/site/commands"
 expect "the package installs" "$(grep 'apt-get install' "$work/commands")"
-expect "it is not enabled, and starts nothing" '
+expect "the service is neither enabled nor started" '
     [ "$(systemctl is-enabled nico-rewrap)" = disabled ] && [ "$(systemctl is-active nico-rewrap)" = inactive ]'
-expect "its user is there, and can do nothing" '[ "$(getent passwd nico-rewrap | cut -d: -f7)" = /usr/sbin/nologin ]'
-expect "its own settings are a conffile" 'dpkg-query -Wf "\${Conffiles}" nico-rewrap | grep >/dev/null /etc/nico-rewrap/rewrap.toml'
-expect "it brings what the page speaks of" '
+expect "the user of the service exists and cannot log in" '[ "$(getent passwd nico-rewrap | cut -d: -f7)" = /usr/sbin/nologin ]'
+expect "the settings of nico-rewrap are a conffile" 'dpkg-query -Wf "\${Conffiles}" nico-rewrap | grep >/dev/null /etc/nico-rewrap/rewrap.toml'
+expect "the package has the files that the pages name" '
     cd /usr/share/nico-rewrap && ls vault/{agent.hcl,policy.hcl,secrets.json.ctmpl} postgres/role.sql'
-expect "a start before it is set up says what is missing" '
+expect "a start without the site config reports the missing file" '
     ! systemctl start nico-rewrap && journalctl --sync && journalctl -u nico-rewrap | grep >/dev/null "Assertion failed"'
 
-expect "the tables come from the migrate subcommand" 'nico-rewrap migrate --config nico-api-config.toml'
-expect "the key is readable to the service" 'chgrp nico-rewrap /etc/nico/server.key && chmod 640 /etc/nico/server.key'
-# What is left to the reload has to be done by the reload.
-expect "it is set up as the page says" "
+expect "the migrate command creates the tables" 'nico-rewrap migrate --config nico-api-config.toml'
+expect "the service can read its TLS key" 'chgrp nico-rewrap /etc/nico/server.key && chmod 640 /etc/nico/server.key'
+# With this interval, only a reload can load a new certificate during the test.
+expect "the commands of the page set up the service" "
     printf '%s\n' 'tls_reload_interval = \"1h\"' 'audit_log = \"/var/log/nico-rewrap/audit.log\"' >>/etc/nico-rewrap/rewrap.toml
     $(grep -v -e apt-get -e dpkg "$work/commands")"
-wait_for "it is ready" "$ready"
-expect "it is enabled" 'systemctl is-enabled nico-rewrap && systemctl is-active nico-rewrap'
-expect "it runs as its user, without capabilities, core dumps and new privileges" '
+wait_for "the service is ready" "$ready"
+expect "the service is enabled and active" 'systemctl is-enabled nico-rewrap && systemctl is-active nico-rewrap'
+expect "the service runs as its user, without capabilities, core dumps and new privileges" '
     pid=$(systemctl show -P MainPID nico-rewrap)
     grep -q "^Uid:	$(id -u nico-rewrap)	" /proc/$pid/status
     grep -q "^CapBnd:	0000000000000000" /proc/$pid/status
     grep -q "^NoNewPrivs:	1" /proc/$pid/status
     grep -q "^Seccomp:	2" /proc/$pid/status
     grep -Eq "^Max core file size +0 +0 " /proc/$pid/limits'
-expect "only root reads the secrets file" '! runuser -u nico-rewrap -- cat /etc/nico-rewrap/secrets.json'
-expect "it answers an administrator" '
+expect "only root can read the secrets file" '! runuser -u nico-rewrap -- cat /etc/nico-rewrap/secrets.json'
+expect "the service answers an administrator" '
     grpcurl -cacert /etc/nico/root.pem -cert /etc/nico/admin.pem -key /etc/nico/admin.key -d "{\"dry_run\": true}" \
         localhost:1179 forge.Forge/ReencryptTenantIdentitySecrets | grep >/dev/null "\"currentEncryptionKeyId\": \"kv2\""'
-expect "the call is in the audit log, which nobody else reads" '
+expect "the call is in the audit log, which other users cannot read" '
     grep >/dev/null "\"identity\":\"alice\"" /var/log/nico-rewrap/audit.log
     [ "$(stat -c "%U %a" /var/log/nico-rewrap /var/log/nico-rewrap/audit.log | sort -u | tr "\n" " ")" = "nico-rewrap 600 nico-rewrap 750 " ]'
 
-expect "a reload is done by the process that there is" '
+expect "a reload does not restart the process" '
     /etc/nico/issue server root "/CN=localhost" "subjectAltName=DNS:localhost,DNS:renewed"
     mv /var/log/nico-rewrap/audit.log /var/log/nico-rewrap/audit.log.1
     before=$(systemctl show -P MainPID nico-rewrap)
     systemctl reload nico-rewrap
     [ "$(systemctl show -P MainPID nico-rewrap)" = "$before" ]'
-wait_for "the certificate is the new one after the reload" "$(in_journal 'TLS files reloaded')"
-expect "and the name in it is served" '
+wait_for "the reload loads the new certificate" "$(in_journal 'TLS files reloaded')"
+expect "the service uses the name of the new certificate" '
     grpcurl -cacert /etc/nico/root.pem -cert /etc/nico/admin.pem -key /etc/nico/admin.key -authority renewed \
         localhost:1179 list | grep >/dev/null forge.Forge'
 wait_for "the reload reopens the audit log" '[ -e /var/log/nico-rewrap/audit.log ]'
 
-expect "it is started again when it is killed" 'systemctl kill -s KILL nico-rewrap'
-wait_for "it is ready again" "[ \"\$(systemctl show -P NRestarts nico-rewrap)\" = 1 ] && $ready"
-expect "a fault of the configuration is not tried again" '
+expect "the service is killed" 'systemctl kill -s KILL nico-rewrap'
+wait_for "systemd restarts the service, and it is ready" "[ \"\$(systemctl show -P NRestarts nico-rewrap)\" = 1 ] && $ready"
+expect "the service is restarted with a wrong configuration" '
     sed -i "s/\"kv2\"/\"kv3\"/" /etc/nico-rewrap/site.toml
     systemctl restart nico-rewrap || true'
-wait_for "it has failed with 78" '[ "$(systemctl show -P ExecMainStatus nico-rewrap)" = 78 ] && systemctl is-failed nico-rewrap'
-expect "the journal says why" '
+wait_for "the service has failed with exit code 78" '[ "$(systemctl show -P ExecMainStatus nico-rewrap)" = 78 ] && systemctl is-failed nico-rewrap'
+expect "systemd has not restarted the service, and the journal names the problem" '
     [ "$(systemctl show -P NRestarts nico-rewrap)" = 0 ]
     journalctl --sync && journalctl -u nico-rewrap | grep >/dev/null "current_encryption_key_id: key id \"kv3\" is not among the keys"
     sed -i "s/\"kv3\"/\"kv2\"/" /etc/nico-rewrap/site.toml && systemctl restart nico-rewrap'
-wait_for "it is ready when that is mended" "$ready"
+wait_for "the service is ready after the correction" "$ready"
 
-# A next version, with other defaults and another unit.
-expect "there is a next version" '
+# Makes a package of a next version, with another settings file and another unit.
+expect "the package of a next version is built" '
     dpkg-deb -R nico-rewrap_*.deb next
     sed -i "s/^Version: .*/Version: 99.0.0-1/" next/DEBIAN/control
     sed -i "s/^Description=.*/Description=The next one/" next/usr/lib/systemd/system/nico-rewrap.service
     echo "# one more default" >>next/etc/nico-rewrap/rewrap.toml
     mkdir old && mv nico-rewrap_*.deb old/ && dpkg-deb --root-owner-group -b next nico-rewrap_99.0.0-1_amd64.deb'
-expect "an upgrade keeps what was changed, and restarts it" "
+expect "an upgrade keeps changed settings and restarts the service" "
     before=\$(systemctl show -P MainPID nico-rewrap)
     $(grep dpkg "$work/commands")
     [ \"\$(dpkg-query -Wf '\${Version}' nico-rewrap)\" = 99.0.0-1 ]
@@ -90,46 +90,46 @@ expect "an upgrade keeps what was changed, and restarts it" "
     grep -qx '# one more default' /etc/nico-rewrap/rewrap.toml.dpkg-dist
     [ \"\$(systemctl show -P Description nico-rewrap)\" = 'The next one' ]
     [ \"\$(systemctl show -P MainPID nico-rewrap)\" != \"\$before\" ] && systemctl is-enabled nico-rewrap"
-wait_for "it is ready after the upgrade" "$ready"
-expect "an upgrade leaves it stopped if it was" '
+wait_for "the service is ready after the upgrade" "$ready"
+expect "an upgrade does not start a stopped service" '
     systemctl stop nico-rewrap
     dpkg -i --force-confold old/nico-rewrap_*.deb
     [ "$(systemctl is-active nico-rewrap)" = inactive ] && systemctl start nico-rewrap'
 
 start_vault
 documented install/vault "Machine with systemd"
-expect "the secrets file can come from Vault before every start" "
+expect "Vault Agent renders the secrets file before every start" "
     rm /etc/nico-rewrap/secrets.json
     $(cat "$work/commands")"
-wait_for "it is ready with the keys of Vault" "$ready"
-expect "root's file has both" '
+wait_for "the service is ready with the keys of Vault" "$ready"
+expect "the rendered file belongs to root and has both keys" '
     [ "$(stat -c "%U %a" /etc/nico-rewrap/secrets.json)" = "root 600" ]
     [ "$(grep -cE "\"kv[12]\": \"[A-Za-z0-9+/]{43}=\"" /etc/nico-rewrap/secrets.json)" = 2 ]'
-expect "if Vault is gone, it starts with the file that is there" '
+expect "if Vault is not available, the service starts with the existing file" '
     systemctl stop vault-server
     mkdir /etc/systemd/system/nico-rewrap-vault.service.d
     printf "[Service]\nTimeoutStartSec=2s\n" >/etc/systemd/system/nico-rewrap-vault.service.d/impatient.conf
     systemctl daemon-reload
     systemctl restart nico-rewrap && systemctl is-failed nico-rewrap-vault'
-wait_for "it is ready with that file" "$ready"
-expect "and does without Vault when that is switched off" '
+wait_for "the service is ready with this file" "$ready"
+expect "the unit of Vault Agent can be disabled" '
     systemctl disable nico-rewrap-vault && systemctl reset-failed nico-rewrap-vault'
 
 documented install/debian systemd
-expect "both files can be elsewhere" "
+expect "a drop-in can name other paths for both files" "
     install -g nico-rewrap -m 0640 nico-api-config.toml /etc/nico/site.toml
     mv /etc/nico-rewrap/secrets.json /etc/nico/secrets.json; mv /etc/nico-rewrap/site.toml site.toml
     $(cat "$work/commands")"
-wait_for "it is ready from there" "$ready"
+wait_for "the service is ready with the other paths" "$ready"
 
-expect "removing it stops it, and leaves its settings" '
+expect "removing the package stops the service and keeps the settings" '
     DEBIAN_FRONTEND=noninteractive apt-get remove -y nico-rewrap
     [ "$(systemctl is-active nico-rewrap)" != active ] && [ ! -e /usr/bin/nico-rewrap ]
     grep -qx "tls_reload_interval = \"1h\"" /etc/nico-rewrap/rewrap.toml'
-expect "installed again, it is as it was" '
+expect "after another installation, the service is enabled as before" '
     dpkg -i old/nico-rewrap_*.deb && systemctl is-enabled nico-rewrap && systemctl start nico-rewrap'
-wait_for "it is ready once more" "$ready"
-expect "purging it stops it, and leaves the operator's files" '
+wait_for "the service is ready after another installation" "$ready"
+expect "purging the package stops the service and keeps the operator's files" '
     mv site.toml /etc/nico-rewrap/site.toml
     DEBIAN_FRONTEND=noninteractive apt-get purge -y nico-rewrap
     [ "$(systemctl is-active nico-rewrap)" != active ]

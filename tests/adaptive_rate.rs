@@ -18,7 +18,7 @@ use crate::site::Site;
 
 pub(crate) const LIMIT: &str = "nico_rewrap_rate_limit_rows_per_second";
 const COMMIT: &str = "nico_rewrap_database_commit_seconds";
-const USUAL: &str = "nico_rewrap_database_commit_baseline_seconds";
+const BASELINE: &str = "nico_rewrap_database_commit_baseline_seconds";
 
 /// Enough rows for several load samples at the initial rate of a run beside other clients.
 pub(crate) const ROWS: usize = 2500;
@@ -64,9 +64,9 @@ pub(crate) struct Seen {
     /// The highest lag of a replica.
     pub(crate) lag: f64,
     /// Distinct commit latencies, so at least as many load samples.
-    looks: BTreeSet<String>,
+    commits: BTreeSet<String>,
     /// Distinct baselines of the commit latency.
-    usual: BTreeSet<String>,
+    baselines: BTreeSet<String>,
 }
 
 /// Applies to the site, and reads the gauges much more often than they change.
@@ -75,18 +75,18 @@ pub(crate) async fn watched_run(server: &Server) -> Seen {
         report: Report::default(),
         limit: 0.0,
         lag: 0.0,
-        looks: BTreeSet::new(),
-        usual: BTreeSet::new(),
+        commits: BTreeSet::new(),
+        baselines: BTreeSet::new(),
     };
     let mut run = std::pin::pin!(run(server, false));
     loop {
-        let look = async {
+        let sample = async {
             sleep(Duration::from_millis(5)).await;
             for (gauge, highest) in [(LIMIT, &mut seen.limit), (LAG, &mut seen.lag)] {
                 let shown = server.metric(gauge, &[]).await.unwrap_or_default();
                 *highest = highest.max(shown);
             }
-            for (gauge, values) in [(COMMIT, &mut seen.looks), (USUAL, &mut seen.usual)] {
+            for (gauge, values) in [(COMMIT, &mut seen.commits), (BASELINE, &mut seen.baselines)] {
                 let shown = server.metric(gauge, &[]).await;
                 values.extend(shown.map(|shown| shown.to_string()));
             }
@@ -96,7 +96,7 @@ pub(crate) async fn watched_run(server: &Server) -> Seen {
                 seen.report = report;
                 return seen;
             }
-            () = look => {}
+            () = sample => {}
         }
     }
 }
@@ -109,7 +109,7 @@ pub(crate) async fn run_alone(site: Site, database: &Database, client: Client) -
     let store = Store::new(&target(database), options()).unwrap();
     until_other_activity(&mut store.load_probe(), false).await;
     let seen = watched_run(&server).await;
-    assert!(seen.looks.len() >= 3, "{:?}", seen.looks);
+    assert!(seen.commits.len() >= 3, "{:?}", seen.commits);
     assert_eq!(server.metric(LIMIT, &[]).await, Some(0.0), "after the run");
     seen
 }
@@ -126,7 +126,7 @@ async fn until_other_activity(load_probe: &mut LoadProbe<'_>, wanted: bool) {
 }
 
 #[tokio::test]
-async fn a_whole_run_alone_has_no_limit() {
+async fn without_other_clients_a_run_has_no_limit() {
     let database = Database::migrated().await;
     let client = database.client().await;
     seed::insert(&client, &orgs(ROWS)).await;
@@ -136,28 +136,28 @@ async fn a_whole_run_alone_has_no_limit() {
 }
 
 #[tokio::test]
-async fn an_apply_beside_others_has_a_limit_and_shows_it() {
+async fn with_other_clients_a_run_has_a_limit_and_a_metric_shows_it() {
     let (server, _busy) = site(&[]).await;
     let seen = watched_run(&server).await;
     assert_eq!(seen.report.rows_updated as usize, ROWS);
     assert!(seen.limit > 0.0);
-    for gauge in [COMMIT, USUAL] {
+    for gauge in [COMMIT, BASELINE] {
         assert!(server.metric(gauge, &[]).await.unwrap() > 0.0, "{gauge}");
     }
     assert_eq!(server.metric(LIMIT, &[]).await, Some(0.0), "after the run");
 }
 
 #[tokio::test]
-async fn what_a_commit_takes_without_the_run_is_learnt_anew_meanwhile() {
-    // Three seconds, with a pause in each.
+async fn the_baseline_of_the_commit_latency_is_updated_during_a_run() {
+    // The run takes three seconds, and samples the load several times.
     let (server, _busy) = site(&[("rewrap.max_rows_per_second", "800")]).await;
     let seen = watched_run(&server).await;
     assert_eq!(seen.report.rows_updated as usize, ROWS);
-    assert!(seen.usual.len() >= 2, "{:?}", seen.usual);
+    assert!(seen.baselines.len() >= 2, "{:?}", seen.baselines);
 }
 
 #[tokio::test]
-async fn a_site_can_do_without() {
+async fn without_adaptive_rate_a_run_has_no_limit_and_samples_nothing() {
     let (server, _busy) = site(&[("rewrap.adaptive_rate", "false")]).await;
     let seen = watched_run(&server).await;
     assert_eq!(seen.report.rows_updated as usize, ROWS);
@@ -165,17 +165,17 @@ async fn a_site_can_do_without() {
 }
 
 #[tokio::test]
-async fn others_are_seen_for_as_long_as_they_do_something() {
+async fn other_clients_are_seen_only_while_they_are_active() {
     let database = Database::migrated().await;
     let store = Store::new(&target(&database), options()).unwrap();
     let mut load_probe = store.load_probe();
-    // What the fixture did to the database is past at some time.
+    // The statements of the fixture count as activity for a while.
     until_other_activity(&mut load_probe, false).await;
     let busy = Busy::with(database.client().await);
     until_other_activity(&mut load_probe, true).await;
     drop(busy);
     until_other_activity(&mut load_probe, false).await;
-    // One statement that takes longer than what counts as idle.
+    // A statement that takes longer than the time after which a client counts as idle.
     let client = database.client().await;
     let long = tokio::spawn(async move { client.batch_execute("SELECT pg_sleep(60)").await });
     sleep(Duration::from_secs(3)).await;

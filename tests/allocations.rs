@@ -1,4 +1,4 @@
-//! Limits the number of heap allocations, which keeps the codec fast. Counts are reproducible,
+//! Limits the number of heap allocations, which keeps the codec fast. Counts are reproducible, but
 //! times are not.
 //!
 //! A reallocation counts, too. The counter belongs to this thread, so other tests do not affect it.
@@ -21,15 +21,15 @@ use crate::database::Database;
 use crate::seal::{key, seal};
 use crate::seed::{self, Org, signing_key_pem};
 
-/// Opening a signing key, sealing it under the target key, opening the result and comparing. One
-/// allocation for the new text.
-const TO_REWRAP_A_FIELD: u64 = 1;
-/// Opening a signing key that is on target.
+/// To open a signing key, seal it under the target key, open the result and compare: one
+/// allocation, for the new text.
+const MAX_TO_REWRAP_A_FIELD: u64 = 1;
+/// To open a signing key that is on target.
 const TO_VERIFY_A_FIELD: u64 = 0;
-/// Reading and verifying a row with one secret in a dry run, including the share of the driver.
-const TO_VERIFY_A_ROW: u64 = 7;
-/// The same with a secret to re-wrap, without the write.
-const TO_REWRAP_A_ROW: u64 = 8;
+/// To read a row with one secret in a dry run, and to verify or re-wrap the secret. Most of these
+/// allocations are the driver's, and their number may change with its version. A copy of each
+/// column or a new buffer for each row would exceed the limit.
+const MAX_TO_READ_A_ROW: u64 = 16;
 
 fn keyring() -> Keyring {
     let kek = |id: &str| Kek::new(KeyId::new(id).unwrap(), &Zeroizing::new(key(id)));
@@ -37,18 +37,18 @@ fn keyring() -> Keyring {
 }
 
 #[test]
-fn of_a_field() {
+fn a_field_is_rewrapped_with_one_allocation_and_verified_with_none() {
     let keyring = keyring();
     let cost = |key_id| {
         let texts = || [Some(seal(signing_key_pem(), key_id)), None, None];
         let mut decision = None;
-        let mut workspace = Scratch::default();
-        // The first fields of all make the buffers: how long a text is depends on its bytes.
+        let mut scratch = Scratch::default();
+        // The first fields grow the buffers: the length of a text depends on its bytes.
         for _ in 0..100 {
-            let _ = decide(&keyring, &texts(), &mut workspace);
+            let _ = decide(&keyring, &texts(), &mut scratch);
         }
         let texts = texts();
-        let cost = measure(|| decision = Some(decide(&keyring, &texts, &mut workspace)));
+        let cost = measure(|| decision = Some(decide(&keyring, &texts, &mut scratch)));
         (decision.unwrap(), cost.count_total)
     };
     let (decision, rewrap) = cost("kv1");
@@ -56,17 +56,17 @@ fn of_a_field() {
     let (decision, verify) = cost("kv2");
     assert_eq!(decision, Decision::OnTarget { fields: 1 });
     assert!(
-        rewrap <= TO_REWRAP_A_FIELD && verify == TO_VERIFY_A_FIELD,
+        rewrap <= MAX_TO_REWRAP_A_FIELD && verify == TO_VERIFY_A_FIELD,
         "{rewrap} to re-wrap a field, {verify} to verify it"
     );
 }
 
 /// Compares two dry runs of different length, so that the fixed cost of a run does not count.
 #[test]
-fn of_a_row() {
+fn the_allocations_of_each_row_are_limited() {
     const FEW: usize = 200;
     const MANY: usize = 1200;
-    // Everything on this thread, where it is counted.
+    // Everything runs on this thread, because only its allocations are counted.
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     let cost = |rows: usize, key_id: &str| {
         let runner = runtime.block_on(site_of(rows, key_id));
@@ -92,7 +92,7 @@ fn of_a_row() {
     };
     let (rewrap, verify) = (per_row("kv1"), per_row("kv2"));
     assert!(
-        rewrap <= TO_REWRAP_A_ROW && verify <= TO_VERIFY_A_ROW,
+        rewrap <= MAX_TO_READ_A_ROW && verify <= MAX_TO_READ_A_ROW,
         "{rewrap} to re-wrap a row, {verify} to verify it"
     );
 }

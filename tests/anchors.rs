@@ -52,7 +52,7 @@ pub(crate) fn cross_signed(ca: &Ca, by: &Ca) -> String {
 }
 
 #[tokio::test]
-async fn a_service_ca_of_the_right_name_makes_no_administrator() {
+async fn a_service_ca_with_the_name_of_a_listed_issuer_gives_no_administrator() {
     let server = site().await.start().await;
     let root_of_that_name = admin_cert().signed_by(&impostor());
     let table = [
@@ -70,7 +70,7 @@ async fn a_service_ca_of_the_right_name_makes_no_administrator() {
 }
 
 #[tokio::test]
-async fn what_a_client_sends_along_gains_it_nothing() {
+async fn extra_certificates_of_a_client_do_not_change_its_identity() {
     let server = site().await.start().await;
     let (genuine, impostor) = (admin_issuer(), impostor());
     let false_admin = admin_cert().signed_by(&impostor);
@@ -113,7 +113,8 @@ async fn what_a_client_sends_along_gains_it_nothing() {
             false_with(&[&self_made]),
             NO_IDENTITY,
         ),
-        // The administrators' CA, for which the service CA vouches too: the way to the admin bundle is what counts.
+        // The administrators' CA is also cross-signed by the service CA. A chain to the admin
+        // bundle exists, and it counts.
         ("with both ways", true_with(&[&cross, genuine_pem]), OK),
         ("with the other way only", true_with(&[&cross]), NO_IDENTITY),
         (
@@ -126,7 +127,7 @@ async fn what_a_client_sends_along_gains_it_nothing() {
 }
 
 #[tokio::test]
-async fn a_ca_in_both_bundles_makes_administrators() {
+async fn a_ca_in_both_bundles_gives_administrators() {
     let both = lasting_dir("bundle").join("both.pem");
     let pems = [root_ca(), admin_root()].map(|ca| std::fs::read_to_string(&ca.cert).unwrap());
     std::fs::write(&both, pems.concat()).unwrap();
@@ -149,8 +150,8 @@ async fn a_ca_in_both_bundles_makes_administrators() {
 }
 
 #[tokio::test]
-async fn an_intermediate_in_the_admin_bundle_vouches_for_itself_alone() {
-    // The root of both is trusted for services.
+async fn an_intermediate_in_the_admin_bundle_is_an_anchor_for_its_own_leaves_only() {
+    // Both roots are in the bundle for services.
     let root = lasting_dir("bundle").join("root.pem");
     let pems = [root_ca(), admin_root()].map(|ca| std::fs::read_to_string(&ca.cert).unwrap());
     std::fs::write(&root, pems.concat()).unwrap();
@@ -175,7 +176,7 @@ async fn an_intermediate_in_the_admin_bundle_vouches_for_itself_alone() {
 }
 
 #[tokio::test]
-async fn what_a_ca_may_issue_is_kept_to() {
+async fn constraints_of_a_ca_are_enforced() {
     let server = site().await.start().await;
     let issuer = |extension: &str| {
         let subject = format!("/O=Acme/CN={ADMIN_ISSUER_CN}");
@@ -188,7 +189,8 @@ async fn what_a_ca_may_issue_is_kept_to() {
     };
     let named = |san: &str| admin_cert().san(san);
     let uri = format!("URI:{}nico-api", certs::SERVICE_BASE);
-    // Of URIs and names in full, a constraint is not understood: whoever has one is refused.
+    // rustls does not support constraints on URIs and directory names: it refuses every certificate
+    // that has such a name.
     for (constraint, cert, expected) in [
         (
             "permitted;DNS:acme.example",
@@ -245,7 +247,7 @@ pub(crate) fn issuing(cert: &Cert) -> Ca {
 /// rustls trusts every certificate in a bundle. If a bundle contained a leaf, the owner of its key
 /// could issue certificates for any name.
 #[tokio::test]
-async fn a_bundle_with_a_certificate_of_no_ca_is_refused() {
+async fn a_bundle_with_a_leaf_certificate_is_refused() {
     let database = Database::migrated().await;
     let with = |other: &PathBuf| {
         let bundle = lasting_dir("bundle").join("bundle.pem");

@@ -14,7 +14,7 @@ use crate::seal::key;
 use crate::site::{Site, path, quote};
 
 #[tokio::test]
-async fn a_config_file_that_is_no_toml_is_named_and_not_quoted() {
+async fn an_error_about_invalid_toml_names_the_file_and_quotes_nothing() {
     let database = Database::migrated().await;
     let broken = format!("a = 1\n\n database_url = \"postgres://u:{PASSWORD}@h/d\n");
     refused(&database, &["site.toml: is not TOML at line 3"], |site| {
@@ -37,7 +37,7 @@ async fn a_config_file_that_is_no_toml_is_named_and_not_quoted() {
 }
 
 #[tokio::test]
-async fn a_config_file_that_cannot_be_read_is_named() {
+async fn an_error_about_an_unreadable_config_file_names_it() {
     let dir = crate::process::temp_dir("config");
     let odd = dir.path().join("odd.toml");
     std::fs::write(&odd, b"a = \"\xff\"\n").unwrap();
@@ -96,7 +96,7 @@ fn secrets_file(form: &str, keys: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_bad_secrets_file_is_named_and_not_quoted() {
+async fn an_error_about_a_bad_secrets_file_names_it_and_quotes_nothing() {
     let database = Database::migrated().await;
     for line in SECRETS.trim().lines() {
         let columns: Vec<_> = line.split('|').map(str::trim).collect();
@@ -154,7 +154,7 @@ async fn a_bad_secrets_file_is_named_and_not_quoted() {
 }
 
 #[tokio::test]
-async fn bad_certificate_files_are_named() {
+async fn an_error_about_a_bad_certificate_file_names_it() {
     let database = Database::migrated().await;
     let dir = crate::process::temp_dir("tls");
     let file = |name: &str, text: &str| {
@@ -174,7 +174,7 @@ async fn bad_certificate_files_are_named() {
         "garbage.pem",
         "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
     );
-    let faults = [
+    let problems = [
         (
             "identity_pemfile_path",
             &garbage,
@@ -242,14 +242,14 @@ async fn bad_certificate_files_are_named() {
             "can't be read (",
         ),
     ];
-    for (name, value, words) in faults {
+    for (name, value, words) in problems {
         let spelled = format!("site.toml: [tls].{name}: ");
         refused(&database, &[&spelled, words], |site| {
             site.set(&format!("tls.{name}"), value)
         })
         .await;
     }
-    // nico-api's chart names an admin bundle even where there is none.
+    // nico-api's chart names an admin bundle even if the file does not exist.
     for absent in [missing, empty, quote("")] {
         accepted(&database, |site| {
             site.set("tls.admin_root_cafile_path", &absent)

@@ -65,7 +65,7 @@ fn good() -> Value {
 }
 
 fn not_base64() -> Vec<(&'static str, String)> {
-    // Of a length that takes two signs of padding.
+    // The length needs two padding characters.
     let mut object = good().to_string();
     object.extend(std::iter::repeat_n(' ', (4 - object.len() % 3) % 3));
     let text = encode(&object);

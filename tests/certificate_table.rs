@@ -233,7 +233,7 @@ async fn show(
     expected: &Outcome,
     refusals: &mut BTreeMap<&'static str, u32>,
 ) -> Outcome {
-    // What comes of a refused handshake gets lost in grpcurl, which tries again.
+    // grpcurl retries after a refused handshake and does not show the reason.
     if let Outcome::Refused(reason) = expected {
         let count = refusals.entry(reason).or_default();
         if handshake(server, Some(leaf), &[]).await.is_err() {

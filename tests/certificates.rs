@@ -510,7 +510,7 @@ fn handshakes(t: &mut Table) {
         "bad_certificate",
         by(unknown, site_ca),
     );
-    // Signed with the key of somebody else.
+    // The signature is by another key.
     let altered = || {
         patched(
             &service_cert("nico-dhcp").signed_by(root_ca()),
@@ -570,14 +570,14 @@ fn table(revoked: &Revoked) -> Table {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_comes_to_what_the_table_says() {
+async fn every_certificate_gives_the_result_of_its_row() {
     let revoked = Revoked::make();
     let wrong = show_all(&table(&revoked).rows, &revoked).await;
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[test]
-fn whoever_is_allowed_has_a_twin_who_is_not() {
+fn every_allowed_row_has_a_denied_twin() {
     let rows = table(&Revoked::none()).rows;
     let by_name: BTreeMap<_, _> = rows.iter().map(|row| (row.name.as_str(), row)).collect();
     assert_eq!(by_name.len(), rows.len(), "a name for each");

@@ -17,7 +17,7 @@ async fn nico_rewrap(args: &[&str]) -> Exit {
 }
 
 #[tokio::test]
-async fn version_and_help_are_there_for_a_newcomer() {
+async fn version_and_help_give_the_basic_facts() {
     let Exit { code, stdout, .. } = nico_rewrap(&["--version"]).await;
     let (version, revision) = stdout.trim().split_once(" (").unwrap();
     assert_eq!(
@@ -55,6 +55,7 @@ async fn version_and_help_are_there_for_a_newcomer() {
                 "NICO_API_DATABASE_URL",
                 "CARBIDE_CREDENTIALS_FILE_PATH",
                 "78",
+                "lock_timeout [default: 2s] how long a run waits for a locked row",
             ],
         ),
         (
@@ -110,13 +111,9 @@ async fn unknown_arguments_are_refused() {
         (&["keys", "make"], "unrecognized subcommand 'make'"),
     ];
     for (args, words) in cases {
-        let Exit {
-            code,
-            stdout,
-            stderr,
-        } = nico_rewrap(args).await;
-        assert_eq!((code, stdout.as_str()), (2, ""), "{args:?}: {stderr}");
-        assert!(stderr.contains(words), "{args:?}: {stderr}");
+        let exit = nico_rewrap(args).await;
+        assert_eq!((exit.code, exit.stdout.as_str()), (2, ""), "{args:?}");
+        assert!(exit.stderr.contains(words), "{args:?}: {}", exit.stderr);
     }
 }
 
@@ -184,7 +181,7 @@ async fn keygen_prints_a_line_for_the_secrets_file() {
 }
 
 #[tokio::test]
-async fn a_generated_key_is_served_under_the_check_value_that_keygen_told() {
+async fn the_server_logs_the_check_value_that_keygen_printed() {
     let (id, key, advice) = keygen(&["--id", "kv-new"]).await;
     let database = Database::migrated().await;
     Org::under("acme", "kv1")
@@ -271,7 +268,7 @@ fn trimmed(text: &str) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn migrate_builds_the_contracts_schema_in_an_empty_database() {
+async fn migrate_creates_the_schema_of_the_contract_in_an_empty_database() {
     let database = Database::new().await;
     let exit = migrate(&database).await;
     assert_eq!(
@@ -280,7 +277,7 @@ async fn migrate_builds_the_contracts_schema_in_an_empty_database() {
         "{}",
         exit.stderr
     );
-    // `and others`, says the contract of this table.
+    // The contract says that this table has other columns, too.
     assert_eq!(columns(&database, "tenants").await[..3], trimmed(TENANTS));
     assert_eq!(
         columns(&database, "tenant_identity_config").await,
@@ -316,7 +313,7 @@ async fn migrate_builds_the_contracts_schema_in_an_empty_database() {
 }
 
 #[tokio::test]
-async fn migrate_leaves_a_database_alone_that_it_did_not_make() {
+async fn migrate_does_not_change_a_database_that_it_did_not_create() {
     let foreign = [
         "CREATE TABLE tenants (id int)",
         "CREATE TABLE tenant_identity_config (id int)",
@@ -341,7 +338,7 @@ async fn migrate_leaves_a_database_alone_that_it_did_not_make() {
         );
         assert_eq!(everything(&database).await, before, "{ddl}");
     }
-    // nico-api's own tables, made by its own migrations.
+    // The tables that nico-api's own migrations create.
     let database = Database::migrated().await;
     let before = everything(&database).await;
     assert_eq!(migrate(&database).await.code, 1);
@@ -357,7 +354,7 @@ async fn migrate_leaves_a_database_alone_that_it_did_not_make() {
 }
 
 #[tokio::test]
-async fn migrate_needs_the_database_and_nothing_else_of_the_configuration() {
+async fn migrate_reads_only_the_database_settings() {
     let database = Database::new().await;
     let site = Site::new(&database)
         .missing_secrets()
@@ -389,7 +386,7 @@ async fn migrate_needs_the_database_and_nothing_else_of_the_configuration() {
 }
 
 #[tokio::test]
-async fn migrate_does_not_wait_for_ever_for_a_server_that_says_nothing() {
+async fn migrate_times_out_if_the_server_is_silent() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("postgres://nico@{}/nico", silent.local_addr().unwrap());
     let site = Site::with_url(&url).set("rewrap.connect_timeout", "\"300ms\"");

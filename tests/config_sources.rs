@@ -51,7 +51,7 @@ fn with_keys(secrets: &str) -> String {
 }
 
 #[tokio::test]
-async fn nico_apis_own_files_are_accepted_as_they_are() {
+async fn the_files_of_nico_api_are_accepted_unchanged() {
     let database = Database::migrated().await;
     seed::insert(
         &database.client().await,
@@ -60,7 +60,7 @@ async fn nico_apis_own_files_are_accepted_as_they_are() {
     .await;
     for (name, secrets) in [
         ("secrets.json", include_str!("nico_api/secrets.json")),
-        // What is in the file counts, not its name.
+        // The content of the file counts, not its name.
         ("secrets.json", include_str!("nico_api/secrets.yaml")),
         ("secrets", include_str!("nico_api/secrets.yaml")),
     ] {
@@ -92,7 +92,7 @@ async fn nico_apis_own_files_are_accepted_as_they_are() {
 }
 
 #[tokio::test]
-async fn later_files_win_key_by_key() {
+async fn later_files_override_earlier_ones_key_by_key() {
     let database = Database::migrated().await;
     let later = r#"
         [rewrap]
@@ -143,7 +143,7 @@ async fn later_files_win_key_by_key() {
 }
 
 #[tokio::test]
-async fn the_environment_wins_over_the_files() {
+async fn the_environment_overrides_the_files() {
     let database = Database::migrated().await;
     let server = Site::new(&database)
         .set("rewrap.listen", "\"127.0.0.2:0\"")
@@ -179,7 +179,7 @@ async fn the_environment_wins_over_the_files() {
 }
 
 #[tokio::test]
-async fn the_database_is_that_of_the_environment_by_either_name() {
+async fn the_database_url_can_come_from_either_environment_variable() {
     let [new, old, file] = [
         Database::migrated().await,
         Database::migrated().await,
@@ -218,7 +218,7 @@ async fn the_database_is_that_of_the_environment_by_either_name() {
 }
 
 #[tokio::test]
-async fn variables_that_only_nico_api_reads_are_warned_about() {
+async fn a_variable_that_only_nico_api_reads_causes_a_warning() {
     let database = Database::migrated().await;
     let foreign = [
         "CARBIDE_API_TLS",

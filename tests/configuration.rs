@@ -4,14 +4,10 @@
 //! The test occupies both addresses of each site. A program that binds before it has checked
 //! everything therefore fails with another exit code.
 
-use std::ffi::OsString;
 use std::net::TcpListener;
-use std::os::unix::ffi::OsStringExt;
 
-use crate::config_sources::warned;
 use crate::database::Database;
 use crate::leaks;
-use crate::pg::PASSWORD;
 use crate::seal::keys;
 use crate::site::{Exit, Site, quote};
 
@@ -96,7 +92,7 @@ rewrap.database_sslmode | "disable" | "none" ; "" | verify-full
 "#;
 
 #[tokio::test]
-async fn a_bad_value_is_named_with_its_setting_and_file() {
+async fn an_error_about_a_bad_value_names_setting_and_file() {
     let database = Database::migrated().await;
     let mut all_good = Site::new(&database);
     for line in SETTINGS.trim().lines() {
@@ -116,7 +112,7 @@ async fn a_bad_value_is_named_with_its_setting_and_file() {
                 beside.set(setting, value)
             })
             .await;
-            assert_eq!(said.lines().count(), 1, "one fault, one line: {said}");
+            assert_eq!(said.lines().count(), 1, "one problem, one line: {said}");
         }
         all_good = all_good.set(setting, good);
     }
@@ -124,7 +120,7 @@ async fn a_bad_value_is_named_with_its_setting_and_file() {
 }
 
 #[tokio::test]
-async fn what_is_missing_is_named() {
+async fn an_error_about_a_missing_setting_names_it() {
     let database = Database::migrated().await;
     for setting in [
         "database_url",
@@ -151,7 +147,7 @@ async fn what_is_missing_is_named() {
 }
 
 #[tokio::test]
-async fn an_old_name_of_a_setting_is_answered_with_the_new_one() {
+async fn an_old_name_of_a_setting_is_an_error_that_gives_the_new_name() {
     let database = Database::migrated().await;
     for (old, new) in [
         ("back_off", "adaptive_rate"),
@@ -175,7 +171,7 @@ async fn an_old_name_of_a_setting_is_answered_with_the_new_one() {
 }
 
 #[tokio::test]
-async fn a_typo_in_our_own_section_is_no_setting() {
+async fn an_unknown_name_in_our_section_is_an_error() {
     let database = Database::migrated().await;
     let typo = |site: Site| site.set("rewrap.lock_timout", "\"2s\"");
     refused(
@@ -244,7 +240,7 @@ async fn settings_are_not_called_missing_if_a_file_cannot_be_read() {
         .await;
         assert_eq!(said.lines().count(), 1, "{said}");
     }
-    // Faults of what is there are told all the same.
+    // The problems of the other values are still reported.
     let words = ["second.toml: is not TOML", "[rewrap].page_size: must be"];
     let said = refused(&database, &words, |site| {
         site.second_config("= 1").set("rewrap.page_size", "0")
@@ -254,7 +250,7 @@ async fn settings_are_not_called_missing_if_a_file_cannot_be_read() {
 }
 
 #[tokio::test]
-async fn a_section_of_another_shape_is_a_fault_and_not_absent() {
+async fn a_section_of_another_type_is_an_error() {
     let database = Database::migrated().await;
     for section in ["machine_identity", "tls", "auth", "rewrap"] {
         let list = format!("{section}: must be one section, [{section}], not a list of sections");
@@ -286,7 +282,7 @@ async fn a_section_of_another_shape_is_a_fault_and_not_absent() {
 }
 
 #[tokio::test]
-async fn our_section_is_apart_from_a_file_that_denies_unknown_fields() {
+async fn our_section_in_a_file_that_denies_unknown_fields_is_an_error() {
     let database = Database::migrated().await;
     let words = "site.toml: [rewrap]: is in a file with deny_unknown_fields = true, with which nico-api \
                  does not start; move the section to another file";
@@ -308,146 +304,7 @@ async fn our_section_is_apart_from_a_file_that_denies_unknown_fields() {
 }
 
 #[tokio::test]
-async fn a_list_in_the_environment_is_names_and_commas() {
-    let database = Database::migrated().await;
-    for (name, setting) in [
-        ("NICO_REWRAP__ALLOWED_SERVICES", "[rewrap].allowed_services"),
-        (
-            "NICO_REWRAP__ADMIN_ISSUERS_IN_ROOT_CA",
-            "[rewrap].admin_issuers_in_root_ca",
-        ),
-        ("NICO_REWRAP__CRL_FILES", "[rewrap].crl_files"),
-    ] {
-        for value in [
-            r#"["a","b"]"#,
-            "[a, b]",
-            "['a']",
-            r#""a","b""#,
-            "'a'",
-            "a\nb",
-            "- a\n- b",
-        ] {
-            let words = format!(
-                "environment variable {name}: {setting}: must be names separated by commas, like \
-                 a,b"
-            );
-            let said = refused(&database, &[&words], |site| site.env(name, value)).await;
-            assert_eq!(said.lines().count(), 1, "one fault, one line: {said}");
-        }
-    }
-    let words = "[rewrap].allowed_services: has an entry that is not a service name";
-    for value in ["nico-api carbide-api", "spiffe://nico.local/a", "a;b"] {
-        refused(&database, &[words], |site| {
-            site.env("NICO_REWRAP__ALLOWED_SERVICES", value)
-        })
-        .await;
-        let list = format!("[{}]", quote(value));
-        refused(&database, &["site.toml: ", words], |site| {
-            site.set("rewrap.allowed_services", list)
-        })
-        .await;
-    }
-    accepted(&database, |site| {
-        site.env("NICO_REWRAP__ALLOWED_SERVICES", "nico-api, a_b.c/d")
-            .env(
-                "NICO_REWRAP__ADMIN_ISSUERS_IN_ROOT_CA",
-                "Site \"Root\" [CA],b",
-            )
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_variable_that_is_empty_or_misspelled_is_a_fault() {
-    let database = Database::migrated().await;
-    let fault = |name: &str, what: &str| format!("environment variable {name}: {what}");
-    let empty = |name: &str| fault(name, "is empty: unset it or set it to a value");
-    let not_read =
-        |name: &str, right: &str| fault(name, &format!("is not read: rename it to {right}"));
-    let audit_log = "NICO_REWRAP__AUDIT_LOG";
-    let cases = [
-        (
-            "NICO_REWRAP__CRL_FILES",
-            "",
-            empty("NICO_REWRAP__CRL_FILES"),
-        ),
-        (
-            "NICO_REWRAP__CRL_FILES",
-            " , ",
-            empty("NICO_REWRAP__CRL_FILES"),
-        ),
-        (audit_log, " ", empty(audit_log)),
-        (
-            "NICO_REWRAP__LOCK_TIMEOUT",
-            "",
-            empty("NICO_REWRAP__LOCK_TIMEOUT"),
-        ),
-        (
-            "NICO_REWRAP_AUDIT_LOG",
-            "/x",
-            not_read("NICO_REWRAP_AUDIT_LOG", audit_log),
-        ),
-        (
-            "NICO_REWRAP_AUDIT_LOG",
-            "",
-            not_read("NICO_REWRAP_AUDIT_LOG", audit_log),
-        ),
-        (
-            "nico_rewrap__audit_log",
-            "/x",
-            not_read("nico_rewrap__audit_log", audit_log),
-        ),
-    ];
-    for (name, value, words) in &cases {
-        let said = refused(&database, &[words], |site| site.env(name, value)).await;
-        assert_eq!(said.lines().count(), 1, "one fault, one line: {said}");
-    }
-    let all = ["NICO_REWRAP__CRL_FILES", audit_log, "NICO_REWRAP__LISTEN"];
-    let words = all.map(empty);
-    let words = words.each_ref().map(String::as_str);
-    let said = refused(&database, &words, |site| {
-        all.iter().fold(site, |site, name| site.env(name, ""))
-    })
-    .await;
-    assert_eq!(said.lines().count(), all.len(), "{said}");
-    // Kubernetes tells of a Service called nico-rewrap.
-    accepted(&database, |site| {
-        site.env("NICO_REWRAP_SERVICE_HOST", "10.0.0.1")
-            .env("NICO_REWRAP_PORT", "tcp://10.0.0.1:1179")
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_variable_that_is_not_utf_8_is_a_fault_where_it_is_read() {
-    let database = Database::migrated().await;
-    let url = database.url();
-    let broken = |text: &str| OsString::from_vec([text.as_bytes(), b"\xff"].concat());
-    let switch = "CARBIDE_CREDENTIALS_ENV_ENABLED";
-    let key = "CARBIDE_STATIC_CREDENTIAL__MACHINE_IDENTITY__ENCRYPTION_KEYS__kv1";
-    for (variable, value, what) in [
-        ("NICO_API_DATABASE_URL", url.as_str(), "is not UTF-8"),
-        ("CARBIDE_CREDENTIALS_FILE_PATH", "/x", "is not UTF-8"),
-        ("NICO_REWRAP__CRL_FILES", "/x", "is not UTF-8"),
-        (key, PASSWORD, "key \"kv1\" is not UTF-8"),
-    ] {
-        let words = format!("environment variable {variable}: {what}");
-        let said = refused(&database, &[&words], |site| {
-            site.env(switch, "true")
-                .env("CARBIDE_CREDENTIALS_FILE_ENABLED", "true")
-                .env(variable, &broken(value))
-        })
-        .await;
-        assert_eq!(said.lines().count(), 1, "one fault, one line: {said}");
-    }
-    let legacy = "CARBIDE_CREDENTIALS_FILE_PATH";
-    for unread in [key, legacy, "NICO_API_LISTEN", "LESS"] {
-        accepted(&database, |site| site.env(unread, &broken("x"))).await;
-    }
-}
-
-#[tokio::test]
-async fn what_says_who_is_an_administrator_is_understood_whole() {
+async fn cli_certs_with_an_unknown_or_empty_criterion_is_an_error() {
     let database = Database::migrated().await;
     let criteria = "auth.cli_certs.required_equals";
     for (key, value, words) in [
@@ -490,7 +347,7 @@ async fn what_says_who_is_an_administrator_is_understood_whole() {
     }
     let good = "{ IssuerO = \"A\", \"SubjectCN\" = \"B\" }";
     accepted(&database, |site| site.set(criteria, good)).await;
-    // Joined key by key over the files, as everything.
+    // Files are merged key by key here, too.
     let split = |site: Site| {
         site.set("auth.cli_certs.username", "\"operator\"")
             .second_config("[auth.cli_certs.required_equals]\nIssuerO = \"A\"")
@@ -499,7 +356,7 @@ async fn what_says_who_is_an_administrator_is_understood_whole() {
 }
 
 #[tokio::test]
-async fn all_faults_are_reported_at_once() {
+async fn all_problems_are_reported_at_once() {
     let database = Database::migrated().await;
     let words = [
         "environment variable NICO_REWRAP__PAGE_SIZE: [rewrap].page_size: must be a number",
@@ -535,160 +392,4 @@ async fn all_faults_are_reported_at_once() {
     .await;
     assert_eq!(said.lines().count(), words.len(), "{said}");
     accepted(&database, |site| site.keys(&keys(&["kv1", "kv2"]))).await;
-}
-
-#[tokio::test]
-async fn a_bad_database_url_is_named_and_not_quoted() {
-    let database = Database::migrated().await;
-    let (p, url) = (PASSWORD, database.url());
-    let bad = [
-        (
-            format!("mysql://u:{p}@h/d"),
-            "is not of the form postgres://",
-        ),
-        (
-            format!("host=h password={p}"),
-            "is not of the form postgres://",
-        ),
-        (p.to_owned(), "is not of the form postgres://"),
-        (
-            format!("postgres://u:{p}@h:{p}/d"),
-            "is not of the form postgres://",
-        ),
-        (
-            format!("postgres://u:{p}%ff@h/%ff"),
-            "is not of the form postgres://",
-        ),
-        (format!("postgres://u:{p}@/d"), "names no host"),
-        (
-            format!("postgres://u:{p}@fd00::5:6432/d"),
-            "write the IPv6 address in brackets",
-        ),
-        (
-            format!("{url}?sslmode={p}"),
-            "sslmode must be one of disable, allow, prefer, require, verify-ca and verify-full",
-        ),
-        (
-            format!("{url}?sslmode=verify-full"),
-            "need sslrootcert=FILE in the URL",
-        ),
-        (
-            format!("{url}?sslmode=verify-ca&sslrootcert="),
-            "sslrootcert: ",
-        ),
-        (
-            format!("{url}?sslmode=verify-ca&sslrootcert=/nowhere.pem"),
-            "sslrootcert: /nowhere.pem can't be read (",
-        ),
-        (
-            format!("{url}?sslmode=require&sslrootcert=/dev/null"),
-            "sslrootcert: /dev/null can't be read (it is a device, not a regular file)",
-        ),
-        (
-            format!("{url}?connect_timeout={p}"),
-            "is not of the form postgres://",
-        ),
-    ];
-    for (url, words) in bad {
-        refused(&database, &["site.toml: database_url: ", words], |site| {
-            site.set("database_url", quote(&url))
-        })
-        .await;
-        let variable = |site: Site| site.env("NICO_API_DATABASE_URL", &url);
-        refused(
-            &database,
-            &[
-                "environment variable NICO_API_DATABASE_URL: database_url: ",
-                words,
-            ],
-            variable,
-        )
-        .await;
-    }
-    refused(&database, &["database_url: ", "need sslrootcert"], |site| {
-        site.set("rewrap.database_sslmode", "\"verify-full\"")
-    })
-    .await;
-    let good = format!("{url}?sslmode=prefer&connect_timeout=3&statement-cache-capacity=7");
-    accepted(&database, |site| site.set("database_url", quote(&good))).await;
-}
-
-#[tokio::test]
-async fn variables_of_libpq_are_named_where_they_would_matter() {
-    let database = Database::migrated().await;
-    let not_read = "environment variables PGHOST, PGHOSTADDR are not read here, but nico-api \
-                    reads such variables: write their values into database_url";
-    refused(
-        &database,
-        &["site.toml: database_url: names no host", not_read],
-        |site| {
-            site.set("database_url", quote("postgres:///nico"))
-                .env("PGHOST", "localhost")
-                .env("PGHOSTADDR", "::1")
-                .env("PGPORT", "")
-        },
-    )
-    .await;
-    let url = database.url();
-    let server = Site::with_url(&url)
-        .env("PGPASSWORD", PASSWORD)
-        .env("PGOPTIONS", PASSWORD)
-        .start()
-        .await;
-    let words = "environment variable PGOPTIONS is not read here";
-    assert!(warned(&server, words), "{}", server.log_text());
-    assert!(!server.log_text().contains("PGPASSWORD"), "the URL has one");
-    leaks::assert_none(&server.log_text());
-
-    let nowhere = || Site::with_url("postgres://nico@127.0.0.1:1/nico").env("PGPASSWORD", PASSWORD);
-    let words = "environment variable PGPASSWORD is not read here";
-    let exit = nowhere().run("migrate").await;
-    let said = exit.stderr;
-    assert!(
-        exit.code == 1 && said.contains("refused") && said.contains(words),
-        "{said}"
-    );
-    let server = nowhere().start_unready().await;
-    let (_, body) = server.readiness().await;
-    assert!(body.contains("refused") && body.contains(words), "{body}");
-    leaks::assert_none(&(said + &server.log_text()));
-}
-
-/// The server accepts every URL that nico-api's own parser accepts.
-#[tokio::test]
-async fn urls_are_taken_as_nico_api_takes_them() {
-    let database = Database::migrated().await;
-    let url = database.url();
-    let end = |text: &str| format!("{url}{text}");
-    for url in [
-        end("\n"),
-        format!(" {url}\r\n"),
-        url.replace(PASSWORD, &format!("{PASSWORD}\n")),
-        url.replace(":5", "\n:5"),
-        end("?options[search_path]=public"),
-        end("?options%5Bsearch_path%5D=public&options=-c+work_mem%3D1MB"),
-        end("?currentSchema=public&SSLMODE=verify-full&sslmode=allow"),
-    ] {
-        let server = Site::new(&database)
-            .env("NICO_API_DATABASE_URL", &url)
-            .start()
-            .await;
-        leaks::assert_none(&server.log_text());
-        if url.contains("SSLMODE") {
-            let words = "database_url: parameter \"SSLMODE\" is unknown and ignored; names \
-                         are case-sensitive, did you mean \"sslmode\"?";
-            assert!(warned(&server, words), "{}", server.log_text());
-        }
-    }
-}
-
-#[tokio::test]
-async fn a_password_in_the_wrong_place_of_the_url_is_not_logged_either() {
-    // nico-api's own parser takes everything up to the last @ for the password.
-    let url = Database::migrated()
-        .await
-        .url()
-        .replace(PASSWORD, &format!("p@{PASSWORD}@x"));
-    let server = Site::with_url(&url).start().await;
-    leaks::assert_none(&server.log_text());
 }

@@ -41,7 +41,7 @@ async fn knock(at: &str, from: &str) -> TcpStream {
 async fn ended(stream: &mut TcpStream) {
     let mut nothing = [0];
     let end = tokio::time::timeout(Duration::from_secs(60), stream.read(&mut nothing)).await;
-    // An end or a reset.
+    // The connection ends or is reset.
     assert_eq!(end.expect("the connection stays open").unwrap_or(0), 0);
 }
 
@@ -57,7 +57,7 @@ async fn assert_served(server: &Server) {
 }
 
 #[tokio::test]
-async fn silent_clients_give_way_and_take_no_connection() {
+async fn silent_clients_lose_their_slots_to_others() {
     let server = site()
         .set("rewrap.max_client_connections", "1")
         .start()
@@ -67,7 +67,8 @@ async fn silent_clients_give_way_and_take_no_connection() {
         clients.push(silent(&server, "127.0.0.1").await);
     }
     assert_served(&server).await;
-    // Those that had to go are the first that came; the last one to go made way for the call.
+    // The server closes the oldest connections first. The last closed connection made room for the
+    // call.
     let (gone, staying) = clients.split_at_mut(23);
     for client in gone {
         ended(client).await;
@@ -78,7 +79,7 @@ async fn silent_clients_give_way_and_take_no_connection() {
 }
 
 #[tokio::test]
-async fn a_crowd_at_one_address_costs_another_nothing() {
+async fn many_connections_from_one_address_do_not_affect_another() {
     let server = site().start().await;
     let patient = silent(&server, "127.0.0.2").await;
     let mut crowd = Vec::new();
@@ -94,7 +95,7 @@ async fn a_crowd_at_one_address_costs_another_nothing() {
 }
 
 #[tokio::test]
-async fn many_connections_are_served_up_to_the_limit_and_refused_beyond() {
+async fn connections_beyond_the_limit_are_refused() {
     let server = Site::new(&Database::migrated().await)
         .set("rewrap.max_client_connections", "20")
         .set("rewrap.handshake_timeout", "\"2s\"")
@@ -108,7 +109,7 @@ async fn many_connections_are_served_up_to_the_limit_and_refused_beyond() {
         assert!(connection.greet().await);
         connections.push(connection);
     }
-    // One more, and another.
+    // One connection over the limit, and another one.
     assert_eq!(run(&server, true).await.rows_examined, 0);
     let mut last = open();
     assert!(last.greet().await);
@@ -135,7 +136,7 @@ fn half_a_request() -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_request_that_is_never_complete_does_not_hold_its_connection() {
+async fn an_incomplete_request_does_not_hold_its_connection() {
     let server = Site::new(&Database::migrated().await)
         .set("rewrap.request_read_timeout", "\"1s\"")
         .set("rewrap.idle_timeout", "\"1s\"")
@@ -145,7 +146,7 @@ async fn a_request_that_is_never_complete_does_not_hold_its_connection() {
     let mut connection = Connection::open(&server, Some(certs::admin()), &options);
     assert!(connection.greet().await);
     connection.send(&half_a_request()).await;
-    // A byte now and then does not buy more time.
+    // Sending a byte now and then does not extend the time.
     for _ in 0..3 {
         tokio::time::sleep(Duration::from_millis(400)).await;
         connection.send(&frame(DATA, 0, 1, &[0])).await;
@@ -154,14 +155,14 @@ async fn a_request_that_is_never_complete_does_not_hold_its_connection() {
     assert_eq!(record["outcome"], "SLOW_REQUEST", "{record}");
     assert_eq!(record["identity"], "alice");
     connection.closed().await;
-    // A request that is complete may take longer than that to be answered.
+    // The answer to a complete request may take longer than that.
     let watch = Call::new(&server, certs::admin()).watch();
     assert_eq!(run(&server, true).await.rows_examined, 0);
     drop(watch);
 }
 
 #[tokio::test]
-async fn one_client_takes_no_more_than_its_share_of_the_connections() {
+async fn one_client_cannot_exceed_its_quota_of_connections() {
     let site = site().set("rewrap.max_connections_per_client", "2");
     let server = site.start().await;
     let open = |leaf: &Leaf| Connection::open(&server, Some(leaf), &["-tls1_3", "-alpn", "h2"]);
@@ -174,7 +175,7 @@ async fn one_client_takes_no_more_than_its_share_of_the_connections() {
         assert!(!open(leaf).greet().await);
     }
     assert_refused(&server, "too_many", 2).await;
-    // Others have their own.
+    // Other clients have their own quota.
     assert_served(&server).await;
     let others = [certs::service("nico-api"), certs::machine().clone()];
     for leaf in &others {
@@ -188,20 +189,20 @@ async fn one_client_takes_no_more_than_its_share_of_the_connections() {
 }
 
 #[tokio::test]
-async fn silent_probes_give_way_to_those_who_ask() {
+async fn silent_connections_to_the_probes_lose_their_slots_to_others() {
     let server = site().start().await;
     let patient = knock(&server.http, "127.0.0.2").await;
     let mut crowd = Vec::new();
     for _ in 0..200 {
         crowd.push(knock(&server.http, "127.0.0.1").await);
     }
-    // 64 have a place, one of them the other address.
+    // 64 connections have a slot. One of them is from the other address.
     for client in &mut crowd[..137] {
         ended(client).await;
     }
     assert!(is_open(&patient));
     assert_eq!(server.get("/livez").await, (200, "ok\n".to_owned()));
-    // Nor does one that is slow keep its place for ever.
+    // A slow connection loses its slot, too.
     let mut slow = knock(&server.http, "127.0.0.3").await;
     slow.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\nX: ")
         .await
@@ -233,10 +234,10 @@ async fn denied_crowd(server: &Server) -> Vec<Connection> {
 }
 
 #[tokio::test]
-async fn who_is_denied_again_and_again_waits_and_others_do_not() {
+async fn denied_calls_are_rate_limited_and_allowed_calls_are_not() {
     let server = Site::new(&Database::migrated().await).start().await;
     let _crowd = denied_crowd(&server).await;
-    // All turns that were saved up are taken.
+    // The burst of the rate limiter is used up.
     server.wait_logs("call", 101).await;
     assert_eq!(run(&server, true).await.rows_examined, 0);
     let dhcp = certs::service("nico-dhcp");
@@ -246,7 +247,7 @@ async fn who_is_denied_again_and_again_waits_and_others_do_not() {
     let records = server.logs_with("call");
     let of_crowd = records.iter().filter(|it| it["identity_kind"] == "machine");
     assert!(of_crowd.count() < 8 * 64, "the others are not behind them");
-    // A hundred at once, and ten a second from then on.
+    // A burst of 100, then ten per second.
     let records = server.wait_logs("call", 130).await;
     let time = |record: &serde_json::Value| {
         humantime::parse_rfc3339(record["timestamp"].as_str().unwrap()).unwrap()
@@ -258,7 +259,7 @@ async fn who_is_denied_again_and_again_waits_and_others_do_not() {
 }
 
 #[tokio::test]
-async fn who_is_denied_leaves_a_record_and_can_not_take_it_back() {
+async fn a_denied_client_that_disconnects_still_leaves_a_record() {
     let server = Site::new(&Database::migrated().await).start().await;
     let _crowd = denied_crowd(&server).await;
     server.wait_logs("call", 101).await;
@@ -288,12 +289,12 @@ async fn who_is_denied_leaves_a_record_and_can_not_take_it_back() {
 }
 
 #[tokio::test]
-async fn handshakes_that_come_to_nothing_are_counted_and_do_not_fill_the_log() {
+async fn failed_handshakes_are_counted_and_do_not_fill_the_log() {
     let server = site().start().await;
     for _ in 0..1000 {
         let mut client = silent(&server, "127.0.0.1").await;
         client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
-        // An alert comes first.
+        // The server sends an alert first.
         let _ = client.read_to_end(&mut Vec::new()).await;
     }
     assert_refused(&server, "protocol_error", 1000).await;

@@ -38,7 +38,7 @@ fn assert_unavailable(answer: Result<Report, GrpcError>) {
 }
 
 #[tokio::test]
-async fn a_run_outlives_the_loss_of_every_connection_and_counts_each_row_once() {
+async fn a_run_survives_the_loss_of_every_connection_and_counts_each_row_once() {
     let database = Database::migrated().await;
     let client = database.client().await;
     seed::insert(&client, &orgs(200)).await;
@@ -91,9 +91,9 @@ async fn behind_a_lock() -> (Client, Client, Proxy, Server) {
 }
 
 #[tokio::test]
-async fn a_write_whose_confirmation_was_lost_is_looked_after_and_not_done_twice() {
+async fn a_write_whose_answer_was_lost_is_checked_and_not_repeated() {
     let rewritten = seal("the rival's", "kv1");
-    // What a rival does before the service is back, and the version that the row has in the end.
+    // The change of another client before the service reconnects, and the final version of the row.
     let table = [
         (String::new(), "V8-"),
         (
@@ -134,13 +134,14 @@ async fn a_write_whose_confirmation_was_lost_is_looked_after_and_not_done_twice(
 }
 
 #[tokio::test]
-async fn a_write_that_outlives_its_connection_is_counted_and_not_done_twice() {
+async fn a_write_that_survives_its_connection_is_counted_and_not_repeated() {
     let (rival, watch, proxy, server) = behind_a_lock().await;
     proxy.lose_cancel_requests();
     let outlive = async {
         until_blocked(&watch).await;
         proxy.cut();
-        // The first write waits on without anybody to tell, and the second one behind it.
+        // The first write waits for the lock without a client, and the second write waits behind
+        // it.
         let both =
             format!("2 = (SELECT count(*) FROM {SERVICE_BACKENDS} AND wait_event_type = 'Lock')");
         until(&watch, &both).await;
@@ -157,12 +158,12 @@ async fn a_write_that_outlives_its_connection_is_counted_and_not_done_twice() {
 }
 
 #[tokio::test]
-async fn the_audit_record_counts_what_was_committed_before_the_database_gave_up() {
+async fn the_audit_record_counts_the_rows_committed_before_the_database_failed() {
     let database = Database::migrated().await;
     let client = database.client().await;
     seed::insert(&client, &orgs(200)).await;
     slow_writes(&client, 0.01).await;
-    // One row takes every connection with it that tries to write it.
+    // Every write of one row ends its connection.
     let hang_up = "PERFORM pg_terminate_backend(pg_backend_pid());";
     before_update(
         &client,
@@ -171,7 +172,8 @@ async fn the_audit_record_counts_what_was_committed_before_the_database_gave_up(
         hang_up,
     )
     .await;
-    // More chunks of rows than connections, so that some are under way and some not yet begun at the end.
+    // More batches than connections, so that at the end some are in progress and some have not
+    // begun.
     let server = Site::new(&database)
         .set("rewrap.max_attempts", "2")
         .set("rewrap.database_pool_size", "3")
@@ -184,7 +186,7 @@ async fn the_audit_record_counts_what_was_committed_before_the_database_gave_up(
 }
 
 #[tokio::test]
-async fn a_database_that_dies_ends_the_call_and_not_the_service() {
+async fn a_crash_of_the_database_ends_the_call_but_not_the_service() {
     let postgres = pg::Server::start();
     let database = Database::migrated_on(&postgres).await;
     let client = database.client().await;
@@ -235,13 +237,13 @@ async fn processes(postgres: &pg::Server, client: &Client) -> Vec<u32> {
 }
 
 #[tokio::test]
-async fn a_database_that_hangs_ends_the_call_however_many_connections_the_pool_has() {
+async fn a_hanging_database_ends_the_call_soon_even_with_a_large_pool() {
     let postgres = pg::Server::start();
     let database = Database::migrated_on(&postgres).await;
     let client = database.client().await;
     seed::insert(&client, &orgs(40)).await;
     slow_writes(&client, 0.3).await;
-    // A page of its own for each row, so that the pool fills; and a try for each of its connections.
+    // One row for each page, so that the pool fills, and one attempt for each connection.
     let site = Site::new(&database)
         .set("rewrap.database_pool_size", "20")
         .set("rewrap.page_size", "1");
@@ -286,7 +288,7 @@ async fn a_database_that_hangs_ends_the_call_however_many_connections_the_pool_h
 }
 
 #[tokio::test]
-async fn a_database_that_hangs_is_found_out_once_and_not_by_every_row() {
+async fn a_hanging_database_costs_one_timeout_and_not_one_for_each_row() {
     let postgres = pg::Server::start();
     let database = Database::migrated_on(&postgres).await;
     let client = database.client().await;
@@ -295,7 +297,7 @@ async fn a_database_that_hangs_is_found_out_once_and_not_by_every_row() {
     let site = Site::new(&database)
         .set("rewrap.database_pool_size", "2")
         .set("rewrap.pipeline_depth", "4")
-        // A limit would give the connection four rows and no more.
+        // A rate limit would allow only four rows on the connection.
         .set("rewrap.adaptive_rate", "false");
     let server = site.set("rewrap.statement_timeout", "\"1s\"").start().await;
     let hang = async {
@@ -313,12 +315,12 @@ async fn a_database_that_hangs_is_found_out_once_and_not_by_every_row() {
 }
 
 #[tokio::test]
-async fn a_database_that_hangs_in_a_commit_under_lock_ends_the_call_too() {
+async fn a_database_that_hangs_in_a_commit_under_lock_ends_the_call() {
     let postgres = pg::Server::start();
     let database = Database::migrated_on(&postgres).await;
     let client = database.client().await;
     seed::insert(&client, &orgs(1)).await;
-    // Three misses, so that the row is locked for the fourth try; and a commit that waits.
+    // Three conflicts, so that the fourth attempt locks the row. Then the commit hangs.
     let miss = "IF nextval('misses') <= 3 THEN RETURN NULL; END IF;";
     client
         .batch_execute("CREATE SEQUENCE misses")
@@ -360,8 +362,9 @@ async fn a_database_that_hangs_in_a_commit_under_lock_ends_the_call_too() {
 }
 
 #[tokio::test]
-async fn a_start_does_not_cling_to_a_connection_that_hangs() {
-    // With the one, a new connection is set up by a SET; with the other, the first statement is the schema check.
+async fn a_start_replaces_a_connection_that_hangs() {
+    // In session mode, the first statement on a new connection is SET. In transaction mode, it is
+    // the schema check.
     for pooler in ["session", "transaction"] {
         let database = Database::migrated().await;
         let proxy = Proxy::to(pg::Server::shared().port()).await;

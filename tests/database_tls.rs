@@ -98,7 +98,7 @@ const OTHER_NAME: &str =
     "the server's certificate is not for the host \"127.0.0.1\" of database_url";
 
 #[tokio::test]
-async fn by_its_name_a_server_passes_every_check_against_the_right_ca() {
+async fn every_sslmode_accepts_the_right_name_and_ca() {
     let (right, wrong) = (Some(certs::root_ca()), Some(certs::other_ca()));
     let cases = [
         (String::new(), TLS),
@@ -117,7 +117,7 @@ async fn by_its_name_a_server_passes_every_check_against_the_right_ca() {
 }
 
 #[tokio::test]
-async fn by_another_name_only_verify_full_minds() {
+async fn only_verify_full_checks_the_name() {
     let (right, wrong) = (Some(certs::root_ca()), Some(certs::other_ca()));
     let cases = [
         (parameters("require", None), TLS),
@@ -132,7 +132,7 @@ async fn by_another_name_only_verify_full_minds() {
 }
 
 #[tokio::test]
-async fn a_server_with_tls_only_refuses_to_do_without() {
+async fn a_server_that_requires_tls_refuses_sslmode_disable() {
     let server = pg::Server::options()
         .tls(certs::server())
         .tls_only()
@@ -149,7 +149,7 @@ async fn a_server_with_tls_only_refuses_to_do_without() {
 }
 
 #[tokio::test]
-async fn a_server_without_tls_serves_those_who_do_not_insist() {
+async fn a_server_without_tls_works_unless_sslmode_requires_tls() {
     let no_tls = "not ready: database: the database can't be used: error performing TLS handshake: server does not support TLS";
     let root = Some(certs::root_ca());
     let cases = [
@@ -164,8 +164,8 @@ async fn a_server_without_tls_serves_those_who_do_not_insist() {
 }
 
 #[tokio::test]
-async fn an_expired_certificate_of_another_name_is_not_let_through_by_verify_ca() {
-    // The name is looked at last: what else is wrong must not be lost behind it.
+async fn verify_ca_refuses_an_expired_certificate_with_another_name() {
+    // The name is checked last. An error about the name must not hide another error.
     let leaf = Cert::new("/CN=elsewhere")
         .san("DNS:elsewhere")
         .expired()
@@ -201,7 +201,7 @@ async fn a_chain_with_an_intermediate_is_verified_up_to_the_root() {
 /// A certificate as from the instructions of the PostgreSQL manual with OpenSSL before 3.4: version
 /// 1, so without subjectAltName.
 #[tokio::test]
-async fn a_certificate_of_version_1_is_taken_where_nobody_is_verified() {
+async fn a_version_1_certificate_is_accepted_only_without_verification() {
     let leaf = version_1("/CN=localhost");
     let version = "the server's certificate has X.509 version 1, which can't be verified here";
     for tls in ["TLSv1.2", "TLSv1.3"] {
@@ -223,7 +223,7 @@ async fn a_certificate_of_version_1_is_taken_where_nobody_is_verified() {
 }
 
 #[tokio::test]
-async fn a_self_signed_certificate_is_taken_if_sslrootcert_holds_it() {
+async fn a_self_signed_certificate_is_accepted_if_sslrootcert_contains_it() {
     let own = |cn: &str| Cert::new(&format!("/CN={cn}")).ca();
     let leaf = own("localhost").self_signed();
     let server = pg::Server::options().tls(&leaf).start();
@@ -235,7 +235,7 @@ async fn a_self_signed_certificate_is_taken_if_sslrootcert_holds_it() {
         (pinned("verify-ca", &leaf), TLS),
         (pinned("verify-full", &leaf), TLS),
         (parameters("verify-ca", root), not_there),
-        // Another one of the same name.
+        // Another certificate with the same name.
         (
             pinned("verify-ca", &own("localhost").self_signed()),
             not_there,
@@ -249,7 +249,7 @@ async fn a_self_signed_certificate_is_taken_if_sslrootcert_holds_it() {
     ];
     check(&server, false, &cases).await;
 
-    // Its names and its dates count as those of any other.
+    // Its names and dates are checked like those of any other certificate.
     let named = own("localhost").san("DNS:elsewhere").self_signed();
     let server = pg::Server::options().tls(&named).start();
     let elsewhere = "is not for the host \"localhost\" of database_url";
@@ -266,7 +266,7 @@ async fn a_self_signed_certificate_is_taken_if_sslrootcert_holds_it() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_not_supported_is_named() {
+async fn an_error_names_an_unsupported_kind_of_key() {
     for (cert, kind) in [
         (Cert::new("/CN=localhost").p521(), "P-521"),
         (Cert::new("/CN=localhost").rsa_pss(), "RSA-PSS"),
@@ -283,7 +283,7 @@ async fn a_key_that_is_not_supported_is_named() {
 }
 
 #[tokio::test]
-async fn a_signature_with_sha_512_is_named_and_a_missing_name_too() {
+async fn errors_name_an_unsupported_signature_and_a_missing_name() {
     let sha512 = certs::server_cert().sha512().signed_by(certs::root_ca());
     let server = pg::Server::options().tls(&sha512).start();
     let root = Some(certs::root_ca());
@@ -303,7 +303,7 @@ async fn a_signature_with_sha_512_is_named_and_a_missing_name_too() {
 }
 
 #[tokio::test]
-async fn how_many_certificates_sslrootcert_has_is_logged() {
+async fn the_number_of_certificates_in_sslrootcert_is_logged() {
     let (_database, url) = url(&BY_NAME, true).await;
     let root = parameters("verify-full", Some(certs::root_ca()));
     let server = Site::with_url(&format!("{url}{root}")).start().await;
@@ -313,7 +313,7 @@ async fn how_many_certificates_sslrootcert_has_is_logged() {
 }
 
 #[tokio::test]
-async fn database_sslmode_wins_over_the_url() {
+async fn database_sslmode_overrides_the_url() {
     let (database, url) = url(&BY_NAME, false).await;
     let admin = database.admin().await;
     let right = certs::root_ca().cert.display();

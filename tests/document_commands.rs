@@ -88,7 +88,7 @@ fn sections(page: &str) -> Vec<(String, Vec<String>)> {
 }
 
 #[test]
-fn every_page_with_commands_is_among_the_pages() {
+fn every_page_with_commands_is_tested() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/install");
     for entry in fs::read_dir(root).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
@@ -237,12 +237,12 @@ async fn the_run_book_rotates_the_key() {
 }
 
 #[tokio::test]
-async fn the_run_book_stops_where_something_is_wrong() {
+async fn the_run_book_stops_at_a_problem() {
     let database = after_step_3().await;
     let operator = Operator::new();
     let [start, _, proof, dry_run, _, second, without_old_key] = RUN_BOOK;
 
-    // Other bytes than nico-api's under the new id.
+    // The key under the new id has other bytes than in nico-api.
     let mut other_bytes = keys(&["kv1", "kv2"]);
     other_bytes.insert("kv2".to_owned(), crate::seal::key("other bytes"));
     let server = Site::new(&database).keys(&other_bytes).start().await;
@@ -254,7 +254,7 @@ async fn the_run_book_stops_where_something_is_wrong() {
         "{failure}"
     );
 
-    // No apply yet.
+    // There was no apply yet.
     let server = Site::new(&database).start().await;
     operator.run(&[start, proof, dry_run], &server).unwrap();
     operator.run(&[start, second], &server).unwrap_err();
@@ -328,7 +328,7 @@ fn table_commands() -> Vec<String> {
 /// arguments from the shell. Every object that a command names must exist in what the project
 /// installs.
 #[test]
-fn the_commands_of_the_tables_name_what_is_installed() {
+fn commands_in_tables_name_installed_programs() {
     let dir = process::lasting_dir("stand-ins");
     for program in [
         "kubectl",

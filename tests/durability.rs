@@ -45,7 +45,7 @@ async fn under(database: &Database, key: &str) -> usize {
 }
 
 #[tokio::test]
-async fn a_crash_right_after_the_report_takes_nothing_back() {
+async fn a_crash_right_after_the_report_undoes_no_row() {
     const ORGANIZATIONS: usize = 40;
     let postgres = lazy_postgres();
     let (database, _client) = site_of(&postgres, ORGANIZATIONS).await;
@@ -67,7 +67,7 @@ async fn a_crash_right_after_the_report_takes_nothing_back() {
 }
 
 #[tokio::test]
-async fn one_organization_is_as_durable_as_the_site() {
+async fn a_run_for_one_organization_is_durable() {
     let postgres = lazy_postgres();
     let (database, _client) = site_of(&postgres, 2).await;
     let server = Site::new(&database).start().await;
@@ -82,12 +82,13 @@ async fn one_organization_is_as_durable_as_the_site() {
 /// Creates rows that an apply wrote but did not flush: its process was killed before the barrier.
 /// Returns their number.
 async fn left_unflushed(database: &Database, client: &tokio_postgres::Client) -> usize {
-    // Even lazy, it comes round every ten seconds. Postgres kills it when it does not end with the others.
+    // Even with these settings, the WAL writer flushes every ten seconds, so stop it. Postgres
+    // kills it at shutdown.
     let writer = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'";
     let admin = database.admin().await;
     let writer: i32 = admin.query_one(writer, &[]).await.unwrap().get(0);
     signal(&[writer.try_into().unwrap()], "STOP");
-    // A row that is held keeps the apply from its end, and is gone afterwards.
+    // A locked row keeps the apply from finishing. The row is deleted afterwards.
     let hold = "SET synchronous_commit = off;
         BEGIN; DELETE FROM tenants WHERE organization_id = 'org-039'";
     client.batch_execute(hold).await.unwrap();
@@ -114,7 +115,7 @@ fn without_looks(database: &Database) -> Site {
 }
 
 #[tokio::test]
-async fn what_is_only_found_on_target_is_as_durable_as_what_is_written() {
+async fn rows_that_were_found_on_target_are_durable_after_the_report() {
     for dry_run in [true, false] {
         let postgres = lazy_postgres();
         let (database, client) = site_of(&postgres, 40).await;
@@ -130,10 +131,10 @@ async fn what_is_only_found_on_target_is_as_durable_as_what_is_written() {
 }
 
 #[tokio::test]
-async fn a_crash_between_two_rows_that_none_of_them_meets_leaves_no_report() {
+async fn a_crash_that_no_statement_notices_prevents_the_report() {
     let postgres = lazy_postgres();
     let (database, client) = site_of(&postgres, 8).await;
-    // Four rows, four seconds of nothing, and four more.
+    // The crash comes between the fourth and the fifth row.
     let server = without_looks(&database)
         .set("rewrap.max_rows_per_second", "1")
         .start()
@@ -155,7 +156,7 @@ async fn a_crash_between_two_rows_that_none_of_them_meets_leaves_no_report() {
 }
 
 #[tokio::test]
-async fn without_a_report_a_crash_does_take_rows_back() {
+async fn without_a_report_a_crash_can_undo_rows() {
     let postgres = lazy_postgres();
     let (database, client) = site_of(&postgres, 40).await;
     let written = left_unflushed(&database, &client).await;
@@ -165,7 +166,7 @@ async fn without_a_report_a_crash_does_take_rows_back() {
 }
 
 #[tokio::test]
-async fn with_a_commit_each_every_row_is_flushed_by_itself() {
+async fn per_row_durability_flushes_every_row() {
     let postgres = lazy_postgres();
     let (database, client) = site_of(&postgres, 30).await;
     let flushes = async |client: &tokio_postgres::Client| {
@@ -175,7 +176,7 @@ async fn with_a_commit_each_every_row_is_flushed_by_itself() {
     let mut flushed = Vec::new();
     for durability in ["per_row", "per_run"] {
         let site = Site::new(&database).set("rewrap.durability", format!("\"{durability}\""));
-        // One at a time: commits that come together are flushed together.
+        // One row at a time: simultaneous commits share a flush.
         let site = site
             .target(if durability == "per_row" {
                 "kv2"
@@ -184,7 +185,7 @@ async fn with_a_commit_each_every_row_is_flushed_by_itself() {
             })
             .set("rewrap.database_pool_size", "1")
             .set("rewrap.pipeline_depth", "1")
-            // Which looks at what a flush takes.
+            // Its load probe commits and flushes, too.
             .set("rewrap.adaptive_rate", "false");
         let server = site.start().await;
         client
@@ -193,7 +194,7 @@ async fn with_a_commit_each_every_row_is_flushed_by_itself() {
             .ok();
         let before = flushes(&client).await;
         assert_eq!(run(&server, false).await.rows_updated, 30);
-        // Backends tell what they did when they end, at the latest.
+        // A backend reports its statistics at its end at the latest.
         assert_eq!(server.terminate().await, 0);
         let gone =
             "NOT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'nico-rewrap')";

@@ -25,7 +25,7 @@ use crate::site::Site;
 const SECRET: &str = "the secret of a test";
 
 #[tokio::test]
-async fn a_bad_field_fails_its_row_and_no_other_and_the_row_stays_as_it_is() {
+async fn a_bad_field_fails_its_row_only_and_leaves_the_row_unchanged() {
     let bad = bad_texts();
     let mut orgs = Vec::new();
     let mut expected = BTreeMap::new();
@@ -89,7 +89,7 @@ fn assert_quotes_nothing(message: &str, text: &str) {
 
 /// Checks the log of a server that has had two calls.
 async fn assert_logs_nothing_secret(server: &Server) {
-    // The record of a call is its last line: with it, all others have been read.
+    // The audit record is the last line of a call, so all other lines have arrived, too.
     let audited = async {
         while server.logs_with("call").len() < 2 {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -112,7 +112,7 @@ async fn assert_logs_nothing_secret(server: &Server) {
 }
 
 #[tokio::test]
-async fn every_bad_field_of_a_row_has_an_entry_and_a_bad_version_adds_none() {
+async fn each_bad_field_of_a_row_has_an_entry_and_a_bad_version_adds_none() {
     let unknown = || seal(DELEGATION, "kv9");
     let tampered = seal_with(DELEGATION, "kv2", &key("kv1"));
     let three = Org::new("three")
@@ -146,7 +146,7 @@ async fn every_bad_field_of_a_row_has_an_entry_and_a_bad_version_adds_none() {
 }
 
 #[tokio::test]
-async fn a_failed_row_is_rewrapped_once_it_is_mended() {
+async fn a_repaired_row_is_rewrapped_by_the_next_run() {
     let (_database, client, server) = serve(&[Org::under("acme", "kv1").text(1, "!")]).await;
     assert_eq!(dry_run_then_apply(&server).await.rows_failed, 1);
     let mend = "UPDATE tenant_identity_config SET encrypted_signing_key_2 = NULL";
@@ -157,7 +157,7 @@ async fn a_failed_row_is_rewrapped_once_it_is_mended() {
 }
 
 #[tokio::test]
-async fn a_text_may_have_1_mib_and_no_byte_more() {
+async fn a_text_may_have_at_most_1_mib() {
     let padded = |bytes: usize| {
         let text = seal(DELEGATION, "kv1");
         let spaces = " ".repeat(bytes - text.len());
@@ -179,7 +179,7 @@ async fn a_text_may_have_1_mib_and_no_byte_more() {
 }
 
 #[tokio::test]
-async fn the_reference_products_envelopes_are_rewrapped_and_what_it_refuses_is_refused() {
+async fn test_vectors_of_the_reference_product_are_rewrapped_or_refused_as_there() {
     let vectors: Value = serde_json::from_str(include_str!("vectors/envelope_v1.json")).unwrap();
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let bytes = |value: &Value| BASE64_STANDARD.decode(text(value)).unwrap();
@@ -214,7 +214,7 @@ async fn the_reference_products_envelopes_are_rewrapped_and_what_it_refuses_is_r
         .iter()
         .map(|failure| &failure.organization_id)
         .collect();
-    // An empty text is an absent secret to us.
+    // This program treats an empty text as an absent secret.
     let invalid = |name: &&String| name.starts_with("invalid-") && *name != "invalid-empty";
     assert_eq!(failed, before.keys().filter(invalid).collect::<Vec<_>>());
     for name in before.keys().filter(|name| !plaintexts.contains_key(*name)) {
@@ -223,8 +223,9 @@ async fn the_reference_products_envelopes_are_rewrapped_and_what_it_refuses_is_r
 }
 
 #[tokio::test]
-async fn a_report_with_too_many_failures_still_arrives_and_counts_them_all() {
-    // Each failure spells out an id of 255 unprintable letters, the organization has a long id too.
+async fn a_report_with_too_many_failures_is_cut_and_counts_them_all() {
+    // Each failure contains an escaped id of 255 unprintable characters, and the id of the
+    // organization is long, too.
     let key_id = "\u{1}".repeat(255);
     let text = seal(DELEGATION, &key_id);
     let id = |i: u32| format!("{i:04}{}", "x".repeat(200));
@@ -242,7 +243,7 @@ async fn a_report_with_too_many_failures_still_arrives_and_counts_them_all() {
             ..Counters::default()
         };
         assert_eq!(counters(&report), expected);
-        // Those that fit are the first ones, and well-formed.
+        // The report has the first failures, as many as fit, and each is complete.
         let kept = report.failures.len();
         let size = |failure: &Failure| failure.error.len() + failure.organization_id.len();
         let all = 3000 * size(&report.failures[0]);
@@ -261,7 +262,7 @@ async fn a_report_with_too_many_failures_still_arrives_and_counts_them_all() {
 }
 
 #[tokio::test]
-async fn failures_come_in_the_byte_order_of_the_organizations_whatever_the_collation() {
+async fn failures_are_in_byte_order_of_the_organizations_under_any_collation() {
     let mut ids = [
         "b", "A", "é", "a", "B", "_", "-", "Z", "10", "2", "a-b", "aB", "ab", "a_b", "z", "ü",
     ];
@@ -351,7 +352,7 @@ fn every_failure_has_a_row_in_the_reference() {
     let section = page.split("## Failures").nth(1).unwrap();
     let section = section.split("\n## ").next().unwrap();
     let first_cells = section.lines().filter_map(|line| line.strip_prefix("| `"));
-    // Between backticks, up to what differs from one failure to the next.
+    // The text between backticks, up to the part that varies between failures.
     let beginnings: Vec<_> = first_cells
         .flat_map(|line| {
             let cell = line.split(" | ").next().unwrap();

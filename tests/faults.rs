@@ -87,7 +87,7 @@ pub(crate) async fn raise(client: &Client, organization: &str, sqlstate: &str, t
     let sequence = format!("CREATE SEQUENCE {name}");
     client.batch_execute(&sequence).await.unwrap();
     let times = times.map_or("NULL".to_owned(), |times| times.to_string());
-    // A sequence counts on when the transaction is rolled back.
+    // A rollback does not reset a sequence.
     let body = format!(
         "IF nextval('{name}') <= coalesce({times}, 1000000) THEN
             RAISE EXCEPTION 'made by a test' USING ERRCODE = '{sqlstate}';

@@ -96,7 +96,7 @@ async fn only_regular_files_are_read_at_the_start() {
 }
 
 #[tokio::test]
-async fn a_fifo_for_a_moment_does_not_end_reloading() {
+async fn a_file_that_is_a_fifo_for_a_moment_does_not_end_reloading() {
     let database = Database::migrated().await;
     let dir = process::temp_dir("reload");
     let at = |name: &str| dir.path().join(name);

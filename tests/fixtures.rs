@@ -46,7 +46,7 @@ async fn every_test_has_a_database_of_its_own() {
 }
 
 #[tokio::test]
-async fn a_private_server_survives_a_crash_and_speaks_tls() {
+async fn a_private_server_can_crash_and_restart_and_supports_tls() {
     let server = Server::options()
         .tls(certs::server())
         .tls_only()
@@ -77,7 +77,7 @@ async fn a_private_server_survives_a_crash_and_speaks_tls() {
 }
 
 #[test]
-fn subjects_have_the_string_type_that_was_asked_for() {
+fn subjects_have_the_requested_string_type() {
     let types = [
         (Strings::Printable, "PRINTABLESTRING"),
         (Strings::Utf8, "UTF8STRING"),
@@ -97,7 +97,7 @@ fn subjects_have_the_string_type_that_was_asked_for() {
 }
 
 #[test]
-fn certificates_are_what_the_builder_says() {
+fn certificates_have_the_properties_of_their_builder() {
     let text = |leaf: &crate::pki::Leaf| {
         crate::process::run(
             std::process::Command::new("openssl")
@@ -171,7 +171,7 @@ fn envelopes_open_under_their_key_only() {
 }
 
 #[test]
-fn the_reference_products_envelopes_open_here_too() {
+fn envelopes_of_the_reference_product_open() {
     let vectors: Value = serde_json::from_str(include_str!("vectors/envelope_v1.json")).unwrap();
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let key = |value: &Value| Key::try_from(BASE64_STANDARD.decode(text(value)).unwrap()).unwrap();

@@ -37,7 +37,7 @@ async fn assert_closed_by(server: &Server, first: &[u8], mut again: impl FnMut()
 }
 
 #[tokio::test]
-async fn headers_without_an_end_end_the_connection() {
+async fn endless_headers_end_the_connection() {
     let server = Site::new(&Database::migrated().await).start().await;
     let begin = frame(HEADERS, 0, 1, &call());
     let more = literal("x-more", &"x".repeat(1000));
@@ -49,7 +49,7 @@ async fn headers_without_an_end_end_the_connection() {
 }
 
 #[tokio::test]
-async fn streams_that_are_reset_at_once_end_the_connection() {
+async fn rapid_stream_resets_end_the_connection() {
     let server = Site::new(&Database::migrated().await).start().await;
     let mut stream = 1;
     assert_closed_by(&server, b"", || {
@@ -66,13 +66,13 @@ async fn streams_that_are_reset_at_once_end_the_connection() {
 }
 
 #[tokio::test]
-async fn headers_of_which_only_half_comes_hold_the_connection_no_longer_than_silence() {
+async fn incomplete_headers_hold_a_connection_no_longer_than_the_idle_timeout() {
     let site = Site::new(&Database::migrated().await);
     let server = site.set("rewrap.idle_timeout", "\"1s\"").start().await;
     let mut connection = administrator(&server).await;
     connection.send(&frame(HEADERS, 0, 1, &call())).await;
     connection.closed().await;
-    // All of them, in pieces, are a request like any other.
+    // Complete headers in pieces are a normal request.
     let mut connection = administrator(&server).await;
     let call = call();
     let (one, other) = call.split_at(20);

@@ -1,5 +1,5 @@
 //! Checks the seeds of the fuzz targets against the same properties, without a fuzzer, so that
-//! every fault that a seed has shown stays fixed. The name of a seed begins with its expected
+//! every bug that a seed has shown stays fixed. The name of a seed begins with its expected
 //! result.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +15,7 @@ mod policy_file;
 #[path = "../fuzz/properties/secrets_file.rs"]
 mod secrets_file;
 
-/// For each target its property, and all possible results.
+/// The property of each target, and all possible results.
 const TARGETS: [(&str, Property, &[&str]); 4] = [
     (
         "certificate_identity",
@@ -57,7 +57,7 @@ fn names(dir: &Path) -> BTreeSet<String> {
 }
 
 #[test]
-fn every_seed_comes_out_as_its_name_says() {
+fn every_seed_gives_the_result_in_its_name() {
     for (target, property, outcomes) in TARGETS {
         let dir = fuzz().join("seeds").join(target);
         let mut seen = BTreeSet::new();
@@ -71,7 +71,7 @@ fn every_seed_comes_out_as_its_name_says() {
 }
 
 #[test]
-fn every_target_has_its_seeds_replayed() {
+fn the_seeds_of_every_target_are_replayed() {
     let here: BTreeSet<_> = TARGETS.map(|(target, ..)| target.to_owned()).into();
     for dir in ["fuzz_targets", "properties", "seeds"] {
         assert_eq!(names(&fuzz().join(dir)), here, "{dir}");
@@ -80,7 +80,7 @@ fn every_target_has_its_seeds_replayed() {
 
 /// `fuzz/` has its own lockfile. Its versions must be those of the released program.
 #[test]
-fn what_is_fuzzed_is_what_is_shipped() {
+fn the_fuzz_targets_use_the_locked_versions_of_the_program() {
     let shipped = locked(include_str!("../Cargo.lock"));
     for (name, versions) in locked(include_str!("../fuzz/Cargo.lock")) {
         if let Some(shipped) = shipped.get(&name) {

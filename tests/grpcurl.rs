@@ -250,7 +250,7 @@ impl Call {
     }
 
     fn args(&self, options: &[&str], after: &[&str]) -> Vec<OsString> {
-        // Where the server ends the connection in the handshake, grpcurl tries again for this long.
+        // If the server ends the connection in the handshake, grpcurl retries for this long.
         let mut args: Vec<OsString> = vec!["-connect-timeout".into(), "5".into()];
         args.extend(["-cacert".into(), certs::root_ca().cert.clone().into()]);
         if let Some(leaf) = &self.leaf {

@@ -34,7 +34,7 @@ async fn assert_unhealthy(address: &str, args: &[&str], words: &str) {
 }
 
 #[tokio::test]
-async fn it_says_what_the_probes_say() {
+async fn the_exit_code_follows_the_probes() {
     let postgres = pg::Server::start();
     let database = Database::migrated_on(&postgres).await;
     postgres.stop_fast();
@@ -55,7 +55,7 @@ async fn it_says_what_the_probes_say() {
 }
 
 #[tokio::test]
-async fn a_server_on_every_address_is_asked_on_loopback() {
+async fn a_server_on_every_address_is_queried_on_loopback() {
     let database = Database::migrated().await;
     for any in ["0.0.0.0", "[::]"] {
         let server = Site::new(&database)
@@ -69,7 +69,7 @@ async fn a_server_on_every_address_is_asked_on_loopback() {
         assert_eq!(server.wait_exit().await, 0);
         assert_unhealthy(&address, &[], &format!("http://{address}/readyz: ")).await;
     }
-    // As in a container without IPv6, where nothing answers on [::1].
+    // In a container without IPv6, nothing answers on [::1].
     let server = Site::new(&database)
         .set("rewrap.metrics_endpoint", "\"0.0.0.0:0\"")
         .start()
@@ -79,7 +79,7 @@ async fn a_server_on_every_address_is_asked_on_loopback() {
 }
 
 #[tokio::test]
-async fn the_address_is_that_of_serves_own_files_and_nothing_else_of_them_matters() {
+async fn only_the_address_is_read_from_the_files_of_serve() {
     let database = Database::migrated().await;
     let server = Site::new(&database).start().await;
     let earlier =
@@ -95,7 +95,7 @@ async fn the_address_is_that_of_serves_own_files_and_nothing_else_of_them_matter
     let args = ["healthcheck", "--config", &earlier, "--config", &later].map(str::to_owned);
     let exit = run_binary(&args, &[]).await;
     assert_eq!((exit.code, exit.stderr.as_str()), (0, ""));
-    // The environment wins.
+    // The environment overrides the file.
     assert_unhealthy("127.0.0.1:1", &["--config", &later], "127.0.0.1:1/readyz").await;
 
     let exit = ask("localhost", &["--config", &later]).await;
@@ -111,7 +111,7 @@ async fn the_address_is_that_of_serves_own_files_and_nothing_else_of_them_matter
 }
 
 #[tokio::test]
-async fn what_is_not_a_server_of_ours_is_not_healthy() {
+async fn another_server_at_the_address_is_not_healthy() {
     use std::io::{Read, Write};
     for (answer, words) in [
         (&b""[..], "the answer is not HTTP"),
@@ -126,7 +126,7 @@ async fn what_is_not_a_server_of_ours_is_not_healthy() {
         let address = listener.local_addr().unwrap().to_string();
         let server = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
-            // What is not read makes the system reset the connection.
+            // Read the request: unread data would make the system reset the connection.
             let _ = stream.read(&mut [0; 1024]).unwrap();
             stream.write_all(answer).unwrap();
         });
@@ -136,7 +136,7 @@ async fn what_is_not_a_server_of_ours_is_not_healthy() {
 }
 
 #[tokio::test]
-async fn a_server_that_says_nothing_or_never_ends_is_not_healthy() {
+async fn a_silent_or_endless_answer_is_not_healthy() {
     use std::io::Write;
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let endless = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -63,7 +63,7 @@ fn by_listed_issuer(cert: &Cert) -> Option<Identity> {
 }
 
 #[test]
-fn each_of_the_six_components_is_compared_exactly_and_where_it_stands() {
+fn each_of_the_six_components_is_compared_exactly_in_its_own_name() {
     let issuer = Ca::root("/O=An Issuer/OU=Its Unit/CN=Its CA", Strings::Utf8);
     let leaf = Cert::new("/O=Acme/OU=ops/CN=alice").signed_by(&issuer);
     let of = |required: &[(&str, &str)]| identity(&leaf, Anchor::Admin, &criteria(required));
@@ -101,7 +101,7 @@ fn each_of_the_six_components_is_compared_exactly_and_where_it_stands() {
 }
 
 #[test]
-fn a_component_that_is_missing_unreadable_or_has_another_value_too_is_not_equal() {
+fn a_missing_unreadable_or_repeated_component_is_not_equal() {
     let required = criteria(&[("SubjectO", "Acme")]);
     let of = |subject: &str| {
         let leaf = Cert::new(subject).strings(Strings::Utf8);
@@ -160,7 +160,7 @@ fn names_of_users_come_from_the_subject_or_the_configuration() {
         (&full, None, None, None, None),
         (&bare, ou, None, None, None),
         (&bare, cn, Some("op"), None, Some("op")),
-        // The last one counts, and it can't be read.
+        // The last one counts, and it is unreadable.
         (&unreadable, ou, None, None, None),
         (&unreadable, cn, Some("op"), None, Some("op")),
     ] {
@@ -170,7 +170,7 @@ fn names_of_users_come_from_the_subject_or_the_configuration() {
 }
 
 #[test]
-fn a_listed_issuer_comes_before_the_criteria_and_spiffe_before_both() {
+fn spiffe_precedes_a_listed_issuer_and_that_precedes_the_criteria() {
     let both = TrustRules {
         issuer_cns: rules().issuer_cns,
         ..criteria(&[("SubjectO", "Acme")])
@@ -178,7 +178,7 @@ fn a_listed_issuer_comes_before_the_criteria_and_spiffe_before_both() {
     let of = |cert: Cert, issuer: &Ca| identity(&cert.signed_by(issuer), Anchor::Admin, &both);
     let by_issuer = user(Some("Acme"), Some("site-admins"), Some("alice"));
     assert_eq!(of(admin_cert(), admin_issuer()), by_issuer);
-    // Who does not meet the criteria needs not, below a listed issuer.
+    // Below a listed issuer, a certificate need not meet the criteria.
     let bob = Cert::new("/O=Other/CN=bob");
     assert_eq!(
         of(bob.clone(), admin_issuer()),
@@ -202,7 +202,7 @@ fn a_listed_issuer_comes_before_the_criteria_and_spiffe_before_both() {
 }
 
 #[test]
-fn users_have_to_chain_to_the_admin_bundle_unless_their_issuer_is_excepted() {
+fn administrators_must_chain_to_the_admin_bundle_unless_their_issuer_is_listed() {
     let subject = format!("/O=NICo/CN={}", certs::ADMIN_ISSUER_CN);
     let service_ca = root_ca().intermediate(&subject, Strings::Utf8);
     let second = format!("/CN=Else/CN={}", certs::ADMIN_ISSUER_CN);
@@ -229,11 +229,11 @@ fn users_have_to_chain_to_the_admin_bundle_unless_their_issuer_is_excepted() {
             ));
         }
     }
-    // An exception is none of the rules: somebody has to be a user in the first place.
+    // The exception does not make an administrator: another rule must match first.
     let excepted = excepting(rules(), &["site-root"]);
     let leaf = admin_cert().signed_by(root_ca());
     assert_eq!(identity(&leaf, Anchor::RootOnly, &excepted), None);
-    // Services and machines are bound to nothing by it.
+    // The exception has no effect on services and machines.
     let service = certs::service("nico-api");
     for leaf in [&service, certs::machine()] {
         assert!(identity(leaf, Anchor::RootOnly, &rules()).is_some());
@@ -283,7 +283,7 @@ fn the_last_of_several_names_counts() {
 }
 
 #[test]
-fn an_svid_is_a_leaf_that_signs_nothing_with_exactly_one_uri() {
+fn an_svid_is_a_leaf_without_signing_rights_and_with_exactly_one_uri() {
     let id = |name: &str| format!("URI:{SERVICE_BASE}{name}");
     let svid = || admin_cert().san(&id("nico-api"));
     let nico_api = Some(Identity::Service {
@@ -332,7 +332,8 @@ fn an_svid_is_a_leaf_that_signs_nothing_with_exactly_one_uri() {
     ] {
         assert_eq!(by_listed_issuer(&cert), None, "{what}");
     }
-    // `openssl` writes no extension twice: another one is made to be one. Signatures are the TLS verifier's.
+    // `openssl` writes no extension twice, so change the id of another extension. The TLS verifier
+    // checks signatures, not this function.
     for (what, value, last_arc) in [
         ("key usage", "DER:03020780", 15),
         ("basic constraints", "DER:30030101ff", 19),
@@ -354,7 +355,7 @@ fn an_svid_is_a_leaf_that_signs_nothing_with_exactly_one_uri() {
 }
 
 #[test]
-fn serial_and_issuer_are_those_that_openssl_prints() {
+fn serial_and_issuer_are_formatted_as_by_openssl() {
     let issuer = Ca::root("/O=Acme, Inc./OU=a\u{7}b/CN=A \"CA\"", Strings::Utf8);
     let leaf = Cert::new("/CN=x").signed_by(&issuer);
     let caller = Caller::from_leaf(&der(&leaf), Anchor::Admin, &rules());
@@ -370,7 +371,7 @@ fn serial_and_issuer_are_those_that_openssl_prints() {
 
 /// Flipped bits, truncated certificates and random bytes.
 #[test]
-fn what_is_no_certificate_is_nobody() {
+fn invalid_certificates_have_no_identity() {
     let admin = der(certs::admin());
     let service = der(&certs::service("nico-api"));
     let read = |der: &[u8]| Caller::from_leaf(der, Anchor::Admin, &rules());
@@ -394,7 +395,7 @@ fn what_is_no_certificate_is_nobody() {
             for bit in 0..8 {
                 let mut bad = good.clone();
                 bad[i] ^= 1 << bit;
-                // What it gives is in no way certain. That it gives something is.
+                // Any result is fine, but the function must return.
                 let caller = read(&bad);
                 let text = format!("{caller:?}");
                 assert!(!text.contains(|c: char| c.is_control()), "{text}");

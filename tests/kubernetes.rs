@@ -206,7 +206,7 @@ async fn the_job_calls_a_sidecar_by_nico_apis_name() {
 }
 
 #[tokio::test]
-async fn probes_and_the_monitor_ask_what_the_program_answers() {
+async fn probes_and_the_monitor_use_existing_endpoints() {
     let database = Database::migrated().await;
     for (folder, certificate, probes) in [
         (
@@ -214,7 +214,7 @@ async fn probes_and_the_monitor_ask_what_the_program_answers() {
             STANDALONE,
             &["livenessProbe", "readinessProbe"][..],
         ),
-        // Where nico-api must not wait for us, on purpose without readiness.
+        // The sidecar has no readiness probe, so that nico-api does not wait for it.
         ("sidecar", SIDECAR, &["livenessProbe"]),
     ] {
         let manifests = rendered(folder);

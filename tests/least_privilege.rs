@@ -43,14 +43,14 @@ async fn grants(client: &tokio_postgres::Client) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn the_role_is_enough_on_old_sites_and_new_ones() {
+async fn the_role_is_sufficient_on_the_old_and_the_new_schema() {
     let postgres = pg::Server::start();
     let (database, url) = site(&postgres).await;
     let client = database.client().await;
     seed::add_encryption_key_id(&client).await;
     seed::insert(&client, &orgs(20)).await;
     grant(&database).await;
-    // One row that is missed until it is evaluated under a lock.
+    // One row has conflicts until it is decided under a lock.
     client
         .batch_execute("CREATE SEQUENCE misses; GRANT USAGE ON SEQUENCE misses TO nico_rewrap")
         .await
@@ -72,7 +72,7 @@ async fn the_role_is_enough_on_old_sites_and_new_ones() {
         assert_eq!(key_id(row.texts[0].as_ref().unwrap()), "kv2", "{id}");
     }
 
-    // The migration of June 2026, with and without the file being run again.
+    // The migration of June 2026, with and without running role.sql again.
     seed::drop_encryption_key_id(&client).await;
     for (target, other) in [("kv1", "kv2"), ("kv2", "kv1")] {
         let server = Site::with_url(&url).target(target).start().await;
@@ -91,7 +91,7 @@ async fn the_role_is_enough_on_old_sites_and_new_ones() {
 }
 
 #[tokio::test]
-async fn the_role_gives_way_to_sessions_whose_doings_it_may_not_see() {
+async fn the_role_slows_down_for_sessions_that_it_may_not_inspect() {
     let postgres = pg::Server::start();
     let (database, url) = site(&postgres).await;
     let owner = database.client().await;
@@ -105,7 +105,7 @@ async fn the_role_gives_way_to_sessions_whose_doings_it_may_not_see() {
 }
 
 #[tokio::test]
-async fn the_role_is_enough_for_nothing_else() {
+async fn the_role_has_no_other_privileges() {
     let postgres = pg::Server::start();
     let (database, url) = site(&postgres).await;
     let owner = database.client().await;
@@ -128,7 +128,7 @@ async fn the_role_is_enough_for_nothing_else() {
             "UPDATE tenants.version",
         ]
     );
-    // What somebody granted by hand is taken back.
+    // role.sql revokes privileges that were granted by hand.
     owner
         .batch_execute("GRANT ALL ON tenants, tenant_identity_config TO nico_rewrap")
         .await
@@ -172,7 +172,7 @@ async fn the_role_is_enough_for_nothing_else() {
 }
 
 #[tokio::test]
-async fn the_owner_can_run_the_file_if_it_may_create_roles() {
+async fn the_owner_can_run_role_sql_if_it_may_create_roles() {
     let postgres = pg::Server::start();
     let (database, url) = site(&postgres).await;
     let (owner, admin) = (database.client().await, database.admin().await);
@@ -183,7 +183,7 @@ async fn the_owner_can_run_the_file_if_it_may_create_roles() {
         .batch_execute("ALTER ROLE nico CREATEROLE")
         .await
         .unwrap();
-    // Twice, as at every later time.
+    // Run it twice: a repetition must succeed.
     for _ in 0..2 {
         owner.batch_execute(ROLE).await.unwrap();
     }
@@ -193,7 +193,7 @@ async fn the_owner_can_run_the_file_if_it_may_create_roles() {
 }
 
 #[tokio::test]
-async fn the_comment_lets_it_see_replicas_and_nothing_more() {
+async fn the_optional_grant_shows_replicas_and_nothing_else() {
     let postgres = pg::Server::start();
     let (database, _) = site(&postgres).await;
     let admin = database.admin().await;

@@ -1,4 +1,4 @@
-//! Live writers: `nico-api` changes rows during a run. No change of it is lost or makes a row fail.
+//! `nico-api` changes rows during a run. None of its changes is lost or makes a row fail.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -164,10 +164,10 @@ fn secrets(row: &Row, target: &str) -> Secrets {
 }
 
 #[tokio::test]
-async fn nothing_a_rival_writes_is_lost_or_fails_while_runs_go_both_ways() {
+async fn concurrent_writes_are_never_lost_during_runs_in_both_directions() {
     let database = Database::migrated().await;
     let admin = database.admin().await;
-    // Deletes and re-wraps do deadlock; a second for each would leave few of them.
+    // With the default deadlock_timeout of 1 s, there would be few deadlocks.
     let impatient = format!(
         "ALTER DATABASE {} SET deadlock_timeout = '20ms'; {VERSIONS_GROW}",
         database.name()
@@ -227,7 +227,7 @@ async fn nothing_a_rival_writes_is_lost_or_fails_while_runs_go_both_ways() {
 }
 
 #[tokio::test]
-async fn a_row_that_changes_at_every_compare_and_set_is_finished_under_its_lock() {
+async fn a_row_that_keeps_changing_is_rewrapped_under_a_row_lock() {
     let database = Database::migrated().await;
     let rival = database.client().await;
     seed::insert(&rival, &orgs(1)).await;
@@ -253,7 +253,7 @@ async fn a_row_that_changes_at_every_compare_and_set_is_finished_under_its_lock(
             format!("UPDATE tenant_identity_config SET encrypted_signing_key_2 = '{text}'");
         match rival.batch_execute(&change).await {
             Ok(()) => changes += 1,
-            // The service holds the row before it writes it: this time nobody gets in between.
+            // The service has locked the row before it writes, so no other client can change it.
             Err(e) if e.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => break,
             Err(e) => panic!("{e:?}"),
         }
@@ -283,14 +283,14 @@ async fn a_row_that_changes_at_every_compare_and_set_is_finished_under_its_lock(
 }
 
 #[tokio::test]
-async fn a_row_that_changed_since_it_was_read_is_judged_by_what_it_became() {
+async fn a_row_that_changed_after_it_was_read_is_decided_again() {
     let on_target = seal("on target", "kv2");
     let unreadable = "encrypted_auth_method_config = 'not an envelope'";
     let deleted = "DELETE FROM tenants WHERE organization_id = 'org001'";
     let update = |set: &str| {
         format!("UPDATE tenant_identity_config SET {set} WHERE organization_id = 'org001'")
     };
-    // What the rival does, and what the report then says: updated, on target, failed.
+    // The change of the other client, and the expected report: updated, on target, failed.
     let table = [
         (deleted.to_owned(), (2, 0, 0)),
         (
@@ -352,7 +352,7 @@ async fn a_row_that_changed_since_it_was_read_is_judged_by_what_it_became() {
 }
 
 #[tokio::test]
-async fn an_organization_deleted_under_its_own_run_is_not_found() {
+async fn an_organization_deleted_during_its_run_is_not_found() {
     let database = Database::migrated().await;
     let rival = database.client().await;
     seed::insert(&rival, &orgs(1)).await;
@@ -369,7 +369,7 @@ async fn an_organization_deleted_under_its_own_run_is_not_found() {
 }
 
 #[tokio::test]
-async fn a_change_that_is_committed_while_the_row_is_waited_for_survives() {
+async fn a_change_committed_while_a_run_waits_for_the_row_survives() {
     let database = Database::migrated().await;
     let (rival, watch) = (database.client().await, database.client().await);
     seed::insert(&rival, &orgs(3)).await;

@@ -25,7 +25,7 @@ fn lock(table: &str, condition: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_row_locked_for_too_long_fails_alone_and_untouched() {
+async fn a_row_locked_for_too_long_fails_unchanged_and_alone() {
     for table in ["tenant_identity_config", "tenants"] {
         let database = Database::migrated().await;
         let rival = database.client().await;
@@ -103,8 +103,8 @@ async fn a_row_unlocked_in_time_is_written() {
 }
 
 #[tokio::test]
-async fn a_table_full_of_locked_rows_is_as_many_failures_and_not_the_end_of_the_run() {
-    // Fewer connections than there are rows to wait for, and less patience with the pool than all of them take.
+async fn a_table_of_locked_rows_gives_a_failure_for_each_row() {
+    // Fewer connections than locked rows, and a shorter wait for the pool than all the rows take.
     for database_pool_size in ["1", "3"] {
         let database = Database::migrated().await;
         let rival = database.client().await;
@@ -129,7 +129,8 @@ async fn a_table_full_of_locked_rows_is_as_many_failures_and_not_the_end_of_the_
 
 #[tokio::test]
 async fn conflicts_are_retried_and_other_errors_are_failures_of_their_row() {
-    // SQLSTATE, how often it is raised, how often the write may be tried, what the failure must name.
+    // The SQLSTATE, how often it is raised, the limit of attempts, and the expected words of the
+    // failure.
     let table: [(&str, Option<u32>, i64, &[&str]); 11] = [
         ("40001", Some(2), 3, &[]),
         ("40P01", Some(2), 3, &[]),

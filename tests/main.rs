@@ -2,7 +2,7 @@
 //! the real `grpcurl`.
 //!
 //! There is one test binary, so that it links once and all tests share one temporary database
-//! server. The fixtures come first, then one file for each promise.
+//! server. The fixtures come first, then one file for each topic.
 
 #![expect(
     clippy::unwrap_used,
@@ -33,6 +33,7 @@ mod seal;
 mod seed;
 mod server;
 mod site;
+mod source_imports;
 
 mod adaptive_rate;
 mod admin_bundle;
@@ -49,11 +50,13 @@ mod crl_reload;
 mod crowds;
 mod database_faults;
 mod database_tls;
+mod database_urls;
 mod denials;
 mod document_commands;
 mod documents;
 mod durability;
 mod economy;
+mod environment_variables;
 mod error_details;
 mod failures;
 mod few_connections;
@@ -89,6 +92,7 @@ mod revocation;
 mod runs;
 mod scope;
 mod security_page;
+mod settings_reference;
 mod setup_problems;
 mod several_hosts;
 mod standard_error;

@@ -33,7 +33,7 @@ fn number(manifests: &Manifests, port: &str) -> u64 {
 }
 
 #[test]
-fn ports_are_those_that_the_program_listens_on() {
+fn ports_match_the_addresses_of_the_program() {
     for folder in ["standalone", "sidecar"] {
         let manifests = rendered(folder);
         let config = manifests["ConfigMap"]["data"]["rewrap.toml"].as_str();
@@ -61,7 +61,7 @@ fn ports_are_those_that_the_program_listens_on() {
 }
 
 #[test]
-fn selectors_find_what_they_are_for() {
+fn selectors_match_the_intended_objects() {
     for folder in ["standalone", "sidecar"] {
         let manifests = rendered(folder);
         let deployment = &manifests["Deployment"];
@@ -104,7 +104,7 @@ fn selectors_find_what_they_are_for() {
 }
 
 #[test]
-fn the_network_policy_lets_in_and_out_who_has_to_pass_and_nobody_else() {
+fn the_network_policy_allows_only_the_necessary_traffic() {
     let standalone = rendered("standalone");
     let policy = &standalone["NetworkPolicy"]["spec"];
     let ingress = policy["ingress"].as_array().unwrap();
@@ -148,7 +148,7 @@ fn the_network_policy_lets_in_and_out_who_has_to_pass_and_nobody_else() {
 }
 
 #[test]
-fn the_certificate_is_the_one_that_is_mounted_and_has_the_services_name() {
+fn the_mounted_certificate_has_the_name_of_the_service() {
     let standalone = rendered("standalone");
     let certificate = &standalone["Certificate"]["spec"];
     let volumes = &pods(&standalone["Deployment"])["spec"]["volumes"];
@@ -176,7 +176,7 @@ fn the_certificate_is_the_one_that_is_mounted_and_has_the_services_name() {
 
 /// A file of a Secret belongs to root, and to the Pod's `fsGroup` if there is one.
 #[test]
-fn what_is_mounted_can_be_read_by_the_user_that_is_not_root() {
+fn mounted_files_are_readable_for_the_non_root_user() {
     for (folder, kind, name) in [
         ("standalone", "Deployment", "nico-rewrap"),
         ("sidecar", "Deployment", "nico-rewrap"),
@@ -210,7 +210,7 @@ fn what_is_mounted_can_be_read_by_the_user_that_is_not_root() {
                 mode & 0o004 != 0 || (in_group && mode & 0o040 != 0),
                 "{folder} {volume}"
             );
-            // Where the Pod is ours, a Secret is nobody else's business.
+            // In our own Pod, other users must not read a Secret.
             let closed = folder == "sidecar" || volume["secret"].is_null() || mode & 0o007 == 0;
             assert!(closed, "{folder} {volume}");
         }
@@ -220,7 +220,7 @@ fn what_is_mounted_can_be_read_by_the_user_that_is_not_root() {
 }
 
 #[test]
-fn the_image_is_that_of_this_version() {
+fn the_image_has_the_tag_of_this_version() {
     let image = format!("nico-rewrap:{}", env!("CARGO_PKG_VERSION"));
     for folder in ["standalone", "sidecar"] {
         let manifests = rendered(folder);
@@ -235,8 +235,8 @@ fn the_image_is_that_of_this_version() {
 }
 
 #[test]
-fn a_pod_has_longer_to_end_than_the_program_takes() {
-    // [rewrap].shutdown_grace, and the last answers.
+fn the_grace_period_of_a_pod_is_longer_than_a_shutdown() {
+    // [rewrap].shutdown_grace, and the time for the last answers.
     let needed = 15 + 5;
     let page = include_str!("../docs/reference/configuration.md");
     assert!(page.contains("| `shutdown_grace` | `15s` |"));
@@ -254,7 +254,7 @@ fn a_pod_has_longer_to_end_than_the_program_takes() {
     assert!(unit.contains("\nTimeoutStopSec=30s\n"));
 }
 
-/// No certificate is valid while the clock is not set.
+/// Before the clock is set, no certificate is valid.
 #[test]
 fn the_unit_starts_after_the_clock_is_set() {
     let unit = include_str!("../deploy/systemd/nico-rewrap.service");
@@ -268,7 +268,7 @@ fn the_unit_starts_after_the_clock_is_set() {
 /// By default, `kubectl logs` and `exec` use the first container, which is the one of kustomize's
 /// patch.
 #[test]
-fn nico_api_stays_the_container_that_is_meant() {
+fn nico_api_stays_the_default_container() {
     let sidecar = rendered("sidecar");
     let annotations = &pods(&sidecar["Deployment"])["metadata"]["annotations"];
     assert_eq!(

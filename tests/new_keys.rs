@@ -65,7 +65,7 @@ fn id_and_check_value(exit: &Exit) -> (String, String) {
 }
 
 #[tokio::test]
-async fn an_id_is_suggested_that_is_not_in_the_secrets() {
+async fn the_suggested_id_is_not_in_the_secrets() {
     let site = Site::with_url("postgres://x@127.0.0.1:1/x");
     let config = site.write("serve")[2].clone();
     let suggested = || async {
@@ -94,7 +94,7 @@ async fn an_id_is_suggested_that_is_not_in_the_secrets() {
     let third = suggested().await;
     assert!(is_of_today(&third, "-3"), "{third}");
 
-    // A key in the environment counts, too.
+    // The ids of keys in the environment are not suggested either.
     with(&[TARGET]);
     let variable = format!("CARBIDE_STATIC_CREDENTIAL__MACHINE_IDENTITY__ENCRYPTION_KEYS__{first}");
     let environment = [
@@ -124,7 +124,7 @@ async fn an_id_is_suggested_that_is_not_in_the_secrets() {
 }
 
 #[tokio::test]
-async fn a_key_goes_into_the_file_and_is_not_printed() {
+async fn a_key_is_added_to_the_file_and_not_printed() {
     let dir = temp_dir("keys");
     let file = dir.path().join("secrets.json");
     let old = format!(
@@ -133,7 +133,7 @@ async fn a_key_goes_into_the_file_and_is_not_printed() {
     );
     fs::write(&file, &old).unwrap();
     fs::set_permissions(&file, Permissions::from_mode(0o640)).unwrap();
-    // Only root can give a file to somebody else.
+    // Only root can change the owner of a file.
     let _ = chown(&file, Some(4711), Some(4712));
     let owner = |file: &Path| fs::metadata(file).map(|m| (m.uid(), m.gid())).unwrap();
     let old_owner = owner(&file);
@@ -158,7 +158,7 @@ async fn a_key_goes_into_the_file_and_is_not_printed() {
     assert_eq!(owner(&file), old_owner);
     assert_eq!(names(dir.path()), ["secrets.json"]);
 
-    // The check value is the one that the README tells how to compute.
+    // Compute the check value as the reference says.
     let label = b"nico-rewrap key check value v1\0";
     let digest = ring::digest::digest(&ring::digest::SHA256, &[label, &*bytes].concat());
     let hex: String = digest.as_ref()[..4]
@@ -247,7 +247,7 @@ async fn a_file_that_cannot_be_changed_safely_stays_as_it_is() {
 }
 
 #[tokio::test]
-async fn keys_that_are_added_at_the_same_time_are_all_there_or_refused() {
+async fn keys_added_at_the_same_time_are_all_kept_or_refused() {
     let dir = temp_dir("keys");
     let file = dir.path().join("secrets.json");
     fs::write(&file, "{}").unwrap();
@@ -276,7 +276,7 @@ async fn keys_that_are_added_at_the_same_time_are_all_there_or_refused() {
 }
 
 #[tokio::test]
-async fn a_terminal_is_warned_of_its_scrollback() {
+async fn a_key_on_a_terminal_comes_with_a_warning_about_the_scrollback() {
     let dir = temp_dir("keys");
     let said = dir.path().join("stderr");
     for (command, warns) in [("keys generate", true), ("keygen --into new.json", false)] {

@@ -66,7 +66,7 @@ async fn rows_in_notices_are_not_logged() {
         known.contains(&(said.0.unwrap(), said.1.unwrap())),
         "{notice}"
     );
-    // 120 notices in well under a minute.
+    // The server had 120 notices.
     let lines = server.log_text().matches("Postgres sent a notice").count();
     assert!(lines < 10, "{lines} lines");
     assert_eq!(server.terminate().await, 0);
@@ -85,7 +85,7 @@ async fn statements_that_the_server_sends_back_are_not_logged() {
         database.name()
     );
     database.admin().await.batch_execute(&echo).await.unwrap();
-    // A directive for the driver itself is the most specific one there is.
+    // The most specific directive of the filter is the one for the driver.
     let server = Site::new(&database)
         .set(
             "rewrap.log_filter",
@@ -164,7 +164,7 @@ async fn a_commit_that_did_not_wait_for_its_standby_is_counted() {
         admin.query(&sql, &[]).await.unwrap();
     };
     let (barrier, ()) = tokio::join!(store.barrier(&server), cancel);
-    // To Postgres, it was a commit like any other.
+    // Postgres does not report an error for such a commit.
     drop(barrier);
     assert_eq!(store.unreplicated_commits(), 1);
 }

@@ -22,9 +22,9 @@ async fn old_site(n: usize) -> (Database, tokio_postgres::Client) {
 }
 
 #[tokio::test]
-async fn the_old_column_follows_the_texts_and_is_never_a_reason_to_write() {
+async fn the_old_column_is_updated_with_the_texts_but_causes_no_write() {
     let (database, client) = old_site(2).await;
-    // Its label is wrong already, and nobody reads it; all the others have nothing to re-wrap.
+    // Only this row needs a re-wrap. Its label is wrong, but nobody reads it.
     Org::under("wrong-label", "kv1")
         .encryption_key_id("no-such-key")
         .insert(&client)
@@ -72,7 +72,7 @@ async fn the_old_column_follows_the_texts_and_is_never_a_reason_to_write() {
 }
 
 #[tokio::test]
-async fn a_row_with_one_text_to_rewrap_gets_its_label_too() {
+async fn a_row_with_one_text_to_rewrap_gets_the_new_label() {
     let (database, client) = old_site(0).await;
     let mixed = Org::under("mixed", "kv2").text(1, seal("old", "kv1"));
     mixed.encryption_key_id("kv1").insert(&client).await;
@@ -91,9 +91,9 @@ async fn a_row_with_one_text_to_rewrap_gets_its_label_too() {
 }
 
 #[tokio::test]
-async fn the_old_column_is_set_under_a_row_lock_too() {
+async fn the_old_column_is_set_under_a_row_lock() {
     let (database, client) = old_site(1).await;
-    // Three misses, as if the row had changed each time.
+    // Three conflicts, as if the row had changed each time.
     client
         .batch_execute("CREATE SEQUENCE misses")
         .await
@@ -111,7 +111,7 @@ async fn the_old_column_is_set_under_a_row_lock_too() {
 }
 
 #[tokio::test]
-async fn an_error_that_looks_like_the_columns_end_does_not_leave_it_out_of_the_others() {
+async fn an_error_that_resembles_a_dropped_column_affects_one_row_only() {
     let (database, client) = old_site(40).await;
     raise(&client, "org000", "42703", None).await;
     // One row at a time, so that most come after the error.
@@ -154,7 +154,7 @@ async fn schema_changes_during_a_run_make_no_row_fail() {
         seed::insert(&client, &more(round)).await;
         let migrate = async {
             until_written(&client, 30 * i64::try_from(round).unwrap() + 5).await;
-            // Who locks several tables may be the one that Postgres picks to end a deadlock.
+            // Postgres may end a deadlock by aborting this transaction, which locks several tables.
             while let Err(e) = client.batch_execute(change).await {
                 assert_eq!(e.code(), Some(&SqlState::T_R_DEADLOCK_DETECTED), "{e:?}");
             }
@@ -171,7 +171,8 @@ async fn schema_changes_during_a_run_make_no_row_fail() {
 #[tokio::test]
 async fn schema_changes_between_runs_make_no_row_fail() {
     let (database, client) = old_site(30).await;
-    // A row of each round misses three times and is locked for the fourth: those statements are in the cache too.
+    // One row of each round has three conflicts and is locked for the fourth attempt, so that these
+    // statements are cached, too.
     client
         .batch_execute("CREATE SEQUENCE misses")
         .await
@@ -203,7 +204,7 @@ async fn schema_changes_between_runs_make_no_row_fail() {
 }
 
 #[tokio::test]
-async fn a_schema_change_between_a_miss_and_the_next_look_makes_no_row_fail() {
+async fn a_schema_change_between_two_attempts_makes_no_row_fail() {
     let database = Database::migrated().await;
     let (rival, migration, watch) =
         tokio::join!(database.client(), database.client(), database.client());
@@ -212,7 +213,7 @@ async fn a_schema_change_between_a_miss_and_the_next_look_makes_no_row_fail() {
         .set("rewrap.database_pool_size", "1")
         .start()
         .await;
-    // Reads the row by the statement that looks again after a miss.
+    // This call prepares the statement that reads the row again after a conflict.
     let request = json!({"organizationId": "org000"});
     reencrypt(&server, certs::admin(), request.clone())
         .await
@@ -223,7 +224,7 @@ async fn a_schema_change_between_a_miss_and_the_next_look_makes_no_row_fail() {
         gate.reached().await;
         rival.batch_execute(&changed()).await.unwrap();
         let open = async {
-            // Queued behind the statement at the gate, and before the next one.
+            // The change waits behind the statement at the gate and before the next statement.
             let queued = "EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
                 AND query LIKE 'ALTER TABLE%' AND wait_event_type = 'Lock')";
             until(&watch, queued).await;

@@ -94,7 +94,7 @@ fn damaged(first: &str, second: &str, damage: fn(&str) -> String) -> PathBuf {
 }
 
 #[tokio::test]
-async fn no_file_has_a_block_that_is_passed_over() {
+async fn no_block_of_a_file_is_ignored() {
     let database = Database::migrated().await;
     let ca = text(&root_ca().cert);
     let other = text(&certs::other_ca().cert);
@@ -161,7 +161,7 @@ async fn no_file_has_a_block_that_is_passed_over() {
             .await;
             assert_eq!(stderr.trim().lines().count(), 1, "{what}: {stderr}");
         }
-        // What is around blocks does not matter.
+        // Text outside of blocks has no effect.
         let comment = "\n\nsubject=CN = x -----\n";
         let commented = written(&(comment.to_owned() + first + comment + second + comment));
         accepted(&database, |site| site.set(key, value(&commented))).await;
@@ -221,7 +221,7 @@ async fn is_revoked(server: &Server, leaf: &Leaf) -> bool {
 }
 
 #[tokio::test]
-async fn yesterdays_list_in_front_of_todays_hides_nobody() {
+async fn an_older_list_before_a_newer_one_hides_no_revocation() {
     let database = Database::migrated().await;
     let Revoked {
         leaf,
@@ -254,7 +254,7 @@ async fn yesterdays_list_in_front_of_todays_hides_nobody() {
     }
 }
 
-/// Neither list is newer, and one of them would admit a revoked client.
+/// Neither list is newer. One of them does not revoke the client.
 #[tokio::test]
 async fn two_lists_of_the_same_age_are_refused() {
     let database = Database::migrated().await;
@@ -274,7 +274,7 @@ async fn two_lists_of_the_same_age_are_refused() {
 }
 
 #[tokio::test]
-async fn a_reload_of_a_damaged_list_is_a_failure_that_is_told_of() {
+async fn a_reload_of_a_damaged_list_fails_and_is_logged() {
     let files = Files::new();
     let Revoked {
         leaf,
@@ -324,7 +324,7 @@ async fn a_reload_of_a_damaged_list_is_a_failure_that_is_told_of() {
 
 /// The names of these CAs exceed the 64 KiB that a handshake can list.
 #[tokio::test]
-async fn a_bundle_of_hundreds_of_cas_shuts_nobody_out() {
+async fn a_bundle_of_hundreds_of_cas_refuses_no_client() {
     let subject = format!("/O={}/OU={}/CN=many", "o".repeat(60), "u".repeat(60));
     let many = text(&Ca::root(&subject, Strings::Utf8).cert).repeat(600);
     let bundle = written(&(many + &text(&root_ca().cert)));
@@ -346,7 +346,7 @@ async fn a_bundle_of_hundreds_of_cas_shuts_nobody_out() {
 }
 
 #[tokio::test]
-async fn key_files_are_told_apart() {
+async fn errors_distinguish_the_kinds_of_key_files() {
     let database = Database::migrated().await;
     let leaf = server_cert().signed_by(root_ca());
     let openssl = |args: &str| {
@@ -405,7 +405,7 @@ async fn key_files_are_told_apart() {
 }
 
 #[tokio::test]
-async fn a_chain_in_the_wrong_order_is_not_blamed_on_the_key() {
+async fn the_error_about_a_chain_in_the_wrong_order_does_not_mention_the_key() {
     let database = Database::migrated().await;
     let intermediate = root_ca().intermediate("/O=NICo/CN=issuing", Strings::Utf8);
     let leaf = server_cert().signed_by(&intermediate);
@@ -429,7 +429,7 @@ async fn a_chain_in_the_wrong_order_is_not_blamed_on_the_key() {
 }
 
 #[tokio::test]
-async fn a_server_key_of_p_521_is_named() {
+async fn an_error_names_a_p_521_server_key() {
     let database = Database::migrated().await;
     let leaf = server_cert().p521().signed_by(root_ca());
     let words = [
@@ -443,9 +443,9 @@ async fn a_server_key_of_p_521_is_named() {
     .await;
 }
 
-/// The crypto library has no ECDSA with SHA-512. The one of nico-api has.
+/// The crypto library does not support ECDSA with SHA-512, but that of nico-api does.
 #[tokio::test]
-async fn ecdsa_with_sha_512_is_named_and_counted() {
+async fn ecdsa_with_sha_512_is_logged_by_name_and_counted() {
     let database = Database::migrated().await;
     let list = Crl::of(root_ca()).sha512().issue();
     let words = [
@@ -456,7 +456,7 @@ async fn ecdsa_with_sha_512_is_named_and_counted() {
         site.set("rewrap.crl_files", format!("[{}]", path(&list)))
     })
     .await;
-    // The CA's own signature does not matter, whatever it is.
+    // The signature of the CA certificate itself is not checked.
     let root = Cert::new("/O=Acme/CN=of SHA-512").ca().sha512();
     let root = root.key_usage(Some("critical,keyCertSign")).self_signed();
     let ca = Ca {
@@ -464,7 +464,7 @@ async fn ecdsa_with_sha_512_is_named_and_counted() {
         key: root.key,
         chain: String::new(),
     };
-    // More of the name, by which rustls tells of another failure.
+    // With several CAs of the same name, rustls reports another error.
     let twins =
         [(), ()].map(|()| text(&Ca::root("/O=Acme/CN=of SHA-512", Strings::Printable).cert));
     let bundle = written(&(twins.concat() + &text(&ca.cert)));
@@ -487,7 +487,7 @@ async fn ecdsa_with_sha_512_is_named_and_counted() {
 
 /// The server accepts the file, as nico-api accepts such a CA.
 #[tokio::test]
-async fn odd_certificates_are_warned_about_by_line_and_subject() {
+async fn warnings_about_unusual_certificates_give_line_and_subject() {
     let usage = || Cert::new("/O=Acme/CN=odd").key_usage(Some("critical,keyCertSign"));
     let lines = text(&root_ca().cert).lines().count();
     for (odd, words) in [

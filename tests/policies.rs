@@ -54,7 +54,7 @@ const IDENTITY: [&str; 4] = [
 ];
 
 #[tokio::test]
-async fn who_meets_the_criteria_of_cli_certs_is_an_administrator() {
+async fn a_certificate_that_meets_cli_certs_is_an_administrators() {
     let database = Database::migrated().await;
     let required = format!(
         "{{ IssuerO = \"Acme\", IssuerCN = {}, SubjectO = \"Acme\" }}",
@@ -126,7 +126,7 @@ async fn who_meets_the_criteria_of_cli_certs_is_an_administrator() {
 }
 
 #[tokio::test]
-async fn a_casbin_policy_has_to_allow_the_call_as_well() {
+async fn a_casbin_policy_must_also_allow_the_call() {
     let database = Database::migrated().await;
     let policy = include_str!("nico_api/casbin-policy.csv");
     let server = with_policy(Site::new(&database), policy).start().await;
@@ -184,7 +184,7 @@ async fn a_casbin_policy_has_to_allow_the_call_as_well() {
     ] {
         assert!(!metrics.contains(name), "{name}: {metrics}");
     }
-    // What is open to every certificate is so under a policy too, and what is not, is not.
+    // Under any policy, public services are open to every certificate, and other methods are not.
     let denied = in_group("viewers");
     let health = Call::new(&server, &denied);
     let answer = health
@@ -208,7 +208,7 @@ async fn a_casbin_policy_has_to_allow_the_call_as_well() {
 }
 
 #[tokio::test]
-async fn a_rule_for_trusted_certificates_allows_whoever_may_anyway() {
+async fn a_rule_for_trusted_certificates_adds_no_callers() {
     let database = Database::migrated().await;
     let served = async |policy: &str| {
         let server = with_policy(Site::new(&database), policy).start().await;
@@ -232,7 +232,7 @@ async fn a_rule_for_trusted_certificates_allows_whoever_may_anyway() {
 }
 
 #[tokio::test]
-async fn permissive_mode_passes_over_the_policy_alone_and_says_so() {
+async fn permissive_mode_ignores_only_the_policy_and_is_logged() {
     let database = Database::migrated().await;
     let permissive = |site: Site| site.set("auth.permissive_mode", "true");
     let policy = "p, external-role/site-admins, forge/*";
@@ -271,7 +271,7 @@ async fn permissive_mode_passes_over_the_policy_alone_and_says_so() {
 }
 
 #[tokio::test]
-async fn a_policy_that_can_not_be_read_or_parsed_stops_the_start() {
+async fn an_unreadable_or_invalid_policy_stops_the_start() {
     let database = Database::migrated().await;
     let bad = [
         ("p, a", "policy.csv line 1 has 2 fields"),
@@ -295,7 +295,7 @@ async fn a_policy_that_can_not_be_read_or_parsed_stops_the_start() {
     ];
     let said = refused(&database, &all, |site| with_policy(site, "p, a\nq, a, b")).await;
     assert_eq!(said.lines().count(), 2, "{said}");
-    // Also where it is not enforced.
+    // The policy must be valid even if it is not enforced.
     refused(&database, &["policy.csv line 1"], |site| {
         with_policy(site, "p, a").set("auth.permissive_mode", "true")
     })

@@ -21,7 +21,7 @@ async fn settings(bouncer: &PgBouncer, database: &Database) -> Vec<String> {
     let mut settings = Vec::new();
     for _ in 0..POOL_SIZE {
         let client = bouncer.client(database).await;
-        // Open until the end, so that each has a connection to itself.
+        // Open until the end, so that each transaction has its own connection.
         client.batch_execute("BEGIN").await.unwrap();
         let messages = client.simple_query(SETTINGS).await.unwrap();
         let row = messages.iter().find_map(|message| {
@@ -45,7 +45,7 @@ async fn the_whole_procedure_works_through_a_transaction_mode_pooler() {
     let database = Database::migrated().await;
     let client = database.client().await;
     seed::insert(&client, &orgs(120)).await;
-    // One row needs the lock, one is locked by somebody else.
+    // One row needs the lock. Another client has locked another row.
     client
         .batch_execute("CREATE SEQUENCE misses")
         .await
@@ -81,7 +81,7 @@ async fn the_whole_procedure_works_through_a_transaction_mode_pooler() {
 }
 
 #[tokio::test]
-async fn without_the_setting_a_pooler_would_hand_our_limits_to_others() {
+async fn without_pool_mode_transaction_our_session_settings_leak_to_others() {
     let database = Database::migrated().await;
     let bouncer = PgBouncer::start(&database).await;
     let site = Site::with_url(&bouncer.url(&database)).set("rewrap.pool_mode", quote("session"));

@@ -154,7 +154,7 @@ fn organizations() -> impl Strategy<Value = Orgs> {
 }
 
 #[test]
-fn random_sites_become_what_the_contract_says() {
+fn random_sites_are_rewrapped_as_the_contract_says() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (client, servers) = runtime.block_on(start());
     let config = Config {
@@ -163,7 +163,7 @@ fn random_sites_become_what_the_contract_says() {
         max_shrink_iters: 100,
         ..Config::default()
     };
-    // The same sites every time: a test that fails must fail again.
+    // A fixed seed: a failed test must fail again.
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
     TestRunner::new_with_rng(config, rng)
         .run(&(organizations(), 0..3_usize), |(orgs, target)| {

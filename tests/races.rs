@@ -23,7 +23,7 @@ use crate::site::{Site, path};
 use crate::transport::assert_refused;
 
 #[tokio::test]
-async fn who_is_revoked_between_the_handshake_and_a_place_gets_none() {
+async fn a_client_revoked_while_it_waits_for_a_slot_gets_none() {
     let files = Files::new();
     let site = files
         .site(disabled())
@@ -31,7 +31,7 @@ async fn who_is_revoked_between_the_handshake_and_a_place_gets_none() {
         .set("rewrap.handshake_timeout", "\"1m\"");
     let server = site.start().await;
     let first = Call::new(&server, certs::admin()).watch();
-    // The handshakes of these two are over for their clients; there is no place yet.
+    // For the clients, these two handshakes have ended. The server has no free slot yet.
     let bad = service("nico-api");
     let waiting = [&bad, &service("nico-dhcp")].map(|leaf| {
         let mut connection = Connection::open(&server, Some(leaf), &H2);
@@ -49,7 +49,7 @@ async fn who_is_revoked_between_the_handshake_and_a_place_gets_none() {
 }
 
 #[tokio::test]
-async fn a_storm_of_sighups_disturbs_neither_a_run_nor_its_record() {
+async fn many_sighups_do_not_affect_a_run_or_its_record() {
     let database = Database::migrated().await;
     let client = database.client().await;
     seed::insert(&client, &orgs(40)).await;
@@ -82,7 +82,7 @@ async fn a_storm_of_sighups_disturbs_neither_a_run_nor_its_record() {
 }
 
 #[tokio::test]
-async fn an_administrator_who_is_none_any_more_loses_the_run_as_well() {
+async fn a_run_stops_when_its_caller_is_no_longer_an_administrator() {
     let database = Database::migrated().await;
     let client = database.client().await;
     seed::insert(&client, &orgs(200)).await;
@@ -99,7 +99,7 @@ async fn an_administrator_who_is_none_any_more_loses_the_run_as_well() {
         report = &mut called => panic!("{report:?}"),
         () = until_written(&client, 3) => {}
     }
-    // The certificate still verifies, and makes nobody an administrator.
+    // The certificate is still valid but no longer an administrator's.
     files.install("admin.pem", &certs::other_ca().cert);
     called.await.unwrap_err();
     let updated = server.audited_rows("CANCELLED").await;
@@ -127,12 +127,12 @@ async fn an_intermediate_that_expires_ends_the_connections_of_its_leaves() {
 type Odd<'a> = (&'a str, &'a dyn Fn(&Path));
 
 #[tokio::test]
-async fn a_file_that_becomes_something_odd_changes_nothing() {
+async fn a_file_that_becomes_invalid_changes_nothing() {
     let files = Files::new();
     let server = files.site(disabled()).start().await;
     let mut stays = Call::new(&server, certs::admin()).watch();
     let failing = "nico_rewrap_tls_reload_failing";
-    // In one step, also where one of the two is a directory: a file that is away for a moment is another oddity.
+    // Exchange the two in one step, even if one is a directory, so that the file is never absent.
     let replace = |name: &str, with: &dyn Fn(&Path)| {
         let (file, new) = (files.0.join(name), files.0.join("odd"));
         with(&new);

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::json;
+use tokio_postgres::Client;
 
 use crate::certs::{self, admin_root, other_ca, root_ca, server_cert, service, service_cert};
 use crate::crl::Crl;
@@ -105,7 +106,7 @@ fn renewed() -> Leaf {
 }
 
 #[tokio::test]
-async fn a_renewed_pair_comes_into_use_and_half_of_it_does_not() {
+async fn a_renewed_pair_is_loaded_and_half_of_a_pair_is_not() {
     let files = Files::new();
     let server = files.site(disabled()).start().await;
     let failing = "nico_rewrap_tls_reload_failing";
@@ -115,7 +116,7 @@ async fn a_renewed_pair_comes_into_use_and_half_of_it_does_not() {
     until_reloaded(&server, "failure", 1.0).await;
     assert!(shows(&server, first).await);
     assert_eq!(server.metric(failing, &[]).await, Some(1.0));
-    // Many looks later it has been told once.
+    // After many checks, the log has one line.
     tokio::time::sleep(Duration::from_millis(500)).await;
     failure(&server, 1).await;
     files.install("server.key", &second.key);
@@ -126,7 +127,7 @@ async fn a_renewed_pair_comes_into_use_and_half_of_it_does_not() {
 }
 
 #[tokio::test]
-async fn a_swap_of_kubernetes_symlink_is_seen() {
+async fn a_swap_of_the_kubernetes_symlink_is_noticed() {
     let files = Files::new();
     let mount = lasting_dir("mount");
     let fill = |name: &str, leaf: &Leaf| {
@@ -156,7 +157,7 @@ async fn a_swap_of_kubernetes_symlink_is_seen() {
 }
 
 #[tokio::test]
-async fn sighup_makes_the_next_look_immediate_and_touches_nothing_else() {
+async fn sighup_reloads_at_once_and_does_nothing_else() {
     let files = Files::new();
     let site = files.site(disabled());
     let server = site
@@ -193,7 +194,7 @@ async fn failure(server: &Server, number: usize) -> String {
 }
 
 #[tokio::test]
-async fn bad_material_is_kept_out_and_named() {
+async fn bad_files_are_not_loaded_and_are_named() {
     let files = Files::new();
     let server = files.site(disabled()).start().await;
     let expired = server_cert().expired().signed_by(root_ca());
@@ -263,7 +264,7 @@ async fn a_connection_of_a_revoked_leaf_is_closed_and_its_sibling_stays() {
     let mut stays = Call::new(&server, &good).watch();
     let mut goes = Connection::open(&server, Some(&bad), &H2);
     assert!(goes.greet().await);
-    // An administrator's, of a CA without a list.
+    // An administrator's connection. Its CA has no list.
     let mut admin = Call::new(&server, certs::admin()).watch();
     files.install("crl.pem", &Crl::of(root_ca()).revokes(&bad.key).issue());
     goes.closed().await;
@@ -274,17 +275,27 @@ async fn a_connection_of_a_revoked_leaf_is_closed_and_its_sibling_stays() {
     until(&server, "nico_rewrap_connections_open", &[], 2.0).await;
 }
 
+/// A server that writes one row after the other, at most twenty per second.
+async fn with_slow_writes(
+    files: &Files,
+    database: &Database,
+    client: &Client,
+    organizations: usize,
+) -> Server {
+    seed::insert(client, &orgs(organizations)).await;
+    slow_writes(client, 0.05).await;
+    let site = files
+        .site(Site::new(database))
+        .set("rewrap.database_pool_size", "1");
+    site.set("rewrap.pipeline_depth", "1").start().await
+}
+
 #[tokio::test]
 async fn a_run_of_a_revoked_caller_stops_at_the_next_row() {
     let database = Database::migrated().await;
     let client = database.client().await;
-    seed::insert(&client, &orgs(200)).await;
-    slow_writes(&client, 0.05).await;
     let files = Files::new();
-    let site = files
-        .site(Site::new(&database))
-        .set("rewrap.database_pool_size", "1");
-    let server = site.set("rewrap.pipeline_depth", "1").start().await;
+    let server = with_slow_writes(&files, &database, &client, 200).await;
     let bad = service("nico-api");
     let request = json!({});
     let mut called = std::pin::pin!(reencrypt(&server, &bad, request));
@@ -302,16 +313,11 @@ async fn a_run_of_a_revoked_caller_stops_at_the_next_row() {
 }
 
 #[tokio::test]
-async fn a_run_of_another_caller_goes_on_through_reloads() {
+async fn a_run_of_another_caller_continues_through_reloads() {
     let database = Database::migrated().await;
     let client = database.client().await;
-    seed::insert(&client, &orgs(60)).await;
-    slow_writes(&client, 0.05).await;
     let files = Files::new();
-    let site = files
-        .site(Site::new(&database))
-        .set("rewrap.database_pool_size", "1");
-    let server = site.set("rewrap.pipeline_depth", "1").start().await;
+    let server = with_slow_writes(&files, &database, &client, 60).await;
     let mut called = std::pin::pin!(run(&server, false));
     tokio::select! {
         report = &mut called => panic!("{report:?}"),
@@ -328,7 +334,7 @@ async fn a_run_of_another_caller_goes_on_through_reloads() {
 }
 
 #[tokio::test]
-async fn connections_under_a_ca_that_is_taken_out_are_closed() {
+async fn connections_under_a_removed_ca_are_closed() {
     let files = Files::new();
     let server = files.site(disabled()).start().await;
     let mut service = Call::new(&server, &service("nico-api")).watch();
@@ -342,7 +348,7 @@ async fn connections_under_a_ca_that_is_taken_out_are_closed() {
 }
 
 #[tokio::test]
-async fn an_administrator_who_is_none_any_more_is_told_to_come_again() {
+async fn a_connection_whose_identity_changes_is_closed() {
     let files = Files::new();
     let both = [root_ca(), admin_root()].map(|ca| fs::read_to_string(&ca.cert).unwrap());
     files.write("root.pem", both.concat().as_bytes());
@@ -353,7 +359,7 @@ async fn an_administrator_who_is_none_any_more_is_told_to_come_again() {
     assert_eq!(allowed.reason().unwrap(), "MACHINE_IDENTITY_DISABLED");
     let mut admin = Connection::open(&server, Some(certs::admin()), &H2);
     assert!(admin.greet().await);
-    // The certificate still verifies, by the other bundle.
+    // The certificate is still valid, because of the other bundle.
     files.install("admin.pem", &other_ca().cert);
     admin.closed().await;
     until_closed(&server, "identity_changed", 1.0).await;
@@ -379,7 +385,7 @@ async fn a_certificate_that_expires_ends_its_connection() {
 /// The clock may not be set yet, or the certificate expired while the machine was off. A restart
 /// would not help.
 #[tokio::test]
-async fn a_server_certificate_that_is_not_valid_at_the_start_is_waited_for() {
+async fn the_server_is_not_ready_until_its_certificate_is_valid() {
     for (cert, from) in [
         (server_cert().expired(), "2020-01-01T00:00:00Z"),
         (server_cert().not_yet_valid(), "2090-01-01T00:00:00Z"),
@@ -423,7 +429,7 @@ async fn a_server_certificate_becomes_valid_without_a_reload() {
 }
 
 #[tokio::test]
-async fn a_server_certificate_that_has_expired_keeps_no_revocation_list_out() {
+async fn an_expired_server_certificate_does_not_block_a_new_revocation_list() {
     let files = Files::new();
     let end = Instant::now() + Duration::from_secs(15);
     let brief = server_cert().valid_for(Duration::from_secs(15));
@@ -440,7 +446,7 @@ async fn a_server_certificate_that_has_expired_keeps_no_revocation_list_out() {
     goes.closed().await;
     until_closed(&server, "revoked", 1.0).await;
     assert!(stays.is_open());
-    // Clients that take our certificate all the same.
+    // These clients accept the expired certificate of the server.
     let careless = ["-tls1_2", "-no_check_time"];
     assert!(handshake(&server, Some(&bad), &careless).await.is_err());
     assert!(handshake(&server, Some(&good), &careless).await.is_ok());
@@ -458,14 +464,14 @@ async fn a_server_certificate_that_has_expired_keeps_no_revocation_list_out() {
 }
 
 #[tokio::test]
-async fn files_that_can_not_be_read_to_their_end_do_not_keep_a_bad_connection_open() {
+async fn unreadable_files_do_not_keep_a_revoked_connection_open() {
     let files = Files::new();
     let server = files.site(disabled()).start().await;
     let brief = service_cert("nico-api").valid_for(Duration::from_secs(10));
     let brief = brief.signed_by(root_ca());
     let mut goes = Connection::open(&server, Some(&brief), &H2);
     assert!(goes.greet().await);
-    // No regular file: whoever reads it would wait for ever.
+    // Not a regular file: a plain read would block forever.
     let fifo = files.0.join("fifo");
     run_command(Command::new("mkfifo").arg(&fifo));
     symlink(&fifo, files.0.join("link")).unwrap();
@@ -481,7 +487,7 @@ async fn files_that_can_not_be_read_to_their_end_do_not_keep_a_bad_connection_op
 }
 
 #[tokio::test]
-async fn expiry_times_are_told() {
+async fn metrics_give_the_expiry_times() {
     let files = Files::new();
     let brief = server_cert().valid_for(Duration::from_secs(86_400));
     files.pair(&brief.signed_by(root_ca()));

@@ -43,7 +43,7 @@ impl Replicated {
         let admin = database.admin().await;
         admin.batch_execute(&may_see).await.unwrap();
         let standby = primary.standby();
-        // Until it has said how far it is, it may as well be an archive.
+        // Before its first report, it cannot be distinguished from an archiver.
         let known = "EXISTS (SELECT FROM pg_stat_replication
             WHERE state = 'streaming' AND replay_lsn IS NOT NULL)";
         until(&admin, known).await;
@@ -123,12 +123,12 @@ async fn until_shown(server: &Server, gauge: &str, fits: impl Fn(f64) -> bool) {
 }
 
 #[tokio::test]
-async fn a_run_gives_way_to_a_replica_that_does_not_replay() {
+async fn a_run_slows_down_for_a_replica_that_does_not_replay() {
     a_run_gives_way_until_the_end_of(Standstill::Paused).await;
 }
 
 #[tokio::test]
-async fn a_run_gives_way_to_a_replica_that_falls_silent() {
+async fn a_run_slows_down_for_a_silent_replica() {
     a_run_gives_way_until_the_end_of(Standstill::Silent).await;
 }
 
@@ -140,13 +140,13 @@ async fn a_run_gives_way_until_the_end_of(standstill: Standstill) {
         .set("rewrap.lock_timeout", "\"100s\"")
         .start()
         .await;
-    // The run lasts for as long as one of its rows is held.
+    // The run lasts while one of its rows is locked.
     let hold = "BEGIN; SELECT FROM tenants WHERE organization_id = 'org007' FOR UPDATE";
     client.batch_execute(hold).await.unwrap();
     standstill.begin(&replicated).await;
     let meanwhile = async {
         until_shown(&server, LAG, |lag| lag > BEHIND).await;
-        // Nobody else is at work by now: without the replica there would be no limit.
+        // There are no other clients now, so the limit comes from the replica.
         until_shown(&server, LIMIT, |limit| limit == LEAST).await;
         standstill.end(&replicated).await;
         until_shown(&server, LAG, |lag| lag < BEHIND).await;
@@ -164,7 +164,7 @@ async fn a_run_gives_way_until_the_end_of(standstill: Standstill) {
 }
 
 #[tokio::test]
-async fn a_replica_that_keeps_up_costs_no_run_anything() {
+async fn a_replica_without_lag_does_not_slow_a_run_down() {
     let replicated = Replicated::with(2500).await;
     let site = Site::new(&replicated.database);
     let seen = run_alone(site, &replicated.database, replicated.client).await;
@@ -174,7 +174,7 @@ async fn a_replica_that_keeps_up_costs_no_run_anything() {
 }
 
 #[tokio::test]
-async fn who_archives_the_log_is_no_replica() {
+async fn an_archiver_of_the_log_does_not_count_as_a_replica() {
     let primary = primary();
     let database = Database::migrated_on(&primary).await;
     let client = database.client().await;
@@ -183,7 +183,7 @@ async fn who_archives_the_log_is_no_replica() {
     let admin = Database::on(&primary).await.admin().await;
     admin.batch_execute(&may_see).await.unwrap();
     let _archive = receive_log(&primary);
-    // It never says that it has replayed anything, and so Postgres finds it ever further behind.
+    // It never reports replayed WAL, so Postgres shows a growing lag.
     let behind = "EXISTS (SELECT pg_logical_emit_message(true, 'test', '')) AND
         EXISTS (SELECT FROM pg_stat_replication WHERE replay_lag > interval '6 s')";
     until(&admin, behind).await;
@@ -223,7 +223,7 @@ async fn under(client: &Client, key: &str) -> usize {
 }
 
 #[tokio::test]
-async fn a_report_waits_for_a_synchronous_replica_and_for_no_other() {
+async fn a_report_waits_only_for_synchronous_replicas() {
     for (synchronous, dry_run) in [(true, false), (true, true), (false, false)] {
         let case = format!("synchronous: {synchronous}, dry run: {dry_run}");
         let replicated = Replicated::with(20).await;
@@ -237,7 +237,7 @@ async fn a_report_waits_for_a_synchronous_replica_and_for_no_other() {
             let sync = "EXISTS (SELECT FROM pg_stat_replication WHERE sync_state = 'sync')";
             until(&admin, sync).await;
         }
-        // Without looks at what a durable commit takes: they wait for the replica as well.
+        // Without the load probe, whose commits also wait for the replica.
         let site = Site::new(&replicated.database).set("rewrap.adaptive_rate", "false");
         let server = site.start().await;
         let receiver = replicated.receiver().await;
@@ -250,7 +250,7 @@ async fn a_report_waits_for_a_synchronous_replica_and_for_no_other() {
                 report = &mut report => panic!("{case}: without the replica: {report:?}"),
                 () = until(&admin, held) => {}
             }
-            // It is the report alone that waits.
+            // Only the report waits.
             let written = if dry_run { 0 } else { 20 };
             assert_eq!(under(client, "kv2").await, written, "{case}");
             signal(&[receiver], "CONT");

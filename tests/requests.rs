@@ -34,7 +34,7 @@ async fn record_of(server: &Server, leaf: &Leaf, fields: &[(&str, &str)], body: 
 }
 
 #[tokio::test]
-async fn what_a_web_page_could_send_with_an_administrators_certificate_is_no_call() {
+async fn a_request_that_a_web_page_can_send_is_refused() {
     let database = Database::migrated().await;
     let client = database.client().await;
     seed::insert(&client, &[Org::under("acme", "kv1")]).await;
@@ -72,7 +72,7 @@ async fn what_a_web_page_could_send_with_an_administrators_certificate_is_no_cal
 }
 
 #[tokio::test]
-async fn a_path_that_is_almost_the_methods_leads_nowhere() {
+async fn a_path_similar_to_the_methods_is_unimplemented() {
     let server = Site::new(&Database::migrated().await).start().await;
     let double = format!("/{METHOD}");
     let closed = format!("{METHOD}/");
@@ -90,7 +90,7 @@ async fn a_path_that_is_almost_the_methods_leads_nowhere() {
     let long = format!("/{}", "x".repeat(1000));
     let record_of_long = record(&server, certs::admin(), &[(":path", &long), GRPC]).await;
     assert_eq!(record_of_long["method"], long[..256]);
-    // Below what is open to everybody, there is nothing else; a call of the method itself comes after it.
+    // There is nothing below the path of a public service. A call of the method itself follows.
     let options = ["-tls1_3", "-alpn", "h2"];
     let mut connection = Connection::open(&server, Some(certs::admin()), &options);
     assert!(connection.greet().await);
@@ -106,10 +106,10 @@ async fn a_path_that_is_almost_the_methods_leads_nowhere() {
 }
 
 #[tokio::test]
-async fn a_compressed_message_is_refused_and_one_that_only_might_be_is_taken() {
+async fn a_compressed_message_is_refused_but_a_message_that_only_allows_compression_is_not() {
     let server = Site::new(&Database::migrated().await).start().await;
     let gzip = |encoding| [GRPC, ("grpc-encoding", encoding)];
-    // Of nothing, by gzip.
+    // gzip of an empty message.
     let nothing = [
         0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0,
     ];
@@ -122,7 +122,7 @@ async fn a_compressed_message_is_refused_and_one_that_only_might_be_is_taken() {
     assert_eq!(record["outcome"], "NOT_ALLOWED", "{record}");
     let record = record_of(&server, certs::admin(), &[GRPC], &compressed).await;
     assert_eq!(record["outcome"], "MALFORMED_REQUEST", "{record}");
-    // Clients send what is small as it is, whatever the header says.
+    // Clients send small messages uncompressed, whatever the header says.
     for encoding in ["gzip", "identity"] {
         let record = record_of(&server, certs::admin(), &gzip(encoding), &APPLY).await;
         assert_eq!(record["outcome"], "OK", "{record}");

@@ -38,7 +38,7 @@ fn one_of_each() -> (Vec<Org>, Counters) {
 }
 
 #[tokio::test]
-async fn a_dry_run_reports_what_the_run_will_do_and_writes_nothing() {
+async fn a_dry_run_predicts_the_report_of_the_apply_and_writes_nothing() {
     let (orgs, expected) = one_of_each();
     let (_database, client, server) = serve(&orgs).await;
     let before = snapshot(&client).await;
@@ -54,7 +54,7 @@ async fn a_dry_run_reports_what_the_run_will_do_and_writes_nothing() {
 }
 
 #[tokio::test]
-async fn a_run_rewraps_what_is_not_on_target_and_nothing_else() {
+async fn a_run_rewraps_only_secrets_that_are_not_on_target() {
     let (orgs, expected) = one_of_each();
     let (_database, client, server) = serve(&orgs).await;
     let before = snapshot(&client).await;
@@ -96,7 +96,7 @@ async fn a_site_without_organizations_has_nothing_to_report() {
 }
 
 #[tokio::test]
-async fn every_row_is_written_in_a_transaction_of_its_own_together_with_its_version() {
+async fn each_row_and_its_version_are_written_in_one_transaction() {
     let orgs: Vec<_> = (0..9)
         .map(|i| Org::under(&format!("org{i}"), "kv1"))
         .collect();
@@ -122,7 +122,7 @@ const TRAP: &str = "
         FOR EACH STATEMENT EXECUTE FUNCTION no_write();";
 
 #[tokio::test]
-async fn a_dry_run_needs_no_transaction_that_may_write() {
+async fn a_dry_run_uses_read_only_transactions() {
     let (orgs, mut expected) = one_of_each();
     let (database, client) = seeded(&orgs).await;
     client.batch_execute(TRAP).await.unwrap();
@@ -146,7 +146,7 @@ async fn a_dry_run_needs_no_transaction_that_may_write() {
     assert_eq!(refused.reason().as_deref(), Some("DATABASE_READ_ONLY"));
     drop(server);
 
-    // The trap sees each write of an apply, which is the failure of its row.
+    // In an apply, the trap makes each write fail, and so each row.
     admin.batch_execute(&read_only("off")).await.unwrap();
     let server = Site::new(&database).start().await;
     assert_eq!(counters(&run(&server, true).await), expected);
@@ -207,7 +207,7 @@ async fn reverting_the_target_brings_every_row_back() {
         assert_ne!(row.texts, before[id].texts, "every sealing has a new nonce");
     }
 
-    // Only now is any other key dispensable.
+    // Only now are all other keys unused.
     let report = run(&start("kv1", &["kv1"]).await, true).await;
     assert_eq!(
         (report.rows_failed, report.fields_skipped_on_target),
@@ -243,7 +243,7 @@ async fn versions_count_up_by_one() {
 }
 
 #[tokio::test]
-async fn a_version_that_cannot_be_bumped_fails_the_row_if_there_is_something_to_write() {
+async fn a_version_that_cannot_be_bumped_fails_only_rows_that_need_a_write() {
     let versions = [
         "",
         "1",
@@ -299,7 +299,7 @@ async fn a_version_that_cannot_be_bumped_fails_the_row_if_there_is_something_to_
 }
 
 #[tokio::test]
-async fn whatever_was_sealed_comes_out_again_from_a_text_written_the_one_right_way() {
+async fn every_plaintext_survives_and_new_texts_are_canonical() {
     let odd = format!("a \"key\"\\ of\t\u{1} ключ ✓ 🔑{}", "é".repeat(20));
     let longest = "k".repeat(255);
     let longest_in_bytes = format!("{}x", "ü".repeat(127));
@@ -351,7 +351,7 @@ async fn whatever_was_sealed_comes_out_again_from_a_text_written_the_one_right_w
 }
 
 #[tokio::test]
-async fn pages_of_any_size_cover_every_row_once_whatever_the_collation() {
+async fn pages_of_any_size_cover_every_row_once_under_any_collation() {
     let ids = [
         "a", "A", "b", "B", "_", "-", "--", "a-a", "aa", "a_a", "Z", "z", "0", "10", "2", "é", "ß",
         "ss", "A b", "org.x", "ab", "aB", "Ab",

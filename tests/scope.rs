@@ -33,7 +33,7 @@ const ONE: Counters = Counters {
 };
 
 #[tokio::test]
-async fn a_run_on_one_organization_touches_that_one_alone() {
+async fn a_run_for_one_organization_changes_only_that_one() {
     let (_database, client, server) = serve(&orgs()).await;
     let mut expected = snapshot(&client).await;
     for id in ["acme", "acme_1-X"] {
@@ -73,7 +73,7 @@ async fn surrounding_white_space_is_trimmed() {
         "\u{a0}acme\u{2003}",
     ];
     let (database, client) = seeded(&orgs()).await;
-    // There and back, so that every spelling has something to do.
+    // The target alternates, so that every spelling has something to re-wrap.
     let servers = [
         Site::new(&database).start().await,
         Site::new(&database).target("kv1").start().await,
@@ -99,7 +99,7 @@ async fn without_an_organization_a_call_covers_the_site() {
     };
     let (_database, client, server) = serve(&orgs()).await;
     let before = snapshot(&client).await;
-    // An empty request is the whole site's run, not its dry run: proto3's defaults.
+    // By the defaults of proto3, an empty request is an apply for the whole site.
     for request in [json!({"dryRun": true}), json!({})] {
         assert_eq!(snapshot(&client).await, before);
         let report = reencrypt(&server, certs::admin(), request).await.unwrap();
@@ -149,7 +149,7 @@ async fn an_organization_that_is_blank_malformed_or_unknown_is_refused_and_nothi
         ("acmé", INVALID),
         ("\u{200b}acme", INVALID),
         ("ａcme", INVALID),
-        // No pattern, no other case, no prefix; and a tenant without a row of secrets.
+        // A pattern, another case, a prefix, and a tenant without a row of secrets.
         ("acm_", UNKNOWN),
         ("ACME", UNKNOWN),
         ("acm", UNKNOWN),

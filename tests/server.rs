@@ -17,7 +17,7 @@ use crate::process::Supervised;
 use crate::site::BINARY;
 
 /// Time limit for a start, an exit or a log line on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIME_LIMIT: Duration = Duration::from_secs(60);
 
 /// A running server. It is killed when this value is dropped or the test process ends.
 pub(crate) struct Server {
@@ -75,7 +75,7 @@ impl Server {
 
     /// Waits until `/readyz` answers 200.
     pub(crate) async fn wait_ready(&self) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIME_LIMIT;
         loop {
             let (status, body) = self.get("/readyz").await;
             if status == 200 {
@@ -186,7 +186,7 @@ impl Server {
 
     /// Waits for this many log lines with this message.
     pub(crate) async fn wait_logs(&self, message: &str, count: usize) -> Vec<Value> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIME_LIMIT;
         loop {
             let lines = self.logs_with(message);
             if lines.len() >= count {
@@ -222,7 +222,7 @@ impl Server {
 
     /// Waits for the exit and the last log line. Returns the exit code; 128 + n after signal n.
     pub(crate) async fn wait_exit(&self) -> i32 {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIME_LIMIT;
         loop {
             let code = self.process.lock().unwrap().try_wait();
             if let (Some(code), true) = (code, self.reader.is_finished()) {

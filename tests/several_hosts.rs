@@ -65,7 +65,7 @@ async fn hung_servers() -> [Hung; 2] {
 }
 
 #[tokio::test]
-async fn a_server_that_hangs_is_passed_over_after_its_time() {
+async fn a_server_that_hangs_is_skipped_after_the_timeout() {
     let database = Database::migrated().await;
     for hung in hung_servers().await {
         let url = after(&[hung.address()], &database);
@@ -74,7 +74,7 @@ async fn a_server_that_hangs_is_passed_over_after_its_time() {
             .start()
             .await;
         assert_eq!(run(&server, true).await.rows_examined, 0);
-        // Less than the default of `connect_timeout` would take.
+        // The default of `connect_timeout` would take longer.
         assert!(
             began.elapsed() < Duration::from_secs(5),
             "{:?}",
@@ -94,11 +94,11 @@ async fn a_server_that_hangs_is_passed_over_after_its_time() {
 }
 
 #[tokio::test]
-async fn the_limit_is_for_each_server() {
+async fn the_timeout_applies_to_each_server() {
     let database = Database::new().await;
     let hung = hung_servers().await;
     let url = after(&hung.each_ref().map(Hung::address), &database);
-    // Of two that hang, both take their time, and the setting wins over the URL.
+    // Each of two hanging servers takes the whole timeout. The setting overrides the URL.
     let site = || {
         Site::with_url(&format!("{url}?connect_timeout=60"))
             .set("rewrap.connect_timeout", "\"500ms\"")
@@ -128,7 +128,7 @@ async fn the_last_error_is_reported_if_no_server_accepts() {
 }
 
 #[tokio::test]
-async fn the_server_that_takes_writes_is_used() {
+async fn the_server_that_accepts_writes_is_used() {
     let primary = crate::pg::Server::start();
     let database = Database::migrated_on(&primary).await;
     let standby = primary.standby();

@@ -15,7 +15,7 @@ use crate::seed::{self, Org};
 use crate::site::{BINARY, Site, path, quote};
 
 /// Time limit on a busy machine, for a server that does not hang.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIME_LIMIT: Duration = Duration::from_secs(30);
 
 /// A server, its files, and the pipe of its standard error, which nobody reads.
 struct Stalled {
@@ -37,29 +37,34 @@ impl Stalled {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let server = Self {
+        let mut server = Self {
             process,
             grpc,
             http,
             site,
         };
-        let deadline = Instant::now() + PATIENCE;
-        while !server.get("/readyz").starts_with("HTTP/1.0 200") {
-            assert!(
-                Instant::now() < deadline,
-                "not ready: {}",
-                server.get("/readyz")
-            );
+        server.wait_ready();
+        server
+    }
+
+    fn wait_ready(&mut self) {
+        let deadline = Instant::now() + TIME_LIMIT;
+        loop {
+            let answer = self.get("/readyz");
+            if answer.starts_with("HTTP/1.0 200") {
+                return;
+            }
+            assert_eq!(self.process.try_wait().unwrap(), None);
+            assert!(Instant::now() < deadline, "not ready: {answer}");
             std::thread::sleep(Duration::from_millis(20));
         }
-        server
     }
 
     /// The answer to a GET. Empty if there is none.
     fn get(&self, path: &str) -> String {
         let ask = || {
             let mut stream = TcpStream::connect(&self.http)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.set_read_timeout(Some(TIME_LIMIT))?;
             stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer)?;
@@ -136,7 +141,7 @@ async fn calls_probes_and_sigterm_do_not_wait_for_it() {
         if let Some(status) = server.process.try_wait().unwrap() {
             break status.code();
         }
-        assert!(start.elapsed() < PATIENCE, "still there after SIGTERM");
+        assert!(start.elapsed() < TIME_LIMIT, "still there after SIGTERM");
         std::thread::sleep(Duration::from_millis(20));
     };
     assert_eq!(code, Some(0));
@@ -149,12 +154,12 @@ async fn calls_probes_and_sigterm_do_not_wait_for_it() {
 }
 
 #[tokio::test]
-async fn lines_without_room_are_counted_and_told_of() {
+async fn dropped_lines_are_counted_and_logged() {
     let site = site_with_failures(12_000).await;
     let mut server = Stalled::start(site.set("rewrap.page_size", "1000"));
     let dropped = "nico_rewrap_log_lines_dropped_total";
     assert_eq!(server.metric(dropped).to_bits(), 0_f64.to_bits());
-    let deadline = Instant::now() + 4 * PATIENCE;
+    let deadline = Instant::now() + 4 * TIME_LIMIT;
     while server.metric(dropped) < 1.0 {
         assert!(Instant::now() < deadline, "the queue takes everything");
         let answer = server.reencrypt();
@@ -167,7 +172,7 @@ async fn lines_without_room_are_counted_and_told_of() {
         stderr.read_to_end(&mut log).unwrap();
         String::from_utf8(log).unwrap()
     });
-    // Once it is read, a later line arrives, too.
+    // Once a reader reads it, later lines arrive.
     std::thread::sleep(Duration::from_secs(2));
     signal(&[server.process.id()], "TERM");
     server.process.wait().unwrap();
@@ -185,7 +190,7 @@ async fn lines_without_room_are_counted_and_told_of() {
 }
 
 #[tokio::test]
-async fn a_limit_of_file_size_does_not_end_the_server() {
+async fn a_file_size_limit_does_not_end_the_server() {
     let site = Site::new(&Database::migrated().await);
     let dir = site.dir().to_owned();
     let log = dir.join("stderr");
@@ -208,12 +213,7 @@ async fn a_limit_of_file_size_does_not_end_the_server() {
         http,
         site,
     };
-    let deadline = Instant::now() + PATIENCE;
-    while !server.get("/readyz").starts_with("HTTP/1.0 200") {
-        assert_eq!(server.process.try_wait().unwrap(), None);
-        assert!(Instant::now() < deadline, "not ready");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    server.wait_ready();
     assert!(server.reencrypt().contains("rowsExamined") || !server.reencrypt().is_empty());
     server.assert_alive();
     assert!(server.metric("nico_rewrap_log_lines_dropped_total") > 0.0);
@@ -227,7 +227,7 @@ async fn a_limit_of_file_size_does_not_end_the_server() {
 }
 
 #[tokio::test]
-async fn sighup_is_survived_from_before_the_configuration_is_read() {
+async fn a_sighup_before_the_configuration_is_read_does_not_end_the_process() {
     let database = Database::migrated().await;
     let mut seen_early = false;
     for _ in 0..20 {
@@ -239,7 +239,7 @@ async fn sighup_is_survived_from_before_the_configuration_is_read() {
             .spawn()
             .unwrap();
         let pid = process.id();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIME_LIMIT;
         let early = loop {
             let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
             let field = |name: &str| {

@@ -49,7 +49,7 @@ fn kernel_sees_aes_instructions() -> bool {
 }
 
 #[tokio::test]
-async fn the_start_log_tells_version_configuration_and_key_check_values() {
+async fn the_start_log_has_version_configuration_and_key_check_values() {
     let database = Database::migrated().await;
     let site = Site::new(&database)
         .unset("rewrap.metrics_endpoint")
@@ -68,30 +68,32 @@ async fn the_start_log_tells_version_configuration_and_key_check_values() {
         .1
         .to_owned();
     let (leaf, root, admin_root) = (certs::server(), certs::root_ca(), certs::admin_root());
-    let expected = format!(
-        "Config {{ machine_identity: Some(MachineIdentity {{ \
-         keyring: Keyring {{ keks: {{KeyId(\"kv1\"): Kek(kv1 {}), KeyId(\"kv2\"): Kek(kv2 {})}}, target: KeyId(\"kv2\") }}, \
-         database: Database {{ hosts: [Tcp(\"127.0.0.1\")], ports: [{port}], dbname: Some({:?}), user: Some(\"nico\"), ssl_mode: Prefer, .. }}, \
-         store: StoreOptions {{ ",
-        key_check_value(&key("kv1")),
-        key_check_value(&key("kv2")),
-        database.name(),
-    );
     let config = start["config"].as_str().unwrap();
-    assert!(config.starts_with(&expected), "{config}\n{expected}");
-    let rest = [
-        format!(
-            "tls: TlsFiles {{ certificate: {:?}, key: {:?}, root_ca: {:?}, admin_root_ca: Some({:?}), crls: [], crl_policy: RequireValid }}, ",
-            leaf.cert_chain, leaf.key, root.cert, admin_root.cert
-        ),
+    let values = [
+        format!("kv1 {}", key_check_value(&key("kv1"))),
+        format!("kv2 {}", key_check_value(&key("kv2"))),
+        "target: KeyId(\"kv2\")".to_owned(),
+        "127.0.0.1".to_owned(),
+        port,
+        format!("{:?}", database.name()),
+        "user: Some(\"nico\")".to_owned(),
+        "ssl_mode: Prefer".to_owned(),
+        format!("certificate: {:?}", leaf.cert_chain),
+        format!("key: {:?}", leaf.key),
+        format!("root_ca: {:?}", root.cert),
+        format!("admin_root_ca: Some({:?})", admin_root.cert),
+        "crls: []".to_owned(),
+        "crl_policy: RequireValid".to_owned(),
         format!("issuer_cns: [{ADMIN_ISSUER_CN:?}]"),
         r#"allowed_services: ["nico-api", "carbide-api"]"#.to_owned(),
-        "listen: 127.0.0.1:0, metrics_endpoint: 127.0.0.1:0".to_owned(),
-        "audit: AuditOptions { file: None, required: false }".to_owned(),
+        "listen: 127.0.0.1:0".to_owned(),
+        "metrics_endpoint: 127.0.0.1:0".to_owned(),
+        "required: false".to_owned(),
         "lock_timeout: 2s".to_owned(),
     ];
-    rest.iter()
-        .for_each(|words| assert!(config.contains(words), "no {words} in {config}"));
+    for value in values {
+        assert!(config.contains(&value), "no {value} in {config}");
+    }
 
     let told: Vec<_> = server
         .logs_with("key")
@@ -111,7 +113,7 @@ async fn the_start_log_tells_version_configuration_and_key_check_values() {
 }
 
 #[tokio::test]
-async fn two_ids_with_the_same_key_are_warned_about() {
+async fn two_ids_with_the_same_key_cause_a_warning() {
     let database = Database::migrated().await;
     let mut same = keys(&["kv1", "kv2", "kv3"]);
     same.insert("kv2".to_owned(), key("kv1"));
@@ -137,11 +139,12 @@ async fn two_ids_with_the_same_key_are_warned_about() {
 }
 
 #[tokio::test]
-async fn logfmt_tells_the_same_and_no_secrets() {
+async fn logfmt_has_the_same_fields_and_no_secrets() {
     let database = Database::migrated().await;
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = quote(&taken.local_addr().unwrap().to_string());
-    // The default form; the start ends where the addresses are bound, after all that is of interest here.
+    // The default format. The start fails when it binds the addresses, after the lines that this
+    // test reads.
     let site = Site::new(&database)
         .unset("rewrap.log_format")
         .set("rewrap.log_filter", "\"trace\"")
@@ -180,7 +183,7 @@ async fn logfmt_tells_the_same_and_no_secrets() {
 }
 
 #[tokio::test]
-async fn even_the_finest_log_has_no_key_no_password_and_no_plaintext() {
+async fn the_trace_log_has_no_key_no_password_and_no_plaintext() {
     let database = Database::migrated().await;
     Org::under("acme", "kv1")
         .insert(&database.client().await)
@@ -197,7 +200,7 @@ async fn even_the_finest_log_has_no_key_no_password_and_no_plaintext() {
 }
 
 #[tokio::test]
-async fn metrics_count_rows_and_calls_and_name_nobody() {
+async fn metrics_count_rows_and_calls_without_names() {
     let database = Database::migrated().await;
     let orgs = [
         Org::under("org-of-interest", "kv1"),
@@ -270,7 +273,7 @@ async fn metrics_count_rows_and_calls_and_name_nobody() {
 }
 
 #[tokio::test]
-async fn every_counter_is_there_before_the_first_event() {
+async fn every_counter_exists_before_the_first_event() {
     let server = Site::new(&Database::migrated().await).start().await;
     let labels: [(&str, &[(&str, &str)]); 7] = [
         (

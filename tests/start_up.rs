@@ -16,7 +16,7 @@ use crate::server::Server;
 use crate::site::{Exit, Site};
 
 /// Time limit for a condition on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIME_LIMIT: Duration = Duration::from_secs(60);
 
 /// Waits until the gRPC health of the whole server and of the service has this value. It follows
 /// `/readyz`.
@@ -33,7 +33,7 @@ async fn assert_health(server: &Server, expected: &str) {
                 sleep(Duration::from_millis(20)).await;
             }
         };
-        let in_time = timeout(PATIENCE, follows).await;
+        let in_time = timeout(TIME_LIMIT, follows).await;
         in_time.unwrap_or_else(|_| panic!("{service:?} is not {expected}"));
     }
 }
@@ -70,7 +70,7 @@ async fn assert_ready(server: &Server) {
 }
 
 #[tokio::test]
-async fn a_database_that_is_down_is_waited_for() {
+async fn the_start_waits_for_a_database_that_is_down() {
     let postgres = pg::Server::start();
     let database = Database::migrated_on(&postgres).await;
     Org::under("acme", "kv1")
@@ -86,7 +86,7 @@ async fn a_database_that_is_down_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_database_that_is_not_there_yet_is_waited_for() {
+async fn the_start_waits_for_a_database_that_does_not_exist_yet() {
     let elsewhere = Database::migrated().await;
     let name = format!("late_{}", elsewhere.name());
     let url = elsewhere.url().replace(elsewhere.name(), &name);
@@ -113,13 +113,13 @@ async fn a_database_that_is_not_there_yet_is_waited_for() {
             sleep(Duration::from_millis(20)).await;
         }
     };
-    timeout(PATIENCE, renamed).await.unwrap();
+    timeout(TIME_LIMIT, renamed).await.unwrap();
     assert_ready(&server).await;
 }
 
 /// Waits until the probe has this answer. Calls have their own errors.
 pub(crate) async fn until_probes_say(server: &Server, status: u16, words: &str) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIME_LIMIT;
     loop {
         let (found, body) = server.get("/readyz").await;
         if found == status && body.contains(words) {
@@ -131,8 +131,8 @@ pub(crate) async fn until_probes_say(server: &Server, status: u16, words: &str) 
 }
 
 #[tokio::test]
-async fn probes_answer_while_the_database_says_nothing() {
-    // Takes connections and never answers.
+async fn probes_answer_while_the_database_is_silent() {
+    // Accepts connections and never answers.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("postgres://nico@{}/nico", silent.local_addr().unwrap());
     let start = Instant::now();
@@ -151,21 +151,27 @@ async fn probes_answer_while_the_database_says_nothing() {
     assert_eq!(server.terminate().await, 0);
 }
 
-#[tokio::test]
-async fn a_database_that_goes_and_comes_back_is_told_by_the_probes() {
+/// A server whose Postgres the test may stop, and which gives up soon on a connection.
+async fn on_its_own_postgres() -> (pg::Server, Database, Server) {
     let postgres = pg::Server::start();
     let database = Database::migrated_on(&postgres).await;
     let server = Site::new(&database)
         .set("rewrap.pool_acquire_timeout", "\"1s\"")
         .start()
         .await;
+    (postgres, database, server)
+}
+
+#[tokio::test]
+async fn the_probes_follow_a_database_that_stops_and_restarts() {
+    let (postgres, _database, server) = on_its_own_postgres().await;
     for _ in 0..2 {
         postgres.stop_fast();
         until_probes_say(&server, 503, "not ready: database: ").await;
         assert_eq!(server.get("/livez").await.0, 200);
         assert_health(&server, "NOT_SERVING").await;
         let error = reencrypt(&server, certs::admin(), json!({"dryRun": true})).await;
-        // Its own error, and not that of the probe.
+        // The call has its own error, not that of the probe.
         assert_eq!(
             error.unwrap_err().reason().as_deref(),
             Some("DATABASE_UNAVAILABLE")
@@ -178,13 +184,8 @@ async fn a_database_that_goes_and_comes_back_is_told_by_the_probes() {
 }
 
 #[tokio::test]
-async fn a_database_that_hangs_is_told_by_the_probes() {
-    let postgres = pg::Server::start();
-    let database = Database::migrated_on(&postgres).await;
-    let server = Site::new(&database)
-        .set("rewrap.pool_acquire_timeout", "\"1s\"")
-        .start()
-        .await;
+async fn the_probes_show_a_database_that_hangs() {
+    let (postgres, database, server) = on_its_own_postgres().await;
     let admin = database.admin().await;
     let sql = "SELECT pid FROM pg_stat_activity WHERE application_name = 'nico-rewrap'";
     let rows = admin.query(sql, &[]).await.unwrap();
@@ -200,7 +201,7 @@ async fn a_database_that_hangs_is_told_by_the_probes() {
 }
 
 #[tokio::test]
-async fn a_privilege_that_is_lost_is_told_by_the_probes() {
+async fn the_probes_show_a_revoked_privilege() {
     let database = Database::migrated().await;
     let admin = database.admin().await;
     let role = format!("reader_of_{}", database.name());
@@ -211,12 +212,13 @@ async fn a_privilege_that_is_lost_is_told_by_the_probes() {
     );
     admin.batch_execute(&grant).await.unwrap();
     let url = database.url().replace("//nico:", &format!("//{role}:"));
-    // It never had one for tenant_identity_config, as at a site that makes dry runs alone.
+    // The role has no UPDATE privilege for tenant_identity_config, as at a site that makes dry runs
+    // only.
     let server = Site::with_url(&url)
         .set("rewrap.pool_acquire_timeout", "\"1s\"")
         .start()
         .await;
-    // What the first look finds is what later ones are compared with.
+    // The first ping records the privileges with which later pings compare.
     sleep(Duration::from_secs(1)).await;
     assert_eq!(server.get("/readyz").await.0, 200);
     let revoke = format!("REVOKE UPDATE ON tenants FROM {role}");
@@ -226,7 +228,7 @@ async fn a_privilege_that_is_lost_is_told_by_the_probes() {
     let grant = format!("GRANT UPDATE (version) ON tenants TO {role}");
     admin.batch_execute(&grant).await.unwrap();
     until_probes_say(&server, 200, "ready").await;
-    // A role that may not log in any more shows at a new connection.
+    // Only a new connection shows that the role may not log in.
     let no_login = format!("ALTER ROLE {role} NOLOGIN");
     admin.batch_execute(&no_login).await.unwrap();
     until_probes_say(&server, 503, "28000").await;
@@ -263,7 +265,7 @@ async fn sigterm_and_sigint_end_an_idle_server_with_exit_code_0() {
 }
 
 #[tokio::test]
-async fn a_database_without_the_tables_or_columns_is_a_fault_of_the_configuration() {
+async fn a_database_without_the_tables_or_columns_is_a_configuration_error() {
     let empty = Database::new().await;
     let lacking = Database::migrated().await;
     let ddl = "ALTER TABLE tenants DROP COLUMN version;
@@ -291,7 +293,7 @@ async fn a_database_without_the_tables_or_columns_is_a_fault_of_the_configuratio
 }
 
 #[tokio::test]
-async fn a_database_that_comes_up_late_and_lacks_the_tables_ends_the_server() {
+async fn a_late_database_without_the_tables_ends_the_server() {
     let postgres = pg::Server::start();
     let database = Database::on(&postgres).await;
     postgres.stop_fast();
@@ -309,7 +311,7 @@ async fn a_database_that_comes_up_late_and_lacks_the_tables_ends_the_server() {
 }
 
 #[tokio::test]
-async fn serve_never_runs_ddl_and_needs_no_right_to() {
+async fn serve_runs_no_ddl_and_needs_no_privilege_for_it() {
     let postgres = pg::Server::options()
         .setting("log_statement", "all")
         .start();
@@ -342,7 +344,7 @@ async fn serve_never_runs_ddl_and_needs_no_right_to() {
 }
 
 #[tokio::test]
-async fn a_disabled_feature_needs_no_keys_and_no_database() {
+async fn without_machine_identity_the_server_needs_no_keys_and_no_database() {
     let bare = |site: Site| {
         site.missing_secrets()
             .unset("rewrap.secrets_file")
@@ -378,7 +380,7 @@ async fn a_disabled_feature_needs_no_keys_and_no_database() {
             );
         }
         assert_health(&server, "SERVING").await;
-        // Who may not call is not told how the site is configured.
+        // An unauthorized client learns nothing about the configuration.
         let error = reencrypt(&server, certs::machine(), json!({}))
             .await
             .unwrap_err();

@@ -2,12 +2,15 @@
 //! files have no cycle.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::{Path, PathBuf};
+
+use crate::source_imports::{Import, Sources};
+
+/// For each folder, the folders that its files may import. A file at the root counts as a folder.
+type Levels = &'static [(&'static str, &'static [&'static str])];
 
 /// The folders, and files at the root, that each of them may import. The order is that of the
 /// levels in `src/lib.rs`, from the top.
-const ALLOWED: [(&str, &[&str]); 16] = [
+const ALLOWED: Levels = &[
     (
         "cli",
         &[
@@ -73,136 +76,184 @@ const ALLOWED: [(&str, &[&str]); 16] = [
     ("limits", &[]),
     ("regular_file", &[]),
     ("telemetry", &[]),
-    ("lib", &[]),
 ];
 
-fn source() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+/// The folder of a module, which is the first segment of its path.
+fn folder(module: &[String]) -> Option<&str> {
+    module.first().map(String::as_str)
 }
 
-fn files(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            files(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.push(path);
-        }
-    }
-}
-
-/// The code of a file without its comments and unit tests.
-fn code(path: &Path) -> String {
-    let text = fs::read_to_string(path).unwrap();
-    let text = text.split("#[cfg(test)]\nmod ").next().unwrap();
-    text.lines()
-        .map(|line| line.split("//").next().unwrap())
-        .collect::<Vec<_>>()
-        .join("\n")
-}
-
-/// The paths below `crate::` in a text, with groups in braces expanded.
-fn imports(code: &str) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    for (at, _) in code.match_indices("crate::") {
-        let rest = &code[at + "crate::".len()..];
-        if code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == '$') {
+/// The problems of folders that import folders without permission of `allowed`.
+fn forbidden_imports(sources: &Sources, allowed: Levels) -> Vec<String> {
+    let allowed: BTreeMap<_, _> = allowed.iter().copied().collect();
+    let folders: BTreeSet<_> = sources.modules().filter_map(folder).collect();
+    let without_level = folders.iter().filter(|name| !allowed.contains_key(*name));
+    let mut problems: Vec<_> = without_level
+        .map(|name| format!("{name} has no level: add it to ALLOWED"))
+        .collect();
+    for import in sources.imports() {
+        let (from, to) = (folder(&import.from), folder(&import.names));
+        // The root of the crate has no items, only modules.
+        let (Some(from), Some(to)) = (from, to) else {
             continue;
+        };
+        let is_allowed = allowed.get(from).is_some_and(|below| below.contains(&to));
+        if from != to && !is_allowed {
+            problems.push(described(&import));
         }
-        expand(rest, "", &mut found);
     }
-    found
+    problems
 }
 
-fn expand(text: &str, prefix: &str, found: &mut BTreeSet<String>) {
-    if let Some(group) = text.strip_prefix('{') {
-        let mut depth = 0;
-        let mut start = 0;
-        for (at, character) in group.char_indices() {
-            match character {
-                '{' => depth += 1,
-                '}' if depth == 0 => {
-                    expand(group[start..at].trim(), prefix, found);
-                    return;
-                }
-                '}' => depth -= 1,
-                ',' if depth == 0 => {
-                    expand(group[start..at].trim(), prefix, found);
-                    start = at + 1;
-                }
-                _ => {}
-            }
-        }
-        return;
-    }
-    let end = text
-        .find(|c: char| !c.is_alphanumeric() && c != '_')
-        .unwrap_or(text.len());
-    let path = format!("{prefix}{}", &text[..end]);
-    match text[end..].strip_prefix("::") {
-        Some(rest) => expand(rest, &format!("{path}::"), found),
-        None => {
-            found.insert(path);
-        }
-    }
+fn described(import: &Import) -> String {
+    format!("{} imports {}", import.from.join("::"), import.path)
 }
 
-/// The folder of a file, or the name of a file at the root.
-fn folder(path: &Path) -> String {
-    let inside = path.strip_prefix(source()).unwrap();
-    let first = inside.components().next().unwrap().as_os_str();
-    first.to_str().unwrap().trim_end_matches(".rs").to_owned()
+/// One cycle in the imports of files, as the imports of which it consists; empty if there is none.
+///
+/// A file may use the items of the `mod.rs` files above it: a `mod.rs` is the interface of its
+/// folder. An item that a `mod.rs` only re-exports counts as an item of the file that defines it.
+fn cycle_of_files(sources: &Sources) -> Vec<String> {
+    let mut imports: Vec<_> = sources.imports().into_iter().collect();
+    imports.retain(|import| !import.from.starts_with(&import.to));
+    // Remove the files that import no other file, until none is left or all are in cycles.
+    loop {
+        let importing: BTreeSet<_> = imports.iter().map(|import| import.from.clone()).collect();
+        let before = imports.len();
+        imports.retain(|import| importing.contains(&import.to));
+        if imports.len() == before {
+            break;
+        }
+    }
+    let mut way: Vec<&Import> = imports.first().into_iter().collect();
+    while let Some(last) = way.last() {
+        if let Some(start) = way.iter().position(|import| import.from == last.to) {
+            return way[start..]
+                .iter()
+                .map(|import| described(import))
+                .collect();
+        }
+        let next = imports.iter().find(|import| import.from == last.to);
+        way.extend(next);
+    }
+    Vec::new()
+}
+
+/// The folders that are part of a cycle in `allowed`, or above one.
+fn cycle_of_levels(allowed: Levels) -> BTreeSet<&'static str> {
+    let mut left: BTreeMap<_, _> = allowed.iter().copied().collect();
+    loop {
+        let count = left.len();
+        let names: BTreeSet<_> = left.keys().copied().collect();
+        left.retain(|_, below| below.iter().any(|name| names.contains(name)));
+        if left.len() == count {
+            return names;
+        }
+    }
 }
 
 #[test]
 fn every_folder_imports_only_folders_below_it() {
-    let mut all = Vec::new();
-    files(&source(), &mut all);
-    let allowed: BTreeMap<_, _> = ALLOWED.into_iter().collect();
-    let mut wrong = Vec::new();
-    for path in &all {
-        let from = folder(path);
-        if from == "main" {
-            continue;
-        }
-        let may = allowed
-            .get(from.as_str())
-            .unwrap_or_else(|| panic!("{from} has no level: add it to ALLOWED"));
-        for import in imports(&code(path)) {
-            let to = import.split("::").next().unwrap();
-            let is_folder = allowed.contains_key(to);
-            if to != from && is_folder && !may.contains(&to) {
-                wrong.push(format!("{} imports {import}", path.display()));
-            }
-        }
+    let problems = forbidden_imports(&Sources::of_this_crate(), ALLOWED);
+    assert!(problems.is_empty(), "{problems:#?}");
+    assert_eq!(cycle_of_levels(ALLOWED), BTreeSet::new(), "in ALLOWED");
+}
+
+#[test]
+fn the_imports_of_files_have_no_cycle() {
+    let cycle = cycle_of_files(&Sources::of_this_crate());
+    assert!(cycle.is_empty(), "{cycle:#?}");
+}
+
+#[test]
+fn an_import_against_the_direction_is_found_in_every_form() {
+    const TWO_LEVELS: Levels = &[("high", &["low"]), ("low", &[])];
+    let low = |text| {
+        let files = [("high", "mod part;"), ("high::part", ""), ("low", text)];
+        forbidden_imports(&Sources::of_files(&files), TWO_LEVELS)
+    };
+    for (text, path) in [
+        ("use crate::high::X;", "crate::high::X"),
+        ("use crate::{\n    high::{self, X},\n};", "crate::high::X"),
+        (
+            "pub(crate) use crate::high::part::X as Y;",
+            "crate::high::part::X",
+        ),
+        ("fn f() -> crate::high::X {}", "crate::high::X"),
+        ("use super::high::X;", "super::high::X"),
+        ("use self::super::high;", "self::super::high"),
+        (
+            "#[cfg(test)]\nmod tests {\n    use super::*;\n}\n\nuse crate::high::X;",
+            "crate::high::X",
+        ),
+    ] {
+        let wanted = format!("low imports {path}");
+        assert!(low(text).contains(&wanted), "{text}: {:?}", low(text));
     }
-    assert!(
-        wrong.is_empty(),
-        "against the direction:\n{}",
-        wrong.join("\n")
+    for text in [
+        "use crate::low::X;",
+        "// use crate::high::X;",
+        "#[cfg(test)]\nmod tests {\n    use crate::high::X;\n}",
+        "use other::high::X;",
+        "let text = $crate::high::X;",
+    ] {
+        assert_eq!(low(text), Vec::<String>::new(), "{text}");
+    }
+    let files = [("high", "use crate::low::X;"), ("new", ""), ("low", "")];
+    let problems = forbidden_imports(&Sources::of_files(&files), TWO_LEVELS);
+    assert_eq!(problems, ["new has no level: add it to ALLOWED"]);
+}
+
+#[test]
+fn a_cycle_of_levels_is_found() {
+    const CYCLE: Levels = &[("a", &["b"]), ("b", &["c"]), ("c", &["b"]), ("d", &[])];
+    assert_eq!(cycle_of_levels(CYCLE), BTreeSet::from(["a", "b", "c"]));
+}
+
+#[test]
+fn a_cycle_of_files_in_one_folder_is_found() {
+    let direct = [
+        ("x", "mod a;\nmod b;\nmod c;"),
+        ("x::a", "use super::b::B;"),
+        ("x::b", "use crate::x::c::{C, D};"),
+        ("x::c", "fn f() { super::a::f() }"),
+    ];
+    assert_eq!(
+        cycle_of_files(&Sources::of_files(&direct)),
+        [
+            "x::a imports super::b::B",
+            "x::b imports crate::x::c::C",
+            "x::c imports super::a::f"
+        ]
+    );
+    // The same through re-exports, one of them under another name.
+    let re_exported = [
+        (
+            "x",
+            "mod a;\nmod b;\npub use self::a::A;\nuse b::B as Other;",
+        ),
+        ("x::a", "use super::Other;"),
+        ("x::b", "use crate::x::A;"),
+    ];
+    assert_eq!(
+        cycle_of_files(&Sources::of_files(&re_exported)),
+        ["x::a imports super::Other", "x::b imports crate::x::A"]
     );
 }
 
 #[test]
-fn the_levels_have_no_circle() {
-    let allowed: BTreeMap<_, _> = ALLOWED.into_iter().collect();
-    let mut left: BTreeSet<_> = allowed.keys().copied().collect();
-    while !left.is_empty() {
-        let free: Vec<_> = left
-            .iter()
-            .filter(|name| allowed[*name].iter().all(|below| !left.contains(below)))
-            .copied()
-            .collect();
-        assert!(!free.is_empty(), "a circle among {left:?}");
-        for name in free {
-            left.remove(name);
-        }
-    }
-}
-
-#[test]
-fn the_reader_of_this_test_takes_imports_apart() {
-    let text = "use crate::{a::{B, c::D}, e};\nlet x = crate::f::g();";
-    let found: Vec<_> = imports(text).into_iter().collect();
-    assert_eq!(found, ["a::B", "a::c::D", "e", "f::g"]);
+fn a_file_may_use_the_items_of_the_modules_above_it() {
+    let files = [
+        (
+            "x",
+            "mod a;\nmod b;\npub use self::a::A;\npub struct Shared;",
+        ),
+        ("x::a", "use super::Shared;\nuse super::b::B;"),
+        ("x::b", "mod deep;"),
+        ("x::b::deep", "use super::super::Shared;"),
+    ];
+    assert_eq!(
+        cycle_of_files(&Sources::of_files(&files)),
+        Vec::<String>::new()
+    );
 }

@@ -62,7 +62,7 @@ async fn assert_served(server: &Server) {
 }
 
 #[tokio::test]
-async fn only_a_client_certificate_that_verifies_gets_through() {
+async fn only_verified_client_certificates_are_accepted() {
     let server = site().start().await;
     let leaf = || service_cert("nico-api");
     let allowed = [
@@ -128,7 +128,7 @@ async fn only_a_client_certificate_that_verifies_gets_through() {
     let mut counts = BTreeMap::new();
     for (what, leaf, alert, reason) in denied {
         *counts.entry(reason).or_default() += 2;
-        // In TLS 1.3 the client is done first, and has to stay to be told.
+        // In TLS 1.3, the client's handshake ends first. The client must wait for the alert.
         for options in [&["-tls1_2"][..], &["-tls1_3", "-ign_eof"]] {
             let error = handshake(&server, leaf.as_ref(), options).await;
             let error = error.expect_err(what);
@@ -159,7 +159,7 @@ async fn tls_1_2_and_1_3_with_aead_suites_and_nothing_older() {
         let session = handshake(&server, Some(&leaf), options).await.unwrap();
         assert!(session.contains(expected), "{options:?}: {session}");
     }
-    // These two need the weakest settings to be offered by openssl at all, as in the first line above.
+    // openssl offers these two only with its weakest settings, as in the first line above.
     for options in [
         &["-tls1", "-cipher", weakest][..],
         &["-tls1_1", "-cipher", weakest],
@@ -172,7 +172,7 @@ async fn tls_1_2_and_1_3_with_aead_suites_and_nothing_older() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_ask_for_h2_is_turned_away() {
+async fn a_client_without_alpn_h2_is_refused() {
     let server = site().start().await;
     let leaf = certs::service("nico-api");
     let offers = [
@@ -190,17 +190,17 @@ async fn a_client_that_does_not_ask_for_h2_is_turned_away() {
         }
     }
     assert_refused(&server, "no_h2", 2).await;
-    // Without ALPN the handshake itself succeeds.
+    // Without ALPN, the handshake succeeds.
     let mut silent = Connection::open(&server, Some(&leaf), &["-tls1_2"]);
     assert!(!silent.greet().await);
     assert_refused(&server, "no_h2", 3).await;
 }
 
 #[tokio::test]
-async fn every_connection_shows_its_certificate_anew() {
+async fn tls_sessions_are_not_resumed() {
     let server = site().set("rewrap.idle_timeout", "\"1s\"").start().await;
     let leaf = certs::service("nico-api");
-    // A resumed session would bring a certificate that was good when it was made, whatever has become of it.
+    // A resumed session would use a certificate that was valid at its start and may be revoked now.
     let options = ["-tls1_2", "-reconnect"];
     let sessions = handshake(&server, Some(&leaf), &options).await.unwrap();
     let count = |what: &str| sessions.matches(what).count();
@@ -214,21 +214,21 @@ async fn every_connection_shows_its_certificate_anew() {
 }
 
 #[tokio::test]
-async fn a_client_that_never_finishes_its_handshake_is_dropped_while_others_are_served() {
+async fn an_unfinished_handshake_times_out_and_does_not_affect_others() {
     let server = site()
         .set("rewrap.handshake_timeout", "\"1s\"")
         .start()
         .await;
     let mut silent = TcpStream::connect(&server.grpc).await.unwrap();
     let mut halting = TcpStream::connect(&server.grpc).await.unwrap();
-    // A TLS record that announces more than there will ever be.
+    // A TLS record whose header announces more bytes than follow.
     halting.write_all(b"\x16\x03\x01\x02\x00").await.unwrap();
     assert_served(&server).await;
     for connection in [&mut silent, &mut halting] {
         let mut answer = Vec::new();
         let end = connection.read_to_end(&mut answer);
         let end = tokio::time::timeout(Duration::from_secs(60), end).await;
-        // An end or a reset, and nothing before it.
+        // The connection ends or is reset, and no byte arrives before.
         let _ = end.expect("the connection stays open");
         assert_eq!(answer, b"");
     }
@@ -237,14 +237,14 @@ async fn a_client_that_never_finishes_its_handshake_is_dropped_while_others_are_
 }
 
 #[tokio::test]
-async fn what_is_no_tls_and_who_only_knocks_are_counted_apart() {
+async fn invalid_tls_and_closed_connections_are_counted_separately() {
     let server = site().start().await;
     let mut plain = TcpStream::connect(&server.grpc).await.unwrap();
     plain.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
     assert_refused(&server, "protocol_error", 1).await;
     drop(TcpStream::connect(&server.grpc).await.unwrap());
     assert_refused(&server, "closed", 1).await;
-    // A client that trusts another CA than that of the server's certificate.
+    // A client that does not trust the CA of the server's certificate.
     let wrong = ["-CAfile", certs::other_ca().cert.to_str().unwrap()];
     let leaf = certs::service("nico-api");
     for options in [[&["-tls1_2"][..], &wrong].concat(), wrong.to_vec()] {
@@ -254,14 +254,18 @@ async fn what_is_no_tls_and_who_only_knocks_are_counted_apart() {
     assert_refused(&server, "client_alert", 2).await;
     assert_eq!(refused(&server).await.len(), 3, "and for no other reason");
     assert_served(&server).await;
-    // All was logged before the process ended.
+    // Every line is logged before the process ends.
     assert_eq!(server.terminate().await, 0);
     let logged = server.logs_with("TLS handshake refused");
-    assert_eq!(logged.len(), 3, "not who only knocks: {logged:?}");
+    assert_eq!(
+        logged.len(),
+        3,
+        "closed connections are not logged: {logged:?}"
+    );
 }
 
 #[tokio::test]
-async fn a_connection_without_a_call_is_dropped() {
+async fn an_idle_connection_is_closed() {
     let server = site().set("rewrap.idle_timeout", "\"1s\"").start().await;
     let leaf = certs::service("nico-api");
     let silent = Connection::open(&server, Some(&leaf), VERSIONS[1]);
@@ -273,7 +277,7 @@ async fn a_connection_without_a_call_is_dropped() {
 }
 
 #[tokio::test]
-async fn a_connection_too_many_waits_for_a_place_and_breaks_no_other() {
+async fn a_connection_over_the_limit_waits_for_a_slot_and_affects_no_other() {
     let server = site()
         .set("rewrap.max_client_connections", "2")
         .start()
@@ -295,7 +299,7 @@ async fn a_connection_too_many_waits_for_a_place_and_breaks_no_other() {
 }
 
 #[tokio::test]
-async fn a_client_that_answers_no_ping_is_dropped_and_one_that_does_stays() {
+async fn a_client_that_does_not_answer_pings_is_disconnected() {
     let server = site()
         .set("rewrap.max_client_connections", "2")
         .set("rewrap.keepalive_interval", "\"1s\"")
@@ -305,7 +309,7 @@ async fn a_client_that_answers_no_ping_is_dropped_and_one_that_does_stays() {
     let call = || Call::new(&server, certs::admin());
     let (mut live, mut frozen) = (call().watch(), call().watch());
     frozen.freeze();
-    // There is no place for a third before one of the two is gone.
+    // A third connection gets a slot only when one of the two ends.
     let third = call()
         .without_reflection()
         .option(&["-connect-timeout", "60"]);

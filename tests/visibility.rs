@@ -109,7 +109,7 @@ async fn policies_that_can_hide_rows_are_refused_and_others_are_not() {
 }
 
 #[tokio::test]
-async fn a_policy_that_appears_in_mid_run_leaves_no_clean_report() {
+async fn a_policy_created_during_a_run_prevents_a_clean_report() {
     let postgres = pg::Server::start();
     let (database, admin, url) = with_role(&postgres).await;
     let owner = database.client().await;
@@ -134,7 +134,8 @@ async fn a_policy_that_appears_in_mid_run_leaves_no_clean_report() {
 
 /// Makes Postgres use an index for tables that are too small for one.
 async fn follow_the_index(database: &Database) {
-    // A plan that has to scan a table all the same counts as so costly that it would be compiled.
+    // With enable_seqscan off, a plan that must scan a table has such a high cost that Postgres
+    // would compile it.
     for setting in ["enable_seqscan", "jit"] {
         let sql = format!("ALTER DATABASE {} SET {setting} = off", database.name());
         database.admin().await.batch_execute(&sql).await.unwrap();
@@ -156,7 +157,7 @@ async fn insert_past_the_index(database: &Database, id: &str) {
 }
 
 #[tokio::test]
-async fn a_row_that_the_index_has_lost_is_told_of() {
+async fn a_row_missing_from_the_index_is_reported() {
     let (database, client) = seeded(&orgs(20)).await;
     follow_the_index(&database).await;
     insert_past_the_index(&database, "lost").await;
@@ -188,7 +189,7 @@ async fn a_row_that_the_index_has_lost_is_told_of() {
 }
 
 #[tokio::test]
-async fn an_index_in_another_order_than_the_collation_is_told_of() {
+async fn an_index_with_another_order_than_the_collation_is_reported() {
     let (database, client) = seeded(&[]).await;
     let by_bytes =
         "ALTER TABLE tenant_identity_config ALTER organization_id TYPE text COLLATE \"C\"";
@@ -202,7 +203,7 @@ async fn an_index_in_another_order_than_the_collation_is_told_of() {
         })
         .collect();
     seed::insert(&client, &orgs).await;
-    // What an upgrade of the C library or of ICU does to an index.
+    // An upgrade of the C library or of ICU has this effect on an index.
     let linguistic = "UPDATE pg_attribute SET attcollation = '\"en-x-icu\"'::regcollation
             WHERE attname = 'organization_id' AND attrelid IN
                 ('tenant_identity_config'::regclass, 'tenant_identity_config_pkey'::regclass);
@@ -226,14 +227,14 @@ async fn an_index_in_another_order_than_the_collation_is_told_of() {
 }
 
 #[tokio::test]
-async fn rows_that_come_and_go_in_mid_run_are_no_fault_and_new_ones_are_done() {
+async fn rows_deleted_during_a_run_are_no_problem_and_new_rows_are_rewrapped() {
     let (database, client) = seeded(&orgs(60)).await;
     slow_writes(&client, 0.02).await;
     let site = Site::new(&database).set("rewrap.page_size", "10");
     let server = site.set("rewrap.database_pool_size", "2").start().await;
     let meanwhile = async {
         until_written(&client, 15).await;
-        // Behind the run, and ahead of it.
+        // One id is before the position of the run, and one is after it.
         let new = [Org::under("aaa", "kv1"), Org::under("zzz", "kv1")];
         seed::insert(&client, &new).await;
         let gone = "DELETE FROM tenants WHERE organization_id IN ('org000', 'org059')";
@@ -245,7 +246,7 @@ async fn rows_that_come_and_go_in_mid_run_are_no_fault_and_new_ones_are_done() {
 }
 
 #[tokio::test]
-async fn a_collation_of_another_version_is_warned_about() {
+async fn a_collation_version_mismatch_causes_a_warning() {
     let (database, _client) = seeded(&orgs(1)).await;
     let admin = database.admin().await;
     let older = "UPDATE pg_database SET datcollversion = '0' WHERE datname = current_database()";
@@ -257,9 +258,10 @@ async fn a_collation_of_another_version_is_warned_about() {
 }
 
 #[tokio::test]
-async fn what_the_role_lacks_is_named_before_a_row_is_touched() {
+async fn a_missing_privilege_is_reported_before_the_first_row() {
     let nothing = None;
-    // What is wrong, what an apply is answered with, and a dry run, which needs less.
+    // The missing privilege, and the answers to an apply and to a dry run, which needs fewer
+    // privileges.
     let table = [
         (
             "REVOKE UPDATE (version) ON tenants FROM nico_rewrap",
@@ -330,7 +332,7 @@ async fn what_the_role_lacks_is_named_before_a_row_is_touched() {
 }
 
 #[tokio::test]
-async fn two_rows_with_one_id_make_no_clean_report() {
+async fn two_rows_with_one_id_prevent_a_clean_report() {
     for page_size in ["1", "2", "1000"] {
         let (database, client) = seeded(&orgs(3)).await;
         let duplicate =

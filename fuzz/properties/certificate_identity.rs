@@ -1,5 +1,5 @@
-//! `Caller::from_leaf` takes any bytes, and what it makes of a certificate keeps to
-//! the rules that no certificate may bend.
+//! `Caller::from_leaf` accepts any bytes. The identity that it returns obeys the rules that
+//! hold for every certificate.
 
 use nico_rewrap::auth::identity::{Anchor, Caller, Identity, TrustRules};
 use x509_parser::{
@@ -7,8 +7,8 @@ use x509_parser::{
     prelude::{FromDer, X509Certificate},
 };
 
-/// Says what the holder of the certificate `der` is, admin bundle and all: a
-/// `service`, a `machine`, `external`, or `nobody`.
+/// Checks the properties. Returns the kind of identity of the certificate `der`, with an
+/// admin bundle: `service`, `machine`, `external` or `nobody`.
 pub(crate) fn check(der: &[u8]) -> &'static str {
     let of = |anchor| Caller::from_leaf(der, anchor, &rules());
     let caller = of(Anchor::Admin);
@@ -38,7 +38,7 @@ pub(crate) fn check(der: &[u8]) -> &'static str {
     caller.identity.as_ref().map_or("nobody", Identity::kind)
 }
 
-/// The rules that the seeds were made for.
+/// The rules for which the seeds were made.
 fn rules() -> TrustRules {
     TrustRules {
         trust_domain: "nico.local".to_owned(),
@@ -50,7 +50,7 @@ fn rules() -> TrustRules {
     }
 }
 
-/// Any URI with that scheme, in any of the extensions.
+/// Whether any extension has a URI with the scheme `spiffe`.
 fn speaks_of_spiffe(der: &[u8]) -> bool {
     let Ok((_, leaf)) = X509Certificate::from_der(der) else {
         return false;
@@ -69,7 +69,7 @@ fn speaks_of_spiffe(der: &[u8]) -> bool {
     uris.any(|uri| uri.starts_with("spiffe:"))
 }
 
-/// All that goes into the audit record.
+/// All texts that the audit record contains.
 fn texts(caller: &Caller) -> Vec<&str> {
     let mut texts = vec![caller.serial.as_str(), caller.issuer.as_str()];
     if let Some(refusal) = &caller.refusal {

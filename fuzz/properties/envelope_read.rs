@@ -1,8 +1,8 @@
-//! `Envelope::parse` accepts and refuses what the straightforward reading does, and
-//! both find the same in it.
+//! `Envelope::parse` accepts the same texts as a simple reader, and both read the same
+//! values.
 //!
-//! Every input is tried twice: as the text of a column, and as the JSON inside of
-//! one, so that a fuzzer need not learn base64 first.
+//! Every input is checked twice: as the text of a column, and as the JSON in such a text.
+//! Otherwise, the fuzzer would first have to find valid base64.
 
 #[path = "../../benches/plain/envelope.rs"]
 mod oracle;
@@ -10,7 +10,8 @@ mod oracle;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use nico_rewrap::domain::envelope::{Buffers, Envelope};
 
-/// Says whether `input` is an `accepted` envelope, one way or the other, or `refused`.
+/// Checks the properties. Returns `accepted` if `input` is an envelope as text or as JSON, and
+/// `refused` otherwise.
 pub(crate) fn check(input: &[u8]) -> &'static str {
     let text = std::str::from_utf8(input);
     let as_text = text.is_ok_and(|text| {

@@ -1,5 +1,5 @@
-//! `CasbinPolicy::parse` takes any text. A policy that it accepts decides as the `casbin`
-//! crate decides, which nico-api uses.
+//! `CasbinPolicy::parse` accepts any text without a panic. A parsed policy makes the same
+//! decisions as the crate `casbin`, which nico-api uses.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use nico_rewrap::auth::casbin_policy::{CasbinPolicy, PolicyError};
 
 const ACTION: &str = "forge/ReencryptTenantIdentitySecrets";
 
-/// Who asks in any case, beside the names in the policy.
+/// Subjects that every policy is asked about, in addition to the names in the policy.
 const SUBJECTS: [&str; 4] = [
     "external-role/site-admins",
     "spiffe-service-id/nico-api",
@@ -17,11 +17,11 @@ const SUBJECTS: [&str; 4] = [
     "",
 ];
 
-/// Of the names in the policy so many ask: each costs the compilation of globs.
+/// Maximum number of names of the policy that are subjects. Each one compiles all globs.
 const MAX_SUBJECTS: usize = 12;
 
-/// Says whether `input` is a policy that `allows` somebody the call or `denies` it to
-/// all who were asked, or is `refused`.
+/// Checks the properties. Returns `allows` if the policy allows the call for a subject,
+/// `denies` if it allows the call for no subject, and `refused` if `input` is not a policy.
 pub(crate) fn check(input: &[u8]) -> &'static str {
     let Ok(text) = std::str::from_utf8(input) else {
         return "refused";
@@ -46,7 +46,8 @@ pub(crate) fn check(input: &[u8]) -> &'static str {
     if allowed { "allows" } else { "denies" }
 }
 
-/// At least one, in order, one for a line, and each one line of the log.
+/// There is at least one problem, at most one for each line, in the order of the lines. Each
+/// text fits in one line of the log.
 fn check_faults(text: &str, faults: &[PolicyError]) {
     let mut last = 0;
     for fault in faults {
@@ -69,12 +70,12 @@ fn read_by_casbin(text: &str) -> Enforcer {
         let model = DefaultModel::from_str(MODEL).await?;
         Enforcer::new(model, StringAdapter::new(text)).await
     };
-    // In memory, so that it never waits.
+    // The policy is in memory, so loading it never waits.
     let loaded = loading.now_or_never();
     loaded.expect("no waiting").expect("no error")
 }
 
-/// What stands between commas, more or less.
+/// The fields of the policy, approximately: the texts between commas.
 fn names(text: &str) -> BTreeSet<&str> {
     let fields = text.split([',', '\n']);
     let names = fields.map(|field| field.trim().trim_matches('"'));

@@ -1,12 +1,12 @@
-//! `secrets::parse` takes any text, and its messages quote nothing of it but the ids
-//! of keys.
+//! `keys::file::parse` accepts any text without a panic. Its messages quote only the ids of
+//! keys.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use nico_rewrap::keys::file::parse;
 use serde::{Deserialize, de::IgnoredAny};
 
-/// Every message there is, with `ID` for a key id and `N` for a number.
+/// All messages, with `ID` for a key id and `N` for a number.
 const MESSAGES: [&str; 26] = [
     "is not the expected JSON or YAML: \
      machine_identity.encryption_keys must map key ids to baseN texts",
@@ -54,7 +54,7 @@ const MESSAGES: [&str; 26] = [
      a new key cannot decrypt what this key encrypted",
 ];
 
-/// Says whether `input` is an `accepted` file or `refused`.
+/// Checks the properties. Returns whether the file `input` is `accepted` or `refused`.
 pub(crate) fn check(input: &[u8]) -> &'static str {
     let Ok(text) = std::str::from_utf8(input) else {
         return "refused";
@@ -77,7 +77,7 @@ pub(crate) fn check(input: &[u8]) -> &'static str {
     }
 }
 
-/// The ids as another reading finds them, spelled as messages spell them.
+/// The ids that another reader finds, quoted as in the messages.
 fn key_ids(text: &str) -> Vec<String> {
     #[derive(Deserialize)]
     struct File {
@@ -100,7 +100,7 @@ fn id_as_id(fault: &str, ids: &[String]) -> String {
         let Some(rest) = fault.strip_prefix(prefix) else {
             continue;
         };
-        // The longest: an id may look like the beginning of another, with a quote in it.
+        // The longest match: an id with a quote may begin like another id.
         let id = ids.iter().filter(|id| rest.starts_with(id.as_str()));
         if let Some(id) = id.max_by_key(|id| id.len()) {
             return format!("{prefix}ID{}", &rest[id.len()..]);

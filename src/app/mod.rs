@@ -3,25 +3,30 @@
 //!
 //! The HTTP listener answers probes from the start to the end of the process.
 
+mod certificate;
+mod critical_tasks;
+mod error;
+mod listeners;
+mod self_test;
 mod watch;
 
-use std::{
-    io,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use metrics_exporter_prometheus::PrometheusHandle;
-use rustls::pki_types::UnixTime;
-use thiserror::Error;
 use tokio::{
-    net::{TcpListener, TcpSocket},
+    net::TcpListener,
     sync::watch::{Receiver, Sender},
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::{
+    certificate::{hold_for_certificate, wait_for_certificate},
+    critical_tasks::{CriticalTasks, spawn_tracked},
+    listeners::log_listening,
+    self_test::self_test,
+};
+pub use self::{error::AppError, listeners::Listeners};
 use crate::{
     api::{
         call::{CallContext, Calls},
@@ -30,28 +35,16 @@ use crate::{
     },
     audit::AuditLog,
     config::Config,
-    domain::{
-        envelope::{Buffers, Envelope, Plaintext, seal},
-        keyring::{Kek, Keyring, wipe_stack},
-    },
     run::{Runner, Site},
-    server::ServerOptions,
-    server::{self, probes},
-    store::{SchemaError, Store},
+    server::{self, ServerOptions, probes},
+    store::Store,
     telemetry::readiness::Readiness,
-    tls::{Reloader, TlsState},
+    tls::Reloader,
 };
 
 const GRPC: &str = "grpc";
 const DATABASE: &str = "database";
-const CERTIFICATE: &str = "certificate";
 const PROCESS: &str = "process";
-
-/// Maximum number of connections that wait to be accepted.
-const BACKLOG: u32 = 1024;
-
-/// How often to check a certificate that is outside its validity period.
-const RETRY: Duration = Duration::from_secs(1);
 
 /// How long clients may take to receive the last answers, after the grace period of the
 /// calls.
@@ -60,88 +53,6 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often to compact the histograms. The exporter does this in a task of its own only if
 /// it also serves the metrics over HTTP. This is the interval of that task.
 const UPKEEP: Duration = Duration::from_secs(5);
-
-/// Why the server did not start, or ended without a shutdown signal.
-#[derive(Debug, Error)]
-pub enum AppError {
-    /// The database lacks tables or columns.
-    #[error("database_url: {0}")]
-    Schema(SchemaError),
-    /// The target key failed its self-test.
-    #[error(
-        "[machine_identity].current_encryption_key_id: key {0:?} failed its seal-and-open test"
-    )]
-    TargetKey(String),
-    /// The audit log cannot be opened.
-    #[error("[rewrap].audit_log: can't be opened for appending ({0})")]
-    Audit(std::io::Error),
-    /// A listener cannot be bound.
-    #[error("[rewrap].{setting}: can't listen on {address} ({source})")]
-    Bind {
-        /// The setting.
-        setting: &'static str,
-        /// The value of the setting.
-        address: SocketAddr,
-        /// The error of the operating system.
-        source: std::io::Error,
-    },
-    /// A bug.
-    #[error("{0}")]
-    Bug(String),
-}
-
-impl AppError {
-    /// Whether the cause is the configuration, so that a restart alone does not help.
-    #[must_use]
-    pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Schema(_) | Self::TargetKey(_) | Self::Audit(_))
-    }
-}
-
-/// The two bound listeners.
-#[derive(Debug)]
-pub struct Listeners {
-    /// The listener for gRPC.
-    pub grpc: TcpListener,
-    /// The listener for probes and metrics.
-    pub http: TcpListener,
-}
-
-impl Listeners {
-    /// Binds the configured addresses.
-    ///
-    /// # Errors
-    ///
-    /// [`AppError::Bind`] with the setting whose address cannot be bound.
-    pub async fn bind(options: &ServerOptions) -> Result<Self, AppError> {
-        Ok(Self {
-            grpc: bind("listen", options.listen).await?,
-            http: bind("metrics_endpoint", options.metrics_endpoint).await?,
-        })
-    }
-}
-
-async fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpListener, AppError> {
-    let listener = if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
-        bind_both(address)
-    } else {
-        TcpListener::bind(address).await
-    };
-    listener.map_err(|source| AppError::Bind {
-        setting,
-        address,
-        source,
-    })
-}
-
-/// Binds `[::]` for IPv6 and IPv4, regardless of the system's `net.ipv6.bindv6only`.
-fn bind_both(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = TcpSocket::new_v6()?;
-    rustix::net::sockopt::set_ipv6_v6only(&socket, false)?;
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
-}
 
 /// Serves until `shutdown` is cancelled. Then waits for the calls in progress, at most for the
 /// grace period, and a few more seconds for the last answers.
@@ -222,7 +133,7 @@ impl App {
                 keyring: machine_identity.keyring,
                 store,
             };
-            runner = Some(Runner::new(Arc::new(site), machine_identity.speed));
+            runner = Some(Runner::new(Arc::new(site), machine_identity.rate));
         }
         Ok(Self {
             tls,
@@ -310,37 +221,6 @@ impl App {
     }
 }
 
-/// The tasks that must run until shutdown. If one ends, the process exits, so that a restart
-/// brings the task back: without the reload task, the server would keep accepting revoked
-/// certificates.
-struct CriticalTasks {
-    grpc: TaskTracker,
-    probes: TaskTracker,
-    reloading: TaskTracker,
-}
-
-impl CriticalTasks {
-    /// Waits until one of the tasks ends or panics.
-    async fn ended(&self) -> AppError {
-        let task = tokio::select! {
-            () = self.grpc.wait() => "serves gRPC",
-            () = self.probes.wait() => "serves probes and metrics",
-            () = self.reloading.wait() => "reloads TLS files",
-        };
-        AppError::Bug(format!(
-            "the task that {task} ended: this is a bug; restart nico-rewrap"
-        ))
-    }
-}
-
-/// Spawns a task whose end can be awaited more than once.
-fn spawn_tracked(task: impl Future<Output = ()> + Send + 'static) -> TaskTracker {
-    let tracker = TaskTracker::new();
-    tracker.spawn(task);
-    tracker.close();
-    tracker
-}
-
 /// Compacts the histograms. Without this, a histogram keeps every sample until the next
 /// scrape, and there may be none.
 async fn upkeep(metrics: PrometheusHandle) {
@@ -358,114 +238,10 @@ async fn reopen(audit: AuditLog, mut reload_signal: Receiver<u64>) {
     }
 }
 
-fn log_listening(listeners: &Listeners) {
-    let address = |listener: &TcpListener| {
-        listener
-            .local_addr()
-            .map_or_else(|error| error.to_string(), |address| address.to_string())
-    };
-    tracing::info!(
-        grpc = address(&listeners.grpc),
-        http = address(&listeners.http),
-        "listening"
-    );
-}
-
-/// Checks that the target key opens what it seals: otherwise a run would make every row
-/// unreadable.
-fn self_test(keyring: &Keyring) -> Result<(), AppError> {
-    let target = keyring.target();
-    let opens = seals_and_opens(target);
-    wipe_stack();
-    if opens {
-        Ok(())
-    } else {
-        Err(AppError::TargetKey(target.id().to_string()))
-    }
-}
-
 /// Shows in `/readyz` what a run waits for.
 async fn note_stalls(mut stall: Receiver<Option<String>>, readiness: Readiness) {
     while stall.changed().await.is_ok() {
         let note = stall.borrow_and_update().clone();
         readiness.set_note(note);
-    }
-}
-
-/// Keeps the server unready until its certificate is valid: the clock may not be set yet, or a
-/// renewed certificate may arrive later. A certificate that expires after that does not end
-/// readiness.
-///
-/// The server accepts handshakes in the meantime: clients refuse the certificate themselves.
-async fn wait_for_certificate(states: Receiver<Arc<TlsState>>, readiness: Readiness) {
-    while hold_for_certificate(&states.borrow(), &readiness) {
-        sleep(RETRY).await;
-    }
-    readiness.release(CERTIFICATE);
-}
-
-/// Holds readiness and returns true if the server's certificate is outside its validity
-/// period.
-fn hold_for_certificate(state: &TlsState, readiness: &Readiness) -> bool {
-    let validity = state.validity();
-    if validity.contains(UnixTime::now()) {
-        return false;
-    }
-    readiness.hold(
-        CERTIFICATE,
-        format!(
-            "the server's certificate of [tls].identity_pemfile_path is {validity}: renew the \
-             certificate or correct the clock"
-        ),
-    );
-    true
-}
-
-/// Not inlined, so that the caller can wipe the whole stack frame afterwards.
-#[inline(never)]
-fn seals_and_opens(kek: &Kek) -> bool {
-    let mut bytes = *b"nico-rewrap seal-and-open test";
-    let probe = Plaintext::new(&mut bytes);
-    let mut buffers = Buffers::default();
-    seal(kek, &probe, &mut buffers).is_ok_and(|text| {
-        let sealed = Envelope::parse(&text, &mut buffers).ok();
-        let opened = sealed.and_then(|sealed| sealed.open(kek).ok());
-        opened.is_some_and(|opened| opened == probe)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use std::future::pending;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn any_vital_task_that_ends_is_told_of() {
-        let runs = || spawn_tracked(pending());
-        let panics = || spawn_tracked(async { panic!("a test's own") });
-        let cases = [
-            (spawn_tracked(async {}), runs(), runs(), "gRPC"),
-            (panics(), runs(), runs(), "gRPC"),
-            (runs(), panics(), runs(), "probes"),
-            (runs(), runs(), panics(), "TLS files"),
-        ];
-        for (grpc, probes, reloading, name) in cases {
-            let critical = CriticalTasks {
-                grpc,
-                probes,
-                reloading,
-            };
-            let error = critical.ended().await;
-            assert!(error.to_string().contains(name), "{error}");
-            assert!(!error.is_configuration(), "a restart may help");
-        }
-        let critical = CriticalTasks {
-            grpc: runs(),
-            probes: runs(),
-            reloading: runs(),
-        };
-        let ended = timeout(Duration::from_millis(50), critical.ended()).await;
-        assert!(ended.is_err());
     }
 }

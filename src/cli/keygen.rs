@@ -133,7 +133,8 @@ impl<'a> IntoFile<'a> {
         if text.trim().is_empty() {
             return Ok(Vec::new());
         }
-        let keks = file::parse(text).map_err(|faults| refused(self.path, &faults.join("; ")))?;
+        let keks =
+            file::parse(text).map_err(|problems| refused(self.path, &problems.join("; ")))?;
         Ok(keks.iter().map(|kek| kek.id().to_string()).collect())
     }
 

@@ -14,7 +14,10 @@ use std::{ffi::OsString, num::NonZero, path::PathBuf, process::ExitCode, time::D
 use clap::{Args, Parser, Subcommand};
 use zeroize::Zeroizing;
 
-use crate::{config::Environment, telemetry};
+use crate::{
+    config::{self, Environment},
+    telemetry,
+};
 
 /// Exit code for a configuration error (EX_CONFIG of sysexits.h).
 const EX_CONFIG: u8 = 78;
@@ -56,6 +59,7 @@ enum Command {
     ///
     /// The exit code is 0 after SIGTERM or SIGINT, 78 for a configuration error, and 1 for any
     /// other error.
+    #[command(after_long_help = config::help())]
     Serve(ConfigFiles),
     /// Create nico-api's tables in an empty database, for development and tests.
     ///
@@ -152,11 +156,11 @@ fn forbid_core_dumps() {
 }
 
 /// How long the exit waits for a reader of standard error.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const EXIT_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Reports an error without the log: before logging starts, and in subcommands without a log.
 fn fail(what: &dyn std::fmt::Display, code: u8) -> ExitCode {
-    telemetry::say(format!("nico-rewrap: {what}\n"), LAST_WORDS);
+    telemetry::say(format!("nico-rewrap: {what}\n"), EXIT_FLUSH_TIMEOUT);
     ExitCode::from(code)
 }
 

@@ -8,11 +8,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{EX_CONFIG, LAST_WORDS, VERSION, fail, no_threads, notify, runtime};
+use super::{EX_CONFIG, EXIT_FLUSH_TIMEOUT, VERSION, fail, no_threads, notify, runtime};
 use crate::{
     app::{self, AppError, Listeners},
     config::{Config, Environment},
-    domain::envelope::hardware as cpu,
+    domain::envelope::hardware,
     telemetry,
 };
 
@@ -47,7 +47,7 @@ pub(super) fn run(files: &[PathBuf], environment: Environment) -> ExitCode {
             })
         }
     };
-    telemetry::flush_logs(LAST_WORDS);
+    telemetry::flush_logs(EXIT_FLUSH_TIMEOUT);
     code
 }
 
@@ -101,7 +101,7 @@ fn reload_signal() -> Result<watch::Receiver<u64>, AppError> {
 fn log_startup(config: &Config) {
     tracing::info!(
         version = VERSION,
-        aes_hardware = cpu::has_aes_gcm_instructions(),
+        aes_hardware = hardware::has_aes_gcm_instructions(),
         config = ?config,
         "starting"
     );

@@ -52,7 +52,7 @@ pub(super) fn trust(settings: &mut Settings) -> Option<TrustRules> {
 
 /// Reads which identities may re-wrap.
 pub(super) fn policy(settings: &mut Settings, warnings: &mut Vec<String>) -> Policy {
-    let permissive = settings.bool(PERMISSIVE, false);
+    let permissive = settings.bool_or(PERMISSIVE, false);
     if permissive {
         warnings.push(format!(
             "{}: [auth].permissive_mode is true: calls that the Casbin policy denies are allowed; \
@@ -69,9 +69,7 @@ pub(super) fn policy(settings: &mut Settings, warnings: &mut Vec<String>) -> Pol
 
 fn allowed_services(settings: &mut Settings) -> Vec<String> {
     const ALLOWED: &str = "rewrap.allowed_services";
-    let Some(names) = settings.list(ALLOWED) else {
-        return vec!["nico-api".to_owned(), "carbide-api".to_owned()];
-    };
+    let names = settings.list(ALLOWED).unwrap_or_default();
     // SPIFFE-ID, section 2.2: a certificate cannot contain any other character.
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-._/".contains(c);
     if names

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use zeroize::Zeroizing;
 
-use super::settings::SECTION;
+use super::schema::{self, SECTION};
 
 /// The environment at the start of the process. It may hold keys and passwords, so this
 /// copy is wiped on drop. A value that is not UTF-8 is `None`.
@@ -75,12 +75,12 @@ fn is_blank(value: &str) -> bool {
 /// Problems for variables that differ from the name of a setting only in underscores or
 /// case. Other variables with this prefix are allowed: Kubernetes derives
 /// `NICO_REWRAP_SERVICE_HOST` and others from the name of a Service.
-pub(super) fn misspelled_variables(environment: &Environment, known: &[&str]) -> Vec<String> {
+pub(super) fn misspelled_variables(environment: &Environment) -> Vec<String> {
     let right_name = |variable: &str| {
         let upper = variable.to_ascii_uppercase();
         let key = upper.strip_prefix("NICO_REWRAP")?.trim_start_matches('_');
-        let is_known = known.contains(&key.to_ascii_lowercase().as_str());
-        is_known.then(|| format!("{VARIABLE_PREFIX}{key}"))
+        schema::setting(&key.to_ascii_lowercase())?;
+        Some(format!("{VARIABLE_PREFIX}{key}"))
     };
     environment
         .keys()

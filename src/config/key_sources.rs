@@ -92,7 +92,7 @@ pub(super) fn read(
 ) -> (Sources, Sources) {
     let [legacy_enabled, their_environment] =
         [LEGACY_FILE_ENABLED, NICO_API_ENVIRONMENT].map(|name| flag(settings, environment, name));
-    let from_environment = settings.bool(FROM_ENVIRONMENT, their_environment);
+    let from_environment = settings.bool_or(FROM_ENVIRONMENT, their_environment);
     let legacy_file = variable(settings, environment, LEGACY_FILE, legacy_enabled);
     let their_prefix = variable(settings, environment, NICO_API_PREFIX, from_environment);
 

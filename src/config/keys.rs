@@ -89,10 +89,10 @@ pub(super) fn ids(
         match read_file(&file.path) {
             Ok(keks) => add(keks),
             // It may be out of reach where this program runs.
-            Err(faults) => warnings.push(format!(
+            Err(problems) => warnings.push(format!(
                 "nico-api's secrets file {} {}: the new id was not compared with its ids",
                 file.path.display(),
-                faults.join(", ")
+                problems.join(", ")
             )),
         }
     }

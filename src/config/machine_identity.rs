@@ -1,8 +1,6 @@
 //! Reads the settings that are needed only if `[machine_identity]` is enabled: keys,
 //! database and limits.
 
-use std::time::Duration;
-
 use super::{Environment, MachineIdentity, keys, settings::Settings};
 use crate::{
     run::RateOptions,
@@ -32,9 +30,9 @@ pub(super) fn read(
         keyring: keyring?,
         database: database?,
         store,
-        speed: RateOptions {
-            max_rows_per_second: settings.number("rewrap.max_rows_per_second", 0, 0..=1_000_000),
-            adaptive_rate: settings.bool("rewrap.adaptive_rate", true),
+        rate: RateOptions {
+            max_rows_per_second: settings.number("rewrap.max_rows_per_second", 0..=1_000_000),
+            adaptive_rate: settings.bool("rewrap.adaptive_rate"),
         },
     })
 }
@@ -56,8 +54,8 @@ pub(super) fn database(
                 }
             });
     const CONNECT_TIMEOUT: &str = "rewrap.connect_timeout";
-    let ours = settings.duration(CONNECT_TIMEOUT, Duration::from_secs(5));
-    let connect_timeout = settings.is_set(CONNECT_TIMEOUT).then_some(ours);
+    let is_set = settings.is_set(CONNECT_TIMEOUT);
+    let connect_timeout = is_set.then(|| settings.duration(CONNECT_TIMEOUT));
     let url = settings.required_string(
         "database_url",
         "set it, or the environment variable NICO_API_DATABASE_URL, to nico-api's database",
@@ -121,8 +119,8 @@ fn unread_variables(environment: &Environment, names: &[&str]) -> Option<String>
 }
 
 fn store(settings: &mut Settings, warnings: &mut Vec<String>) -> StoreOptions {
-    let lock_timeout = settings.duration("rewrap.lock_timeout", Duration::from_secs(2));
-    let statement_timeout = settings.duration("rewrap.statement_timeout", Duration::from_secs(5));
+    let lock_timeout = settings.duration("rewrap.lock_timeout");
+    let statement_timeout = settings.duration("rewrap.statement_timeout");
     if lock_timeout >= statement_timeout {
         warnings.push(format!(
             "{}: [rewrap].lock_timeout is not shorter than [rewrap].statement_timeout and has no \
@@ -133,33 +131,31 @@ fn store(settings: &mut Settings, warnings: &mut Vec<String>) -> StoreOptions {
     }
     let durability = settings.one_of(
         "rewrap.durability",
-        Durability::PerRun,
-        &[
+        [
             ("per_run", Durability::PerRun),
             ("per_row", Durability::PerRow),
         ],
     );
     // Measured. With one flush per run, more connections are hardly faster and slow down
     // tenants. With one flush per row, more connections share each flush.
-    let connections = match durability {
-        Durability::PerRun => 5,
-        Durability::PerRow => 16,
+    const POOL_SIZE: &str = "rewrap.database_pool_size";
+    let pool_size = if durability == Durability::PerRow && !settings.is_set(POOL_SIZE) {
+        16
+    } else {
+        settings.number(POOL_SIZE, 1..=256)
     };
     StoreOptions {
-        database_pool_size: settings.number("rewrap.database_pool_size", connections, 1..=256)
-            as usize,
-        page_size: settings.number("rewrap.page_size", 1000, 1..=10_000),
+        database_pool_size: pool_size as usize,
+        page_size: settings.number("rewrap.page_size", 1..=10_000),
         lock_timeout,
         statement_timeout,
-        pool_acquire_timeout: settings
-            .duration("rewrap.pool_acquire_timeout", Duration::from_secs(10)),
-        max_attempts: settings.number("rewrap.max_attempts", 5, 1..=100),
-        pipeline_depth: settings.number("rewrap.pipeline_depth", 32, 1..=64) as usize,
+        pool_acquire_timeout: settings.duration("rewrap.pool_acquire_timeout"),
+        max_attempts: settings.number("rewrap.max_attempts", 1..=100),
+        pipeline_depth: settings.number("rewrap.pipeline_depth", 1..=64) as usize,
         durability,
         pool_mode: settings.one_of(
             "rewrap.pool_mode",
-            PoolMode::Session,
-            &[
+            [
                 ("session", PoolMode::Session),
                 ("transaction", PoolMode::Transaction),
             ],

@@ -11,20 +11,24 @@ mod key_sources;
 mod keys;
 mod machine_identity;
 mod renamed;
+mod schema;
 mod settings;
 mod tls;
 
 use std::{
     collections::BTreeSet,
     fmt,
-    net::{Ipv6Addr, SocketAddr},
+    net::SocketAddr,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use thiserror::Error;
 
-pub use self::environment::Environment;
+pub(crate) use self::schema::help;
+pub use self::{
+    environment::Environment,
+    schema::{DefaultValue, SETTINGS, Setting},
+};
 use self::{
     environment::{ignored_nico_api_variables, misspelled_variables},
     settings::Settings,
@@ -70,8 +74,8 @@ pub struct MachineIdentity {
     pub database: Database,
     /// Limits and modes of the database access.
     pub store: StoreOptions,
-    /// Limits of the speed of runs.
-    pub speed: RateOptions,
+    /// Limits of the rate of runs.
+    pub rate: RateOptions,
 }
 
 /// All problems of a configuration, each on a line of its own.
@@ -84,47 +88,6 @@ impl fmt::Display for ConfigError {
     }
 }
 
-/// The settings of `[rewrap]`.
-const KNOWN: [&str; 37] = [
-    "adaptive_rate",
-    "admin_issuers_in_root_ca",
-    "allowed_services",
-    "audit_log",
-    "audit_required",
-    "connect_timeout",
-    "crl_files",
-    "crl_policy",
-    "database_pool_size",
-    "database_sslmode",
-    "durability",
-    "handshake_timeout",
-    "idle_timeout",
-    "keepalive_interval",
-    "keepalive_timeout",
-    "listen",
-    "lock_timeout",
-    "log_filter",
-    "log_format",
-    "max_attempts",
-    "max_client_connections",
-    "max_concurrent_handshakes",
-    "max_connections_per_client",
-    "max_rows_per_second",
-    "max_runs",
-    "metrics_endpoint",
-    "page_size",
-    "pipeline_depth",
-    "pool_acquire_timeout",
-    "pool_mode",
-    "request_read_timeout",
-    "secrets_environment_prefix",
-    "secrets_file",
-    "secrets_from_environment",
-    "shutdown_grace",
-    "statement_timeout",
-    "tls_reload_interval",
-];
-
 /// The sections that this program reads. `[auth.cli_certs]` has its own check.
 const SECTIONS: [&str; 7] = [
     "auth",
@@ -132,7 +95,7 @@ const SECTIONS: [&str; 7] = [
     "credentials",
     "credentials.file",
     "machine_identity",
-    settings::SECTION,
+    schema::SECTION,
     "tls",
 ];
 
@@ -146,12 +109,12 @@ impl Config {
     pub fn load(files: &[PathBuf], environment: &Environment) -> Result<Self, ConfigError> {
         let mut settings = Settings::read(files, environment);
         settings.only_sections(&SECTIONS);
-        settings.reject_unknown(&KNOWN);
+        settings.reject_unknown();
         settings.only_accepted_by_nico_api();
-        settings.problems(misspelled_variables(environment, &KNOWN));
+        settings.problems(misspelled_variables(environment));
         let mut warnings = ignored_nico_api_variables(environment);
 
-        let machine_identity = if settings.bool("machine_identity.enabled", false) {
+        let machine_identity = if settings.bool_or("machine_identity.enabled", false) {
             machine_identity::read(&mut settings, environment, &mut warnings)
         } else {
             None
@@ -237,39 +200,26 @@ pub fn load_metrics_endpoint(
     }
 }
 
-/// Every address of the machine, IPv6 and IPv4.
-fn any_address(port: u16) -> SocketAddr {
-    SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))
-}
-
 fn metrics_endpoint(settings: &mut Settings) -> SocketAddr {
-    settings.address("rewrap.metrics_endpoint", any_address(1180))
+    settings.address("rewrap.metrics_endpoint")
 }
 
 fn server(settings: &mut Settings) -> ServerOptions {
-    let seconds = Duration::from_secs;
     ServerOptions {
-        listen: settings.address("rewrap.listen", any_address(1179)),
+        listen: settings.address("rewrap.listen"),
         metrics_endpoint: metrics_endpoint(settings),
-        shutdown_grace: settings.duration("rewrap.shutdown_grace", seconds(15)),
-        handshake_timeout: settings.duration("rewrap.handshake_timeout", seconds(5)),
-        request_read_timeout: settings.duration("rewrap.request_read_timeout", seconds(10)),
-        tls_reload_interval: settings.duration("rewrap.tls_reload_interval", seconds(10)),
-        idle_timeout: settings.duration("rewrap.idle_timeout", seconds(300)),
-        keepalive_interval: settings.duration("rewrap.keepalive_interval", seconds(30)),
-        keepalive_timeout: settings.duration("rewrap.keepalive_timeout", seconds(10)),
-        max_concurrent_handshakes: settings.number(
-            "rewrap.max_concurrent_handshakes",
-            128,
-            1..=65_536,
-        ),
-        max_client_connections: settings.number("rewrap.max_client_connections", 256, 1..=65_536),
-        max_connections_per_client: settings.number(
-            "rewrap.max_connections_per_client",
-            64,
-            1..=65_536,
-        ),
-        max_runs: settings.number("rewrap.max_runs", 8, 1..=1_024),
+        shutdown_grace: settings.duration("rewrap.shutdown_grace"),
+        handshake_timeout: settings.duration("rewrap.handshake_timeout"),
+        request_read_timeout: settings.duration("rewrap.request_read_timeout"),
+        tls_reload_interval: settings.duration("rewrap.tls_reload_interval"),
+        idle_timeout: settings.duration("rewrap.idle_timeout"),
+        keepalive_interval: settings.duration("rewrap.keepalive_interval"),
+        keepalive_timeout: settings.duration("rewrap.keepalive_timeout"),
+        max_concurrent_handshakes: settings.number("rewrap.max_concurrent_handshakes", 1..=65_536),
+        max_client_connections: settings.number("rewrap.max_client_connections", 1..=65_536),
+        max_connections_per_client: settings
+            .number("rewrap.max_connections_per_client", 1..=65_536),
+        max_runs: settings.number("rewrap.max_runs", 1..=1_024),
     }
 }
 
@@ -286,7 +236,7 @@ fn audit(settings: &mut Settings) -> AuditOptions {
             format!("{path} can't be opened for appending ({error})"),
         );
     }
-    let required = settings.bool("rewrap.audit_required", file.is_some());
+    let required = settings.bool_or("rewrap.audit_required", file.is_some());
     if required && file.is_none() {
         settings.missing(
             "rewrap.audit_required",
@@ -309,9 +259,33 @@ fn log(settings: &mut Settings) -> LogOptions {
     LogOptions {
         format: settings.one_of(
             "rewrap.log_format",
-            LogFormat::Logfmt,
-            &[("logfmt", LogFormat::Logfmt), ("json", LogFormat::Json)],
+            [("logfmt", LogFormat::Logfmt), ("json", LogFormat::Json)],
         ),
         filter,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A default of another type than the setting would prevent every start.
+    #[test]
+    fn every_default_is_a_valid_value() {
+        let environment = Environment::default();
+        let mut settings = Settings::read(&[], &environment);
+        let mut warnings = Vec::new();
+        let server = server(&mut settings);
+        let _ = (audit(&mut settings), log(&mut settings));
+        let policy = auth::policy(&mut settings, &mut warnings);
+        let _ = machine_identity::read(&mut settings, &environment, &mut warnings);
+        let _ = (auth::trust(&mut settings), tls::read(&mut settings));
+        let problems = settings.into_problems();
+        let missing = |problem: &String| problem.contains(" is missing; ");
+        assert!(problems.iter().all(missing), "{problems:?}");
+        assert_eq!(server.listen.to_string(), "[::]:1179");
+        assert_eq!(server.max_runs, 8);
+        assert_eq!(server.shutdown_grace.as_secs(), 15);
+        assert_eq!(policy.allowed_services, ["nico-api", "carbide-api"]);
     }
 }

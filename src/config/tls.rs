@@ -30,8 +30,7 @@ pub(super) fn read(settings: &mut Settings) -> Option<Loaded> {
         .collect();
     let crl_policy = settings.one_of(
         "rewrap.crl_policy",
-        CrlPolicy::RequireValid,
-        &[
+        [
             ("require_valid", CrlPolicy::RequireValid),
             ("allow_expired", CrlPolicy::AllowExpired),
             ("allow_unknown", CrlPolicy::AllowUnknown),

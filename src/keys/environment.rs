@@ -44,7 +44,7 @@ impl Variables {
         environment: impl IntoIterator<Item = (&'a str, Option<&'a str>)>,
     ) -> Result<Vec<Kek>, Vec<String>> {
         let mut keks = Vec::new();
-        let mut faults = Vec::new();
+        let mut problems = Vec::new();
         let mut seen: BTreeMap<String, &str> = BTreeMap::new();
         for (variable, value) in environment {
             let key = match self.key_id(variable) {
@@ -57,19 +57,21 @@ impl Variables {
                     None => value
                         .ok_or_else(|| "is not UTF-8".to_owned())
                         .and_then(|value| kek(&id, unquoted(value)))
-                        .map_err(|fault| format!("key {id:?} {fault}")),
+                        .map_err(|problem| format!("key {id:?} {problem}")),
                 },
-                Some(Err(fault)) => Err(fault),
+                Some(Err(problem)) => Err(problem),
             };
             match key {
                 Ok(kek) => keks.push(kek.found_in(KeySource::Environment(variable.to_owned()))),
-                Err(fault) => faults.push(format!("environment variable {variable}: {fault}")),
+                Err(problem) => {
+                    problems.push(format!("environment variable {variable}: {problem}"))
+                }
             }
         }
-        if faults.is_empty() {
+        if problems.is_empty() {
             Ok(keks)
         } else {
-            Err(faults)
+            Err(problems)
         }
     }
 
@@ -129,7 +131,7 @@ mod tests {
         let keks = Variables::with_prefix(prefix).read(environment);
         let id_and_check = |kek: &Kek| format!("{} {}", kek.id(), kek.check_value());
         keks.map(|keks| keks.iter().map(id_and_check).collect())
-            .map_err(|faults| faults.join("\n"))
+            .map_err(|problems| problems.join("\n"))
     }
 
     #[test]
@@ -162,7 +164,7 @@ mod tests {
 
     #[test]
     fn every_bad_variable_is_named_and_no_value_is_quoted() {
-        let faults = read(
+        let problems = read(
             "P__",
             &[
                 ("P__MACHINE_IDENTITY__ENCRYPTION_KEYS__KV1", "c2VjcmV0"),
@@ -176,7 +178,7 @@ mod tests {
             ],
         )
         .unwrap_err();
-        let lines: Vec<_> = faults.lines().collect();
+        let lines: Vec<_> = problems.lines().collect();
         let ends = [
             "KV1: key \"kv1\" decodes to 6 bytes instead of 32",
             "KV2: key \"kv2\" is not standard base64",
@@ -187,13 +189,13 @@ mod tests {
             "KEYS: several keys in one variable are not supported",
             "IDENTITY: several keys in one variable are not supported",
         ];
-        assert_eq!(lines.len(), ends.len(), "{faults}");
+        assert_eq!(lines.len(), ends.len(), "{problems}");
         for (line, end) in lines.iter().zip(ends) {
             assert!(line.starts_with("environment variable P__"), "{line}");
             assert!(line.contains(end), "{end:?} is not in {line:?}");
         }
         for secret in ["c2VjcmV0", "s3cr3t", "ERER", "S0tL"] {
-            assert!(!faults.contains(secret), "{faults}");
+            assert!(!problems.contains(secret), "{problems}");
         }
     }
 

@@ -40,12 +40,12 @@ pub fn of_file(
 }
 
 fn unreadable(error: &io::Error) -> String {
-    let mut fault = format!("can't be read ({error})");
+    let mut problem = format!("can't be read ({error})");
     if error.kind() == io::ErrorKind::NotFound {
-        fault +=
+        problem +=
             "; if the keys are in Vault, Vault Agent writes this file: see docs/install/vault.md";
     }
-    fault
+    problem
 }
 
 /// Reads the keys in `text`. As in nico-api, the text is parsed as JSON first and then as
@@ -71,7 +71,7 @@ pub fn parse(text: &str) -> Result<Vec<Kek>, Vec<String>> {
         .unwrap_or_default();
 
     let mut keks = Vec::new();
-    let mut faults = Vec::new();
+    let mut problems = Vec::new();
     let mut seen = BTreeSet::new();
     for (i, (id, key)) in entries.iter().enumerate() {
         // An id that looks like a key is reported by its number: id and key may have been
@@ -84,24 +84,24 @@ pub fn parse(text: &str) -> Result<Vec<Kek>, Vec<String>> {
             } else {
                 format!("{id:?}")
             };
-            faults.push(format!(
+            problems.push(format!(
                 "key id {shown} appears twice: keep only the right entry"
             ));
             continue;
         }
         match kek(id, &key.0) {
             Ok(kek) => keks.push(kek),
-            Err(_) if is_key => faults.push(format!(
+            Err(_) if is_key => problems.push(format!(
                 "key number {number} has a text that looks like a key in the place of its id: write \
                  the id first and the key after it"
             )),
-            Err(fault) => faults.push(format!("key {id:?} {fault}")),
+            Err(problem) => problems.push(format!("key {id:?} {problem}")),
         }
     }
-    if faults.is_empty() {
+    if problems.is_empty() {
         Ok(keks)
     } else {
-        Err(faults)
+        Err(problems)
     }
 }
 
@@ -187,19 +187,7 @@ impl<'de> Deserialize<'de> for KeyEntries {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    const A: &str = "ERERERERERERERERERERERERERERERERERERERERERE=";
-    const B: &str = "S0tLS0tLS0tLS0tLS0tLS0tLS0tLS0tLS0tLS0tLS0s=";
-
-    fn ids(text: &str) -> Vec<String> {
-        let keks = parse(text).unwrap();
-        keks.iter().map(|kek| kek.id().to_string()).collect()
-    }
-
-    fn faults(text: &str) -> String {
-        parse(text).unwrap_err().join("\n")
-    }
+    use crate::keys::tests::{A, B, ids, problems};
 
     #[test]
     fn json_and_yaml_may_contain_other_credentials() {
@@ -222,19 +210,19 @@ mod tests {
             "short": "c2VjcmV0", "odd": "s3cr3t!", "": "ERERERERERERERERERERERERERERERERERERERERERE=",
             "kv1": "ERERERERERERERERERERERERERERERERERERERERERE=",
             "kv1": "S0tLS0tLS0tLS0tLS0tLS0tLS0tLS0tLS0tLS0tLS0s="}}}"#;
-        let faults = faults(text);
+        let found = problems(text);
         assert!(
-            faults.contains("key \"short\" decodes to 6 bytes instead of 32"),
-            "{faults}"
+            found.contains("key \"short\" decodes to 6 bytes instead of 32"),
+            "{found}"
         );
         assert!(
-            faults.contains("key \"odd\" is not standard base64"),
-            "{faults}"
+            found.contains("key \"odd\" is not standard base64"),
+            "{found}"
         );
-        assert!(faults.contains("key \"\" can't be used"), "{faults}");
-        assert!(faults.contains("key id \"kv1\" appears twice"), "{faults}");
+        assert!(found.contains("key \"\" can't be used"), "{found}");
+        assert!(found.contains("key id \"kv1\" appears twice"), "{found}");
         for secret in ["c2VjcmV0", "s3cr3t", "ERER", "S0tL"] {
-            assert!(!faults.contains(secret), "{faults}");
+            assert!(!found.contains(secret), "{found}");
         }
     }
 
@@ -243,15 +231,15 @@ mod tests {
         let swapped = format!(
             r#"{{"machine_identity": {{"encryption_keys": {{"kv1": "{A}", "{B}": "kv2"}}}}}}"#
         );
-        let faults = faults(&swapped);
+        let found = problems(&swapped);
         assert!(
-            faults.starts_with("key number 2 has a text that looks like a key"),
-            "{faults}"
+            found.starts_with("key number 2 has a text that looks like a key"),
+            "{found}"
         );
         let twice = swapped.replace("kv1", B);
-        let faults = format!("{faults}{}", super::parse(&twice).unwrap_err().join(""));
-        assert!(faults.contains("key id number 2 appears twice"), "{faults}");
-        assert!(!faults.contains(&B[..10]), "{faults}");
+        let found = format!("{found}{}", super::parse(&twice).unwrap_err().join(""));
+        assert!(found.contains("key id number 2 appears twice"), "{found}");
+        assert!(!found.contains(&B[..10]), "{found}");
     }
 
     #[test]
@@ -264,9 +252,9 @@ mod tests {
             "machine_identity: [s3cr3t",
             "machine_identity:\n  encryption_keys:\n    kv1: s3cr3t\n    kv1: s3cr3t\n",
         ] {
-            let faults = faults(text);
-            assert!(!faults.contains("s3cr3t"), "{faults}");
-            assert!(faults.contains("line"), "{faults}");
+            let found = problems(text);
+            assert!(!found.contains("s3cr3t"), "{found}");
+            assert!(found.contains("line"), "{found}");
         }
     }
 

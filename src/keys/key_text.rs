@@ -240,11 +240,11 @@ mod tests {
             ),
         ];
         for (text, words) in cases {
-            let fault = decode(&text).unwrap_err();
-            assert!(fault.contains(words), "{text}: {fault}");
-            assert!(!fault.contains("openssl rand"), "{fault}");
+            let problem = decode(&text).unwrap_err();
+            assert!(problem.contains(words), "{text}: {problem}");
+            assert!(!problem.contains("openssl rand"), "{problem}");
             for secret in [first, &hex()[..20], &text] {
-                assert!(secret.len() < 15 || !fault.contains(secret), "{fault}");
+                assert!(secret.len() < 15 || !problem.contains(secret), "{problem}");
             }
         }
     }

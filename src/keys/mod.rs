@@ -5,3 +5,6 @@ pub mod environment;
 pub mod file;
 mod key_text;
 mod yaml;
+
+#[cfg(test)]
+mod tests;

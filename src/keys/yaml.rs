@@ -65,19 +65,7 @@ pub(super) fn over_limit(error: &serde_saphyr::Error) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use crate::keys::file::parse;
-
-    const A: &str = "ERERERERERERERERERERERERERERERERERERERERERE=";
-    const B: &str = "S0tLS0tLS0tLS0tLS0tLS0tLS0tLS0tLS0tLS0tLS0s=";
-
-    fn ids(text: &str) -> Vec<String> {
-        let keks = parse(text).unwrap();
-        keks.iter().map(|kek| kek.id().to_string()).collect()
-    }
-
-    fn faults(text: &str) -> String {
-        parse(text).unwrap_err().join("\n")
-    }
+    use crate::keys::tests::{A, B, ids, problems};
 
     #[test]
     fn a_large_yaml_file_is_read() {
@@ -128,15 +116,15 @@ mod tests {
             (deepest, "64 nested levels"),
             (levels, "64 nested levels"),
         ] {
-            let faults = faults(&text);
+            let found = problems(&text);
             assert!(
-                faults.contains("exceeds a limit of the YAML reader"),
-                "{faults}"
+                found.contains("exceeds a limit of the YAML reader"),
+                "{found}"
             );
-            assert!(faults.contains(limit), "{faults}");
+            assert!(found.contains(limit), "{found}");
             assert!(
-                !faults.contains("base64") && !faults.contains("s3cr3t"),
-                "{faults}"
+                !found.contains("base64") && !found.contains("s3cr3t"),
+                "{found}"
             );
         }
     }

@@ -215,7 +215,7 @@ impl Server {
                 Ok(_) => "identity_changed",
                 Err(error) => tls::reason_of(&error),
             };
-            telemetry::connection_distrusted(reason);
+            telemetry::connection_revoked(reason);
             tracing::warn!(
                 peer = %peer.address,
                 reason,

@@ -6,7 +6,7 @@ use deadpool_postgres::{PoolError, TimeoutType};
 use thiserror::Error;
 use tokio_postgres::error::SqlState;
 
-use super::{Hidden, SetupError, VersionError};
+use super::{Hidden, SetupError};
 use crate::store::database::tls_problem;
 
 /// Why the store could not do what it was asked.
@@ -138,6 +138,23 @@ impl RowError {
     }
 }
 
+/// Why `tenants.version` can't be bumped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum VersionError {
+    /// It is not of the form `V<n>-T<microseconds>`.
+    #[error(
+        "tenants.version is not of the form V<number>-T<microseconds>: \
+         nothing was written; correct it and run again"
+    )]
+    Malformed,
+    /// The number has reached its maximum.
+    #[error("tenants.version has reached its highest number: nothing was written")]
+    Exhausted,
+    /// The organization has no row in `tenants`.
+    #[error("the organization has no row in tenants: nothing was written")]
+    Missing,
+}
+
 /// The write of a row reads one of these settings to raise an error. The settings do not
 /// exist, and Postgres names a missing setting in its message in every language.
 pub(super) const TEXT_NOT_KEPT: &str = "nico_rewrap.text_not_kept";
@@ -169,7 +186,7 @@ impl StoreError {
     pub fn is_of_some_row(&self) -> bool {
         match self {
             Self::Row(RowError::StatementTimeout) => true,
-            Self::Row(RowError::Refused(code)) => lasting_fault(code).is_none(),
+            Self::Row(RowError::Refused(code)) => setup_error(code).is_none(),
             _ => false,
         }
     }
@@ -190,8 +207,8 @@ impl StoreError {
                 "a column that this program needs was dropped (SQLSTATE 42703)".to_owned(),
             )
             .into(),
-            Self::Row(RowError::Refused(code)) => match lasting_fault(&code) {
-                Some(fault) => fault.into(),
+            Self::Row(RowError::Refused(code)) => match setup_error(&code) {
+                Some(problem) => problem.into(),
                 // Bytes that are not valid text, and damaged pages.
                 None if matches!(code.as_str(), "22021" | "22P05" | "XX001" | "XX002") => {
                     SetupError::from(Hidden::ByDamage(code)).into()
@@ -204,7 +221,7 @@ impl StoreError {
 }
 
 /// The permanent problem that a SQLSTATE reports, if any.
-fn lasting_fault(code: &str) -> Option<SetupError> {
+fn setup_error(code: &str) -> Option<SetupError> {
     let schema = |what: &str| Some(SetupError::Schema(format!("{what} (SQLSTATE {code})")));
     match code {
         "42P01" => schema("a table that this program needs is missing"),

@@ -52,20 +52,21 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 pub use self::{
     barrier::Incarnation,
-    error::{RowError, StoreError},
+    error::{RowError, StoreError, VersionError},
     guard::SiteLock,
     load_probe::{LoadProbe, LoadSample},
     page::{Page, Position, Unreadable},
     ping::Ping,
     preflight::Preflight,
-    row::{Row, VersionError, next_counter},
+    replace::CasOutcome,
+    row::{Row, next_counter},
     scan::{CensusScan, Read, ScanMode, Snapshot, VerifyScan},
     schema::SchemaError,
     settle::Settled,
     setup::{Hidden, SetupError},
     sweep::{Moment, Sweep},
     wait::Wait,
-    writer::{CasOutcome, Writer},
+    writer::Writer,
 };
 use self::{
     settle::Backend,

@@ -278,10 +278,10 @@ impl Store {
 /// Checks the database as a run does, and logs every problem.
 pub(super) async fn warn(store: &Store) -> Result<(), StoreError> {
     let preflight = store.preflight().await?;
-    for fault in preflight.unfit.iter().chain(&preflight.unwritable) {
+    for problem in preflight.unfit.iter().chain(&preflight.unwritable) {
         tracing::error!(
-            reason = fault.reason(),
-            %fault,
+            reason = problem.reason(),
+            %problem,
             "no run can do its work before the database or the role is changed"
         );
     }

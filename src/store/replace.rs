@@ -13,10 +13,18 @@ use deadpool_postgres::Object;
 use tokio_postgres::types::{ToSql, Type};
 
 use super::{
-    CasOutcome, Durability, PoolMode, Row, RowError, Store, StoreError, row::next_version,
-    statement::Statement,
+    Durability, PoolMode, Row, RowError, Store, StoreError, row::next_version, statement::Statement,
 };
 use crate::domain::{keyring::KeyId, rewrap::Envelopes};
+
+/// The result of a compare-and-set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CasOutcome {
+    /// Committed: the row has the new texts, and its version is bumped.
+    Applied,
+    /// The texts of the row have changed, or the row is gone. Nothing was written.
+    Conflict,
+}
 
 // If a trigger, rule or policy changes or skips either row, the statement reads a setting
 // that does not exist. It then fails, and nothing is written.

@@ -2,10 +2,9 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use thiserror::Error;
 use tokio_postgres::Row as PgRow;
 
-use super::StoreError;
+use super::{StoreError, VersionError};
 use crate::domain::rewrap::{COLUMNS, Envelopes, OVERSIZED};
 
 /// The secrets and the version of one organization.
@@ -44,23 +43,6 @@ impl Row {
         let mut texts = self.texts.iter().flatten();
         texts.any(|text| text == OVERSIZED)
     }
-}
-
-/// Why `tenants.version` can't be bumped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum VersionError {
-    /// It is not of the form `V<n>-T<microseconds>`.
-    #[error(
-        "tenants.version is not of the form V<number>-T<microseconds>: \
-         nothing was written; correct it and run again"
-    )]
-    Malformed,
-    /// The number has reached its maximum.
-    #[error("tenants.version has reached its highest number: nothing was written")]
-    Exhausted,
-    /// The organization has no row in `tenants`.
-    #[error("the organization has no row in tenants: nothing was written")]
-    Missing,
 }
 
 /// The version after `version`: the next number and the time `now`. The form is

@@ -6,19 +6,10 @@ use deadpool_postgres::Object;
 use tokio_postgres::{error::SqlState, types::ToSql};
 
 use super::{
-    Row, RowError, Store, StoreError, lease::Lease, locked::Locked, page::READ_ROW, schema,
-    settle::Backend, silence::Unanswered, statement::ANSWER_MARGIN,
+    CasOutcome, Row, RowError, Store, StoreError, lease::Lease, locked::Locked, page::READ_ROW,
+    schema, settle::Backend, silence::Unanswered, statement::ANSWER_MARGIN,
 };
 use crate::domain::{keyring::KeyId, rewrap::Envelopes};
-
-/// The result of a compare-and-set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CasOutcome {
-    /// Committed: the row has the new texts, and its version is bumped.
-    Applied,
-    /// The texts of the row have changed, or the row is gone. Nothing was written.
-    Conflict,
-}
 
 /// A connection to write rows with. Several of its methods may run at the same time. Their
 /// statements are sent one behind the other.

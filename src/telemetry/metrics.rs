@@ -9,17 +9,17 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
 pub(super) const CALLS: &str = "nico_rewrap_calls_total";
 pub(super) const DECISIONS: &str = "nico_rewrap_authorization_decisions_total";
-const DENIALS_UNRECORDED: &str = "nico_rewrap_audit_denials_dropped_total";
+const DENIALS_DROPPED: &str = "nico_rewrap_audit_denials_dropped_total";
 const CALL_SECONDS: &str = "nico_rewrap_call_duration_seconds";
 const COMMIT_SECONDS: &str = "nico_rewrap_database_commit_seconds";
-const USUAL_COMMIT_SECONDS: &str = "nico_rewrap_database_commit_baseline_seconds";
+const COMMIT_BASELINE_SECONDS: &str = "nico_rewrap_database_commit_baseline_seconds";
 const REPLICA_LAG_SECONDS: &str = "nico_rewrap_database_replica_lag_seconds";
 const RATE_LIMIT: &str = "nico_rewrap_rate_limit_rows_per_second";
 const RUN_STALLED: &str = "nico_rewrap_run_stalled";
 pub(super) const ROWS: &str = "nico_rewrap_rows_processed_total";
-pub(super) const HANDSHAKES_REFUSED: &str = "nico_rewrap_tls_handshake_failures_total";
+pub(super) const HANDSHAKE_FAILURES: &str = "nico_rewrap_tls_handshake_failures_total";
 const CONNECTIONS: &str = "nico_rewrap_connections_open";
-pub(super) const DISTRUSTED: &str = "nico_rewrap_connections_revoked_total";
+pub(super) const CONNECTIONS_REVOKED: &str = "nico_rewrap_connections_revoked_total";
 pub(super) const RELOADS: &str = "nico_rewrap_tls_reloads_total";
 const RELOAD_FAILING: &str = "nico_rewrap_tls_reload_failing";
 const CERTIFICATE_EXPIRY: &str = "nico_rewrap_certificate_expiry_timestamp_seconds";
@@ -33,12 +33,8 @@ const CALL_BUCKETS: [f64; 12] = [
     0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
 ];
 
-/// Installs the metrics recorder and registers all metrics. The returned handle renders them.
-///
-/// # Errors
-///
-/// If a recorder is already installed in this process.
-pub fn start_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus::BuildError> {
+/// Installs the metrics recorder and describes all metrics.
+pub(super) fn install() -> Result<PrometheusHandle, metrics_exporter_prometheus::BuildError> {
     let handle = PrometheusBuilder::new()
         .set_buckets(&CALL_BUCKETS)?
         .install_recorder()?;
@@ -51,7 +47,7 @@ pub fn start_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus::
         "Authorization decisions, by kind of identity and outcome"
     );
     describe_counter!(
-        DENIALS_UNRECORDED,
+        DENIALS_DROPPED,
         "Denied calls without an audit record, because the client gave up while it waited for the rate limit"
     );
     describe_histogram!(
@@ -69,7 +65,7 @@ pub fn start_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus::
         "Latency of the last durable probe commit during a site-wide apply, in seconds"
     );
     describe_gauge!(
-        USUAL_COMMIT_SECONDS,
+        COMMIT_BASELINE_SECONDS,
         Unit::Seconds,
         "Estimated latency of such a commit without the load of the apply, in seconds"
     );
@@ -87,12 +83,12 @@ pub fn start_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus::
         "1 while a run makes no progress because it waits for a lock or a synchronous standby"
     );
     describe_counter!(
-        HANDSHAKES_REFUSED,
+        HANDSHAKE_FAILURES,
         "Connections that ended before HTTP/2, by reason"
     );
     describe_gauge!(CONNECTIONS, "Open connections with a verified client");
     describe_counter!(
-        DISTRUSTED,
+        CONNECTIONS_REVOKED,
         "Connections closed because their certificate is no longer valid or gives another identity, by reason"
     );
     describe_counter!(RELOADS, "Reloads of changed TLS files, by outcome");
@@ -116,13 +112,12 @@ pub fn start_metrics() -> Result<PrometheusHandle, metrics_exporter_prometheus::
         "Log lines that were dropped because standard error was not writable or not read fast enough"
     );
     // Alerts need every series from the start.
-    super::zeros::register();
     gauge!(RELOAD_FAILING).set(0.0);
     gauge!(RUN_STALLED).set(0.0);
     gauge!(CONNECTIONS).set(0.0);
     counter!(AUDIT_FAILURES).absolute(0);
     counter!(LOG_LINES_DROPPED).absolute(0);
-    counter!(DENIALS_UNRECORDED).absolute(0);
+    counter!(DENIALS_DROPPED).absolute(0);
     Ok(handle)
 }
 
@@ -158,7 +153,7 @@ impl PendingDenial {
 impl Drop for PendingDenial {
     fn drop(&mut self) {
         if !self.is_over {
-            counter!(DENIALS_UNRECORDED).increment(1);
+            counter!(DENIALS_DROPPED).increment(1);
         }
     }
 }
@@ -170,7 +165,7 @@ pub(crate) fn rows_done(mode: &'static str, outcome: &'static str, rows: u64) {
 
 /// A connection ended before HTTP/2.
 pub(crate) fn handshake_refused(reason: &'static str) {
-    counter!(HANDSHAKES_REFUSED, "reason" => reason).increment(1);
+    counter!(HANDSHAKE_FAILURES, "reason" => reason).increment(1);
 }
 
 /// Counts an open connection until it is dropped.
@@ -189,8 +184,8 @@ impl Drop for OpenConnection {
 }
 
 /// A connection is closed because its certificate is no longer valid or gives another identity.
-pub(crate) fn connection_distrusted(reason: &'static str) {
-    counter!(DISTRUSTED, "reason" => reason).increment(1);
+pub(crate) fn connection_revoked(reason: &'static str) {
+    counter!(CONNECTIONS_REVOKED, "reason" => reason).increment(1);
 }
 
 /// When a certificate of the TLS files expires, in seconds since the epoch: that of the server, or
@@ -242,7 +237,7 @@ pub(crate) fn database_load(
     limit: Option<f64>,
 ) {
     gauge!(COMMIT_SECONDS).set(commit.as_secs_f64());
-    gauge!(USUAL_COMMIT_SECONDS).set(baseline.unwrap_or_default().as_secs_f64());
+    gauge!(COMMIT_BASELINE_SECONDS).set(baseline.unwrap_or_default().as_secs_f64());
     gauge!(REPLICA_LAG_SECONDS).set(replica_lag.unwrap_or_default().as_secs_f64());
     backed_off(limit);
 }

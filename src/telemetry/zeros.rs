@@ -3,7 +3,7 @@
 
 use metrics::counter;
 
-use super::metrics::{CALLS, DECISIONS, DISTRUSTED, HANDSHAKES_REFUSED, RELOADS, ROWS};
+use super::metrics::{CALLS, CONNECTIONS_REVOKED, DECISIONS, HANDSHAKE_FAILURES, RELOADS, ROWS};
 
 /// The kinds of identity.
 const IDENTITY_KINDS: [&str; 4] = ["service", "machine", "external", "none"];
@@ -95,10 +95,10 @@ pub(super) fn register() {
         }
     }
     for reason in CERTIFICATE_REASONS.into_iter().chain(HANDSHAKE_REASONS) {
-        counter!(HANDSHAKES_REFUSED, "reason" => reason).absolute(0);
+        counter!(HANDSHAKE_FAILURES, "reason" => reason).absolute(0);
     }
     for reason in CERTIFICATE_REASONS.into_iter().chain(["identity_changed"]) {
-        counter!(DISTRUSTED, "reason" => reason).absolute(0);
+        counter!(CONNECTIONS_REVOKED, "reason" => reason).absolute(0);
     }
     for outcome in ["success", "failure"] {
         counter!(RELOADS, "outcome" => outcome).absolute(0);

@@ -14,7 +14,7 @@
 //! The `casbin` crate is not part of the program: it brings a script engine, and it reads
 //! files less strictly. Casbin skips lines that it does not know, takes white space after a
 //! quoted field for another field, and panics on a bad glob at the first call. Here each of
-//! these is a fault that names its line. The tests compare every decision with the crate's.
+//! these is an error with the line number. The tests compare every decision with the crate's.
 
 mod line;
 mod roles;
@@ -30,7 +30,7 @@ use self::{line::Fields, roles::Roles};
 /// of a glob of this length is always small enough to be compiled.
 const MAX_FIELD: usize = 1024;
 
-/// A policy that was read without a fault.
+/// A policy that was read without an error.
 pub struct CasbinPolicy {
     /// The `p` lines.
     rules: Vec<Rule>,
@@ -87,19 +87,19 @@ impl CasbinPolicy {
             rules: Vec::new(),
             roles: Roles::default(),
         };
-        let mut faults = Vec::new();
+        let mut problems = Vec::new();
         for (line, content) in (1..).zip(text.lines()) {
             match Line::read(content) {
                 Ok(Line::Nothing) => {}
                 Ok(Line::Role { subject, role }) => policy.roles.add(subject, role),
                 Ok(Line::Rule(rule)) => policy.rules.push(rule),
-                Err(what) => faults.push(PolicyError { line, what }),
+                Err(what) => problems.push(PolicyError { line, what }),
             }
         }
-        if faults.is_empty() {
+        if problems.is_empty() {
             Ok(policy)
         } else {
-            Err(faults)
+            Err(problems)
         }
     }
 

@@ -23,9 +23,9 @@ const KEYS: &str = "encryption_keys";
 /// Why a key was not added.
 #[derive(Debug, PartialEq, Eq, Error)]
 pub enum AddError {
-    /// The file as it is has faults.
+    /// The file as it is has errors.
     #[error("{}", .0.join("; "))]
-    Faults(Vec<String>),
+    Problems(Vec<String>),
     /// The id is taken.
     #[error("already has a key {0:?}; nothing was changed. Choose another id")]
     Exists(String),
@@ -64,7 +64,7 @@ pub fn add_key(
     if text.trim().is_empty() {
         return checked("", entry.file(format), format, kek, key);
     }
-    let keks = parse(text).map_err(AddError::Faults)?;
+    let keks = parse(text).map_err(AddError::Problems)?;
     if keks.iter().any(|other| other.id() == kek.id()) {
         return Err(AddError::Exists(id.to_owned()));
     }

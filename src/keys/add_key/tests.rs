@@ -123,7 +123,7 @@ fn a_file_with_faults_or_with_the_id_is_refused() {
     assert_eq!(taken, Err(AddError::Exists("kv1".to_owned())));
     for text in ["[", "machine_identity: 1", "a: 1\n---\nb: 1\n", "42"] {
         let refused = add(text, "kv2", Format::Yaml).unwrap_err();
-        assert!(matches!(refused, AddError::Faults(_)), "{text}");
+        assert!(matches!(refused, AddError::Problems(_)), "{text}");
     }
     let short = "machine_identity: {encryption_keys: {kv1: s3cr3t}}";
     let refused = add(short, "kv2", Format::Yaml).unwrap_err().to_string();

@@ -28,7 +28,7 @@ use tokio_postgres::{
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::{Notices, tls_problem};
+use super::{notice::Notices, problem::tls_problem};
 
 /// The driver's two parts of a connection.
 type Halves = (

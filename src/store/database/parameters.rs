@@ -6,8 +6,9 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio_postgres::config::Host;
 
 use super::{
-    DatabaseError, SslMode,
     connect::Server,
+    error::DatabaseError,
+    ssl_mode::SslMode,
     url::{self, Url},
 };
 
@@ -120,7 +121,7 @@ fn escaped(value: &str) -> String {
 /// The servers of the URL. The parameters `host`, `hostaddr` and `port` override the other
 /// parts.
 pub(super) fn servers(url: &Url, parameters: &Parameters) -> Result<Vec<Server>, DatabaseError> {
-    let fault = |what: &str| DatabaseError::Url(what.to_owned());
+    let problem = |what: &str| DatabaseError::Url(what.to_owned());
     let list = |text: &Option<String>| -> Option<Vec<String>> {
         let text = text.as_ref()?;
         Some(text.split(',').map(str::to_owned).collect())
@@ -139,7 +140,7 @@ pub(super) fn servers(url: &Url, parameters: &Parameters) -> Result<Vec<Server>,
         let parsed = texts.iter().map(|text| text.parse::<IpAddr>().map(Some));
         addresses = parsed
             .collect::<Result<_, _>>()
-            .map_err(|_| fault("hostaddr is not an IP address"))?;
+            .map_err(|_| problem("hostaddr is not an IP address"))?;
         if hosts.is_empty() {
             hosts = vec![None; addresses.len()];
         }
@@ -148,7 +149,7 @@ pub(super) fn servers(url: &Url, parameters: &Parameters) -> Result<Vec<Server>,
         return Err(DatabaseError::NoHost);
     }
     if hosts.len() != addresses.len() {
-        return Err(fault(
+        return Err(problem(
             "host and hostaddr do not have the same number of entries",
         ));
     }
@@ -166,7 +167,7 @@ pub(super) fn servers(url: &Url, parameters: &Parameters) -> Result<Vec<Server>,
         ports.push(None);
     }
     if ports.len() > 1 && ports.len() != hosts.len() {
-        return Err(fault(
+        return Err(problem(
             "host and port do not have the same number of entries",
         ));
     }

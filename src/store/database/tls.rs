@@ -5,7 +5,8 @@ use std::{path::PathBuf, sync::Arc};
 use rustls::{ClientConfig, RootCertStore, client::WebPkiServerVerifier};
 
 use super::{
-    DatabaseError, SslMode,
+    error::DatabaseError,
+    ssl_mode::SslMode,
     verifier::{Check, Trusted, Verifier},
 };
 use crate::tls::{add_anchor, pem::PemFile, provider};

@@ -8,7 +8,7 @@ use std::{net::Ipv6Addr, path::PathBuf};
 use percent_encoding::percent_decode_str;
 use tokio_postgres::config::Host;
 
-use super::DatabaseError;
+use super::error::DatabaseError;
 
 /// The default port of Postgres.
 pub(super) const DEFAULT_PORT: u16 = 5432;
@@ -57,9 +57,9 @@ impl Url {
         let text = without_line_breaks(text);
         let (scheme, rest) = text
             .split_once("://")
-            .ok_or_else(|| fault("it has no scheme"))?;
+            .ok_or_else(|| problem("it has no scheme"))?;
         if !["postgres", "postgresql"].contains(&scheme.to_ascii_lowercase().as_str()) {
-            return Err(fault("its scheme is not postgres"));
+            return Err(problem("its scheme is not postgres"));
         }
         // User and password end at the first `@` after which the rest can be parsed.
         let ends = rest.match_indices('@').map(|(at, _)| Some(at));
@@ -231,7 +231,7 @@ pub(super) fn meant(name: &str) -> Option<&'static str> {
         .find(|known| *known == lower && name != lower)
 }
 
-fn fault(what: &str) -> DatabaseError {
+fn problem(what: &str) -> DatabaseError {
     DatabaseError::Url(what.to_owned())
 }
 
@@ -243,7 +243,7 @@ mod tests {
         Url::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"))
     }
 
-    fn fault_of(text: &str) -> String {
+    fn problem_of(text: &str) -> String {
         let error = Url::parse(text).err();
         error.unwrap_or_else(|| panic!("{text}")).to_string()
     }
@@ -346,7 +346,7 @@ mod tests {
                 assert_eq!(url.hosts, [(Host::Tcp(address.to_owned()), port)], "{host}");
             }
         }
-        let unclear = fault_of("postgres://u:s3cr3t@fd00::5:6432/nico");
+        let unclear = problem_of("postgres://u:s3cr3t@fd00::5:6432/nico");
         assert!(
             unclear.contains("in brackets, like [fd00::1]:5432"),
             "{unclear}"
@@ -389,9 +389,9 @@ mod tests {
             "postgres://u:s3cr3t@db?s3cr3t/=1",
             "postgres://u:s3cr3t",
         ] {
-            let fault = fault_of(text);
-            assert!(!fault.contains("s3cr3t"), "{fault}");
-            assert!(fault.contains("postgres://user:password@host"), "{fault}");
+            let error = problem_of(text);
+            assert!(!error.contains("s3cr3t"), "{error}");
+            assert!(error.contains("postgres://user:password@host"), "{error}");
         }
     }
 }

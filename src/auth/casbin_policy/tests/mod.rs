@@ -1,14 +1,15 @@
-use std::collections::BTreeSet;
+//! Policies and decisions by example, and properties of any text.
 
-use casbin::{CoreApi, DefaultModel, Enforcer, MgmtApi, StringAdapter};
-use futures_util::FutureExt;
-use proptest::{collection::vec, prelude::*, sample::select};
+mod oracle;
+
+use proptest::{collection::vec, prelude::*};
 
 use super::*;
 
 const ACTION: &str = "forge/ReencryptTenantIdentitySecrets";
 
-/// As sites have it: services and machines in roles, some anonymous methods, groups of people.
+/// Like the policy of a site: services and machines in roles, anonymous methods, groups of
+/// administrators.
 const SITE: &str = "\
 # Which principals have which roles.
 g, spiffe-service-id/nico-api, site-controller
@@ -37,14 +38,16 @@ fn policy(text: &str) -> CasbinPolicy {
     CasbinPolicy::parse(text).unwrap()
 }
 
-fn faults(text: &str) -> Vec<(usize, LineError)> {
-    let faults = CasbinPolicy::parse(text).unwrap_err();
-    let faults = faults.into_iter();
-    faults.map(|fault| (fault.line, fault.what)).collect()
+fn problems(text: &str) -> Vec<(usize, LineError)> {
+    let problems = CasbinPolicy::parse(text).unwrap_err();
+    let problems = problems.into_iter();
+    problems
+        .map(|problem| (problem.line, problem.what))
+        .collect()
 }
 
 #[test]
-fn a_policy_like_those_of_sites() {
+fn a_policy_with_services_machines_roles_and_groups_decides_as_expected() {
     let site = policy(SITE);
     for (subject, action, allowed) in [
         ("spiffe-service-id/nico-api", ACTION, true),
@@ -80,7 +83,7 @@ fn a_policy_like_those_of_sites() {
         ("trusted-certificate", ACTION, false),
         ("trusted-certificate", "forge/Version", false),
         ("trusted-certificate", "forge/Echo", true),
-        // Nobody is a subject of casbin's own making.
+        // Casbin's own syntax is not a subject.
         ("", ACTION, false),
         ("p", ACTION, false),
         ("r.sub", ACTION, false),
@@ -107,7 +110,7 @@ fn globs_match_as_in_nico_api() {
         ("forge/[A-R]*", true),
         ("**", true),
         (ACTION, true),
-        // Not over a slash, not in another case, not by a beginning alone.
+        // A wildcard does not match a slash, case counts, and a prefix is not enough.
         ("*", false),
         ("forge*", false),
         ("nico/*", false),
@@ -123,11 +126,11 @@ fn globs_match_as_in_nico_api() {
 }
 
 #[test]
-fn roles_are_followed_in_one_direction_and_out_of_circles() {
+fn roles_are_inherited_in_one_direction_and_may_form_a_cycle() {
     let text = "g, a, b\ng, b, c\ng, c, a\ng, d, c\np, c, forge/*\np, x, x";
-    let circle = policy(text);
+    let cycle = policy(text);
     for (subject, allowed) in [("a", true), ("b", true), ("d", true), ("x", false)] {
-        assert_eq!(circle.allows(subject, ACTION), allowed, "{subject}");
+        assert_eq!(cycle.allows(subject, ACTION), allowed, "{subject}");
     }
     let upwards = policy("g, a, b\np, a, forge/*");
     assert!(upwards.allows("a", ACTION));
@@ -135,7 +138,7 @@ fn roles_are_followed_in_one_direction_and_out_of_circles() {
 }
 
 #[test]
-fn roles_are_followed_only_so_far() {
+fn roles_are_inherited_over_at_most_nine_links() {
     let chain = |links: usize| {
         let links = (0..links).map(|n| format!("g, r{n}, r{}\n", n + 1));
         policy(&format!(
@@ -144,7 +147,7 @@ fn roles_are_followed_only_so_far() {
             links.len()
         ))
     };
-    // What Casbin has built in, and nico-api with it.
+    // The limit of Casbin, and so of nico-api.
     assert!(chain(9).allows("r0", ACTION));
     assert!(!chain(10).allows("r0", ACTION));
 }
@@ -161,7 +164,7 @@ fn a_policy_without_rules_allows_nothing() {
 }
 
 #[test]
-fn what_is_no_rule_is_named_with_its_line() {
+fn the_error_for_a_line_that_is_not_a_rule_has_the_line_number() {
     for (text, line, words) in [
         ("p, a, b\nP, a, b", 2, "is no rule"),
         ("p2, a, b", 1, "is no rule"),
@@ -196,7 +199,7 @@ fn what_is_no_rule_is_named_with_its_line() {
             "{said}"
         );
     }
-    let lines = faults("p\np, a, b\nq, a, b")
+    let lines = problems("p\np, a, b\nq, a, b")
         .into_iter()
         .map(|(line, _)| line);
     assert_eq!(lines.collect::<Vec<_>>(), [1, 3], "all at once");
@@ -204,7 +207,7 @@ fn what_is_no_rule_is_named_with_its_line() {
 
 /// A glob that cannot be compiled must never reach a single matcher, which would panic.
 #[test]
-fn what_is_long_or_nested_is_a_fault_or_can_be_matched() {
+fn a_long_or_nested_glob_is_an_error_or_can_be_matched() {
     let long = |piece: &str| piece.repeat(MAX_FIELD / piece.len());
     let nested = |depth: usize| format!("{}x{}", "{".repeat(depth), "}".repeat(depth));
     for glob in [
@@ -219,183 +222,29 @@ fn what_is_long_or_nested_is_a_fault_or_can_be_matched() {
     ] {
         let _ = policy(&format!("p, a, {glob}")).allows("a", ACTION);
     }
-    let found = faults(&format!("p, a, {}x", long("x")));
+    let found = problems(&format!("p, a, {}x", long("x")));
     assert_eq!(found, [(1, LineError::TooLong)]);
-    let found = faults(&format!("p, a, {}", nested(101)));
+    let found = problems(&format!("p, a, {}", nested(101)));
     assert!(matches!(found[..], [(1, LineError::Glob(_))]), "{found:?}");
 }
 
 #[test]
-fn a_line_that_is_there_twice_is_there_once() {
+fn a_repeated_line_has_no_effect() {
     let twice = policy("g, a, b\ng, a, b\np, b, forge/*\np, b, forge/*\np, b, x");
     assert!(twice.allows("a", ACTION));
     assert!(twice.allows("a", "x"));
 }
 
 #[test]
-fn its_debug_form_is_short() {
-    let text = format!("{:?}", policy(SITE));
-    assert_eq!(text, "CasbinPolicy { rules: 10, .. }");
-}
-
-/// Fields with everything in them that a reader may stumble over.
-fn field() -> impl Strategy<Value = String> {
-    let piece = select(vec![
-        "p", "g", "a", " ", "\t", "*", "[", "{a,b}", ",", "\"", "\\", "#", "é", "\u{a0}",
-        "\u{2028}",
-    ]);
-    let text = vec(piece, 0..4).prop_map(|pieces| pieces.concat());
-    (text, any::<bool>(), 0..3usize).prop_map(|(text, quoted, spaces)| {
-        let text = if quoted { format!("\"{text}\"") } else { text };
-        format!("{text}{}", " ".repeat(spaces))
-    })
-}
-
-fn lines() -> impl Strategy<Value = String> {
-    let kind = select(vec!["p,", "p, ", "g, ", " g,\t", "# ", "q, ", "p", ""]);
-    let line = (kind, field(), field(), select(vec!["", "\r", " "]));
-    let line = line.prop_map(|(kind, a, b, end)| format!("{kind}{a},{b}{end}\n"));
-    vec(line, 1..4).prop_map(|lines| lines.concat())
-}
-
-/// The policy as nico-api's engine reads it.
-fn read_by_casbin(text: &str) -> Enforcer {
-    const MODEL: &str = "
-[request_definition]
-r = sub, act
-[policy_definition]
-p = sub, act
-[role_definition]
-g = _, _
-[policy_effect]
-e = some(where (p.eft == allow))
-[matchers]
-m = g(r.sub, p.sub) && globMatch(r.act, p.act)
-";
-    let loading = async {
-        let model = DefaultModel::from_str(MODEL).await?;
-        Enforcer::new(model, StringAdapter::new(text)).await
-    };
-    // Everything is in memory, so that loading never waits.
-    loading.now_or_never().unwrap().unwrap()
-}
-
-/// Every pair of a line `g`, with the subjects in the order of their names.
-fn sorted(pairs: impl IntoIterator<Item = Vec<String>>) -> Vec<Vec<String>> {
-    let mut pairs: Vec<_> = pairs.into_iter().collect();
-    pairs.sort_by(|a, b| a[0].cmp(&b[0]));
-    pairs
-}
-
-const SUBJECTS: usize = 16;
-
-/// Lines `p` and `g` over a few names: chains of roles that are longer than Casbin follows,
-/// with branches, circles and repetitions.
-fn policies() -> impl Strategy<Value = String> {
-    let any = 0..SUBJECTS;
-    let next = (0..SUBJECTS - 1).prop_map(|from| (from, from + 1));
-    let link = prop_oneof![8 => next, 1 => (any.clone(), any.clone())];
-    let link = link.prop_map(|(from, to)| format!("g, s{from}, s{to}\n"));
-    let rule = (any, globs()).prop_map(|(subject, glob)| format!("p, s{subject}, \"{glob}\"\n"));
-    let whole_chain = (0..SUBJECTS - 1).map(|from| format!("g, s{from}, s{}\n", from + 1));
-    let whole_chain = Just(whole_chain.collect::<Vec<_>>()).prop_shuffle();
-    (
-        prop_oneof![whole_chain, Just(Vec::new())],
-        vec(link, 0..24),
-        vec(rule, 1..4),
-    )
-        .prop_map(|(chain, links, rules)| [chain, links, rules].concat())
-        .prop_shuffle()
-        .prop_map(|lines| lines.concat())
-}
-
-fn globs() -> impl Strategy<Value = String> {
-    let pieces = [
-        "forge/",
-        "Get",
-        "Set",
-        "*",
-        "**",
-        "**/",
-        "/**",
-        "?",
-        "[A-S]",
-        "[!G]",
-        "{Get,Set}",
-        "/",
-        "\\*",
-        "x",
-        ".",
-        "é",
-        "",
-    ];
-    prop_oneof![
-        2 => select(vec!["**", "forge/*", "forge/Get", "*"]).prop_map(str::to_owned),
-        1 => vec(select(pieces.to_vec()), 1..5).prop_map(|pieces| pieces.concat()),
-    ]
-}
-
-fn actions() -> impl Strategy<Value = String> {
-    let pieces = [
-        "forge/", "Get", "Set", "/", "x", ".", "*", "é", "\n", "{", "",
-    ];
-    prop_oneof![
-        Just(ACTION.to_owned()),
-        Just("forge/Get".to_owned()),
-        vec(select(pieces.to_vec()), 0..4).prop_map(|pieces| pieces.concat()),
-    ]
-}
-
-#[test]
-fn branches_let_casbin_follow_roles_further_and_the_order_of_lines_decides() {
-    let chain = |links: usize| -> String {
-        let links = (0..links).map(|n| format!("g, r{n}, r{}\n", n + 1));
-        links.collect()
-    };
-    // A second role on the way to r10 that Casbin takes before r1, or after it.
-    let first = format!("{}g, r0, x\np, r10, **\n", chain(10));
-    let last = format!("g, r0, x\n{}p, r10, **\n", chain(10));
-    for text in [&first, &last] {
-        let theirs = read_by_casbin(text).enforce(("r0", ACTION)).unwrap();
-        assert_eq!(policy(text).allows("r0", ACTION), theirs, "{text}");
-    }
-    assert!(policy(&last).allows("r0", ACTION));
-    assert!(!policy(&first).allows("r0", ACTION));
+fn debug_shows_the_number_of_rules_only() {
+    let debug = format!("{:?}", policy(SITE));
+    assert!(debug.contains("rules: 10"), "{debug}");
+    assert!(!debug.contains("site-admin"), "{debug}");
 }
 
 proptest! {
-    /// Casbin reads the same rules, and the same roles in the same order.
     #[test]
-    fn what_is_read_is_what_casbin_reads(text in lines()) {
-        if let Ok(ours) = CasbinPolicy::parse(&text) {
-            let theirs = read_by_casbin(&text);
-            let rules: BTreeSet<_> = ours.rules.iter().map(|rule| {
-                vec![rule.subject.clone(), rule.action.to_string()]
-            }).collect();
-            prop_assert_eq!(rules, theirs.get_policy().into_iter().collect());
-            let links = sorted(theirs.get_grouping_policy());
-            prop_assert_eq!(ours.roles.links(), links);
-        }
-    }
-
-    /// nico-api decides with Casbin. Each policy is asked for every subject.
-    #[test]
-    fn decisions_are_those_of_casbin(text in policies(), actions in vec(actions(), 1..3)) {
-        let ours = CasbinPolicy::parse(&text);
-        // The only lines that cannot be read are bad globs, at which Casbin panics.
-        prop_assume!(ours.is_ok());
-        let (ours, theirs) = (ours.unwrap(), read_by_casbin(&text));
-        let subjects = (0..=SUBJECTS).map(|n| format!("s{n}"));
-        for subject in subjects.chain([String::new()]) {
-            for action in &actions {
-                let decision = theirs.enforce((&*subject, &**action)).unwrap();
-                prop_assert_eq!(ours.allows(&subject, action), decision, "{:?} {:?}", subject, action);
-            }
-        }
-    }
-
-    #[test]
-    fn any_text_is_a_policy_or_has_faults(text in "[pg,\"#\\[\\]{}*/\\\\ \\n\\PC]{0,80}", subject in ".{0,5}") {
+    fn any_text_is_a_policy_or_an_error(text in "[pg,\"#\\[\\]{}*/\\\\ \\n\\PC]{0,80}", subject in ".{0,5}") {
         if let Ok(policy) = CasbinPolicy::parse(&text) {
             let _ = policy.allows(&subject, ACTION);
         }
@@ -405,7 +254,7 @@ proptest! {
     fn only_a_rule_for_the_subject_allows_it(names in vec("[a-d]", 0..8)) {
         let links = names.chunks_exact(2).map(|pair| format!("g, {}, {}\n", pair[0], pair[1]));
         let policy = policy(&format!("{}p, a, forge/*\n", links.collect::<String>()));
-        // What is linked to nothing is allowed nothing.
+        // No line links "e" to "a".
         prop_assert!(policy.allows("a", ACTION));
         prop_assert!(!policy.allows("e", ACTION));
         prop_assert!(!policy.allows("a", "other/Method"));

@@ -1,0 +1,44 @@
+//! Why the server did not start, or ended without a shutdown signal.
+
+use std::{io, net::SocketAddr};
+
+use thiserror::Error;
+
+use crate::store::SchemaError;
+
+/// Why the server did not start, or ended without a shutdown signal.
+#[derive(Debug, Error)]
+pub enum AppError {
+    /// The database lacks tables or columns.
+    #[error("database_url: {0}")]
+    Schema(SchemaError),
+    /// The target key failed its self-test.
+    #[error(
+        "[machine_identity].current_encryption_key_id: key {0:?} failed its seal-and-open test"
+    )]
+    TargetKey(String),
+    /// The audit log cannot be opened.
+    #[error("[rewrap].audit_log: can't be opened for appending ({0})")]
+    Audit(io::Error),
+    /// A listener cannot be bound.
+    #[error("[rewrap].{setting}: can't listen on {address} ({source})")]
+    Bind {
+        /// The setting.
+        setting: &'static str,
+        /// The value of the setting.
+        address: SocketAddr,
+        /// The error of the operating system.
+        source: io::Error,
+    },
+    /// A bug.
+    #[error("{0}")]
+    Bug(String),
+}
+
+impl AppError {
+    /// Whether the cause is the configuration, so that a restart alone does not help.
+    #[must_use]
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, Self::Schema(_) | Self::TargetKey(_) | Self::Audit(_))
+    }
+}

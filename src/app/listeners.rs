@@ -1,0 +1,72 @@
+//! Binds the two listeners.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+};
+
+use tokio::net::{TcpListener, TcpSocket};
+
+use super::error::AppError;
+use crate::server::ServerOptions;
+
+/// Maximum number of connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
+
+/// The two bound listeners.
+#[derive(Debug)]
+pub struct Listeners {
+    /// The listener for gRPC.
+    pub grpc: TcpListener,
+    /// The listener for probes and metrics.
+    pub http: TcpListener,
+}
+
+impl Listeners {
+    /// Binds the configured addresses.
+    ///
+    /// # Errors
+    ///
+    /// [`AppError::Bind`] with the setting whose address cannot be bound.
+    pub async fn bind(options: &ServerOptions) -> Result<Self, AppError> {
+        Ok(Self {
+            grpc: bind("listen", options.listen).await?,
+            http: bind("metrics_endpoint", options.metrics_endpoint).await?,
+        })
+    }
+}
+
+async fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpListener, AppError> {
+    let listener = if address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
+        bind_both(address)
+    } else {
+        TcpListener::bind(address).await
+    };
+    listener.map_err(|source| AppError::Bind {
+        setting,
+        address,
+        source,
+    })
+}
+
+/// Binds `[::]` for IPv6 and IPv4, regardless of the system's `net.ipv6.bindv6only`.
+fn bind_both(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = TcpSocket::new_v6()?;
+    rustix::net::sockopt::set_ipv6_v6only(&socket, false)?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+pub(super) fn log_listening(listeners: &Listeners) {
+    let address = |listener: &TcpListener| {
+        listener
+            .local_addr()
+            .map_or_else(|error| error.to_string(), |address| address.to_string())
+    };
+    tracing::info!(
+        grpc = address(&listeners.grpc),
+        http = address(&listeners.http),
+        "listening"
+    );
+}
