@@ -85,8 +85,6 @@ pub(super) struct Answer<T> {
 pub struct InstanceInfo {
     /// The name of this instance.
     pub name: String,
-    /// Version and source revision.
-    pub build: &'static str,
     /// When this instance started.
     pub start_time: SystemTime,
     /// TLS with the database.

@@ -31,6 +31,7 @@ use crate::{
         record::{Kind, Progress, RunRecord, RunState},
     },
     store::StoreError,
+    telemetry,
 };
 
 /// How often the progress of a run is published.
@@ -58,7 +59,10 @@ impl Execution {
         let began = Instant::now();
         let audit = self.inner.context.audit.clone();
         let mut record = Record::new(&self.run_id, request.peer.clone(), request.method);
-        record.set_request(request.scope.as_ref().ok(), request.kind.as_ref().ok().copied());
+        record.set_request(
+            request.scope.as_ref().ok(),
+            request.kind.as_ref().ok().copied(),
+        );
 
         let begun = record.clone();
         let run = async move { self.checked_run(request, &begun).await };
@@ -122,7 +126,9 @@ impl Execution {
         let caller = permit.identity().name();
         let record = RunRecord::started(&spec, &target, caller, &context.info.name);
         let stop = inner.shutdown.child_token();
-        let _slots = inner.run_slots(&spec.id, record.is_site_apply(), &stop).await?;
+        let _slots = inner
+            .run_slots(&spec.id, record.is_site_apply(), &stop)
+            .await?;
         let site_guard = if record.is_site_apply() {
             match acquire(runner.site(), history, &record).await? {
                 Acquired::Guard(guard) => guard,
@@ -134,7 +140,10 @@ impl Execution {
             SiteGuard::ProcessOnly
         };
         context.audit.started(audit_record).await?;
-        let live = match history.begin(record, request.options.request, stop.clone()).await? {
+        let live = match history
+            .begin(record, request.options.request, stop.clone())
+            .await?
+        {
             Begun::New(live) => live,
             Begun::Known(known) => {
                 site_guard.release().await;
@@ -152,7 +161,15 @@ impl Execution {
             "run started"
         );
         let ended = self
-            .execute(runner, &permit, &spec, request.deadline, &stop, &site_guard, &live)
+            .execute(
+                runner,
+                &permit,
+                &spec,
+                request.deadline,
+                &stop,
+                &site_guard,
+                &live,
+            )
             .await;
         site_guard.release().await;
         let counts = ended.report.counts;
@@ -163,6 +180,7 @@ impl Execution {
             Err(error) if error.is_stop() => RunState::Stopped,
             Err(_) => RunState::Failed,
         };
+        telemetry::run_ended(kind.label(), state.name());
         let finished = live.finish(|record| {
             record.state = state;
             record.end_time = Some(SystemTime::now());
@@ -199,7 +217,7 @@ impl Execution {
         let censuses = &self.inner.context.censuses;
         let position = censuses.position().await;
         if let Err(error) = self.check_keys(runner, spec, stop).await {
-            return Ended::without_rows(Ok(())).map_result(|_| Err(error));
+            return Ended::without_rows(Err(error));
         }
         let meter = Arc::new(Meter::default());
         let (queue, mut failures) = LiveRun::queue();
@@ -324,7 +342,9 @@ impl Execution {
         let Some(census) = last else {
             return Ok(());
         };
-        let checked = stop.run_until_cancelled(check_keys(runner.site(), &census)).await;
+        let checked = stop
+            .run_until_cancelled(check_keys(runner.site(), &census))
+            .await;
         match checked {
             Some(Ok(Some(wrong))) => Err(ServiceError::WrongKeyMaterial(wrong)),
             Some(Err(error)) => Err(StoreError::into_unavailable(error).into()),

@@ -2,8 +2,11 @@
 
 mod admission;
 mod audited;
+mod background;
 pub mod call;
 pub mod error;
+mod execute;
 pub mod grpc;
 pub mod guard;
+mod remedy;
 mod run_id;

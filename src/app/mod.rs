@@ -10,7 +10,10 @@ mod listeners;
 mod self_test;
 mod watch;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{
@@ -29,13 +32,13 @@ use self::{
 pub use self::{error::AppError, listeners::Listeners};
 use crate::{
     api::{
-        call::{CallContext, Calls},
+        call::{CallContext, Calls, InstanceInfo},
         grpc,
         guard::Guard,
     },
     audit::AuditLog,
     config::Config,
-    run::{Runner, Site},
+    run::{Runner, Site, censuses::Censuses, history::History},
     server::{self, ServerOptions, probes},
     store::Store,
     telemetry::readiness::Readiness,
@@ -117,6 +120,9 @@ struct App {
     policy: crate::auth::authorize::Policy,
     options: ServerOptions,
     runner: Option<Runner>,
+    database_tls: &'static str,
+    census_interval: Duration,
+    soak: Duration,
 }
 
 impl App {
@@ -125,7 +131,12 @@ impl App {
         let tls = Reloader::start(config.tls);
         let audit = AuditLog::open(&config.audit).map_err(AppError::Audit)?;
         let mut runner = None;
+        let (mut database_tls, mut census_interval, mut soak) =
+            ("", Duration::ZERO, Duration::ZERO);
         if let Some(machine_identity) = config.machine_identity {
+            database_tls = machine_identity.database_tls;
+            census_interval = machine_identity.census_interval;
+            soak = machine_identity.soak;
             self_test(&machine_identity.keyring)?;
             let store = Store::new(&machine_identity.database, machine_identity.store)
                 .map_err(|error| AppError::Bug(error.to_string()))?;
@@ -142,6 +153,9 @@ impl App {
             policy: config.policy,
             options: config.server,
             runner,
+            database_tls,
+            census_interval,
+            soak,
         })
     }
 
@@ -155,8 +169,18 @@ impl App {
     ) -> Result<(), AppError> {
         let tasks = TaskTracker::new();
         let setup_problem = Sender::new(None);
+        let history = History::new(self.runner.as_ref().map(Runner::site).cloned());
+        let changed_on_disk = Sender::new(Vec::new());
         let context = CallContext {
             runner: self.runner.clone(),
+            history: history.clone(),
+            censuses: Arc::new(Censuses::new(history.clone(), self.soak)),
+            info: InstanceInfo {
+                name: instance_name(&self.options, &listener),
+                start_time: SystemTime::now(),
+                database_tls: self.database_tls.to_owned(),
+                changed_on_disk: changed_on_disk.subscribe(),
+            },
             policy: self.policy.clone(),
             readiness: readiness.clone(),
             setup_problem: setup_problem.subscribe(),
@@ -164,6 +188,9 @@ impl App {
             max_runs: self.options.max_runs,
         };
         let calls = Calls::new(context, tasks.clone(), shutdown.clone());
+        let censuses = calls.clone();
+        let census_interval = self.census_interval;
+        tasks.spawn(async move { censuses.take_censuses(census_interval).await });
         let routes = grpc::routes(calls).map_err(|error| AppError::Bug(error.to_string()))?;
         let guard = Guard::new(
             routes,
@@ -195,7 +222,7 @@ impl App {
         };
         readiness.release(GRPC);
 
-        let database = watch::database(self.runner, &readiness, &setup_problem);
+        let database = watch::database(self.runner, &readiness, &setup_problem, &history);
         let over = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
             error = database => Err(error),
@@ -219,6 +246,16 @@ impl App {
         }
         over
     }
+}
+
+/// The configured name of this instance, or host name and port.
+fn instance_name(options: &ServerOptions, listener: &TcpListener) -> String {
+    options.instance_name.clone().unwrap_or_else(|| {
+        let host = rustix::system::uname();
+        let host = host.nodename().to_string_lossy().into_owned();
+        let port = listener.local_addr().map_or(0, |address| address.port());
+        format!("{host}:{port}")
+    })
 }
 
 /// Compacts the histograms. Without this, a histogram keeps every sample until the next

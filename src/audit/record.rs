@@ -200,8 +200,8 @@ struct Common<'a> {
     peer: Option<String>,
     scope: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     kind: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     dry_run: Option<bool>,
 }
 

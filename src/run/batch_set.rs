@@ -35,6 +35,8 @@ const BYTES_AT_ONCE: usize = 3 << 20;
 pub(super) struct BatchSet {
     context: Arc<Context>,
     mode: Mode,
+    /// The label value for metrics.
+    label: &'static str,
     is_site: bool,
     /// After this is cancelled, no batch starts another row.
     stop: CancellationToken,
@@ -69,6 +71,7 @@ impl BatchSet {
         Self {
             context,
             mode: spec.kind.mode(),
+            label: spec.kind.label(),
             is_site: spec.scope == Scope::Site,
             stop: stop.child_token(),
             hurry: stop.clone(),
@@ -243,7 +246,7 @@ impl BatchSet {
             let _ = queue.send(failures).await;
         }
         for (outcome, rows) in done {
-            telemetry::rows_done(self.mode.label(), outcome, rows);
+            telemetry::rows_done(self.label, outcome, rows);
         }
     }
 }

@@ -208,10 +208,10 @@ pub struct Ended<E = RunError> {
     pub result: Result<(), E>,
 }
 
-impl Ended {
+impl<E> Ended<E> {
     /// A run that ended before it read a row.
     #[must_use]
-    pub fn without_rows(result: Result<(), RunError>) -> Self {
+    pub fn without_rows(result: Result<(), E>) -> Self {
         Self {
             report: Report::default(),
             durable: true,
@@ -219,20 +219,9 @@ impl Ended {
             result,
         }
     }
+}
 
-    /// Converts the result.
-    pub fn map_result<E>(
-        self,
-        map: impl FnOnce(Result<(), RunError>) -> Result<(), E>,
-    ) -> Ended<E> {
-        Ended {
-            report: self.report,
-            durable: self.durable,
-            census: self.census,
-            result: map(self.result),
-        }
-    }
-
+impl Ended {
     /// Converts the error.
     pub fn map_err<E>(self, map: impl FnOnce(RunError) -> E) -> Ended<E> {
         Ended {

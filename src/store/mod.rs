@@ -29,6 +29,7 @@ mod setup;
 mod silence;
 pub mod state;
 mod statement;
+mod status;
 mod sweep;
 mod wait;
 mod writer;
@@ -53,7 +54,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 pub use self::{
     barrier::Incarnation,
     error::{RowError, StoreError, VersionError},
-    guard::SiteLock,
+    guard::{CensusTurn, SiteLock},
     load_probe::{LoadProbe, LoadSample},
     page::{Page, Position, Unreadable},
     ping::Ping,
@@ -64,6 +65,7 @@ pub use self::{
     schema::SchemaError,
     settle::Settled,
     setup::{Hidden, SetupError},
+    status::DatabaseStatus,
     sweep::{Moment, Sweep},
     wait::Wait,
     writer::Writer,

@@ -3,7 +3,9 @@
 
 use metrics::counter;
 
-use super::metrics::{CALLS, CONNECTIONS_REVOKED, DECISIONS, HANDSHAKE_FAILURES, RELOADS, ROWS};
+use super::metrics::{
+    CALLS, CONNECTIONS_REVOKED, DECISIONS, HANDSHAKE_FAILURES, RELOADS, ROWS, RUNS,
+};
 
 /// The kinds of identity.
 const IDENTITY_KINDS: [&str; 4] = ["service", "machine", "external", "none"];
@@ -89,7 +91,12 @@ pub(super) fn register() {
             counter!(DECISIONS, "identity_kind" => kind, "outcome" => outcome).absolute(0);
         }
     }
-    for mode in ["dry_run", "apply"] {
+    for kind in ["dry_run", "apply", "verify", "census"] {
+        for state in ["FINISHED", "STOPPED", "FAILED"] {
+            counter!(RUNS, "kind" => kind, "state" => state).absolute(0);
+        }
+    }
+    for mode in ["dry_run", "apply", "verify"] {
         for outcome in ["updated", "on_target", "failed", "gone"] {
             counter!(ROWS, "mode" => mode, "outcome" => outcome).absolute(0);
         }

@@ -183,6 +183,18 @@ impl Database {
         driver
     }
 
+    /// The name of the TLS mode: `none`, or the sslmode.
+    #[must_use]
+    pub fn tls_name(&self) -> &'static str {
+        match self.ssl_mode {
+            SslMode::Disable => "none",
+            SslMode::Prefer => "prefer",
+            SslMode::Require => "require",
+            SslMode::VerifyCa => "verify-ca",
+            SslMode::VerifyFull => "verify-full",
+        }
+    }
+
     /// The TLS settings, for cancel requests.
     pub(crate) fn tls(&self) -> MakeRustlsConnect {
         self.connector.tls.clone()

@@ -9,6 +9,10 @@ use tonic_types::pb::{ErrorInfo, Status as RpcStatus};
 use super::super::proto::rewrap as pb;
 use crate::{
     api::{error::DOMAIN, remedy::remedy},
+    auth::{
+        authorize::Denied,
+        identity::{Caller, Identity},
+    },
     domain::{
         census::KeyUse,
         keyring::{Kek, KeySource},
@@ -18,7 +22,7 @@ use crate::{
         Census, FailureGroup, Scope,
         record::{Counts, Kind, Progress, RunProblem, RunRecord, RunState},
     },
-    store::state::StoredFailure,
+    store::{DatabaseStatus, state::StoredFailure},
 };
 
 /// The type of the details of an error.
@@ -218,5 +222,40 @@ pub(super) fn loaded_key(kek: &Kek, is_target: bool) -> pb::LoadedKey {
             _ => "file",
         }
         .to_owned(),
+    }
+}
+
+/// The database as it answers now. `None` means that it does not answer.
+pub(super) fn database(status: Option<DatabaseStatus>, tls: &str) -> pb::Database {
+    let tls = tls.to_owned();
+    match status {
+        None => pb::Database {
+            tls,
+            ..pb::Database::default()
+        },
+        Some(status) => pb::Database {
+            reachable: true,
+            server_version: status.server_version,
+            in_recovery: status.in_recovery,
+            tls,
+            replica_lag: status.replica_lag.map(duration),
+        },
+    }
+}
+
+/// A caller, and why it may not call, if so.
+pub(super) fn caller(caller: &Caller, denied: Option<Denied>) -> pb::Caller {
+    let identity = caller.identity.as_ref();
+    let text = |part: fn(&Identity) -> Option<&str>| {
+        identity.and_then(part).unwrap_or_default().to_owned()
+    };
+    pb::Caller {
+        kind: caller.kind().to_owned(),
+        name: text(|identity| Some(identity.name())),
+        organization: text(Identity::organization),
+        group: text(Identity::group),
+        rule: caller.rule.to_owned(),
+        allowed: denied.is_none(),
+        reason: denied.map_or_else(String::new, |denied| denied.denial.to_string()),
     }
 }

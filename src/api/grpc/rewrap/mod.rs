@@ -16,9 +16,10 @@ use self::{
 use super::proto::rewrap::{self as pb, rewrap_server::Rewrap};
 use crate::{
     api::{
-        call::{CallRequest, Calls, RunOptions},
+        audited::Audited,
+        call::{Answer, CallRequest, Calls, RunOptions},
         error::ServiceError,
-        run_id::run_id,
+        run_id::{RUN_ID_HEADER, run_id},
     },
     auth::{authorize::Permit, peer::Peer},
     domain::organization::OrganizationId,
@@ -53,8 +54,15 @@ impl Rewrap for RewrapService {
     ) -> Result<Response<pb::Run>, Status> {
         let peer = request.extensions().get::<Arc<Peer>>().cloned();
         let message = request.into_inner();
-        let started = self.0.start(call_request(peer, message)).await;
-        started.into_response(pb::Run::from)
+        let Answer { run_id, result } = self.0.start(call_request(peer, message)).await;
+        // The record of the call is written at the end of the run.
+        let run = result.map_err(|error| Audited::mark_error(error.into_status(&run_id)))?;
+        let mut response = Response::new(run.into());
+        Audited::mark(&mut response);
+        if let Ok(run_id) = run_id.parse() {
+            response.metadata_mut().insert(RUN_ID_HEADER, run_id);
+        }
+        Ok(response)
     }
 
     type WatchRunStream = Pin<Box<dyn Stream<Item = Result<pb::Run, Status>> + Send>>;
@@ -67,7 +75,10 @@ impl Rewrap for RewrapService {
         let id = request.into_inner().run_id;
         let history = self.0.history().clone();
         // An unknown run is an error of the call, not of the stream.
-        let first = history.get(&id).await.map_err(|error| status(error.into()))?;
+        let first = history
+            .get(&id)
+            .await
+            .map_err(|error| status(error.into()))?;
         let stop = self.0.shutdown().clone();
         Ok(Response::new(Box::pin(watch::watch(history, first, stop))))
     }
@@ -183,7 +194,10 @@ impl Rewrap for RewrapService {
             site.keyring.iter().map(loaded).collect()
         });
         let database = match &site {
-            Some(site) => Some(convert::database(site.store.status().await.ok(), &info.tls)),
+            Some(site) => Some(convert::database(
+                site.store.status().await.ok(),
+                &info.database_tls,
+            )),
             None => None,
         };
         // If the database does not answer, the runs of this instance are known.
@@ -191,7 +205,7 @@ impl Rewrap for RewrapService {
         Ok(Response::new(pb::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             revision: env!("NICO_REWRAP_REVISION").to_owned(),
-            instance: info.instance.clone(),
+            instance: info.name.clone(),
             start_time: Some(info.start_time.into()),
             enabled: site.is_some(),
             target_key_id: target.map(ToString::to_string).unwrap_or_default(),
@@ -209,7 +223,10 @@ impl Rewrap for RewrapService {
     ) -> Result<Response<pb::Caller>, Status> {
         let peer = request.extensions().get::<Arc<Peer>>();
         let peer = peer.ok_or(ServiceError::Internal).map_err(status)?;
-        Ok(Response::new(convert::caller(&peer.caller, self.0.denial(peer))))
+        Ok(Response::new(convert::caller(
+            &peer.caller,
+            self.0.denial(peer),
+        )))
     }
 }
 
@@ -224,17 +241,19 @@ fn call_request(peer: Option<Arc<Peer>>, message: pb::StartRunRequest) -> CallRe
     };
     let expected = Some(message.expect_target_key_id).filter(|id| !id.is_empty());
     let scope = match message.scope {
-        None => Err(ServiceError::InvalidRun("set scope: site or organization_id")),
+        None => Err(ServiceError::InvalidRun(
+            "set scope: site or organization_id",
+        )),
         Some(pb::start_run_request::Scope::Site(_)) => Ok(Scope::Site),
-        Some(pb::start_run_request::Scope::OrganizationId(id)) => {
-            OrganizationId::parse(&id).map(Scope::Organization).map_err(Into::into)
-        }
+        Some(pb::start_run_request::Scope::OrganizationId(id)) => OrganizationId::parse(&id)
+            .map(Scope::Organization)
+            .map_err(Into::into),
     };
     let kind = match (kind, &scope) {
         (None, _) => Err(ServiceError::InvalidRun("set kind to one of the run kinds")),
-        (Some(Kind::Census), Ok(Scope::Organization(_))) => {
-            Err(ServiceError::InvalidRun("a census covers the site: set scope to site"))
-        }
+        (Some(Kind::Census), Ok(Scope::Organization(_))) => Err(ServiceError::InvalidRun(
+            "a census covers the site: set scope to site",
+        )),
         (Some(Kind::Apply), _) if expected.is_none() => Err(ServiceError::InvalidRun(
             "an apply needs expect_target_key_id: the key id that it shall re-wrap to",
         )),

@@ -54,6 +54,9 @@ mod tests {
 
     #[test]
     fn a_page_has_a_default_and_a_maximum() {
-        assert_eq!([0, 5, 500].map(|size| page_size(size, 20, 100)), [20, 5, 100]);
+        assert_eq!(
+            [0, 5, 500].map(|size| page_size(size, 20, 100)),
+            [20, 5, 100]
+        );
     }
 }

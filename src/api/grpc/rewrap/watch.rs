@@ -80,12 +80,9 @@ pub(super) fn watch(
 async fn change(history: &History, last: &RunRecord) -> Result<RunRecord, Status> {
     let started = Instant::now();
     if let Some(mut changes) = history.subscribe(&last.id) {
-        let changed = changes.wait_for(|record| record != last);
-        return match timeout(REPEAT, changed).await {
-            Ok(Ok(record)) => Ok(record.clone()),
-            // The run was forgotten, or nothing has changed for a while.
-            Ok(Err(_)) | Err(_) => Ok(changes.borrow().clone()),
-        };
+        // An error means that nothing has changed for a while, or that the run was forgotten.
+        let _ = timeout(REPEAT, changes.wait_for(|record| record != last)).await;
+        return Ok(changes.borrow().clone());
     }
     loop {
         match history.get(&last.id).await {

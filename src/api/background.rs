@@ -1,0 +1,146 @@
+//! The censuses that the server takes by itself.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::time::sleep;
+use tracing::Instrument;
+
+use super::{
+    call::{Calls, Inner},
+    error::ServiceError,
+    run_id::run_id,
+};
+use crate::{
+    run::{
+        Meter, RunError, RunSpec, Runner, Scope,
+        history::Begun,
+        record::{Kind, RunRecord, RunState},
+    },
+    store::StoreError,
+    telemetry,
+};
+
+/// How long to wait after a census that failed.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// How long to wait until the first contact with the database.
+const START: Duration = Duration::from_millis(200);
+
+impl Calls {
+    /// Takes a census now, then every `interval`, and after each apply that wrote a row.
+    /// Returns at shutdown. Zero means that no census is taken by itself.
+    pub async fn take_censuses(&self, interval: Duration) {
+        let inner = &self.0;
+        let Some(runner) = &inner.context.runner else {
+            return;
+        };
+        if interval.is_zero() {
+            return;
+        }
+        let forever = async {
+            while inner.check_readiness().is_err() {
+                sleep(START).await;
+            }
+            let mut is_due = false;
+            loop {
+                let pause = if is_due || inner.is_old(interval).await {
+                    inner.take_census(runner).await.map_or(RETRY, |()| interval)
+                } else {
+                    // Another instance has taken one.
+                    interval
+                };
+                is_due = tokio::select! {
+                    () = inner.census_due.notified() => true,
+                    () = sleep(pause) => false,
+                };
+            }
+        };
+        inner.shutdown.run_until_cancelled(forever).await;
+    }
+}
+
+impl Inner {
+    /// Whether the last census of any instance is about as old as the interval.
+    async fn is_old(&self, interval: Duration) -> bool {
+        let Some(last) = self.context.censuses.key_use().await.last else {
+            return true;
+        };
+        let age = SystemTime::now().duration_since(last.time);
+        age.is_ok_and(|age| age > interval.mul_f64(0.9))
+    }
+
+    /// Takes a census, unless another instance takes one now.
+    async fn take_census(&self, runner: &Runner) -> Result<(), ServiceError> {
+        let id = run_id();
+        let span = tracing::error_span!("census", run_id = id);
+        async {
+            let taken = self.try_take_census(runner, id).await;
+            if let Err(error) = &taken {
+                tracing::warn!(%error, "the census failed");
+            }
+            taken
+        }
+        .instrument(span)
+        .await
+    }
+
+    async fn try_take_census(&self, runner: &Runner, id: String) -> Result<(), ServiceError> {
+        let Some(turn) = runner
+            .store()
+            .try_census_turn()
+            .await
+            .map_err(StoreError::into_unavailable)?
+        else {
+            return Ok(());
+        };
+        let spec = RunSpec {
+            id,
+            kind: Kind::Census,
+            scope: Scope::Site,
+            max_rows_per_second: 0,
+            stop_after_failures: 0,
+        };
+        let target = runner.keyring().target().id().as_str();
+        let record = RunRecord::started(&spec, target, "", &self.context.info.name);
+        let stop = self.shutdown.child_token();
+        let begun = self
+            .context
+            .history
+            .begin(record, None, stop.clone())
+            .await?;
+        let Begun::New(live) = begun else {
+            return Ok(());
+        };
+        let censuses = &self.context.censuses;
+        let position = censuses.position().await;
+        let meter = Meter::default();
+        let ended = runner.census(&spec, &meter, &stop).await;
+        if let Some(census) = &ended.census {
+            censuses.record(position, census).await;
+        }
+        turn.end().await;
+        let counts = ended.report.counts;
+        let result = ended.result.map_err(|error| match error {
+            RunError::Stopped => ServiceError::ShuttingDown,
+            RunError::Store(error) => error.into(),
+            _ => ServiceError::Internal,
+        });
+        let problem = result.as_ref().err().map(ServiceError::problem);
+        let state = match &result {
+            Ok(()) => RunState::Finished,
+            Err(error) if error.is_stop() => RunState::Stopped,
+            Err(_) => RunState::Failed,
+        };
+        telemetry::run_ended(Kind::Census.label(), state.name());
+        live.finish(|record| {
+            record.progress.rows_done = meter.rows_done();
+            record.state = state;
+            record.end_time = Some(SystemTime::now());
+            record.counts = Some(counts);
+            record.problem = problem;
+            record.durable = true;
+        })
+        .await;
+        result
+    }
+}
