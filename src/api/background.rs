@@ -85,14 +85,10 @@ impl Inner {
     }
 
     async fn try_take_census(&self, runner: &Runner, id: String) -> Result<(), ServiceError> {
-        let Some(turn) = runner
-            .store()
-            .try_census_turn()
-            .await
-            .map_err(StoreError::into_unavailable)?
-        else {
+        let is_free = runner.store().census_is_free().await;
+        if !is_free.map_err(StoreError::into_unavailable)? {
             return Ok(());
-        };
+        }
         let spec = RunSpec {
             id,
             kind: Kind::Census,
@@ -114,14 +110,13 @@ impl Inner {
         let censuses = &self.context.censuses;
         let position = censuses.position().await;
         let meter = Meter::default();
-        let ended = runner.census(&spec, &meter, &stop).await;
+        let ended = runner.census(&spec, true, &meter, &stop).await;
         if let Some(census) = &ended.census {
             censuses.record(position, census).await;
         }
-        turn.end().await;
         let counts = ended.report.counts;
         let result = ended.result.map_err(|error| match error {
-            RunError::Stopped => ServiceError::ShuttingDown,
+            RunError::Stopped | RunError::CensusElsewhere => ServiceError::Stopped,
             RunError::Store(error) => error.into(),
             _ => ServiceError::Internal,
         });

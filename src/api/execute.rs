@@ -160,17 +160,16 @@ impl Execution {
             caller,
             "run started"
         );
-        let ended = self
-            .execute(
-                runner,
-                &permit,
-                &spec,
-                request.deadline,
-                &stop,
-                &site_guard,
-                &live,
-            )
-            .await;
+        let ended = Box::pin(self.execute(
+            runner,
+            &permit,
+            &spec,
+            request.deadline,
+            &stop,
+            &site_guard,
+            &live,
+        ))
+        .await;
         site_guard.release().await;
         let counts = ended.report.counts;
         let (groups, durable) = (ended.report.groups(), ended.durable);
@@ -225,7 +224,7 @@ impl Execution {
             meter: meter.clone(),
             failures: Some(queue),
         };
-        let run = runner.run(permit, spec, io, stop);
+        let run = Box::pin(runner.run(permit, spec, io, stop));
         let run = remember_wait(run, runner.stall());
         let run = self.stopped_for(run, deadline, stop, site_guard);
         let run = async {
@@ -267,7 +266,7 @@ impl Execution {
                 RunError::Store(error) => error.into(),
                 RunError::NotReplicated => ServiceError::NotReplicated,
                 RunError::FailureLimit(failed) => ServiceError::FailureLimit(failed),
-                RunError::Panicked => {
+                RunError::CensusElsewhere | RunError::Panicked => {
                     tracing::error!("a task of the run panicked: this is a bug");
                     ServiceError::Internal
                 }
@@ -327,7 +326,7 @@ impl Execution {
         let mut last = censuses.key_use().await.last;
         if last.is_none() {
             let position = censuses.position().await;
-            let ended = runner.census(spec, &Meter::default(), stop).await;
+            let ended = runner.census(spec, false, &Meter::default(), stop).await;
             match ended.result {
                 Ok(()) => {}
                 Err(RunError::Store(error)) => return Err(error.into()),

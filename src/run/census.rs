@@ -46,10 +46,11 @@ impl Census {
     }
 }
 
-/// Counts all secrets. A run that may have missed rows ends with an error.
+/// Counts all secrets. With `exclusively`, no other instance may do the same. A run that may have missed rows ends with an error.
 pub(super) async fn census(
     site: &Site,
     run_id: &str,
+    exclusively: bool,
     pacer: &Pacer,
     meter: &Meter,
     stop: &CancellationToken,
@@ -63,7 +64,7 @@ pub(super) async fn census(
     let census = loop {
         attempt += 1;
         meter.restart();
-        match count(site, mode, run_id, pacer, meter, stop).await {
+        match count(site, (mode, exclusively), run_id, pacer, meter, stop).await {
             Ok(census) => break census,
             Err(RunError::Store(error)) if error.is_of_some_row() => {
                 if mode == ScanMode::Careful {
@@ -88,14 +89,15 @@ pub(super) async fn census(
 
 async fn count(
     site: &Site,
-    mode: ScanMode,
+    (mode, exclusively): (ScanMode, bool),
     run_id: &str,
     pacer: &Pacer,
     meter: &Meter,
     stop: &CancellationToken,
 ) -> Result<Census, RunError> {
     let began = Instant::now();
-    let mut scan: CensusScan<'_> = until_stopped(stop, site.store.census(mode)).await?;
+    let scan = until_stopped(stop, site.store.census(mode, exclusively)).await?;
+    let mut scan: CensusScan<'_> = scan.ok_or(RunError::CensusElsewhere)?;
     let snapshot = scan.snapshot();
     meter.set_total(snapshot.rows);
     let mut tally = Tally::default();

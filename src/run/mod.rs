@@ -161,6 +161,9 @@ pub enum RunError {
     /// As many rows failed as the caller allowed.
     #[error("the run was stopped after {0} failed rows")]
     FailureLimit(u64),
+    /// Another instance takes a census by itself now.
+    #[error("another instance takes a census now")]
+    CensusElsewhere,
     /// A bug in this program.
     #[error("a task of the run panicked")]
     Panicked,
@@ -260,7 +263,7 @@ impl Runner {
         stop: &CancellationToken,
     ) -> Ended {
         if spec.kind == Kind::Census {
-            return self.census(spec, &io.meter, stop).await;
+            return Box::pin(self.census(spec, false, &io.meter, stop)).await;
         }
         let writes = spec.kind == Kind::Apply;
         let shared = if writes {
@@ -274,17 +277,24 @@ impl Runner {
         let mut batches = BatchSet::new(self.context.clone(), spec, io, stop);
         let progress = batches.progress();
         tokio::select! {
-            ended = self.run_and_flush(spec, stop, &mut batches) => ended,
+            // On the heap: a debug build needs much stack to move it.
+            ended = Box::pin(self.run_and_flush(spec, stop, &mut batches)) => ended,
             never = stall::watch(&self.context, progress) => match never {},
         }
     }
 
     /// Takes a census. It needs no permit, because it reads only key ids, and this program
-    /// takes one regularly.
-    pub async fn census(&self, spec: &RunSpec, meter: &Meter, stop: &CancellationToken) -> Ended {
+    /// takes one regularly. With `exclusively`, no other instance may do the same.
+    pub async fn census(
+        &self,
+        spec: &RunSpec,
+        exclusively: bool,
+        meter: &Meter,
+        stop: &CancellationToken,
+    ) -> Ended {
         let pacer = Pacer::new(spec.max_rows_per_second);
         let site = &self.context.site;
-        let census = census::census(site, &spec.id, &pacer, meter, stop);
+        let census = census::census(site, &spec.id, exclusively, &pacer, meter, stop);
         let result = self.paced(&pacer, CENSUS_SCALE, meter, stop, census).await;
         let mut ended = Ended::without_rows(Ok(()));
         match result {
@@ -329,7 +339,7 @@ impl Runner {
         let server = until_stopped(stop, store.incarnation()).await;
         let unreplicated = store.unreplicated_commits();
         let mut result = match &server {
-            Ok(_) => self.evaluate(spec, stop, batches).await,
+            Ok(_) => Box::pin(self.evaluate(spec, stop, batches)).await,
             Err(_) => Ok(()),
         };
         if result.is_err() {
@@ -384,19 +394,19 @@ impl Runner {
         let meter = batches.meter();
         match (&spec.scope, spec.kind) {
             (Scope::Organization(id), Kind::Verify) => {
-                verify::verify_organization(site, id, stop, batches).await
+                Box::pin(verify::verify_organization(site, id, stop, batches)).await
             }
-            (Scope::Organization(id), _) => self.organization(id, stop, batches).await,
+            (Scope::Organization(id), _) => Box::pin(self.organization(id, stop, batches)).await,
             (Scope::Site, Kind::Verify) => {
                 let pacer = Pacer::new(spec.max_rows_per_second);
-                let verify = verify::verify_site(site, &pacer, stop, batches);
+                let verify = Box::pin(verify::verify_site(site, &pacer, stop, batches));
                 self.paced(&pacer, VERIFY_SCALE, &meter, stop, verify).await
             }
             (Scope::Site, Kind::Apply) => {
-                let apply = self.site_run(stop, batches);
+                let apply = Box::pin(self.site_run(stop, batches));
                 self.paced(pacer, 1.0, &meter, stop, apply).await
             }
-            (Scope::Site, _) => self.site_run(stop, batches).await,
+            (Scope::Site, _) => Box::pin(self.site_run(stop, batches)).await,
         }
     }
 }

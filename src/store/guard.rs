@@ -51,7 +51,7 @@ impl Store {
     ///
     /// [`StoreError`] when the database does not answer.
     pub async fn try_lock_site(&self) -> Result<Option<SiteLock<'_>>, StoreError> {
-        let lease = self.lock_client().await?;
+        let lease = self.side_client_strictly().await?;
         let rows = self.query(&lease, &TRY_LOCK, &[]).await;
         let rows = rows.map_err(StoreError::into_unavailable)?;
         let row = rows.first().ok_or_else(StoreError::no_answer)?;
@@ -62,43 +62,24 @@ impl Store {
         Ok(None)
     }
 
-    /// Tries to become the only instance that takes a census by itself. `None` if another one
-    /// takes one now.
+    /// Whether no instance takes a census by itself now.
     ///
     /// # Errors
     ///
     /// [`StoreError`] when the database does not answer.
-    pub async fn try_census_turn(&self) -> Result<Option<CensusTurn<'_>>, StoreError> {
-        let lease = self.state_client().await?;
-        self.within(
-            lease.batch_execute("BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0"),
-        )
-        .await?;
-        let rows = self.query(&lease, &TRY_LOCK_CENSUS, &[]).await?;
-        let turn = CensusTurn { store: self, lease };
-        if rows.first().ok_or_else(StoreError::no_answer)?.try_get(0)? {
-            return Ok(Some(turn));
-        }
-        turn.end().await;
-        Ok(None)
+    pub async fn census_is_free(&self) -> Result<bool, StoreError> {
+        // The lock ends with this statement.
+        let lease = self.side_client().await?;
+        let free = self.try_lock_census(&lease).await?;
+        lease.release();
+        Ok(free)
     }
-}
 
-/// The right to take a census by itself, for the time of a transaction that does nothing else.
-/// Dropping it closes its session.
-pub struct CensusTurn<'a> {
-    store: &'a Store,
-    lease: Lease<'a>,
-}
-
-impl CensusTurn<'_> {
-    /// Gives the right back.
-    pub async fn end(self) {
-        let commit = self.lease.batch_execute("COMMIT");
-        // An error means that the session has ended, and the lock with it.
-        if self.store.within(commit).await.is_ok() {
-            self.lease.release();
-        }
+    /// Tries to take the lock of censuses that an instance takes by itself, for the time of the
+    /// transaction on this connection.
+    pub(super) async fn try_lock_census(&self, lease: &Lease<'_>) -> Result<bool, StoreError> {
+        let rows = self.query(lease, &TRY_LOCK_CENSUS, &[]).await?;
+        Ok(rows.first().ok_or_else(StoreError::no_answer)?.try_get(0)?)
     }
 }
 

@@ -164,19 +164,18 @@ impl Store {
         }
     }
 
-    /// Takes a connection for the schema `nico_rewrap`. If Postgres allows no further
-    /// connection, this takes one of the others.
-    pub(super) async fn state_client(&self) -> Result<Lease<'_>, StoreError> {
-        match self.state_pool.get().await {
-            Ok(client) => Ok(Lease::without_slot(self, client)),
-            Err(error) if is_connection_limit(&error) => self.client().await,
-            Err(error) => Err(error.into()),
+    /// Takes a connection that runs do not write with: for the schema `nico_rewrap` and for
+    /// scans. If Postgres allows no further connection, this takes one of the others.
+    pub(super) async fn side_client(&self) -> Result<Lease<'_>, StoreError> {
+        match self.side_client_strictly().await {
+            Err(StoreError::TooManyConnections) => self.client().await,
+            client => client,
         }
     }
 
-    /// Takes the connection for the lock of site-wide applies.
-    pub(super) async fn lock_client(&self) -> Result<Lease<'_>, StoreError> {
-        match self.lock_pool.get().await {
+    /// The same, but fails if Postgres allows no further connection.
+    pub(super) async fn side_client_strictly(&self) -> Result<Lease<'_>, StoreError> {
+        match self.side_pool.get().await {
             Ok(client) => Ok(Lease::without_slot(self, client)),
             Err(error) if is_connection_limit(&error) => Err(StoreError::TooManyConnections),
             Err(error) => Err(error.into()),

@@ -54,7 +54,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 pub use self::{
     barrier::Incarnation,
     error::{RowError, StoreError, VersionError},
-    guard::{CensusTurn, SiteLock},
+    guard::SiteLock,
     load_probe::{LoadProbe, LoadSample},
     page::{Page, Position, Unreadable},
     ping::Ping,
@@ -122,8 +122,9 @@ pub enum PoolMode {
     Transaction,
 }
 
-/// Maximum number of connections for the schema `nico_rewrap`.
-const STATE_CONNECTIONS: usize = 2;
+/// Maximum number of connections that runs do not write with: two for the schema
+/// `nico_rewrap`, two for scans, one for the lock of site-wide applies.
+const SIDE_CONNECTIONS: usize = 5;
 
 /// The site's database.
 pub struct Store {
@@ -140,10 +141,8 @@ pub struct Store {
     probe_pool: Pool,
     /// Has one connection, for runs of one organization.
     reserve_pool: Pool,
-    /// For the schema `nico_rewrap`.
-    state_pool: Pool,
-    /// Has one connection, for the lock of site-wide applies.
-    lock_pool: Pool,
+    /// For the schema `nico_rewrap`, for scans, and for the lock of site-wide applies.
+    side_pool: Pool,
     /// Counts the notices on the connections of `pool` and `reserve_pool`.
     notices: Arc<Notices>,
     options: StoreOptions,
@@ -170,7 +169,7 @@ impl Store {
     pub fn new(database: &Database, options: StoreOptions) -> Result<Self, StoreError> {
         let notices = Arc::<Notices>::default();
         // A crash must not undo what a verdict depends on.
-        let state_options = StoreOptions {
+        let side_options = StoreOptions {
             durability: Durability::PerRow,
             ..options.clone()
         };
@@ -188,8 +187,7 @@ impl Store {
             tls: database.tls(),
             probe_pool: pool(database, &options, 1, Arc::default())?,
             reserve_pool: pool(database, &options, 1, notices.clone())?,
-            state_pool: pool(database, &state_options, STATE_CONNECTIONS, Arc::default())?,
-            lock_pool: pool(database, &options, 1, Arc::default())?,
+            side_pool: pool(database, &side_options, SIDE_CONNECTIONS, Arc::default())?,
             notices,
             options,
             has_key_id_column: AtomicBool::new(false),

@@ -96,23 +96,33 @@ pub struct CensusScan<'a> {
 }
 
 impl Store {
-    /// Takes a snapshot and begins to read the table.
+    /// Takes a snapshot and begins to read the table. With `exclusively`, this returns `None`
+    /// if another instance does so exclusively now.
     ///
     /// # Errors
     ///
     /// [`StoreError`] when the table can't be read.
-    pub async fn census(&self, mode: ScanMode) -> Result<CensusScan<'_>, StoreError> {
+    pub async fn census(
+        &self,
+        mode: ScanMode,
+        exclusively: bool,
+    ) -> Result<Option<CensusScan<'_>>, StoreError> {
         let (lease, snapshot) = self.begin_scan().await?;
+        if exclusively && !self.try_lock_census(&lease).await? {
+            self.within(lease.batch_execute("ROLLBACK")).await?;
+            lease.release();
+            return Ok(None);
+        }
         self.within(lease.batch_execute(&declare(mode))).await?;
         let ahead = self.query(&lease, &FETCH, &[]).await?;
-        Ok(CensusScan {
+        Ok(Some(CensusScan {
             store: self,
             lease,
             mode,
             snapshot,
             buffers: Buffers::default(),
             ahead,
-        })
+        }))
     }
 }
 

@@ -48,9 +48,11 @@ pub struct Snapshot {
 impl Store {
     /// Takes a snapshot, in which a cursor `nico_rewrap_scan` can be declared.
     async fn begin_scan(&self) -> Result<(Lease<'_>, Snapshot), StoreError> {
-        let lease = self.client().await?;
+        let lease = self.side_client().await?;
+        // The pauses of a slow scan must not end its session.
         let begin = format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; {}",
+            "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; \
+             SET LOCAL idle_in_transaction_session_timeout = 0; {}",
             without_index!()
         );
         self.within(lease.batch_execute(&begin)).await?;

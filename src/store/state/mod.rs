@@ -121,7 +121,7 @@ impl Store {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let client = self.state_client().await?;
+            let client = self.side_client().await?;
             match self.query(&client, sql, params).await {
                 Ok(rows) => {
                     client.release();
