@@ -70,7 +70,7 @@ async fn the_start_log_tells_version_configuration_and_key_check_values() {
     let (leaf, root, admin_root) = (certs::server(), certs::root_ca(), certs::admin_root());
     let expected = format!(
         "Config {{ machine_identity: Some(MachineIdentity {{ \
-         keyring: Keyring {{ keks: {{KeyId(\"kv1\"): Kek(kv1 {}), KeyId(\"kv2\"): Kek(kv2 {})}}, target: KeyId(\"kv2\") }}, \
+         keys: Complete(Keyring {{ keks: {{KeyId(\"kv1\"): Kek(kv1 {}), KeyId(\"kv2\"): Kek(kv2 {})}}, target: KeyId(\"kv2\") }}), \
          database: Database {{ hosts: [Tcp(\"127.0.0.1\")], ports: [{port}], dbname: Some({:?}), user: Some(\"nico\"), ssl_mode: Prefer, .. }}, \
          store: StoreOptions {{ ",
         key_check_value(&key("kv1")),

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// The folders, and files at the root, that each of them may import. The order is that of the
 /// levels in `src/lib.rs`, from the top.
-const ALLOWED: [(&str, &[&str]); 16] = [
+const ALLOWED: [(&str, &[&str]); 17] = [
     (
         "cli",
         &[
@@ -33,6 +33,7 @@ const ALLOWED: [(&str, &[&str]); 16] = [
             "store",
             "telemetry",
             "tls",
+            "vault",
         ],
     ),
     (
@@ -48,6 +49,7 @@ const ALLOWED: [(&str, &[&str]); 16] = [
             "store",
             "telemetry",
             "tls",
+            "vault",
         ],
     ),
     ("server", &["api", "auth", "limits", "telemetry", "tls"]),
@@ -67,6 +69,7 @@ const ALLOWED: [(&str, &[&str]); 16] = [
     ("run", &["auth", "domain", "store", "telemetry"]),
     ("store", &["auth", "domain", "tls"]),
     ("tls", &["auth", "regular_file", "telemetry"]),
+    ("vault", &["domain", "keys", "regular_file", "tls"]),
     ("keys", &["domain"]),
     ("auth", &[]),
     ("domain", &[]),

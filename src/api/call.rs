@@ -4,7 +4,7 @@
 //! `CallRequest`, calls `Calls::carry_out`, and converts the `Answer` back.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -58,8 +58,11 @@ pub(super) struct Answer {
 #[derive(Clone)]
 pub struct Calls(Arc<Inner>);
 
+/// The runner. It is set when the keys have been read.
+pub type LateRunner = Arc<OnceLock<Runner>>;
+
 struct Inner {
-    runner: Option<Runner>,
+    runner: Option<LateRunner>,
     policy: Policy,
     readiness: Readiness,
     audit: AuditLog,
@@ -76,7 +79,7 @@ impl Calls {
     /// them at `shutdown`. Without a `runner`, machine identity is disabled on this site.
     #[must_use]
     pub fn new(
-        runner: Option<Runner>,
+        runner: Option<LateRunner>,
         policy: Policy,
         readiness: Readiness,
         audit: AuditLog,
@@ -180,6 +183,11 @@ impl Inner {
         let permit = decide(&self.policy, &peer.caller)?;
         let (scope, mode) = (request.scope?, request.mode);
         let runner = self.runner.as_ref().ok_or(ServiceError::Disabled)?;
+        let Some(runner) = runner.get() else {
+            let reason = self.readiness.check().err();
+            let reason = reason.unwrap_or_else(|| "the keys are not read yet".to_owned());
+            return Err(ServiceError::NotReady(reason));
+        };
         let target = runner.keyring().target().id().to_string();
         if let Some(expected) = request.expected_target.into_iter().find(|id| *id != target) {
             return Err(ServiceError::UnexpectedTarget { target, expected });

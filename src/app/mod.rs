@@ -3,6 +3,7 @@
 //!
 //! The HTTP listener answers probes from the start to the end of the process.
 
+mod keys;
 mod watch;
 
 use std::{
@@ -26,17 +27,15 @@ use crate::{
     api::{call::Calls, grpc, guard::Guard},
     audit::AuditLog,
     config::Config,
-    domain::{
-        envelope::{Buffers, Envelope, Plaintext, seal},
-        keyring::{Kek, Keyring, wipe_stack},
-    },
-    run::Runner,
     server::ServerOptions,
     server::{self, probes},
-    store::{SchemaError, Store},
+    store::SchemaError,
     telemetry::readiness::Readiness,
     tls::{Reloader, TlsState},
 };
+
+use self::keys::Site;
+pub(crate) use self::keys::log as log_keys;
 
 const GRPC: &str = "grpc";
 const DATABASE: &str = "database";
@@ -68,6 +67,9 @@ pub enum AppError {
         "[machine_identity].current_encryption_key_id: key {0:?} failed its seal-and-open test"
     )]
     TargetKey(String),
+    /// The keys in Vault cannot be read, or the target key is not among them.
+    #[error("{0}")]
+    Keys(String),
     /// The audit log cannot be opened.
     #[error("[rewrap].audit_log: can't be opened for appending ({0})")]
     Audit(std::io::Error),
@@ -90,7 +92,10 @@ impl AppError {
     /// Whether the cause is the configuration, so that a restart alone does not help.
     #[must_use]
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Schema(_) | Self::TargetKey(_) | Self::Audit(_))
+        matches!(
+            self,
+            Self::Schema(_) | Self::TargetKey(_) | Self::Keys(_) | Self::Audit(_)
+        )
     }
 }
 
@@ -201,7 +206,7 @@ struct App {
     trust: crate::auth::identity::TrustRules,
     policy: crate::auth::authorize::Policy,
     options: ServerOptions,
-    runner: Option<Runner>,
+    site: Option<Site>,
 }
 
 impl App {
@@ -209,24 +214,14 @@ impl App {
     fn prepare(config: Config) -> Result<Self, AppError> {
         let tls = Reloader::start(config.tls);
         let audit = AuditLog::open(&config.audit).map_err(AppError::Audit)?;
-        let mut runner = None;
-        if let Some(machine_identity) = config.machine_identity {
-            self_test(&machine_identity.keyring)?;
-            let store = Store::new(&machine_identity.database, machine_identity.store)
-                .map_err(|error| AppError::Bug(error.to_string()))?;
-            runner = Some(Runner::new(
-                machine_identity.keyring,
-                store,
-                machine_identity.speed,
-            ));
-        }
+        let site = config.machine_identity.map(Site::prepare).transpose()?;
         Ok(Self {
             tls,
             audit,
             trust: config.trust,
             policy: config.policy,
             options: config.server,
-            runner,
+            site,
         })
     }
 
@@ -240,7 +235,7 @@ impl App {
     ) -> Result<(), AppError> {
         let tasks = TaskTracker::new();
         let calls = Calls::new(
-            self.runner.clone(),
+            self.site.as_ref().map(|site| site.runner.clone()),
             self.policy.clone(),
             readiness.clone(),
             self.audit.clone(),
@@ -261,9 +256,9 @@ impl App {
         tokio::spawn(reopen(self.audit, reload_signal.clone()));
         hold_for_certificate(&self.tls.states().borrow(), &readiness);
         tokio::spawn(wait_for_certificate(self.tls.states(), readiness.clone()));
-        if let Some(runner) = &self.runner {
+        if let Some(site) = &self.site {
             readiness.hold(DATABASE, "connecting to it");
-            tokio::spawn(note_stalls(runner.stall(), readiness.clone()));
+            site.hold(&readiness);
         }
         let critical = CriticalTasks {
             probes: probes.clone(),
@@ -279,10 +274,13 @@ impl App {
         };
         readiness.release(GRPC);
 
-        let database = watch::database(self.runner, &readiness);
+        let store = self.site.as_ref().map(|site| site.store.clone());
+        let database = watch::database(store, &readiness);
+        let keys = watch_runner(self.site, &readiness);
         let over = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
             error = database => Err(error),
+            error = keys => Err(error),
             // A shutdown ends the listener, too, and this branch may be polled first.
             error = critical.ended() => if shutdown.is_cancelled() { Ok(()) } else { Err(error) },
         };
@@ -366,21 +364,26 @@ fn log_listening(listeners: &Listeners) {
     );
 }
 
-/// Checks that the target key opens what it seals: otherwise a run would make every row
-/// unreadable.
-fn self_test(keyring: &Keyring) -> Result<(), AppError> {
-    let target = keyring.target();
-    let opens = seals_and_opens(target);
-    wipe_stack();
-    if opens {
-        Ok(())
-    } else {
-        Err(AppError::TargetKey(target.id().to_string()))
+/// Reads the keys that are still missing. After that, shows in `/readyz` what a run waits for.
+/// Returns only if the keys cannot be used.
+async fn watch_runner(site: Option<Site>, readiness: &Readiness) -> AppError {
+    let runner = match site {
+        Some(site) => site.complete(readiness).await,
+        None => std::future::pending().await,
+    };
+    match runner {
+        Ok(runner) => {
+            if let Some(runner) = runner.get() {
+                note_stalls(runner.stall(), readiness).await;
+            }
+            std::future::pending().await
+        }
+        Err(error) => error,
     }
 }
 
 /// Shows in `/readyz` what a run waits for.
-async fn note_stalls(mut stall: Receiver<Option<String>>, readiness: Readiness) {
+async fn note_stalls(mut stall: Receiver<Option<String>>, readiness: &Readiness) {
     while stall.changed().await.is_ok() {
         let note = stall.borrow_and_update().clone();
         readiness.set_note(note);
@@ -414,19 +417,6 @@ fn hold_for_certificate(state: &TlsState, readiness: &Readiness) -> bool {
         ),
     );
     true
-}
-
-/// Not inlined, so that the caller can wipe the whole stack frame afterwards.
-#[inline(never)]
-fn seals_and_opens(kek: &Kek) -> bool {
-    let mut bytes = *b"nico-rewrap seal-and-open test";
-    let probe = Plaintext::new(&mut bytes);
-    let mut buffers = Buffers::default();
-    seal(kek, &probe, &mut buffers).is_ok_and(|text| {
-        let sealed = Envelope::parse(&text, &mut buffers).ok();
-        let opened = sealed.and_then(|sealed| sealed.open(kek).ok());
-        opened.is_some_and(|opened| opened == probe)
-    })
 }
 
 #[cfg(test)]

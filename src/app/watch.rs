@@ -1,13 +1,15 @@
 //! Updates readiness from the state of the database: waits for the database at the start,
 //! then pings it.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::time::sleep;
 
 use super::{AppError, DATABASE};
 use crate::{
-    run::Runner,
     store::{Ping, SchemaError, Store},
     telemetry::readiness::Readiness,
 };
@@ -23,16 +25,15 @@ const INTERVAL: Duration = Duration::from_secs(2);
 /// dropped, or that its password or `pg_hba.conf` changed.
 const RECONNECT: Duration = Duration::from_secs(30);
 
-/// Watches the database of `runner`. Returns only if the database is unusable at the start.
-pub(super) async fn database(runner: Option<Runner>, readiness: &Readiness) -> AppError {
-    let Some(runner) = runner else {
+/// Watches the database. Returns only if it is unusable at the start.
+pub(super) async fn database(store: Option<Arc<Store>>, readiness: &Readiness) -> AppError {
+    let Some(store) = store else {
         return std::future::pending().await;
     };
-    let store = runner.store();
-    if let Err(error) = reached(store, readiness).await {
+    if let Err(error) = reached(&store, readiness).await {
         return error;
     }
-    stays(store, readiness).await
+    stays(&store, readiness).await
 }
 
 /// Waits until the database has answered for the first time.

@@ -25,11 +25,11 @@ pub(super) fn read(
             "must be \"ES256\", the only supported algorithm",
         );
     }
-    let keyring = keys::read(settings, environment, warnings);
+    let keys = keys::read(settings, environment, warnings);
     let database = database(settings, environment, warnings);
     let store = store(settings, warnings);
     Some(MachineIdentity {
-        keyring: keyring?,
+        keys: keys?,
         database: database?,
         store,
         speed: RateOptions {

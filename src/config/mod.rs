@@ -8,10 +8,12 @@
 mod auth;
 mod environment;
 mod key_sources;
+mod key_stores;
 mod keys;
 mod machine_identity;
 mod renamed;
 mod settings;
+mod site_keys;
 mod tls;
 
 use std::{
@@ -24,7 +26,10 @@ use std::{
 
 use thiserror::Error;
 
-pub use self::environment::Environment;
+pub use self::{
+    environment::Environment,
+    site_keys::{InVault, SiteKeys},
+};
 use self::{
     environment::{ignored_nico_api_variables, misspelled_variables},
     settings::Settings,
@@ -32,7 +37,6 @@ use self::{
 use crate::{
     audit::{self, AuditOptions},
     auth::{authorize::Policy, identity::TrustRules},
-    domain::keyring::Keyring,
     run::RateOptions,
     server::ServerOptions,
     store::{StoreOptions, database::Database},
@@ -64,8 +68,8 @@ pub struct Config {
 /// The settings that exist only if `[machine_identity].enabled` is true.
 #[derive(Debug)]
 pub struct MachineIdentity {
-    /// The site's keys, including the target key.
-    pub keyring: Keyring,
+    /// The site's keys.
+    pub keys: SiteKeys,
     /// How to connect to Postgres.
     pub database: Database,
     /// Limits and modes of the database access.
@@ -85,7 +89,7 @@ impl fmt::Display for ConfigError {
 }
 
 /// The settings of `[rewrap]`.
-const KNOWN: [&str; 37] = [
+const KNOWN: [&str; 38] = [
     "adaptive_rate",
     "admin_issuers_in_root_ca",
     "allowed_services",
@@ -123,16 +127,18 @@ const KNOWN: [&str; 37] = [
     "shutdown_grace",
     "statement_timeout",
     "tls_reload_interval",
+    "vault_key_ids",
 ];
 
 /// The sections that this program reads. `[auth.cli_certs]` has its own check.
-const SECTIONS: [&str; 7] = [
+const SECTIONS: [&str; 8] = [
     "auth",
     "auth.trust",
     "credentials",
     "credentials.file",
     "machine_identity",
     settings::SECTION,
+    "secrets",
     "tls",
 ];
 
