@@ -94,6 +94,7 @@ mod stops;
 mod structure;
 mod sync_standby;
 mod transport;
+mod unquoted;
 mod unreadable;
 mod vault;
 mod vault_keys;
