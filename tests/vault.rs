@@ -135,7 +135,7 @@ fn the_policy_lets_the_agent_read_keys_and_nothing_else() {
 fn the_agent_writes_where_the_unit_reads() {
     let file = "/etc/nico-rewrap/secrets.json";
     let agent = std::fs::read_to_string(deployed("agent.hcl")).unwrap();
-    let unit = include_str!("../deploy/systemd/nico-rewrap.service");
+    let unit = include_str!("../deploy/systemd/root-only-secrets.conf");
     let destination = agent.lines().find(|line| line.contains("destination"));
     assert!(destination.unwrap().ends_with(&quote(file)));
     assert!(unit.contains(&format!("\nLoadCredential=secrets:{file}\n")));
