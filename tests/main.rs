@@ -42,6 +42,7 @@ mod audit_log;
 mod bad_files;
 mod callers;
 mod certificates;
+mod changed_on_disk;
 mod command_line;
 mod config_sources;
 mod configuration;

@@ -14,6 +14,9 @@ use crate::site::Site;
 /// Base64 of 12 bytes, so it is a possible piece of a key.
 const MARKER: &str = "bWFya2VyLW1hcms5";
 
+/// Names and values of other variables.
+type Variables<'a> = &'a [(&'a str, &'a str)];
+
 async fn is_silent(database: &Database, name: &str, change: impl FnOnce(Site) -> Site) -> String {
     let said = refused(database, &[], change).await;
     assert!(!said.contains(MARKER), "{name}: {said}");
@@ -112,7 +115,7 @@ async fn no_message_quotes_a_variable() {
     let id = "CARBIDE_STATIC_CREDENTIAL__MACHINE_IDENTITY__ENCRYPTION_KEYS";
     let (kv1, section) = (format!("{id}__KV1"), id.to_owned());
     let https = [("VAULT_ADDR", "https://vault.example")];
-    let cases: [(&str, &str, &[(&str, &str)]); 13] = [
+    let cases: [(&str, &str, Variables); 13] = [
         (&kv1, "@", &[("CARBIDE_CREDENTIALS_ENV_ENABLED", "true")]),
         (&kv1, "{@}", &[("CARBIDE_CREDENTIALS_ENV_ENABLED", "true")]),
         (

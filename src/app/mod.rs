@@ -3,6 +3,7 @@
 //!
 //! The HTTP listener answers probes from the start to the end of the process.
 
+mod changes;
 mod keys;
 mod watch;
 
@@ -26,7 +27,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     api::{call::Calls, grpc, guard::Guard},
     audit::AuditLog,
-    config::Config,
+    config::{Config, OnDisk},
     server::ServerOptions,
     server::{self, probes},
     store::SchemaError,
@@ -166,6 +167,7 @@ pub async fn run(
     let readiness = Readiness::waiting_for(&[GRPC]);
     readiness.hold(GRPC, "opening the TLS files and the audit log");
     tokio::spawn(upkeep(metrics.clone()));
+    changes::register();
     let probes_over = CancellationToken::new();
     let probes = spawn_tracked(probes::serve(
         listeners.http,
@@ -207,6 +209,7 @@ struct App {
     policy: crate::auth::authorize::Policy,
     options: ServerOptions,
     site: Option<Site>,
+    on_disk: OnDisk,
 }
 
 impl App {
@@ -222,6 +225,7 @@ impl App {
             policy: config.policy,
             options: config.server,
             site,
+            on_disk: config.on_disk,
         })
     }
 
@@ -254,6 +258,12 @@ impl App {
         let grace = self.options.shutdown_grace;
         let reload_interval = self.options.tls_reload_interval;
         tokio::spawn(reopen(self.audit, reload_signal.clone()));
+        tokio::spawn(changes::watch(
+            self.on_disk,
+            reload_interval,
+            reload_signal.clone(),
+            readiness.clone(),
+        ));
         hold_for_certificate(&self.tls.states().borrow(), &readiness);
         tokio::spawn(wait_for_certificate(self.tls.states(), readiness.clone()));
         if let Some(site) = &self.site {

@@ -8,6 +8,7 @@ use super::{
     Environment,
     key_sources::{self, FILE, FROM_ENVIRONMENT, SecretsFile, Sources},
     key_stores::{self, Stores},
+    on_disk::SecretsOnDisk,
     settings::Settings,
     site_keys::{InVault, MissingTarget, SiteKeys, compare},
 };
@@ -22,16 +23,18 @@ const TARGET: &str = "machine_identity.current_encryption_key_id";
 const NO_KEYS: &str = "has no keys in machine_identity.encryption_keys";
 
 /// Reads every key of the environment and of the file, and the id of the target key. Does not
-/// use the network.
+/// use the network. `secrets` becomes what the file says.
 pub(super) fn read(
     settings: &mut Settings,
     environment: &Environment,
     warnings: &mut Vec<String>,
+    secrets: &mut Option<SecretsOnDisk>,
 ) -> Option<SiteKeys> {
     let target = target(settings);
     let (ours, theirs) = key_sources::read(settings, environment, warnings);
     let stores = key_stores::read(settings, environment, warnings);
     let found = Found::read(&ours, &stores, settings, environment, warnings)?;
+    *secrets = found.on_disk;
     let nico_api = nico_api_keks(&ours, &theirs, environment, warnings);
     compare(&found.keks.iter().collect::<Vec<_>>(), &nico_api, warnings);
     let advice = stores.advice();
@@ -134,6 +137,7 @@ struct Found {
     keks: Vec<Kek>,
     /// Their sources, for messages.
     name: String,
+    on_disk: Option<SecretsOnDisk>,
 }
 
 impl Found {
@@ -181,9 +185,15 @@ impl Found {
                 return None;
             }
             let name = format!("the environment variables {every_key}");
-            return Some(Self { keks: first, name });
+            return Some(Self {
+                keks: first,
+                name,
+                on_disk: None,
+            });
         };
-        let keks = merged(first, second?, warnings);
+        let second = second?;
+        let on_disk = Some(SecretsOnDisk::new(file.path.clone(), &second));
+        let keks = merged(first, second, warnings);
         if keks.is_empty() && stores.vault.is_none() {
             file.problem(
                 settings,
@@ -197,6 +207,7 @@ impl Found {
         Some(Self {
             keks,
             name: format!("{} and the environment", file.path.display()),
+            on_disk,
         })
     }
 
@@ -211,6 +222,7 @@ impl Found {
                 return Some(Self {
                     keks: Vec::new(),
                     name: String::new(),
+                    on_disk: None,
                 });
             }
             let advice = key_sources::missing_file(environment) + &stores.advice();
@@ -222,8 +234,11 @@ impl Found {
             file.problem(settings, &format!("{NO_KEYS}{}", stores.advice()));
             return None;
         }
-        let name = file.path.display().to_string();
-        Some(Self { keks, name })
+        Some(Self {
+            name: file.path.display().to_string(),
+            on_disk: Some(SecretsOnDisk::new(file.path.clone(), &keks)),
+            keks,
+        })
     }
 }
 

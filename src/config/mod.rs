@@ -11,6 +11,7 @@ mod key_sources;
 mod key_stores;
 mod keys;
 mod machine_identity;
+mod on_disk;
 mod renamed;
 mod settings;
 mod site_keys;
@@ -28,10 +29,12 @@ use thiserror::Error;
 
 pub use self::{
     environment::Environment,
+    on_disk::{Change, OnDisk},
     site_keys::{InVault, SiteKeys},
 };
 use self::{
     environment::{ignored_nico_api_variables, misspelled_variables},
+    on_disk::SiteFiles,
     settings::Settings,
 };
 use crate::{
@@ -63,6 +66,8 @@ pub struct Config {
     pub log: LogOptions,
     /// Likely mistakes that do not prevent the start.
     pub warnings: Vec<String>,
+    /// What the files say, to compare with later.
+    pub on_disk: OnDisk,
 }
 
 /// The settings that exist only if `[machine_identity].enabled` is true.
@@ -157,8 +162,9 @@ impl Config {
         settings.problems(misspelled_variables(environment, &KNOWN));
         let mut warnings = ignored_nico_api_variables(environment);
 
+        let mut secrets = None;
         let machine_identity = if settings.bool("machine_identity.enabled", false) {
-            machine_identity::read(&mut settings, environment, &mut warnings)
+            machine_identity::read(&mut settings, environment, &mut warnings, &mut secrets)
         } else {
             None
         };
@@ -169,6 +175,10 @@ impl Config {
         let audit = audit(&mut settings);
         let log = log(&mut settings);
 
+        let on_disk = OnDisk {
+            site: SiteFiles::new(files, &settings),
+            secrets,
+        };
         let problems = settings.into_problems();
         match (tls, trust) {
             (Some(tls), Some(trust)) if problems.is_empty() => Ok(Self {
@@ -180,6 +190,7 @@ impl Config {
                 audit,
                 log,
                 warnings,
+                on_disk,
             }),
             _ => Err(ConfigError(problems)),
         }
