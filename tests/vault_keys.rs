@@ -276,3 +276,16 @@ async fn a_store_before_vault_is_a_warning_of_its_own() {
         assert_eq!(warned(&server, words), is_warned, "{}", server.log_text());
     }
 }
+
+/// `keys generate` does not use the network.
+#[tokio::test]
+async fn a_new_id_is_not_compared_with_vault_and_says_so() {
+    let database = Database::migrated().await;
+    let exit = Site::new(&database)
+        .unset("rewrap.secrets_file")
+        .env("VAULT_ADDR", "https://vault.example:8200")
+        .run("keygen")
+        .await;
+    let words = "the new id was not compared with the ids in nico-api's store \"vault\"";
+    assert!(exit.code == 0 && exit.stderr.contains(words), "{exit:?}");
+}

@@ -80,7 +80,7 @@ async fn an_app_role_logs_in_with_variables_or_files() {
         .env("VAULT_SECRET_ID_FILE", &secret_id)
         .run_to_exit()
         .await;
-    let words = "the login at auth/approle/login was refused (HTTP 400): set VAULT_ROLE_ID and";
+    let words = "the login at auth/approle/login was refused (HTTP 400): enable this auth method, and set VAULT_ROLE_ID and";
     assert!(exit.code == 78 && exit.stderr.contains(words), "{exit:?}");
 }
 
@@ -235,13 +235,14 @@ async fn a_service_account_without_a_role_is_a_configuration_error() {
         exit.stderr.replace("\\\"", "\"")
     };
     let said = login("nico-rewrap").await;
-    let words = "the login at auth/kubernetes/login with the role \"nico-rewrap\" was refused";
+    let words = "the login at auth/kubernetes/login was refused (HTTP 403): enable this auth method, \
+                 create the role \"nico-rewrap\" for the service account \"nico-rewrap\"";
     assert!(said.contains(words), "{said}");
     let kubernetes = Kubernetes::start();
     set_up(&vault, &kubernetes);
     let said = login("another").await;
     assert!(
-        said.contains("create this role for the service account \"another\""),
+        said.contains("create the role \"another\" for the service account \"another\""),
         "{said}"
     );
 }

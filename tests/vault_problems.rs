@@ -6,6 +6,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::certs;
@@ -134,6 +135,54 @@ async fn a_certificate_of_another_ca_is_refused() {
         "set VAULT_CACERT to the CA of Vault",
     ];
     ends(site, &words).await;
+}
+
+#[tokio::test]
+async fn an_address_with_the_other_scheme_is_refused() {
+    let database = Database::migrated().await;
+    let vault = Vault::with_tls();
+    let plain = vault.address.replace("https://", "http://");
+    let site = vault.site_with_token(&database).env("VAULT_ADDR", &plain);
+    let words = "the server expects TLS: set VAULT_ADDR to an address that begins with https";
+    ends(site, &[words]).await;
+    let vault = Vault::start("secrets");
+    let tls = vault.address.replace("http://", "https://");
+    let site = vault
+        .site_with_token(&database)
+        .env("VAULT_ADDR", &tls)
+        .env("VAULT_CACERT", &certs::root_ca().cert);
+    let words = "the server does not answer with TLS: correct the port in VAULT_ADDR";
+    ends(site, &[words]).await;
+}
+
+/// The token must not go to a server that nobody has named.
+#[tokio::test]
+async fn a_redirect_is_not_followed() {
+    let database = Database::migrated().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let answer = "HTTP/1.1 307 Temporary Redirect\r\nlocation: http://127.0.0.1:1/\r\n\
+                          content-length: 0\r\n\r\n";
+            tokio::spawn(async move {
+                let mut request = [0; 1024];
+                let received = client.read(&mut request).await?;
+                assert!(received > 0);
+                client.write_all(answer.as_bytes()).await
+            });
+        }
+    });
+    let server = Site::new(&database)
+        .env("VAULT_ADDR", &format!("http://{address}"))
+        .env("VAULT_TOKEN", "x")
+        .start_unready()
+        .await;
+    waits(
+        &server,
+        "redirects to another server (HTTP 307): set VAULT_ADDR",
+    )
+    .await;
 }
 
 #[tokio::test]

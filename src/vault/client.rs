@@ -97,8 +97,10 @@ impl<'a> Client<'a> {
     }
 
     /// Sends this token with all further requests.
-    pub(super) fn set_token(&mut self, token: Zeroizing<Vec<u8>>) -> Result<(), VaultError> {
-        let mut value = HeaderValue::from_maybe_shared(Bytes::from_owner(token)).map_err(|_| {
+    pub(super) fn set_token(&mut self, token: &str) -> Result<(), VaultError> {
+        // Wiped with the last copy of the header.
+        let bytes = Bytes::from_owner(Zeroizing::new(token.as_bytes().to_vec()));
+        let mut value = HeaderValue::from_maybe_shared(bytes).map_err(|_| {
             VaultError::Configuration(format!(
                 "{}: the token contains characters that a token cannot have",
                 self.options.place()
@@ -158,6 +160,12 @@ impl<'a> Client<'a> {
                 .map(|body| Answer { status, body }))
         };
         match timeout(TIMEOUT, exchange).await {
+            Ok(Ok(Some(answer))) if is_to_https(options, &answer) => {
+                Err(VaultError::Configuration(format!(
+                    "{}: the server expects TLS: set VAULT_ADDR to an address that begins with https",
+                    options.place()
+                )))
+            }
             Ok(Ok(Some(answer))) => Ok(answer),
             Ok(Ok(None)) => Err(VaultError::Unavailable(format!(
                 "{} sent an answer of more than {} MiB",
@@ -195,6 +203,14 @@ async fn body_of(mut incoming: Incoming) -> Result<Option<Zeroizing<Vec<u8>>>, h
     Ok(Some(body))
 }
 
+/// Whether the answer is that of a TLS server to a request without TLS.
+fn is_to_https(options: &VaultOptions, answer: &Answer) -> bool {
+    let words = b"HTTPS server";
+    options.address.is_http()
+        && answer.status == StatusCode::BAD_REQUEST
+        && answer.body.windows(words.len()).any(|part| part == words)
+}
+
 fn broken(options: &VaultOptions, error: &hyper::Error) -> VaultError {
     VaultError::Unavailable(format!(
         "{} does not answer with HTTP ({error})",
@@ -218,6 +234,9 @@ fn refused(options: &VaultOptions, error: &io::Error) -> VaultError {
         Some(rustls::Error::InvalidCertificate(_)) => VaultError::Configuration(format!(
             "{place}: its certificate was refused ({why}): set VAULT_CACERT to the CA of Vault, and \
              VAULT_ADDR to a name of its certificate"
+        )),
+        Some(rustls::Error::InvalidMessage(_)) => VaultError::Configuration(format!(
+            "{place}: the server does not answer with TLS: correct the port in VAULT_ADDR"
         )),
         _ => VaultError::Unavailable(format!("{place}: the TLS handshake failed ({why})")),
     }

@@ -87,8 +87,11 @@ pub(super) async fn log_in(
     options: &VaultOptions,
     client: &mut Client<'_>,
 ) -> Result<(), VaultError> {
-    let token = match &options.login {
-        Login::Token(token) => secret(options, token).await?,
+    let (path, body, advice) = match &options.login {
+        Login::Token(token) => {
+            let token = secret(options, token).await?;
+            return client.set_token(&token);
+        }
         Login::Kubernetes(jwt) => {
             let jwt = secret(options, jwt).await?;
             let role = service_account(&jwt).ok_or_else(|| {
@@ -97,42 +100,40 @@ pub(super) async fn log_in(
                     options.place()
                 ))
             })?;
+            let advice = format!(
+                "enable this auth method, create the role {role:?} for the service account {role:?} \
+                 and its namespace, and let Vault review tokens of this cluster"
+            );
             let request = KubernetesRequest {
                 role: &role,
                 jwt: &jwt,
             };
-            let answer = client.post("auth/kubernetes/login", json(&request)).await?;
-            token_of(&answer, || {
-                format!(
-                    "{}: the login at auth/kubernetes/login with the role {role:?} was refused \
-                     (HTTP {}): create this role for the service account {role:?} and its namespace, \
-                     and let Vault review tokens of this cluster",
-                    options.place(),
-                    answer.status.as_u16()
-                )
-            })
-            .map_err(|error| error.at(options))?
+            ("auth/kubernetes/login", json(&request), advice)
         }
         Login::AppRole { role_id, secret_id } => {
             let role_id = secret(options, role_id).await?;
             let secret_id = secret(options, secret_id).await?;
+            let advice = "enable this auth method, and set VAULT_ROLE_ID and VAULT_SECRET_ID, or their \
+                          files, to valid ids of one AppRole";
             let request = AppRoleRequest {
                 role_id: &role_id,
                 secret_id: &secret_id,
             };
-            let answer = client.post("auth/approle/login", json(&request)).await?;
-            token_of(&answer, || {
-                format!(
-                    "{}: the login at auth/approle/login was refused (HTTP {}): set VAULT_ROLE_ID and \
-                     VAULT_SECRET_ID, or their files, to valid ids of one AppRole",
-                    options.place(),
-                    answer.status.as_u16()
-                )
-            })
-            .map_err(|error| error.at(options))?
+            ("auth/approle/login", json(&request), advice.to_owned())
         }
     };
-    client.set_token(Zeroizing::new(token.as_bytes().to_vec()))
+    let answer = client.post(path, body).await?;
+    match answer.status.as_u16() {
+        200 => match token_of(&answer) {
+            Some(token) => client.set_token(&token),
+            None => Err(unavailable(options, 200)),
+        },
+        status @ (400 | 401 | 403 | 404 | 405) => Err(VaultError::Configuration(format!(
+            "{}: the login at {path} was refused (HTTP {status}): {advice}",
+            options.place()
+        ))),
+        status => Err(unavailable(options, status)),
+    }
 }
 
 /// Reads the text outside the async threads: its file may be on a disk that hangs.
@@ -165,35 +166,23 @@ fn json(request: &impl Serialize) -> Zeroizing<Vec<u8>> {
     body
 }
 
-/// The error of a login, without the place.
-enum LoginError {
-    Refused(String),
-    Status(u16),
-}
-
-impl LoginError {
-    fn at(self, options: &VaultOptions) -> VaultError {
-        match self {
-            Self::Refused(text) => VaultError::Configuration(text),
-            Self::Status(status) => unavailable(options, status),
-        }
-    }
-}
-
 /// The error of a status that waiting may change.
 pub(super) fn unavailable(options: &VaultOptions, status: u16) -> VaultError {
     let place = options.place();
     VaultError::Unavailable(match status {
+        200 => format!("{place}: the answer is not one of Vault: check VAULT_ADDR"),
+        // The token would go to a server that nobody has named.
+        300..400 => format!(
+            "{place} redirects to another server (HTTP {status}): set VAULT_ADDR to an address that \
+             always answers itself"
+        ),
         503 => format!("{place} is sealed or in maintenance (HTTP 503): unseal it"),
         status => format!("{place} cannot answer now (HTTP {status})"),
     })
 }
 
 /// The token of the answer to a login.
-fn token_of(
-    answer: &Answer,
-    refused: impl FnOnce() -> String,
-) -> Result<Zeroizing<String>, LoginError> {
+fn token_of(answer: &Answer) -> Option<Zeroizing<String>> {
     #[derive(Deserialize)]
     struct Login {
         auth: Auth,
@@ -202,15 +191,8 @@ fn token_of(
     struct Auth {
         client_token: String,
     }
-    match answer.status.as_u16() {
-        200 => {}
-        400 | 401 | 403 | 404 | 405 => return Err(LoginError::Refused(refused())),
-        status => return Err(LoginError::Status(status)),
-    }
-    match serde_json::from_slice::<Login>(&answer.body) {
-        Ok(login) => Ok(Zeroizing::new(login.auth.client_token)),
-        Err(_) => Err(LoginError::Status(200)),
-    }
+    let login: Login = serde_json::from_slice(&answer.body).ok()?;
+    Some(Zeroizing::new(login.auth.client_token))
 }
 
 /// The service account that a token names. The signature is not checked: Vault does that.

@@ -181,10 +181,6 @@ impl VaultOptions {
                  of the KV engine, version 2, and VAULT_NAMESPACE to its namespace",
                 self.place()
             )),
-            200 => VaultError::Unavailable(format!(
-                "{}: the answer is not one of Vault: check VAULT_ADDR",
-                self.place()
-            )),
             status => unavailable(self, status),
         }
     }
