@@ -4,7 +4,7 @@
 //! `CallRequest`, calls `Calls::carry_out`, and converts the `Answer` back.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -62,7 +62,7 @@ pub(super) struct Answer {
 /// What calls need from the rest of the server.
 pub struct CallContext {
     /// Makes the runs. Without it, machine identity is disabled on this site.
-    pub runner: Option<Runner>,
+    pub runner: Option<LateRunner>,
     /// Who may call.
     pub policy: Policy,
     /// Whether calls may run.
@@ -78,6 +78,9 @@ pub struct CallContext {
 /// Carries out calls. All clones share the same limits.
 #[derive(Clone)]
 pub struct Calls(Arc<Inner>);
+
+/// The runner. It is set when the keys have been read.
+pub type LateRunner = Arc<OnceLock<Runner>>;
 
 struct Inner {
     context: CallContext,
@@ -189,6 +192,11 @@ impl Inner {
         let permit = decide(&self.context.policy, &peer)?;
         let (scope, mode) = (request.scope?, request.mode);
         let runner = self.context.runner.as_ref().ok_or(ServiceError::Disabled)?;
+        let Some(runner) = runner.get() else {
+            let reason = self.context.readiness.check().err();
+            let reason = reason.unwrap_or_else(|| "the keys are not read yet".to_owned());
+            return Err(ServiceError::NotReady(reason));
+        };
         let target = runner.keyring().target().id().to_string();
         if let Some(expected) = request.expected_target.into_iter().find(|id| *id != target) {
             return Err(ServiceError::UnexpectedTarget { target, expected });

@@ -4,8 +4,10 @@
 //! The HTTP listener answers probes from the start to the end of the process.
 
 mod certificate;
+mod changes;
 mod critical_tasks;
 mod error;
+mod keys;
 mod listeners;
 mod self_test;
 mod watch;
@@ -24,7 +26,6 @@ use self::{
     certificate::{hold_for_certificate, wait_for_certificate},
     critical_tasks::{CriticalTasks, spawn_tracked},
     listeners::log_listening,
-    self_test::self_test,
 };
 pub use self::{error::AppError, listeners::Listeners};
 use crate::{
@@ -34,13 +35,14 @@ use crate::{
         guard::Guard,
     },
     audit::AuditLog,
-    config::Config,
-    run::Runner,
+    config::{Config, OnDisk},
     server::{self, ServerOptions, probes},
-    store::Store,
     telemetry::readiness::Readiness,
     tls::Reloader,
 };
+
+use self::keys::Site;
+pub(crate) use self::keys::log as log_keys;
 
 const GRPC: &str = "grpc";
 const DATABASE: &str = "database";
@@ -76,6 +78,7 @@ pub async fn run(
     let readiness = Readiness::waiting_for(&[GRPC]);
     readiness.hold(GRPC, "opening the TLS files and the audit log");
     tokio::spawn(upkeep(metrics.clone()));
+    changes::register();
     let probes_over = CancellationToken::new();
     let probes = spawn_tracked(probes::serve(
         listeners.http,
@@ -116,7 +119,8 @@ struct App {
     trust: crate::auth::identity::TrustRules,
     policy: crate::auth::authorize::Policy,
     options: ServerOptions,
-    runner: Option<Runner>,
+    site: Option<Site>,
+    on_disk: OnDisk,
 }
 
 impl App {
@@ -124,24 +128,15 @@ impl App {
     fn prepare(config: Config) -> Result<Self, AppError> {
         let tls = Reloader::start(config.tls);
         let audit = AuditLog::open(&config.audit).map_err(AppError::Audit)?;
-        let mut runner = None;
-        if let Some(machine_identity) = config.machine_identity {
-            self_test(&machine_identity.keyring)?;
-            let store = Store::new(&machine_identity.database, machine_identity.store)
-                .map_err(|error| AppError::Bug(error.to_string()))?;
-            runner = Some(Runner::new(
-                machine_identity.keyring,
-                store,
-                machine_identity.rate,
-            ));
-        }
+        let site = config.machine_identity.map(Site::prepare).transpose()?;
         Ok(Self {
             tls,
             audit,
             trust: config.trust,
             policy: config.policy,
             options: config.server,
-            runner,
+            site,
+            on_disk: config.on_disk,
         })
     }
 
@@ -156,7 +151,7 @@ impl App {
         let tasks = TaskTracker::new();
         let setup_problem = Sender::new(None);
         let context = CallContext {
-            runner: self.runner.clone(),
+            runner: self.site.as_ref().map(|site| site.runner.clone()),
             policy: self.policy.clone(),
             readiness: readiness.clone(),
             setup_problem: setup_problem.subscribe(),
@@ -175,11 +170,17 @@ impl App {
         let grace = self.options.shutdown_grace;
         let reload_interval = self.options.tls_reload_interval;
         tokio::spawn(reopen(self.audit, reload_signal.clone()));
+        tokio::spawn(changes::watch(
+            self.on_disk,
+            reload_interval,
+            reload_signal.clone(),
+            readiness.clone(),
+        ));
         hold_for_certificate(&self.tls.states().borrow(), &readiness);
         tokio::spawn(wait_for_certificate(self.tls.states(), readiness.clone()));
-        if let Some(runner) = &self.runner {
+        if let Some(site) = &self.site {
             readiness.hold(DATABASE, "connecting to it");
-            tokio::spawn(note_stalls(runner.stall(), readiness.clone()));
+            site.hold(&readiness);
         }
         let critical = CriticalTasks {
             probes: probes.clone(),
@@ -195,10 +196,13 @@ impl App {
         };
         readiness.release(GRPC);
 
-        let database = watch::database(self.runner, &readiness, &setup_problem);
+        let store = self.site.as_ref().map(|site| site.store.clone());
+        let database = watch::database(store, &readiness, &setup_problem);
+        let keys = watch_runner(self.site, &readiness);
         let over = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
             error = database => Err(error),
+            error = keys => Err(error),
             // A shutdown ends the listener, too, and this branch may be polled first.
             error = critical.ended() => if shutdown.is_cancelled() { Ok(()) } else { Err(error) },
         };
@@ -238,8 +242,26 @@ async fn reopen(audit: AuditLog, mut reload_signal: Receiver<u64>) {
     }
 }
 
+/// Reads the keys that are still missing. After that, shows in `/readyz` what a run waits for.
+/// Returns only if the keys cannot be used.
+async fn watch_runner(site: Option<Site>, readiness: &Readiness) -> AppError {
+    let runner = match site {
+        Some(site) => site.complete(readiness).await,
+        None => std::future::pending().await,
+    };
+    match runner {
+        Ok(runner) => {
+            if let Some(runner) = runner.get() {
+                note_stalls(runner.stall(), readiness).await;
+            }
+            std::future::pending().await
+        }
+        Err(error) => error,
+    }
+}
+
 /// Shows in `/readyz` what a run waits for.
-async fn note_stalls(mut stall: Receiver<Option<String>>, readiness: Readiness) {
+async fn note_stalls(mut stall: Receiver<Option<String>>, readiness: &Readiness) {
     while stall.changed().await.is_ok() {
         let note = stall.borrow_and_update().clone();
         readiness.set_note(note);

@@ -1,13 +1,15 @@
 //! Updates readiness from the state of the database: waits for the database at the start,
 //! then pings it.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::{sync::watch::Sender, time::sleep};
 
 use super::{AppError, DATABASE};
 use crate::{
-    run::Runner,
     store::{Ping, SchemaError, SetupError, Store, StoreError},
     telemetry::readiness::Readiness,
 };
@@ -23,21 +25,20 @@ const INTERVAL: Duration = Duration::from_secs(2);
 /// dropped, or that its password, its settings or `pg_hba.conf` changed.
 const RECONNECT: Duration = Duration::from_secs(10);
 
-/// Watches the database of `runner`. Returns only if the database is unusable at the start.
-/// `setup_problem` says why the start cannot use the database, if no retry helps.
+/// Watches the database. Returns only if it is unusable at the start. `setup_problem` says why
+/// the start cannot use the database, if no retry helps.
 pub(super) async fn database(
-    runner: Option<Runner>,
+    store: Option<Arc<Store>>,
     readiness: &Readiness,
     setup_problem: &Sender<Option<SetupError>>,
 ) -> AppError {
-    let Some(runner) = runner else {
+    let Some(store) = store else {
         return std::future::pending().await;
     };
-    let store = runner.store();
-    if let Err(error) = reached(store, readiness, setup_problem).await {
+    if let Err(error) = reached(&store, readiness, setup_problem).await {
         return error;
     }
-    stays(store, readiness).await
+    stays(&store, readiness).await
 }
 
 /// Waits until the database has answered for the first time. Calls are refused until then, because

@@ -1,7 +1,7 @@
 //! Reads the settings that are needed only if `[machine_identity]` is enabled: keys,
 //! database and limits.
 
-use super::{Environment, MachineIdentity, keys, settings::Settings};
+use super::{Environment, MachineIdentity, keys, on_disk::SecretsOnDisk, settings::Settings};
 use crate::{
     run::RateOptions,
     store::{
@@ -10,11 +10,12 @@ use crate::{
     },
 };
 
-/// Reads the keys, the database and the limits.
+/// Reads the keys, the database and the limits. `secrets` becomes what the secrets file says.
 pub(super) fn read(
     settings: &mut Settings,
     environment: &Environment,
     warnings: &mut Vec<String>,
+    secrets: &mut Option<SecretsOnDisk>,
 ) -> Option<MachineIdentity> {
     let algorithm = settings.string("machine_identity.algorithm");
     if algorithm.is_some_and(|algorithm| algorithm != "ES256") {
@@ -23,11 +24,11 @@ pub(super) fn read(
             "must be \"ES256\", the only supported algorithm",
         );
     }
-    let keyring = keys::read(settings, environment, warnings);
+    let keys = keys::read(settings, environment, warnings, secrets);
     let database = database(settings, environment, warnings);
     let store = store(settings, warnings);
     Some(MachineIdentity {
-        keyring: keyring?,
+        keys: keys?,
         database: database?,
         store,
         rate: RateOptions {

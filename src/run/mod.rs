@@ -117,7 +117,7 @@ pub struct Runner {
 #[derive(Debug)]
 struct Context {
     keyring: Keyring,
-    store: Store,
+    store: Arc<Store>,
     /// Permits for the connections of site-wide runs that write: one fewer than there are
     /// connections, so that reading a page never waits for a locked row.
     writer_permits: Semaphore,
@@ -154,7 +154,8 @@ impl Runner {
     /// A runner that re-wraps the rows of `store` to the target key of `keyring`, at the
     /// rate that `speed` allows.
     #[must_use]
-    pub fn new(keyring: Keyring, store: Store, speed: RateOptions) -> Self {
+    pub fn new(keyring: Keyring, store: impl Into<Arc<Store>>, speed: RateOptions) -> Self {
+        let store = store.into();
         let writers = store.options().database_pool_size.saturating_sub(1).max(1);
         Self {
             context: Arc::new(Context {
