@@ -292,7 +292,7 @@ mod tests {
         let server = server(&mut settings);
         let _ = (audit(&mut settings), log(&mut settings));
         let policy = auth::policy(&mut settings, &mut warnings);
-        let _ = machine_identity::read(&mut settings, &environment, &mut warnings);
+        let _ = machine_identity::read(&mut settings, &environment, &mut warnings, &mut None);
         let _ = (auth::trust(&mut settings), tls::read(&mut settings));
         let problems = settings.into_problems();
         let missing = |problem: &String| problem.contains(" is missing; ");
