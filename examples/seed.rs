@@ -10,7 +10,7 @@ use std::{error::Error, path::PathBuf};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::Parser;
 use nico_rewrap::{
-    config::Config,
+    config::{Config, SiteKeys},
     domain::{
         envelope::{self, Buffers, Plaintext},
         keyring::{Kek, KeyId},
@@ -68,8 +68,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .machine_identity
         .ok_or("[machine_identity].enabled is not true")?;
     let key_id = KeyId::new(args.key_id)?;
-    let kek = feature
-        .keyring
+    let SiteKeys::Complete(keyring) = &feature.keys else {
+        return Err("the keys must be in a file or the environment".into());
+    };
+    let kek = keyring
         .get(key_id.as_str())
         .ok_or("no such key in the secrets file")?;
     let client = feature.database.connect().await?;

@@ -196,6 +196,9 @@ enabled = true
 algorithm = "ES256"
 current_encryption_key_id = "$1"
 
+[credentials.file]
+path = "$work/secrets.json"
+
 [tls]
 identity_pemfile_path = "$work/pki/server.pem"
 identity_keyfile_path = "$work/pki/server.key"
@@ -211,7 +214,6 @@ additional_issuer_cns = ["Demo Admin Issuer"]
 [rewrap]
 listen = "127.0.0.1:$port"
 metrics_endpoint = "127.0.0.1:$http_port"
-secrets_file = "$work/secrets.json"
 ${2:-}
 TOML
 }

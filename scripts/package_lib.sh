@@ -84,6 +84,8 @@ END
 END
         cat >/root/site/nico-api-config.toml <<END
 database_url = "postgres://nico:a%20password%20of%20a%20test@localhost/nico"
+[credentials.file]
+path = "/etc/nico/secrets.json"
 [machine_identity]
 enabled = true
 current_encryption_key_id = "kv2"

@@ -24,7 +24,7 @@ expect "the service is neither enabled nor started" '
 expect "the user of the service exists and cannot log in" '[ "$(getent passwd nico-rewrap | cut -d: -f7)" = /usr/sbin/nologin ]'
 expect "the settings of nico-rewrap are a conffile" 'dpkg-query -Wf "\${Conffiles}" nico-rewrap | grep >/dev/null /etc/nico-rewrap/rewrap.toml'
 expect "the package has the files that the pages name" '
-    cd /usr/share/nico-rewrap && ls vault/{agent.hcl,policy.hcl,secrets.json.ctmpl} postgres/role.sql'
+    cd /usr/share/nico-rewrap && ls vault/{agent.hcl,policy.hcl,secrets.json.ctmpl} postgres/role.sql systemd/root-only-secrets.conf'
 expect "a start without the site config reports the missing file" '
     ! systemctl start nico-rewrap && journalctl --sync && journalctl -u nico-rewrap | grep >/dev/null "Assertion failed"'
 
@@ -43,7 +43,9 @@ expect "the service runs as its user, without capabilities, core dumps and new p
     grep -q "^NoNewPrivs:	1" /proc/$pid/status
     grep -q "^Seccomp:	2" /proc/$pid/status
     grep -Eq "^Max core file size +0 +0 " /proc/$pid/limits'
-expect "only root can read the secrets file" '! runuser -u nico-rewrap -- cat /etc/nico-rewrap/secrets.json'
+expect "only root and the service can read the secrets file" '
+    ! runuser -u nobody -- cat /etc/nico/secrets.json && runuser -u nico-rewrap -- cat /etc/nico/secrets.json >/dev/null
+    ! systemctl show -P Environment nico-rewrap | grep SECRETS_FILE'
 expect "the service answers an administrator" '
     grpcurl -cacert /etc/nico/root.pem -cert /etc/nico/admin.pem -key /etc/nico/admin.key -d "{\"dry_run\": true}" \
         localhost:1179 forge.Forge/ReencryptTenantIdentitySecrets | grep >/dev/null "\"currentEncryptionKeyId\": \"kv2\""'
@@ -95,6 +97,13 @@ expect "an upgrade does not start a stopped service" '
     systemctl stop nico-rewrap
     dpkg -i --force-confold old/nico-rewrap_*.deb
     [ "$(systemctl is-active nico-rewrap)" = inactive ] && systemctl start nico-rewrap'
+
+documented install/debian "Secrets file for root only"
+expect "it can have a secrets file of its own" "
+    rm /etc/nico/secrets.json
+    $(cat "$work/commands")"
+wait_for "it is ready with that file" "$ready"
+expect "only root reads that file" '! runuser -u nico-rewrap -- cat /etc/nico-rewrap/secrets.json'
 
 start_vault
 documented install/vault "Machine with systemd"

@@ -36,8 +36,8 @@
 //! 5  api                  one call: authorize, admit, run, record; gRPC
 //! 4  audit                one record for each call
 //! 3  run                  a run over the rows: batches, pacing, adaptive rate, report
-//! 2  store, tls           all SQL and the way to Postgres | certificates and revocation
-//! 1  keys                 where keys come from: a file, the environment
+//! 2  store, tls, vault    all SQL and the way to Postgres | certificates and revocation | Vault
+//! 1  keys                 where keys come from: a file, the environment, answers of Vault
 //! 0  domain, auth         pure: envelope, keyring, re-wrap | identity, policy, permit
 //!    limits, telemetry    connection slots, rate limiter | log, metrics, readiness
 //!    regular_file         reads a file without blocking on it
@@ -60,3 +60,4 @@ pub mod server;
 pub mod store;
 pub mod telemetry;
 pub mod tls;
+pub mod vault;

@@ -224,6 +224,8 @@ async fn a_variable_that_only_nico_api_reads_causes_a_warning() {
         "CARBIDE_API_TLS",
         "CARBIDE_API_AUTH",
         "NICO_API_MACHINE_IDENTITY",
+        "NICO_API_SECRETS",
+        "CARBIDE_API_CREDENTIALS",
         "carbide_api_tls",
     ];
     let unrelated = [

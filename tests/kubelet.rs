@@ -20,6 +20,8 @@ use crate::seal::key;
 const NICO_API_CONFIG: &str = r#"
 listen = "[::]:1079"
 database_url = "postgres://replaced-by-env-var"
+[credentials.file]
+path = "/var/run/secrets/nico/credentials/credentials.yaml"
 [machine_identity]
 enabled = true
 current_encryption_key_id = "kv1"

@@ -39,7 +39,18 @@ impl Server {
         args: &[String],
         env: &[(String, impl AsRef<OsStr>)],
     ) -> Self {
-        let mut process = Supervised::spawn(Path::new(BINARY), args, "KILL", |command| {
+        let command = [&[BINARY.to_owned()], args].concat();
+        Self::spawn_command(dir, &command, env).await
+    }
+
+    /// The same for a program and its arguments.
+    pub(crate) async fn spawn_command(
+        dir: TempDir,
+        command: &[String],
+        env: &[(String, impl AsRef<OsStr>)],
+    ) -> Self {
+        let (program, args) = command.split_first().unwrap();
+        let mut process = Supervised::spawn(Path::new(program), args, "KILL", |command| {
             command
                 .env_clear()
                 .env("PATH", std::env::var_os("PATH").unwrap_or_default());

@@ -52,7 +52,22 @@ pub(crate) struct Site {
     second_config: Option<String>,
     secrets: (String, Option<String>),
     env: Vec<(String, OsString)>,
+    run_secrets: Option<PathBuf>,
 }
+
+/// Mounts a copy of the directory `$1` at /run/secrets, which is /var/run/secrets too, in a mount
+/// namespace of its own, and runs the rest of the arguments there.
+const WITH_RUN_SECRETS: &str = r#"
+set -e
+copy=$(mktemp -d)
+cp -r "$1/." "$copy"
+mount -t tmpfs tmpfs /run
+mkdir /run/secrets
+mv "$copy"/* /run/secrets/
+rmdir "$copy"
+shift
+exec "$@"
+"#;
 
 impl Site {
     /// The usual site on this database.
@@ -71,6 +86,7 @@ impl Site {
             second_config: None,
             secrets: (String::new(), None),
             env: Vec::new(),
+            run_secrets: None,
         };
         let leaf = certs::server();
         site.set("database_url", quote(database_url))
@@ -180,6 +196,33 @@ impl Site {
         self
     }
 
+    /// Shows the program the content of this directory at /var/run/secrets, as in a Pod.
+    pub(crate) fn run_secrets(mut self, directory: &Path) -> Self {
+        self.run_secrets = Some(directory.to_owned());
+        self
+    }
+
+    /// The command line of the program, with `args`.
+    fn command(&self, args: Vec<String>) -> Vec<String> {
+        let mut command = Vec::new();
+        if let Some(directory) = &self.run_secrets {
+            let directory = directory.to_str().unwrap();
+            let words = [
+                "unshare",
+                "-rm",
+                "sh",
+                "-c",
+                WITH_RUN_SECRETS,
+                "sh",
+                directory,
+            ];
+            command.extend(words.map(str::to_owned));
+        }
+        command.push(BINARY.to_owned());
+        command.extend(args);
+        command
+    }
+
     /// The directory of the files `site.toml` and `secrets.json`.
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
@@ -211,8 +254,8 @@ impl Site {
 
     /// Starts the server and waits only until it has logged its addresses.
     pub(crate) async fn start_unready(self) -> Server {
-        let args = self.write("serve");
-        Server::spawn(self.dir, &args, &self.env).await
+        let command = self.command(self.write("serve"));
+        Server::spawn_command(self.dir, &command, &self.env).await
     }
 
     /// Runs `serve` until it exits.
@@ -222,8 +265,8 @@ impl Site {
 
     /// Runs a subcommand with `--config` until it exits.
     pub(crate) async fn run(self, subcommand: &str) -> Exit {
-        let args = self.write(subcommand);
-        run_binary(&args, &self.env).await
+        let command = self.command(self.write(subcommand));
+        run_command(&command, &self.env).await
     }
 
     /// The text of the first file.
@@ -246,9 +289,13 @@ impl Site {
 
 /// Runs the binary with these arguments until it exits.
 pub(crate) async fn run_binary(args: &[String], env: &[(String, OsString)]) -> Exit {
-    let mut command = tokio::process::Command::new(BINARY);
+    run_command(&[&[BINARY.to_owned()], args].concat(), env).await
+}
+
+async fn run_command(words: &[String], env: &[(String, OsString)]) -> Exit {
+    let mut command = tokio::process::Command::new(&words[0]);
     command
-        .args(args)
+        .args(&words[1..])
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command
@@ -257,7 +304,7 @@ pub(crate) async fn run_binary(args: &[String], env: &[(String, OsString)]) -> E
         .kill_on_drop(true);
     let output = tokio::time::timeout(Duration::from_secs(60), command.output()).await;
     let output = output
-        .unwrap_or_else(|_| panic!("{args:?} does not end"))
+        .unwrap_or_else(|_| panic!("{words:?} does not end"))
         .unwrap();
     Exit {
         code: output.status.code().unwrap_or(-1),

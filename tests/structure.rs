@@ -36,6 +36,7 @@ const ALLOWED: Levels = &[
             "store",
             "telemetry",
             "tls",
+            "vault",
         ],
     ),
     (
@@ -51,6 +52,7 @@ const ALLOWED: Levels = &[
             "store",
             "telemetry",
             "tls",
+            "vault",
         ],
     ),
     ("server", &["api", "auth", "limits", "telemetry", "tls"]),
@@ -70,6 +72,7 @@ const ALLOWED: Levels = &[
     ("run", &["auth", "domain", "store", "telemetry"]),
     ("store", &["auth", "domain", "tls"]),
     ("tls", &["auth", "regular_file", "telemetry"]),
+    ("vault", &["domain", "keys", "regular_file", "tls"]),
     ("keys", &["domain"]),
     ("auth", &[]),
     ("domain", &[]),

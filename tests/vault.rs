@@ -3,138 +3,22 @@
 //! fork, which reads the same files.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use crate::database::Database;
 use crate::grpcurl::run;
 use crate::leaks;
-use crate::pg_host::free_port;
-use crate::process::{self, Supervised, temp_dir};
+use crate::openbao::{KEYS, Vault, deployed};
+use crate::process::temp_dir;
 use crate::seal::key;
 use crate::seed::Org;
 use crate::site::{Site, quote};
 
-const ROOT_TOKEN: &str = "root";
-const KEYS: &str = "machine_identity/encryption_keys";
-
-fn bao() -> PathBuf {
-    std::env::var_os("BAO").map_or_else(|| "bao".into(), PathBuf::from)
-}
-
-fn deployed(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("deploy/vault")
-        .join(name)
-}
-
-/// A server with a KV v2 engine and the role of the agent, with the policy of `policy.hcl`.
-struct Vault {
-    dir: TempDir,
-    address: String,
-    mount: String,
-    _server: Supervised,
-}
-
 impl Vault {
-    fn start(mount: &str) -> Self {
-        let dir = temp_dir("vault");
-        let port = free_port();
-        let args = [
-            "server",
-            "-dev",
-            "-dev-no-store-token",
-            &format!("-dev-root-token-id={ROOT_TOKEN}"),
-            &format!("-dev-listen-address=127.0.0.1:{port}"),
-        ];
-        let log = std::fs::File::create(dir.path().join("server.log")).unwrap();
-        let server = Supervised::spawn(&bao(), args, "KILL", |command| {
-            command.env("HOME", dir.path()).stderr(log);
-        });
-        let vault = Self {
-            dir,
-            address: format!("http://127.0.0.1:{port}"),
-            mount: mount.to_owned(),
-            _server: server,
-        };
-        vault.wait_ready();
-        vault.set_up();
-        vault
-    }
-
-    fn wait_ready(&self) {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        let is_ready = || {
-            let status = self.command(ROOT_TOKEN, &["status"]).output().unwrap();
-            status.status.success()
-        };
-        while !is_ready() {
-            let log = std::fs::read_to_string(self.dir.path().join("server.log")).unwrap();
-            assert!(Instant::now() < deadline, "{log}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-
-    fn set_up(&self) {
-        // The development server has one of its own at "secret".
-        let path = format!("-path={}", self.mount);
-        self.root(&["secrets", "enable", &path, "kv-v2"]);
-        let policy = std::fs::read_to_string(deployed("policy.hcl")).unwrap();
-        let policy = policy.replace("\"secrets/", &format!("\"{}/", self.mount));
-        let file = self.dir.path().join("policy.hcl");
-        std::fs::write(&file, policy).unwrap();
-        self.root(&["policy", "write", "nico-rewrap", file.to_str().unwrap()]);
-        self.root(&["auth", "enable", "approle"]);
-        let role = "auth/approle/role/nico-rewrap";
-        self.root(&["write", role, "token_policies=nico-rewrap"]);
-        for (name, args) in [
-            ("role-id", &["read", "-field=role_id"][..]),
-            ("secret-id", &["write", "-f", "-field=secret_id"]),
-        ] {
-            let id = self.root(&[args, &[&format!("{role}/{name}")]].concat());
-            std::fs::write(self.dir.path().join(format!("vault-{name}")), id).unwrap();
-        }
-    }
-
-    fn command(&self, token: &str, args: &[&str]) -> Command {
-        let mut command = Command::new(bao());
-        command
-            .args(args)
-            .env_clear()
-            .env("HOME", self.dir.path())
-            .env("VAULT_ADDR", &self.address)
-            .env("VAULT_TOKEN", token)
-            .stdin(Stdio::null());
-        command
-    }
-
-    fn root(&self, args: &[&str]) -> String {
-        process::run(&mut self.command(ROOT_TOKEN, args))
-    }
-
-    /// Adds a key in the format of nico-api.
-    fn with_key(self, id: &str) -> Self {
-        let pair = json!({"username": id, "password": BASE64_STANDARD.encode(key(id))});
-        self.put(
-            &format!("{KEYS}/{id}"),
-            &json!({ "data": {"UsernamePassword": pair} }),
-        );
-        self
-    }
-
-    fn put(&self, path: &str, value: &Value) {
-        let file = self.dir.path().join("value.json");
-        std::fs::write(&file, value.to_string()).unwrap();
-        let path = format!("{}/data/{path}", self.mount);
-        self.root(&["write", &path, &format!("@{}", file.display())]);
-    }
-
     /// Runs the agent as at a site, with the directory `secrets` in place of `/etc/nico-rewrap`.
     fn agent(&self, secrets: &Path) -> (bool, String) {
         let text = std::fs::read_to_string(deployed("agent.hcl")).unwrap();
@@ -223,9 +107,9 @@ fn a_key_that_is_listed_and_cannot_be_read_makes_no_file() {
 fn the_policy_lets_the_agent_read_keys_and_nothing_else() {
     let vault = Vault::start("secrets").with_key("kv1");
     vault.put("bmc/site_wide_root", &json!({"data": {"password": "x"}}));
-    let token = vault.root(&["token", "create", "-policy=nico-rewrap", "-field=token"]);
+    let token = vault.token();
     let may = |args: &[&str]| {
-        let output = vault.command(token.trim(), args).output().unwrap();
+        let output = vault.command(&token, args).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(
             output.status.success() || said.contains("permission denied"),
@@ -251,7 +135,7 @@ fn the_policy_lets_the_agent_read_keys_and_nothing_else() {
 fn the_agent_writes_where_the_unit_reads() {
     let file = "/etc/nico-rewrap/secrets.json";
     let agent = std::fs::read_to_string(deployed("agent.hcl")).unwrap();
-    let unit = include_str!("../deploy/systemd/nico-rewrap.service");
+    let unit = include_str!("../deploy/systemd/root-only-secrets.conf");
     let destination = agent.lines().find(|line| line.contains("destination"));
     assert!(destination.unwrap().ends_with(&quote(file)));
     assert!(unit.contains(&format!("\nLoadCredential=secrets:{file}\n")));

@@ -1,4 +1,4 @@
-# The policy for the role of the agent: list the keys and read them. "secrets" is the KV v2 mount.
+# The policy of nico-rewrap, and of Vault Agent if it renders the secrets file: list the keys and read them. "secrets" is the KV v2 mount.
 path "secrets/metadata/machine_identity/encryption_keys" {
   capabilities = ["list"]
 }

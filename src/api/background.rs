@@ -31,16 +31,16 @@ impl Calls {
     /// Returns at shutdown. Zero means that no census is taken by itself.
     pub async fn take_censuses(&self, interval: Duration) {
         let inner = &self.0;
-        let Some(runner) = &inner.context.runner else {
-            return;
-        };
-        if interval.is_zero() {
+        if inner.context.runner.is_none() || interval.is_zero() {
             return;
         }
         let forever = async {
-            while inner.check_readiness().is_err() {
-                sleep(START).await;
-            }
+            let runner = loop {
+                match (inner.check_readiness(), inner.runner()) {
+                    (Ok(()), Ok(runner)) => break runner,
+                    _ => sleep(START).await,
+                }
+            };
             let mut is_due = false;
             loop {
                 let pause = if is_due || inner.is_old(interval).await {
@@ -62,7 +62,7 @@ impl Calls {
 impl Inner {
     /// Whether the last census of any instance is about as old as the interval.
     async fn is_old(&self, interval: Duration) -> bool {
-        let Some(last) = self.context.censuses.key_use().await.last else {
+        let Some(last) = self.context.censuses.last().await else {
             return true;
         };
         let age = SystemTime::now().duration_since(last.time);
@@ -112,7 +112,7 @@ impl Inner {
         let meter = Meter::default();
         let ended = runner.census(&spec, true, &meter, &stop).await;
         if let Some(census) = &ended.census {
-            censuses.record(position, census).await;
+            censuses.record(runner.site(), position, census).await;
         }
         let counts = ended.report.counts;
         let result = ended.result.map_err(|error| match error {

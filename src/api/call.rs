@@ -4,7 +4,7 @@
 //! `CallRequest`, calls `Calls::carry_out` or `Calls::start`, and converts the answer back.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -89,14 +89,12 @@ pub struct InstanceInfo {
     pub start_time: SystemTime,
     /// TLS with the database.
     pub database_tls: String,
-    /// The files that no longer say what this instance has read.
-    pub changed_on_disk: Receiver<Vec<String>>,
 }
 
 /// What calls need from the rest of the server.
 pub struct CallContext {
     /// Makes the runs. Without it, machine identity is disabled on this site.
-    pub runner: Option<Runner>,
+    pub runner: Option<LateRunner>,
     /// The runs of the site.
     pub history: History,
     /// What censuses have shown.
@@ -118,6 +116,9 @@ pub struct CallContext {
 /// Carries out calls. All clones share the same limits.
 #[derive(Clone)]
 pub struct Calls(pub(super) Arc<Inner>);
+
+/// The runner. It is set when the keys have been read.
+pub type LateRunner = Arc<OnceLock<Runner>>;
 
 pub(super) struct Inner {
     pub(super) context: CallContext,
@@ -181,8 +182,7 @@ impl Calls {
 
     /// The keys and the database.
     pub(super) fn site(&self) -> Result<&Arc<Site>, ServiceError> {
-        let runner = self.0.context.runner.as_ref();
-        runner.map(Runner::site).ok_or(ServiceError::Disabled)
+        self.0.runner().map(Runner::site)
     }
 
     /// Authorizes a call that starts no run.
@@ -251,6 +251,16 @@ impl Calls {
 }
 
 impl Inner {
+    /// The runner, when the keys have been read.
+    pub(super) fn runner(&self) -> Result<&Runner, ServiceError> {
+        let runner = self.context.runner.as_ref().ok_or(ServiceError::Disabled)?;
+        runner.get().ok_or_else(|| {
+            let reason = self.context.readiness.check().err();
+            let reason = reason.unwrap_or_else(|| "the keys are not read yet".to_owned());
+            ServiceError::NotReady(reason)
+        })
+    }
+
     /// Checks whether calls may run. A problem that no retry mends has its own reason.
     pub(super) fn check_readiness(&self) -> Result<(), ServiceError> {
         if self.shutdown.is_cancelled() {

@@ -103,7 +103,7 @@ impl Execution {
         let peer = request.peer.ok_or(ServiceError::Internal)?;
         let permit = decide(&context.policy, &peer)?;
         let (scope, kind) = (request.scope?, request.kind?);
-        let runner = context.runner.as_ref().ok_or(ServiceError::Disabled)?;
+        let runner = inner.runner()?;
         let target = runner.keyring().target().id().to_string();
         if let Some(expected) = request.expected_target.into_iter().find(|id| *id != target) {
             return Err(ServiceError::UnexpectedTarget { target, expected });
@@ -255,7 +255,7 @@ impl Execution {
             };
         });
         if let Some(census) = &ended.census {
-            censuses.record(position, census).await;
+            censuses.record(runner.site(), position, census).await;
         }
         let counts = Counts::of(&ended.report, spec.kind, ended.durable);
         ended.map_err(|error| {
@@ -323,7 +323,7 @@ impl Execution {
             return Ok(());
         }
         let censuses = &self.inner.context.censuses;
-        let mut last = censuses.key_use().await.last;
+        let mut last = censuses.last().await;
         if last.is_none() {
             let position = censuses.position().await;
             let ended = runner.census(spec, false, &Meter::default(), stop).await;
@@ -334,7 +334,7 @@ impl Execution {
                 Err(_) => return Ok(()),
             }
             if let Some(census) = &ended.census {
-                censuses.record(position, census).await;
+                censuses.record(runner.site(), position, census).await;
             }
             last = ended.census;
         }

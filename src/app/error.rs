@@ -17,6 +17,9 @@ pub enum AppError {
         "[machine_identity].current_encryption_key_id: key {0:?} failed its seal-and-open test"
     )]
     TargetKey(String),
+    /// The keys in Vault cannot be read, or the target key is not among them.
+    #[error("{0}")]
+    Keys(String),
     /// The audit log cannot be opened.
     #[error("[rewrap].audit_log: can't be opened for appending ({0})")]
     Audit(io::Error),
@@ -39,6 +42,9 @@ impl AppError {
     /// Whether the cause is the configuration, so that a restart alone does not help.
     #[must_use]
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Schema(_) | Self::TargetKey(_) | Self::Audit(_))
+        matches!(
+            self,
+            Self::Schema(_) | Self::TargetKey(_) | Self::Keys(_) | Self::Audit(_)
+        )
     }
 }

@@ -4,8 +4,10 @@
 //! The HTTP listener answers probes from the start to the end of the process.
 
 mod certificate;
+mod changes;
 mod critical_tasks;
 mod error;
+mod keys;
 mod listeners;
 mod self_test;
 mod watch;
@@ -27,7 +29,6 @@ use self::{
     certificate::{hold_for_certificate, wait_for_certificate},
     critical_tasks::{CriticalTasks, spawn_tracked},
     listeners::log_listening,
-    self_test::self_test,
 };
 pub use self::{error::AppError, listeners::Listeners};
 use crate::{
@@ -37,13 +38,15 @@ use crate::{
         guard::Guard,
     },
     audit::AuditLog,
-    config::Config,
-    run::{Runner, Site, censuses::Censuses, history::History},
+    config::{Config, OnDisk},
+    run::{censuses::Censuses, history::History},
     server::{self, ServerOptions, probes},
-    store::Store,
     telemetry::readiness::Readiness,
     tls::Reloader,
 };
+
+use self::keys::Site;
+pub(crate) use self::keys::log as log_keys;
 
 const GRPC: &str = "grpc";
 const DATABASE: &str = "database";
@@ -79,6 +82,7 @@ pub async fn run(
     let readiness = Readiness::waiting_for(&[GRPC]);
     readiness.hold(GRPC, "opening the TLS files and the audit log");
     tokio::spawn(upkeep(metrics.clone()));
+    changes::register();
     let probes_over = CancellationToken::new();
     let probes = spawn_tracked(probes::serve(
         listeners.http,
@@ -119,10 +123,8 @@ struct App {
     trust: crate::auth::identity::TrustRules,
     policy: crate::auth::authorize::Policy,
     options: ServerOptions,
-    runner: Option<Runner>,
-    database_tls: &'static str,
-    census_interval: Duration,
-    soak: Duration,
+    site: Option<Site>,
+    on_disk: OnDisk,
 }
 
 impl App {
@@ -130,32 +132,15 @@ impl App {
     fn prepare(config: Config) -> Result<Self, AppError> {
         let tls = Reloader::start(config.tls);
         let audit = AuditLog::open(&config.audit).map_err(AppError::Audit)?;
-        let mut runner = None;
-        let (mut database_tls, mut census_interval, mut soak) =
-            ("", Duration::ZERO, Duration::ZERO);
-        if let Some(machine_identity) = config.machine_identity {
-            database_tls = machine_identity.database_tls;
-            census_interval = machine_identity.census_interval;
-            soak = machine_identity.soak;
-            self_test(&machine_identity.keyring)?;
-            let store = Store::new(&machine_identity.database, machine_identity.store)
-                .map_err(|error| AppError::Bug(error.to_string()))?;
-            let site = Site {
-                keyring: machine_identity.keyring,
-                store,
-            };
-            runner = Some(Runner::new(Arc::new(site), machine_identity.rate));
-        }
+        let site = config.machine_identity.map(Site::prepare).transpose()?;
         Ok(Self {
             tls,
             audit,
             trust: config.trust,
             policy: config.policy,
             options: config.server,
-            runner,
-            database_tls,
-            census_interval,
-            soak,
+            site,
+            on_disk: config.on_disk,
         })
     }
 
@@ -169,17 +154,18 @@ impl App {
     ) -> Result<(), AppError> {
         let tasks = TaskTracker::new();
         let setup_problem = Sender::new(None);
-        let history = History::new(self.runner.as_ref().map(Runner::site).cloned());
-        let changed_on_disk = Sender::new(Vec::new());
+        let history = History::new(self.site.as_ref().map(|site| site.store.clone()));
+        let settings = self.site.as_ref();
+        let settings = settings.map(|site| (site.database_tls, site.census_interval, site.soak));
+        let (database_tls, census_interval, soak) = settings.unwrap_or_default();
         let context = CallContext {
-            runner: self.runner.clone(),
+            runner: self.site.as_ref().map(|site| site.runner.clone()),
             history: history.clone(),
-            censuses: Arc::new(Censuses::new(history.clone(), self.soak)),
+            censuses: Arc::new(Censuses::new(history.clone(), soak)),
             info: InstanceInfo {
                 name: instance_name(&self.options, &listener),
                 start_time: SystemTime::now(),
-                database_tls: self.database_tls.to_owned(),
-                changed_on_disk: changed_on_disk.subscribe(),
+                database_tls: database_tls.to_owned(),
             },
             policy: self.policy.clone(),
             readiness: readiness.clone(),
@@ -189,7 +175,6 @@ impl App {
         };
         let calls = Calls::new(context, tasks.clone(), shutdown.clone());
         let censuses = calls.clone();
-        let census_interval = self.census_interval;
         tasks.spawn(async move { censuses.take_censuses(census_interval).await });
         let routes = grpc::routes(calls).map_err(|error| AppError::Bug(error.to_string()))?;
         let guard = Guard::new(
@@ -202,11 +187,17 @@ impl App {
         let grace = self.options.shutdown_grace;
         let reload_interval = self.options.tls_reload_interval;
         tokio::spawn(reopen(self.audit, reload_signal.clone()));
+        tokio::spawn(changes::watch(
+            self.on_disk,
+            reload_interval,
+            reload_signal.clone(),
+            readiness.clone(),
+        ));
         hold_for_certificate(&self.tls.states().borrow(), &readiness);
         tokio::spawn(wait_for_certificate(self.tls.states(), readiness.clone()));
-        if let Some(runner) = &self.runner {
+        if let Some(site) = &self.site {
             readiness.hold(DATABASE, "connecting to it");
-            tokio::spawn(note_stalls(runner.stall(), readiness.clone()));
+            site.hold(&readiness);
         }
         let critical = CriticalTasks {
             probes: probes.clone(),
@@ -222,10 +213,13 @@ impl App {
         };
         readiness.release(GRPC);
 
-        let database = watch::database(self.runner, &readiness, &setup_problem, &history);
+        let store = self.site.as_ref().map(|site| site.store.clone());
+        let database = watch::database(store, &readiness, &setup_problem, &history);
+        let keys = watch_runner(self.site, &readiness);
         let over = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
             error = database => Err(error),
+            error = keys => Err(error),
             // A shutdown ends the listener, too, and this branch may be polled first.
             error = critical.ended() => if shutdown.is_cancelled() { Ok(()) } else { Err(error) },
         };
@@ -275,8 +269,26 @@ async fn reopen(audit: AuditLog, mut reload_signal: Receiver<u64>) {
     }
 }
 
+/// Reads the keys that are still missing. After that, shows in `/readyz` what a run waits for.
+/// Returns only if the keys cannot be used.
+async fn watch_runner(site: Option<Site>, readiness: &Readiness) -> AppError {
+    let runner = match site {
+        Some(site) => site.complete(readiness).await,
+        None => std::future::pending().await,
+    };
+    match runner {
+        Ok(runner) => {
+            if let Some(runner) = runner.get() {
+                note_stalls(runner.stall(), readiness).await;
+            }
+            std::future::pending().await
+        }
+        Err(error) => error,
+    }
+}
+
 /// Shows in `/readyz` what a run waits for.
-async fn note_stalls(mut stall: Receiver<Option<String>>, readiness: Readiness) {
+async fn note_stalls(mut stall: Receiver<Option<String>>, readiness: &Readiness) {
     while stall.changed().await.is_ok() {
         let note = stall.borrow_and_update().clone();
         readiness.set_note(note);

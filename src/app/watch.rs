@@ -1,13 +1,16 @@
 //! Updates readiness from the state of the database: waits for the database at the start,
 //! then pings it.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::{sync::watch::Sender, time::sleep};
 
 use super::{AppError, DATABASE};
 use crate::{
-    run::{Runner, history::History},
+    run::history::History,
     store::{Ping, SchemaError, SetupError, Store, StoreError},
     telemetry::readiness::Readiness,
 };
@@ -26,19 +29,18 @@ const RECONNECT: Duration = Duration::from_secs(10);
 /// How often to look whether `nico-rewrap state migrate` has run.
 const SCHEMA_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Watches the database of `runner`. Returns only if the database is unusable at the start.
-/// `setup_problem` says why the start cannot use the database, if no retry helps.
+/// Watches the database. Returns only if it is unusable at the start. `setup_problem` says why
+/// the start cannot use the database, if no retry helps.
 pub(super) async fn database(
-    runner: Option<Runner>,
+    store: Option<Arc<Store>>,
     readiness: &Readiness,
     setup_problem: &Sender<Option<SetupError>>,
     history: &History,
 ) -> AppError {
-    let Some(runner) = runner else {
+    let Some(store) = store else {
         return std::future::pending().await;
     };
-    let store = runner.store();
-    if let Err(error) = reached(store, readiness, setup_problem, history).await {
+    if let Err(error) = reached(&store, readiness, setup_problem, history).await {
         return error;
     }
     let schema = async {
@@ -48,7 +50,7 @@ pub(super) async fn database(
         }
     };
     tokio::select! {
-        never = stays(store, readiness) => never,
+        never = stays(&store, readiness) => never,
         never = schema => never,
     }
 }

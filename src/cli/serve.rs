@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{EX_CONFIG, EXIT_FLUSH_TIMEOUT, VERSION, fail, no_threads, notify, runtime};
 use crate::{
     app::{self, AppError, Listeners},
-    config::{Config, Environment},
+    config::{Config, Environment, SiteKeys},
     domain::envelope::hardware,
     telemetry,
 };
@@ -123,22 +123,7 @@ fn log_startup(config: &Config) {
             "TLS file read"
         );
     }
-    let target = machine_identity.keyring.target().id();
-    for kek in machine_identity.keyring.iter() {
-        tracing::info!(
-            key_id = %kek.id(),
-            key_check_value = %kek.check_value(),
-            is_target = kek.id() == target,
-            source = %kek.source(),
-            "key"
-        );
-    }
-    for (a, b) in machine_identity.keyring.duplicate_keys() {
-        tracing::warn!(
-            key_id = %a,
-            other_key_id = %b,
-            "TWO KEY IDS HAVE THE SAME KEY BYTES: re-wrapping from one to the other does not \
-             change the key; generate a new key"
-        );
+    if let SiteKeys::Complete(keyring) = &machine_identity.keys {
+        app::log_keys(keyring);
     }
 }

@@ -103,7 +103,8 @@ pub(super) fn ignored_nico_api_variables(environment: &Environment) -> Vec<Strin
             .strip_prefix("CARBIDE_API_")
             .or_else(|| variable.strip_prefix("NICO_API_"))?;
         let section = key.split(['.', '_']).next()?;
-        (key.starts_with("MACHINE_IDENTITY") || matches!(section, "TLS" | "AUTH")).then_some(())
+        let is_read = matches!(section, "AUTH" | "CREDENTIALS" | "SECRETS" | "TLS");
+        (key.starts_with("MACHINE_IDENTITY") || is_read).then_some(())
     };
     environment
         .keys()

@@ -167,7 +167,7 @@ pub(super) fn missing_file(environment: &Environment) -> String {
 
 /// The value of a variable of nico-api, if it is not blank. A value that is not UTF-8 is a
 /// problem only if the variable is read.
-fn variable(
+pub(super) fn variable(
     settings: &mut Settings,
     environment: &Environment,
     name: &str,

@@ -1,16 +1,20 @@
 //! Reads the site's keys: from environment variables, if that is enabled, then from the
-//! secrets file. If both have a key id, the environment takes precedence, as in nico-api.
+//! secrets file. If both have a key id, the environment takes precedence, as in nico-api. Keys
+//! in Vault are read later, because Vault may not answer yet.
 
 use std::{collections::BTreeSet, path::Path};
 
 use super::{
     Environment,
     key_sources::{self, FILE, FROM_ENVIRONMENT, SecretsFile, Sources},
+    key_stores::{self, Stores},
+    on_disk::SecretsOnDisk,
     settings::Settings,
+    site_keys::{InVault, MissingTarget, SiteKeys, compare},
 };
 use crate::{
-    domain::keyring::{Kek, KeyId, Keyring},
-    keys::file as secrets,
+    domain::keyring::{Kek, KeyId},
+    keys::{file as secrets, merge::merged},
     regular_file,
 };
 
@@ -18,40 +22,51 @@ const TARGET: &str = "machine_identity.current_encryption_key_id";
 
 const NO_KEYS: &str = "has no keys in machine_identity.encryption_keys";
 
-/// Reads every key, and the id of the target key.
+/// Reads every key of the environment and of the file, and the id of the target key. Does not
+/// use the network. `secrets` becomes what the file says.
 pub(super) fn read(
     settings: &mut Settings,
     environment: &Environment,
     warnings: &mut Vec<String>,
-) -> Option<Keyring> {
+    secrets: &mut Option<SecretsOnDisk>,
+) -> Option<SiteKeys> {
     let target = target(settings);
     let (ours, theirs) = key_sources::read(settings, environment, warnings);
-    let found = Found::read(&ours, settings, environment, warnings)?;
-    compare(&found.keks, &ours, &theirs, environment, warnings);
-    let known: Vec<_> = found
-        .keks
-        .iter()
-        .map(|kek| format!("{:?}", kek.id().as_str()))
-        .collect();
-    match Keyring::new(found.keks, target?) {
-        Ok(keyring) => Some(keyring),
-        Err(error) => {
-            let wanted = error.0.as_str();
-            let lower = wanted.to_ascii_lowercase();
-            let case = if lower != wanted && known.contains(&format!("{lower:?}")) {
-                "; key ids from environment variables are in lower case"
-            } else {
-                ""
-            };
-            let problem = format!(
-                "{error} of {} (it has {}): add the key there, or correct the id{case}",
-                found.name,
-                known.join(", ")
-            );
-            settings.missing(TARGET, problem);
-            None
-        }
+    let stores = key_stores::read(settings, environment, warnings);
+    let found = Found::read(&ours, &stores, settings, environment, warnings)?;
+    *secrets = found.on_disk;
+    let nico_api = nico_api_keks(&ours, &theirs, environment, warnings);
+    compare(&found.keks.iter().collect::<Vec<_>>(), &nico_api, warnings);
+    let advice = stores.advice();
+    let target = target?;
+    let vault = stores
+        .vault
+        .filter(|vault| vault.has_more_keys(found.keks.iter().any(|kek| *kek.id() == target)));
+    let mut name = found.name;
+    let keks = found.keks;
+    let Some(vault) = vault else {
+        let missing = MissingTarget { name, advice };
+        return match missing.keyring(keks, target) {
+            Ok(keyring) => Some(SiteKeys::Complete(keyring)),
+            Err(problem) => {
+                settings.missing(TARGET, problem);
+                None
+            }
+        };
+    };
+    if !name.is_empty() {
+        name += " and of ";
     }
+    name += &vault.to_string();
+    let source = settings.source(TARGET);
+    Some(SiteKeys::InVault(Box::new(InVault {
+        vault,
+        target,
+        keks,
+        nico_api,
+        setting: format!("{source}: [machine_identity].current_encryption_key_id"),
+        missing: MissingTarget { name, advice },
+    })))
 }
 
 /// The ids of all keys in our sources and in those of nico-api, and the target key id. The file
@@ -65,7 +80,14 @@ pub(super) fn ids(
     let (ours, theirs) = key_sources::read(settings, environment, &mut Vec::new());
     let mut ids: BTreeSet<_> = settings.non_empty_string(TARGET).into_iter().collect();
     let mut add = |keks: Vec<Kek>| ids.extend(keks.iter().map(|kek| kek.id().to_string()));
-    if !ours.from_environment && ours.file.is_none() {
+    let stores = key_stores::backends(settings, environment);
+    for store in &stores {
+        warnings.push(format!(
+            "the new id was not compared with the ids in nico-api's store {store:?}: make sure that \
+             it does not exist there"
+        ));
+    }
+    if stores.is_empty() && !ours.from_environment && ours.file.is_none() {
         settings.required_string(FILE, &key_sources::missing_file(environment));
     }
     for sources in [&ours, &theirs] {
@@ -109,16 +131,19 @@ fn target(settings: &mut Settings) -> Option<KeyId> {
         .ok()
 }
 
-/// The keys that were found: at least one, and no id twice.
+/// The keys of the environment and of the file, and no id twice. At least one, unless keys may
+/// be in Vault.
 struct Found {
     keks: Vec<Kek>,
     /// Their sources, for messages.
     name: String,
+    on_disk: Option<SecretsOnDisk>,
 }
 
 impl Found {
     fn read(
         sources: &Sources,
+        stores: &Stores,
         settings: &mut Settings,
         environment: &Environment,
         warnings: &mut Vec<String>,
@@ -133,7 +158,7 @@ impl Found {
                      CARBIDE_CREDENTIALS_ENV_ENABLED is true"
                 )
             }));
-            return Self::file(sources, settings, environment);
+            return Self::file(sources, stores, settings, environment);
         }
 
         let from_variables = keks_of_variables(sources, environment);
@@ -148,45 +173,72 @@ impl Found {
             }
         };
         let Some((file, second)) = file else {
-            if first.is_empty() {
+            if first.is_empty() && stores.vault.is_none() {
                 settings.missing(
                     FROM_ENVIRONMENT,
                     format!(
                         "there is no key in the environment, and [rewrap].secrets_file is not set: \
-                         set {every_key} to the base64 text of each key"
+                         set {every_key} to the base64 text of each key{}",
+                        stores.advice()
                     ),
                 );
                 return None;
             }
             let name = format!("the environment variables {every_key}");
-            return Some(Self { keks: first, name });
+            return Some(Self {
+                keks: first,
+                name,
+                on_disk: None,
+            });
         };
-        let keks = merged(first, second?, warnings);
-        if keks.is_empty() {
+        let second = second?;
+        let on_disk = Some(SecretsOnDisk::new(file.path.clone(), &second));
+        let keks = merged(first, second, warnings);
+        if keks.is_empty() && stores.vault.is_none() {
             file.problem(
                 settings,
-                &format!("{NO_KEYS}, and no variable {every_key} is set"),
+                &format!(
+                    "{NO_KEYS}, and no variable {every_key} is set{}",
+                    stores.advice()
+                ),
             );
             return None;
         }
         Some(Self {
             keks,
             name: format!("{} and the environment", file.path.display()),
+            on_disk,
         })
     }
 
-    fn file(sources: &Sources, settings: &mut Settings, environment: &Environment) -> Option<Self> {
+    fn file(
+        sources: &Sources,
+        stores: &Stores,
+        settings: &mut Settings,
+        environment: &Environment,
+    ) -> Option<Self> {
         let Some(file) = &sources.file else {
-            settings.required_string(FILE, &key_sources::missing_file(environment));
+            if stores.vault.is_some() {
+                return Some(Self {
+                    keks: Vec::new(),
+                    name: String::new(),
+                    on_disk: None,
+                });
+            }
+            let advice = key_sources::missing_file(environment) + &stores.advice();
+            settings.required_string(FILE, &advice);
             return None;
         };
         let keks = keks_of_file(file, settings)?;
-        if keks.is_empty() {
-            file.problem(settings, NO_KEYS);
+        if keks.is_empty() && stores.vault.is_none() {
+            file.problem(settings, &format!("{NO_KEYS}{}", stores.advice()));
             return None;
         }
-        let name = file.path.display().to_string();
-        Some(Self { keks, name })
+        Some(Self {
+            name: file.path.display().to_string(),
+            on_disk: Some(SecretsOnDisk::new(file.path.clone(), &keks)),
+            keks,
+        })
     }
 }
 
@@ -216,36 +268,14 @@ fn keks_of_file(file: &SecretsFile, settings: &mut Settings) -> Option<Vec<Kek>>
     }
 }
 
-/// All keys of `first`, and the keys of `second` with other ids.
-fn merged(first: Vec<Kek>, second: Vec<Kek>, warnings: &mut Vec<String>) -> Vec<Kek> {
-    let mut keks = first;
-    for kek in second {
-        match keks.iter().find(|other| other.id() == kek.id()) {
-            None => keks.push(kek),
-            Some(other) if other.check_value() == kek.check_value() => {}
-            Some(other) => warnings.push(format!(
-                "key {:?} has different bytes in the environment (key check value {}) and in the \
-                 secrets file (key check value {}): {} takes precedence over {}, as in nico-api",
-                kek.id().as_str(),
-                other.check_value(),
-                kek.check_value(),
-                other.source(),
-                kek.source()
-            )),
-        }
-    }
-    keks
-}
-
-/// Warns about differences from nico-api's keys, as far as this program can read
-/// nico-api's sources.
-fn compare(
-    keks: &[Kek],
+/// The keys of nico-api's environment and file, as far as this program can read them. Warns if
+/// the file is another one.
+fn nico_api_keks(
     ours: &Sources,
     theirs: &Sources,
     environment: &Environment,
     warnings: &mut Vec<String>,
-) {
+) -> Vec<Kek> {
     let same_file = match (&ours.file, &theirs.file) {
         (Some(ours), Some(theirs)) => ours.is(theirs),
         (_, None) => true,
@@ -277,20 +307,5 @@ fn compare(
         }
         nico_api.extend(read.unwrap_or_default());
     }
-    for kek in keks {
-        // nico-api, too, uses the first source that has the id.
-        let other = nico_api.iter().find(|other| other.id() == kek.id());
-        if let Some(other) = other.filter(|other| other.check_value() != kek.check_value()) {
-            warnings.push(format!(
-                "key {:?} has key check value {} in {}, which is used here, and {} in {}, which \
-                 nico-api reads: nico-api cannot open secrets that are re-wrapped with the first; \
-                 give both programs the same key",
-                kek.id().as_str(),
-                kek.check_value(),
-                kek.source(),
-                other.check_value(),
-                other.source()
-            ));
-        }
-    }
+    nico_api
 }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Environment, MachineIdentity, keys, settings::Settings};
+use super::{Environment, MachineIdentity, keys, on_disk::SecretsOnDisk, settings::Settings};
 use crate::{
     run::RateOptions,
     store::{
@@ -14,11 +14,12 @@ use crate::{
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Reads the keys, the database and the limits.
+/// Reads the keys, the database and the limits. `secrets` becomes what the secrets file says.
 pub(super) fn read(
     settings: &mut Settings,
     environment: &Environment,
     warnings: &mut Vec<String>,
+    secrets: &mut Option<SecretsOnDisk>,
 ) -> Option<MachineIdentity> {
     let algorithm = settings.string("machine_identity.algorithm");
     if algorithm.is_some_and(|algorithm| algorithm != "ES256") {
@@ -27,13 +28,13 @@ pub(super) fn read(
             "must be \"ES256\", the only supported algorithm",
         );
     }
-    let keyring = keys::read(settings, environment, warnings);
+    let keys = keys::read(settings, environment, warnings, secrets);
     let database = database(settings, environment, warnings);
     let store = store(settings, warnings);
     let database_tls = database.as_ref().map_or("none", Database::tls_name);
     Some(MachineIdentity {
         database_tls,
-        keyring: keyring?,
+        keys: keys?,
         database: database?,
         store,
         rate: RateOptions {

@@ -8,11 +8,14 @@
 mod auth;
 mod environment;
 mod key_sources;
+mod key_stores;
 mod keys;
 mod machine_identity;
+mod on_disk;
 mod renamed;
 mod schema;
 mod settings;
+mod site_keys;
 mod tls;
 
 use std::{
@@ -28,16 +31,18 @@ use thiserror::Error;
 pub(crate) use self::schema::help;
 pub use self::{
     environment::Environment,
+    on_disk::{Change, OnDisk},
     schema::{DefaultValue, SETTINGS, Setting},
+    site_keys::{InVault, SiteKeys},
 };
 use self::{
     environment::{ignored_nico_api_variables, misspelled_variables},
+    on_disk::SiteFiles,
     settings::Settings,
 };
 use crate::{
     audit::{self, AuditOptions},
     auth::{authorize::Policy, identity::TrustRules},
-    domain::keyring::Keyring,
     run::RateOptions,
     server::ServerOptions,
     store::{StoreOptions, database::Database},
@@ -64,13 +69,15 @@ pub struct Config {
     pub log: LogOptions,
     /// Likely mistakes that do not prevent the start.
     pub warnings: Vec<String>,
+    /// What the files say, to compare with later.
+    pub on_disk: OnDisk,
 }
 
 /// The settings that exist only if `[machine_identity].enabled` is true.
 #[derive(Debug)]
 pub struct MachineIdentity {
-    /// The site's keys, including the target key.
-    pub keyring: Keyring,
+    /// The site's keys.
+    pub keys: SiteKeys,
     /// How to connect to Postgres.
     pub database: Database,
     /// Limits and modes of the database access.
@@ -96,13 +103,14 @@ impl fmt::Display for ConfigError {
 }
 
 /// The sections that this program reads. `[auth.cli_certs]` has its own check.
-const SECTIONS: [&str; 7] = [
+const SECTIONS: [&str; 8] = [
     "auth",
     "auth.trust",
     "credentials",
     "credentials.file",
     "machine_identity",
     schema::SECTION,
+    "secrets",
     "tls",
 ];
 
@@ -121,8 +129,9 @@ impl Config {
         settings.problems(misspelled_variables(environment));
         let mut warnings = ignored_nico_api_variables(environment);
 
+        let mut secrets = None;
         let machine_identity = if settings.bool_or("machine_identity.enabled", false) {
-            machine_identity::read(&mut settings, environment, &mut warnings)
+            machine_identity::read(&mut settings, environment, &mut warnings, &mut secrets)
         } else {
             None
         };
@@ -133,6 +142,10 @@ impl Config {
         let audit = audit(&mut settings);
         let log = log(&mut settings);
 
+        let on_disk = OnDisk {
+            site: SiteFiles::new(files, &settings),
+            secrets,
+        };
         let problems = settings.into_problems();
         match (tls, trust) {
             (Some(tls), Some(trust)) if problems.is_empty() => Ok(Self {
@@ -144,6 +157,7 @@ impl Config {
                 audit,
                 log,
                 warnings,
+                on_disk,
             }),
             _ => Err(ConfigError(problems)),
         }
@@ -286,7 +300,7 @@ mod tests {
         let server = server(&mut settings);
         let _ = (audit(&mut settings), log(&mut settings));
         let policy = auth::policy(&mut settings, &mut warnings);
-        let _ = machine_identity::read(&mut settings, &environment, &mut warnings);
+        let _ = machine_identity::read(&mut settings, &environment, &mut warnings, &mut None);
         let _ = (auth::trust(&mut settings), tls::read(&mut settings));
         let problems = settings.into_problems();
         let missing = |problem: &String| problem.contains(" is missing; ");

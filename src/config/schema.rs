@@ -84,6 +84,12 @@ pub const SETTINGS: &[Setting] = &[
          set `0.0.0.0:1180`",
     ),
     derived(
+        "vault_key_ids",
+        "",
+        "the ids of the keys in [Vault](../install/vault.md#which-keys-are-read), if the policy does \
+         not allow to list them",
+    ),
+    derived(
         "secrets_file",
         "that of nico-api",
         "the secrets file, JSON or YAML: see [Sources of keys](#sources-of-keys)",

@@ -94,6 +94,8 @@ pub enum KeySource {
     Environment(String),
     /// A secrets file.
     File(PathBuf),
+    /// A secret in Vault, by its path.
+    Vault(String),
 }
 
 impl fmt::Display for KeySource {
@@ -102,6 +104,7 @@ impl fmt::Display for KeySource {
             Self::Program => f.write_str("this program"),
             Self::Environment(name) => write!(f, "environment variable {name}"),
             Self::File(path) => write!(f, "file {}", path.display()),
+            Self::Vault(path) => write!(f, "Vault {path}"),
         }
     }
 }

@@ -152,8 +152,15 @@ struct MachineIdentity {
 /// In the order of the file and with repeated ids, which a map type would drop.
 struct KeyEntries(Vec<(String, KeyText)>);
 
+/// The text of a key. It is wiped on drop.
 #[derive(Deserialize)]
-struct KeyText(String);
+pub(super) struct KeyText(String);
+
+impl KeyText {
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
 
 impl Drop for KeyText {
     fn drop(&mut self) {

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{Census, history::History};
+use super::{Census, Site, history::History};
 use crate::{
     domain::verdict::{Ledger, Verdict},
     store::StoreError,
@@ -73,10 +73,7 @@ impl Censuses {
 
     /// Records a census that began at `position`. Logs the stragglers that it found, and
     /// returns their number.
-    pub async fn record(&self, position: SeriesPosition, census: &Census) -> u64 {
-        let Some(site) = self.history.site() else {
-            return 0;
-        };
+    pub async fn record(&self, site: &Site, position: SeriesPosition, census: &Census) -> u64 {
         let target = site.keyring.target().id().as_str();
         let mut known;
         let stragglers = loop {
@@ -131,11 +128,15 @@ impl Censuses {
         sum
     }
 
-    /// What is known now.
-    pub async fn key_use(&self) -> KeyUse {
+    /// The last census.
+    pub async fn last(&self) -> Option<Census> {
+        self.known().await.last
+    }
+
+    /// What is known now, for the keys of `site`.
+    pub async fn key_use(&self, site: &Site) -> KeyUse {
         let known = self.known().await;
-        let site = self.history.site();
-        let target = site.map_or("", |site| site.keyring.target().id().as_str());
+        let target = site.keyring.target().id().as_str();
         KeyUse {
             last: known.last,
             ledger: known.ledger,
@@ -150,13 +151,12 @@ impl Censuses {
         ledger: &Ledger,
         census: &Census,
     ) -> Result<bool, StoreError> {
-        let Some(site) = self.history.site() else {
+        let Some(store) = self.history.store() else {
             return Ok(true);
         };
         // No map in these has keys other than strings, so this cannot fail.
         let ledger = serde_json::to_string(ledger).unwrap_or_default();
         let document = serde_json::to_string(census).unwrap_or_default();
-        let store = &site.store;
         let recorded = store
             .record_census(before, &ledger, &census.run_id, &document)
             .await?;
@@ -180,11 +180,11 @@ impl Censuses {
     }
 
     async fn read(&self) -> Result<Known, StoreError> {
-        let Some(site) = self.history.site() else {
+        let Some(store) = self.history.store() else {
             return Ok(Known::default());
         };
-        let stored = site.store.ledger().await?;
-        let last = site.store.last_census().await?;
+        let stored = store.ledger().await?;
+        let last = store.last_census().await?;
         Ok(Known {
             sequence: stored.sequence,
             // A document of an unknown form says nothing: the verdicts start again.

@@ -130,7 +130,7 @@ pub struct Site {
     /// The keys.
     pub keyring: Keyring,
     /// The database.
-    pub store: Store,
+    pub store: Arc<Store>,
 }
 
 /// How much load a run may put on the database.

@@ -103,5 +103,10 @@ async fn ready(State(readiness): State<Readiness>) -> impl IntoResponse {
     if let Some(note) = readiness.note() {
         text.push_str(&format!("a run makes no progress: {note}\n"));
     }
+    for change in readiness.changed_on_disk() {
+        text.push_str(&format!(
+            "changed on disk since the start: {change}. Restart nico-rewrap to read it\n"
+        ));
+    }
     (status, text)
 }

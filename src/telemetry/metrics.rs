@@ -26,6 +26,7 @@ const RELOAD_FAILING: &str = "nico_rewrap_tls_reload_failing";
 const CERTIFICATE_EXPIRY: &str = "nico_rewrap_certificate_expiry_timestamp_seconds";
 const CRL_EXPIRY: &str = "nico_rewrap_crl_next_update_timestamp_seconds";
 const AUDIT_FAILURES: &str = "nico_rewrap_audit_failures_total";
+const CHANGED_ON_DISK: &str = "nico_rewrap_configuration_changed_on_disk";
 const LOG_LINES_DROPPED: &str = "nico_rewrap_log_lines_dropped_total";
 
 /// Upper bounds of the duration histogram, in seconds. The lowest is for a single row, the
@@ -112,6 +113,10 @@ pub(super) fn install() -> Result<PrometheusHandle, metrics_exporter_prometheus:
     describe_counter!(
         LOG_LINES_DROPPED,
         "Log lines that were dropped because standard error was not writable or not read fast enough"
+    );
+    describe_gauge!(
+        CHANGED_ON_DISK,
+        "1 if the files of a source no longer say what was read at the start; restart nico-rewrap"
     );
     // Alerts need every series from the start.
     gauge!(RELOAD_FAILING).set(0.0);
@@ -223,6 +228,11 @@ pub(crate) fn tls_reloaded(success: bool) {
 /// Whether the last reload of the TLS files failed.
 pub(crate) fn tls_reload_failing(failing: bool) {
     gauge!(RELOAD_FAILING).set(f64::from(u8::from(failing)));
+}
+
+/// Whether the files of this source no longer say what was read at the start.
+pub(crate) fn changed_on_disk(source: &'static str, changed: bool) {
+    gauge!(CHANGED_ON_DISK, "source" => source).set(f64::from(u8::from(changed)));
 }
 
 /// Log lines were dropped.

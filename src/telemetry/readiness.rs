@@ -13,6 +13,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 pub struct Readiness {
     latches: Arc<watch::Sender<Waiting>>,
     note: Arc<Mutex<Option<String>>>,
+    changed_on_disk: Arc<Mutex<Vec<String>>>,
 }
 
 /// The held latches, by name.
@@ -42,6 +43,7 @@ impl Readiness {
         Self {
             latches: Arc::new(watch::Sender::new(waiting)),
             note: Arc::default(),
+            changed_on_disk: Arc::default(),
         }
     }
 
@@ -82,6 +84,23 @@ impl Readiness {
     pub fn note(&self) -> Option<String> {
         let note = self.note.lock().unwrap_or_else(PoisonError::into_inner);
         note.clone()
+    }
+
+    /// Sets the texts about files that no longer say what was read at the start. They do not
+    /// change the readiness.
+    pub fn set_changed_on_disk(&self, texts: Vec<String>) {
+        let changed = &self.changed_on_disk;
+        *changed.lock().unwrap_or_else(PoisonError::into_inner) = texts;
+    }
+
+    /// The texts about files that no longer say what was read at the start.
+    #[must_use]
+    pub fn changed_on_disk(&self) -> Vec<String> {
+        let changed = &self.changed_on_disk;
+        changed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Whether calls may run.

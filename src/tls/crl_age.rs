@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use super::{TlsError, format_time, revocation::RevocationList};
+use super::{TlsError, format_time};
 
 /// The age of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,20 +35,19 @@ impl fmt::Display for Age {
 }
 
 /// The issuer and the key of a list.
-type Issuer = (Vec<u8>, Option<Vec<u8>>);
+pub(super) type Issuer = (Vec<u8>, Option<Vec<u8>>);
 
 /// The ages of the lists that count: the newest one of each key.
 #[derive(Default)]
 pub(super) struct Ages(BTreeMap<Issuer, (Age, String)>);
 
 impl Ages {
-    /// The ages of `lists`, which are sorted, the newest first.
-    pub(super) fn of(lists: &[RevocationList]) -> Self {
+    /// The ages of lists, with the names of their issuers. The lists are sorted, the newest
+    /// first.
+    pub(super) fn of(lists: impl Iterator<Item = (Issuer, Age, String)>) -> Self {
         let mut ages = BTreeMap::new();
-        for list in lists {
-            let issuer = (list.issuer.clone(), list.key_id.clone());
-            let age = || (list.age.clone(), list.issuer_name.clone());
-            ages.entry(issuer).or_insert_with(age);
+        for (issuer, age, name) in lists {
+            ages.entry(issuer).or_insert((age, name));
         }
         Self(ages)
     }

@@ -20,7 +20,7 @@ use x509_parser::{
 use super::{
     TlsError,
     algorithms::{SUPPORTED_SIGNATURES, is_supported_signature, key_name, signature_name},
-    crl_age::Age,
+    crl_age::{Age, Ages},
     item::item,
     provider::provider,
 };
@@ -110,6 +110,14 @@ pub(super) fn in_order(mut lists: Vec<RevocationList>) -> Result<Vec<RevocationL
     check_same_scope(&lists)?;
     check_newest(&lists)?;
     Ok(lists)
+}
+
+/// The ages of sorted lists.
+pub(super) fn ages(lists: &[RevocationList]) -> Ages {
+    Ages::of(lists.iter().map(|list| {
+        let issuer = (list.issuer.clone(), list.key_id.clone());
+        (issuer, list.age.clone(), list.issuer_name.clone())
+    }))
 }
 
 /// Checks that no other list of a key is as new as the first. `lists` are sorted.

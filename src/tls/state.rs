@@ -17,7 +17,7 @@ use super::{
     crl_age::Ages,
     format_time,
     provider::provider,
-    seconds,
+    revocation, seconds,
     verifier::verifier,
 };
 use crate::auth::identity::Anchor;
@@ -102,7 +102,7 @@ impl TlsState {
             config: Arc::new(config),
             any,
             admin,
-            crl_ages: Ages::of(&lists),
+            crl_ages: revocation::ages(&lists),
             expiry,
             validity,
             contents,

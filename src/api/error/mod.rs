@@ -83,8 +83,8 @@ pub enum ServiceError {
     /// The number of concurrent runs is at its limit.
     #[error("the limit of concurrent runs, [rewrap].max_runs, is reached: call again later")]
     TooManyRuns,
-    /// The server has not yet reached and checked the database since the start.
-    #[error("the server has not reached the database yet ({0}): call again later")]
+    /// The server has not yet read its keys or reached the database since the start.
+    #[error("the server is not ready yet ({0}): call again later")]
     NotReady(String),
     /// The database is unavailable.
     #[error("{0}. Committed rows stay committed; call again later")]

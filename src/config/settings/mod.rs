@@ -6,7 +6,11 @@
 mod toml_file;
 mod values;
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use config::{Map, Source, Value, ValueKind};
 
@@ -19,6 +23,10 @@ use super::{
 
 pub(super) struct Settings {
     values: Map<String, Value>,
+    /// The values of the files alone, without the environment.
+    file_values: Map<String, Value>,
+    /// The keys whose values were asked for.
+    asked: RefCell<BTreeSet<String>>,
     files: String,
     /// For each overridden key, the environment variable.
     variables: BTreeMap<String, String>,
@@ -48,6 +56,7 @@ impl Settings {
             }
         }
         let incomplete = !problems.is_empty();
+        let file_values = builder.clone().build().and_then(|config| config.collect());
 
         let mut variables = BTreeMap::new();
         for (key, variable, value) in overrides(environment, &mut problems) {
@@ -74,12 +83,28 @@ impl Settings {
             .collect();
         Self {
             values,
+            file_values: file_values.unwrap_or_default(),
+            asked: RefCell::default(),
             files: names.join(", "),
             variables,
             problems,
             refused_by_nico_api,
             incomplete,
         }
+    }
+
+    /// The keys whose values were asked for so far, without those that a variable overrides.
+    pub(super) fn asked(&self) -> Vec<String> {
+        let asked = self.asked.borrow();
+        let keys = asked
+            .iter()
+            .filter(|key| !self.variables.contains_key(*key));
+        keys.cloned().collect()
+    }
+
+    /// The values of the files alone, without the environment.
+    pub(super) fn file_values(&self) -> &Map<String, Value> {
+        &self.file_values
     }
 
     pub(super) fn into_problems(self) -> Vec<String> {
@@ -110,7 +135,8 @@ impl Settings {
     /// count as absent: an absent section can turn a feature off.
     pub(super) fn only_sections(&mut self, sections: &[&str]) {
         for section in sections {
-            let what = match self.value(section).map(|value| value.kind) {
+            // Not asked for: other settings in the section may change.
+            let what = match value_at(&self.values, section).map(|value| &value.kind) {
                 None | Some(ValueKind::Table(_)) => continue,
                 Some(ValueKind::Array(_)) => format!(
                     "must be one section, [{section}], not a list of sections, [[{section}]]"
@@ -197,16 +223,33 @@ impl Settings {
 
     /// The value with its origin, which `config::Config::get` loses.
     fn value(&self, key: &str) -> Option<Value> {
-        let mut path = key.split('.');
-        let mut value = self.values.get(path.next()?)?;
-        for name in path {
-            let ValueKind::Table(table) = &value.kind else {
-                return None;
-            };
-            value = table.get(name)?;
-        }
-        Some(value.clone()).filter(|value| value.kind != ValueKind::Nil)
+        self.asked.borrow_mut().insert(key.to_owned());
+        value_at(&self.values, key).cloned()
     }
+}
+
+/// The value of the key `a.b.c`.
+pub(super) fn value_at<'a>(values: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
+    let mut path = key.split('.');
+    let mut value = values.get(path.next()?)?;
+    for name in path {
+        let ValueKind::Table(table) = &value.kind else {
+            return None;
+        };
+        value = table.get(name)?;
+    }
+    Some(value).filter(|value| value.kind != ValueKind::Nil)
+}
+
+/// Reads the files again and merges them.
+pub(super) fn read_files(files: &[PathBuf]) -> Result<Map<String, Value>, String> {
+    let mut builder = config::Config::builder();
+    for path in files {
+        let file = TomlFile::read(path).map_err(|what| format!("{} {what}", path.display()))?;
+        builder = builder.add_source(file);
+    }
+    let merged = builder.build().and_then(|config| config.collect());
+    merged.map_err(|_| "the files can't be merged".to_owned())
 }
 
 /// The key `a.b.c` in the spelling of messages, `[a.b].c`.

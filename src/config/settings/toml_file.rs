@@ -21,15 +21,17 @@ impl TomlFile {
             && self.0.contains_key(SECTION)
     }
 
-    /// Reads a file. The error has only the line number, since the parser's message would
-    /// quote the line, which may contain a password.
+    /// Reads a file. The error has only line and column, since the parser's message would quote
+    /// the line, which may contain a password.
     pub(super) fn read(path: &Path) -> Result<Self, String> {
         let text = regular_file::read_text(path, MAX_FILE_BYTES)
             .map_err(|error| format!("can't be read ({error})"))?;
         let table = text.parse::<toml::Table>().map_err(|error| {
             let before = error.span().and_then(|span| text.get(..span.start));
             let place = before.map_or_else(String::new, |before| {
-                format!(" at line {}", before.matches('\n').count() + 1)
+                let line = before.matches('\n').count() + 1;
+                let last = before.rsplit('\n').next().unwrap_or_default();
+                format!(" at line {line} column {}", last.chars().count() + 1)
             });
             format!("is not TOML{place}")
         })?;

@@ -116,9 +116,9 @@ impl LiveRun {
         // Memory comes first: the run may end while the database is silent.
         self.run.add_failures(&batch);
         if self.is_stored
-            && let Some(site) = self.history.state()
+            && let Some(store) = self.history.state()
         {
-            match site.store.add_failures(&self.id, &batch).await {
+            match store.add_failures(&self.id, &batch).await {
                 Ok(()) => self.run.forget_failures(&batch),
                 Err(error) => self.log_once(&error),
             }
@@ -132,13 +132,13 @@ impl LiveRun {
     }
 
     async fn try_to_write(&self) -> Result<(), crate::store::StoreError> {
-        let Some(site) = &self.history.0.site else {
+        let Some(store) = &self.history.0.store else {
             return Ok(());
         };
         let record = self.record();
         let state = record.state.name();
         let document = document(&record);
-        let stop_requested = site.store.update_run(&self.id, state, &document).await?;
+        let stop_requested = store.update_run(&self.id, state, &document).await?;
         if stop_requested == Some(true) {
             self.run.stop();
         }
@@ -146,8 +146,8 @@ impl LiveRun {
     }
 
     async fn prune(&self) {
-        if let Some(site) = self.history.state()
-            && let Err(error) = site.store.prune_runs().await
+        if let Some(store) = self.history.state()
+            && let Err(error) = store.prune_runs().await
         {
             self.log_once(&error);
         }

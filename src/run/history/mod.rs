@@ -18,12 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::live::LiveRun;
 use self::memory::{Memory, Remembered};
-use super::{
-    Site,
-    record::{RunProblem, RunRecord, RunState},
-};
+use super::record::{RunProblem, RunRecord, RunState};
 use crate::store::{
-    StoreError,
+    Store, StoreError,
     state::{StartedRun, StateSchema, StoredFailure, StoredRun},
 };
 
@@ -64,7 +61,7 @@ pub struct History(Arc<Inner>);
 
 struct Inner {
     /// `None` if machine identity is disabled.
-    site: Option<Arc<Site>>,
+    store: Option<Arc<Store>>,
     /// Whether the schema can be used.
     is_persistent: AtomicBool,
     memory: Mutex<Memory>,
@@ -73,9 +70,9 @@ struct Inner {
 impl History {
     /// An empty history.
     #[must_use]
-    pub fn new(site: Option<Arc<Site>>) -> Self {
+    pub fn new(store: Option<Arc<Store>>) -> Self {
         Self(Arc::new(Inner {
-            site,
+            store,
             is_persistent: AtomicBool::new(false),
             memory: Mutex::default(),
         }))
@@ -83,11 +80,11 @@ impl History {
 
     /// Looks whether the schema can be used. Logs a change, and what to do.
     pub async fn look_for_schema(&self) {
-        let Some(site) = &self.0.site else {
+        let Some(store) = &self.0.store else {
             return;
         };
         // If the database does not answer, nothing is known, and nothing changes.
-        let Ok(schema) = site.store.state_schema().await else {
+        let Ok(schema) = store.state_schema().await else {
             return;
         };
         let is_ready = schema == StateSchema::Ready;
@@ -103,10 +100,10 @@ impl History {
         }
     }
 
-    /// The site; `None` if machine identity is disabled.
+    /// The database; `None` if machine identity is disabled.
     #[must_use]
-    pub fn site(&self) -> Option<&Arc<Site>> {
-        self.0.site.as_ref()
+    pub fn store(&self) -> Option<&Arc<Store>> {
+        self.0.store.as_ref()
     }
 
     /// Whether runs are kept in the database.
@@ -123,8 +120,8 @@ impl History {
     pub async fn known(&self, request: &Request) -> Result<Option<RunRecord>, HistoryError> {
         let mut known = self.memory().by_request(&request.id);
         if known.is_none()
-            && let Some(site) = self.state()
-            && let Some((id, parameters)) = site.store.run_of_request(&request.id).await?
+            && let Some(store) = self.state()
+            && let Some((id, parameters)) = store.run_of_request(&request.id).await?
         {
             known = Some((parameters, self.get(&id).await?));
         }
@@ -147,12 +144,11 @@ impl History {
         stop: CancellationToken,
     ) -> Result<Begun, HistoryError> {
         let mut is_stored = false;
-        if let Some(site) = self.state() {
+        if let Some(store) = self.state() {
             let pair = request
                 .as_ref()
                 .map(|r| (r.id.as_str(), r.parameters.as_str()));
-            let added = site
-                .store
+            let added = store
                 .insert_run(&record.id, &document(&record), pair)
                 .await;
             match added {
@@ -187,7 +183,7 @@ impl History {
             return Ok(run.record());
         }
         let stored = match self.state() {
-            Some(site) => site.store.stored_run(id).await?,
+            Some(store) => store.stored_run(id).await?,
             None => None,
         };
         stored
@@ -211,10 +207,10 @@ impl History {
         after: Option<&str>,
         limit: u32,
     ) -> Result<Vec<RunRecord>, HistoryError> {
-        let Some(site) = self.state() else {
+        let Some(store) = self.state() else {
             return Ok(self.memory().list(after, limit as usize));
         };
-        let runs = site.store.stored_runs(after, limit).await?;
+        let runs = store.stored_runs(after, limit).await?;
         Ok(runs.iter().filter_map(|run| self.newest(run)).collect())
     }
 
@@ -225,8 +221,8 @@ impl History {
     /// [`HistoryError::Store`] when the database does not answer.
     pub async fn active(&self) -> Result<Vec<RunRecord>, HistoryError> {
         let mut runs = self.memory().active();
-        if let Some(site) = self.state() {
-            let stored = site.store.active_runs().await?;
+        if let Some(store) = self.state() {
+            let stored = store.active_runs().await?;
             let others = stored.iter().filter_map(from_stored);
             let known: Vec<String> = runs.iter().map(|run| run.id.clone()).collect();
             runs.extend(others.filter(|run| !known.contains(&run.id)));
@@ -245,8 +241,8 @@ impl History {
             return Ok(run.record());
         }
         let record = self.get(id).await?;
-        if let Some(site) = self.state() {
-            site.store.request_stop(id).await?;
+        if let Some(store) = self.state() {
+            store.request_stop(id).await?;
         }
         Ok(record)
     }
@@ -272,8 +268,8 @@ impl History {
                 Vec::new()
             }
         };
-        if let Some(site) = self.state() {
-            failures.extend(site.store.stored_failures(id, after, limit).await?);
+        if let Some(store) = self.state() {
+            failures.extend(store.stored_failures(id, after, limit).await?);
             failures.sort_by(|a, b| {
                 (&a.organization_id, &a.field).cmp(&(&b.organization_id, &b.field))
             });
@@ -284,9 +280,9 @@ impl History {
         Ok(failures)
     }
 
-    /// The site, if the schema can be used.
-    fn state(&self) -> Option<&Arc<Site>> {
-        self.0.site.as_ref().filter(|_| self.is_persistent())
+    /// The database, if the schema can be used.
+    fn state(&self) -> Option<&Arc<Store>> {
+        self.0.store.as_ref().filter(|_| self.is_persistent())
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {

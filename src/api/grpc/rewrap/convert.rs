@@ -219,6 +219,7 @@ pub(super) fn loaded_key(kek: &Kek, is_target: bool) -> pb::LoadedKey {
         target: is_target,
         source: match kek.source() {
             KeySource::Environment(_) => "environment",
+            KeySource::Vault(_) => "vault",
             _ => "file",
         }
         .to_owned(),

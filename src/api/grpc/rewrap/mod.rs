@@ -153,7 +153,7 @@ impl Rewrap for RewrapService {
     ) -> Result<Response<pb::ListKeysResponse>, Status> {
         self.permit(&request)?;
         let site = self.0.site().map_err(status)?;
-        let known = self.0.censuses().key_use().await;
+        let known = self.0.censuses().key_use(site).await;
         let target = site.keyring.target().id();
         let now = SystemTime::now();
         let mut ids: Vec<&str> = known.key_ids().collect();
@@ -213,7 +213,7 @@ impl Rewrap for RewrapService {
             database,
             active_runs: active_runs.into_iter().map(Into::into).collect(),
             history_persistent: self.0.history().is_persistent(),
-            changed_on_disk: info.changed_on_disk.borrow().clone(),
+            changed_on_disk: self.0.readiness().changed_on_disk(),
         }))
     }
 
