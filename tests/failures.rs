@@ -299,6 +299,7 @@ fn every_error() -> Vec<String> {
         RowError::RowLocked,
         RowError::TableLocked,
         RowError::StatementTimeout,
+        RowError::NotEnded,
         RowError::Conflicts("40P01".to_owned()),
         RowError::Version(VersionError::Malformed),
         RowError::Version(VersionError::Exhausted),
@@ -330,6 +331,7 @@ fn every_error() -> Vec<String> {
             RowError::RowLocked
             | RowError::TableLocked
             | RowError::StatementTimeout
+            | RowError::NotEnded
             | RowError::Conflicts(_)
             | RowError::Version(
                 VersionError::Malformed | VersionError::Exhausted | VersionError::Missing,

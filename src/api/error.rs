@@ -312,6 +312,11 @@ mod tests {
                 "DATABASE_REFUSES_UPDATES",
             ),
             (
+                ServiceError::DatabaseSetup(SetupError::TriggerCreated("a trigger".to_owned())),
+                FailedPrecondition,
+                "TRIGGER_CREATED",
+            ),
+            (
                 ServiceError::AuditUnavailable,
                 Unavailable,
                 "AUDIT_UNAVAILABLE",
