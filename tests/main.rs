@@ -72,6 +72,7 @@ mod locked_rows;
 mod locks_and_retries;
 mod manifests;
 mod memory;
+mod memory_peak;
 mod new_keys;
 mod notices;
 mod old_schema;

@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 
 use crate::certs;
 use crate::database::Database;
-use crate::faults::{orgs, until, until_commits_wait};
+use crate::faults::{orgs, until, until_commits_wait, until_written};
 use crate::grpcurl::{Call, reencrypt, run};
 use crate::pg;
 use crate::seed;
@@ -37,7 +37,11 @@ async fn without_its_standby(rows: usize) -> (pg::Server, Client, Server) {
     )
     .await;
     until_commits_wait(&database, &admin).await;
-    let server = Site::new(&database).start().await;
+    // No statement gives up its wait for the standby during a test.
+    let server = Site::new(&database)
+        .set("rewrap.statement_timeout", "\"60s\"")
+        .start()
+        .await;
     (postgres, admin, server)
 }
 
@@ -73,6 +77,15 @@ async fn a_run_says_that_it_waits_for_a_standby_and_leaves_no_session_behind() {
         Some(0.0)
     );
     assert!(server.log_text().contains("synchronous_standby_names"));
+}
+
+#[tokio::test]
+async fn rows_are_written_although_the_measurement_before_the_run_waits_for_the_standby() {
+    let (_postgres, admin, server) = without_its_standby(20).await;
+    tokio::select! {
+        report = run(&server, false) => panic!("without its standby: {report:?}"),
+        () = until_written(&admin, 20) => {}
+    }
 }
 
 #[tokio::test]

@@ -12,8 +12,11 @@ use super::{
 };
 use crate::{
     domain::organization::OrganizationId,
-    store::{Hidden, Page, Position, Preflight, RowError, SetupError, StoreError},
+    store::{Hidden, Page, Position, Preflight, Row, RowError, SetupError, StoreError},
 };
+
+/// Rows with larger texts than this are not read ahead, in bytes.
+const LARGE_ROW_BYTES: usize = 64 << 10;
 
 /// How many failures of a run without a report are logged.
 const LOGGED_FAILURES: usize = 100;
@@ -181,8 +184,8 @@ impl Runner {
                 let outcome = unreadable(&row.organization_id(), &row.error);
                 batches.count_rows(vec![outcome]);
             }
-            page = if store.options().database_pool_size == 1 {
-                // The batches need the only connection, so do not read at the same time.
+            page = if store.options().database_pool_size == 1 || has_large_rows(&rows) {
+                // The batches need the only connection, or the memory.
                 batches.start_all(rows).await?;
                 batches.finish().await?;
                 read(next).await?
@@ -250,6 +253,11 @@ fn check_preflight(preflight: &Preflight, mode: Mode) -> Result<(), StoreError> 
         )),
         (None, _) => Ok(()),
     }
+}
+
+/// Whether a page with these rows takes so much memory that the next page must wait.
+fn has_large_rows(rows: &[Row]) -> bool {
+    rows.iter().any(|row| row.bytes() > LARGE_ROW_BYTES)
 }
 
 /// One failure for each unreadable column, or one for the row as a whole.

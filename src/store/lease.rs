@@ -30,6 +30,9 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 /// until its process has ended.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
+/// Messages of this size make the buffers of a connection large.
+const LARGE_BYTES: usize = 1 << 20;
+
 /// Slots that are withheld, because Postgres or a pooler allows fewer connections.
 #[derive(Debug, Default)]
 pub(super) struct Withheld {
@@ -60,6 +63,15 @@ impl<'a> Lease<'a> {
     /// answered.
     pub(super) fn release(mut self) {
         drop(self.client.take());
+    }
+
+    /// As [`Lease::release`], after messages of `bytes` bytes. The buffers of a connection
+    /// never shrink, so this closes the connection if they are large.
+    pub(super) fn release_after(mut self, bytes: usize) {
+        let client = self.client.take();
+        if bytes > LARGE_BYTES {
+            drop(client.map(Object::take));
+        }
     }
 }
 

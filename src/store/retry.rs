@@ -56,6 +56,15 @@ impl Store {
                 lease.release();
                 return read;
             }
+            let read = match read {
+                Ok(rows) => {
+                    let bytes = rows.iter().map(PgRow::raw_size_bytes).sum();
+                    lease.release_after(bytes);
+                    self.row_answers.note();
+                    return Ok(rows);
+                }
+                read => read,
+            };
             if let Some(rows) = self.conclude(lease, read, &mut attempts).await? {
                 return Ok(rows);
             }

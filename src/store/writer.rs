@@ -1,6 +1,6 @@
 //! Writes rows, one guarded statement for each.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use deadpool_postgres::Object;
 use tokio_postgres::{error::SqlState, types::ToSql};
@@ -30,6 +30,8 @@ pub struct Writer<'a> {
     backend: Option<Backend>,
     unanswered: Unanswered,
     lost: AtomicBool,
+    /// The size of the largest write that was sent, in bytes.
+    largest_write: AtomicUsize,
     /// Whether each row is read again before its commit.
     verify: bool,
 }
@@ -40,7 +42,7 @@ impl Drop for Writer<'_> {
         if !*self.lost.get_mut()
             && let Some(client) = self.client.take()
         {
-            client.release();
+            client.release_after(*self.largest_write.get_mut());
         }
     }
 }
@@ -53,6 +55,7 @@ impl<'a> Writer<'a> {
             backend,
             unanswered: Unanswered::new(),
             lost: AtomicBool::new(false),
+            largest_write: AtomicUsize::new(0),
             verify: false,
         }
     }
@@ -148,6 +151,8 @@ impl<'a> Writer<'a> {
         texts: &Envelopes,
         target: &KeyId,
     ) -> Result<CasOutcome, StoreError> {
+        self.largest_write
+            .fetch_max(2 * row.bytes(), Ordering::Relaxed);
         let mut attempts = 0;
         loop {
             let client = self.connection()?;
