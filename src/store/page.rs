@@ -8,8 +8,9 @@ use tokio_postgres::types::Type;
 
 use super::{Row, RowError, Store, StoreError, statement::Statement};
 
-/// Maximum size of the texts in a page, in bytes. Only the last row may exceed it.
-const PAGE_BYTES: u32 = 3 << 20;
+/// Maximum size of the texts in a page, in bytes. Only the last row may exceed it. A row of
+/// the largest size is a page of its own.
+const PAGE_BYTES: u32 = 5 << 19;
 
 // A subquery reads the version of each returned row. With a join, Postgres would read the
 // whole of `tenants` for each page.

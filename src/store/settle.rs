@@ -21,7 +21,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// Limit for finding out whether a silent server answers on another connection, and for the
 /// end of the silent session.
-const SILENT_SESSION_LIMIT: Duration = Duration::from_secs(2);
+const SILENT_SESSION_LIMIT: Duration = Duration::from_secs(1);
 
 /// The process of Postgres that serves one connection (`pg_backend_pid()`).
 pub(super) type Backend = i32;
