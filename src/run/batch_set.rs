@@ -46,6 +46,7 @@ pub(super) struct BatchSet {
     /// The organizations that the run has visited.
     pub(super) visited: Visited,
     max_tasks: usize,
+    verify_writes: bool,
     report: Report,
     progress: Arc<AtomicU64>,
 }
@@ -70,6 +71,7 @@ impl BatchSet {
             bytes: 0,
             visited: Visited::default(),
             max_tasks,
+            verify_writes: false,
             report: Report::default(),
             progress: Arc::default(),
         }
@@ -88,6 +90,11 @@ impl BatchSet {
     /// A counter that changes when a batch ends.
     pub(super) fn progress(&self) -> Arc<AtomicU64> {
         self.progress.clone()
+    }
+
+    /// Sets whether the batches from now on read each row again before its commit.
+    pub(super) fn verify_writes(&mut self, verify: bool) {
+        self.verify_writes = verify;
     }
 
     /// The counts so far.
@@ -142,6 +149,7 @@ impl BatchSet {
             context: self.context.clone(),
             mode: self.mode,
             is_site: self.is_site,
+            verify: self.verify_writes,
             stop: self.stop.clone(),
             hurry: self.hurry.clone(),
             scratch: Mutex::default(),

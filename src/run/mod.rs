@@ -41,6 +41,9 @@ use crate::{
 /// How long a stopped run waits for the flush of the rows that it wrote.
 const STOPPED_FLUSH_LIMIT: Duration = Duration::from_millis(500);
 
+/// How long a run waits for that flush after Postgres has become silent.
+const SILENT_FLUSH_LIMIT: Duration = Duration::from_secs(2);
+
 /// What a run covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {
@@ -233,6 +236,8 @@ impl Runner {
         // not flushed them yet.
         let mut durable = true;
         if report.rows_examined() > 0 || report.rows_in_doubt > 0 {
+            // A server that is silent on every connection will not answer here either.
+            let is_silent = matches!(result, Err(RunError::Store(StoreError::NoAnswer(_))));
             let flushed = tokio::select! {
                 flushed = store.barrier(&server) => match flushed {
                     Ok(()) if store.unreplicated_commits() != unreplicated => {
@@ -241,6 +246,9 @@ impl Runner {
                     flushed => flushed.map_err(RunError::from),
                 },
                 () = after(stop, STOPPED_FLUSH_LIMIT) => Err(RunError::Stopped),
+                () = sleep(SILENT_FLUSH_LIMIT), if is_silent => {
+                    Err(StoreError::NoAnswer(SILENT_FLUSH_LIMIT).into())
+                }
             };
             durable = flushed.is_ok();
             if let Err(error) = &flushed {
