@@ -300,6 +300,7 @@ fn every_error() -> Vec<String> {
         RowError::RowLocked,
         RowError::TableLocked,
         RowError::StatementTimeout,
+        RowError::NotEnded,
         RowError::Conflicts("40P01".to_owned()),
         RowError::Version(VersionError::Malformed),
         RowError::Version(VersionError::Exhausted),
@@ -331,6 +332,7 @@ fn every_error() -> Vec<String> {
             RowError::RowLocked
             | RowError::TableLocked
             | RowError::StatementTimeout
+            | RowError::NotEnded
             | RowError::Conflicts(_)
             | RowError::Version(
                 VersionError::Malformed | VersionError::Exhausted | VersionError::Missing,

@@ -8,6 +8,10 @@ use crate::server::Server;
 use crate::site::Site;
 
 async fn limited_to(connections: u32, database: &Database) -> Server {
+    limited(connections, database).await.start().await
+}
+
+async fn limited(connections: u32, database: &Database) -> Site {
     let admin = database.admin().await;
     let role = format!("limited_{}", database.name());
     let sql = format!(
@@ -18,8 +22,36 @@ async fn limited_to(connections: u32, database: &Database) -> Server {
     let url = database.url();
     let (_, rest) = url.split_once('@').unwrap();
     Site::with_url(&format!("postgres://{role}:pw@{rest}"))
-        .start()
-        .await
+}
+
+#[tokio::test]
+async fn a_run_with_few_connections_waits_for_locked_rows_to_its_end() {
+    // The connections that Postgres allows, and those that are configured.
+    for (allowed, pool_size) in [(1, "5"), (2, "5"), (2, "1"), (3, "2")] {
+        let case = format!("{allowed} {pool_size}");
+        let database = Database::migrated().await;
+        let (rival, client) = (database.client().await, database.client().await);
+        seed::insert(&client, &orgs(120)).await;
+        let server = limited(allowed, &database)
+            .await
+            .set("rewrap.database_pool_size", pool_size)
+            .set("rewrap.page_size", "30")
+            .set("rewrap.lock_timeout", "\"300ms\"")
+            .set("rewrap.statement_timeout", "\"2s\"")
+            .set("rewrap.pool_acquire_timeout", "\"500ms\"")
+            .start()
+            .await;
+        let lock = "BEGIN; SELECT FROM tenant_identity_config ORDER BY organization_id LIMIT 40 FOR UPDATE";
+        rival.batch_execute(lock).await.unwrap();
+        // One batch of them takes much longer than pool_acquire_timeout.
+        let report = run(&server, false).await;
+        assert_eq!(
+            (report.rows_updated, report.rows_failed),
+            (80, 40),
+            "{case}"
+        );
+        rival.batch_execute("ROLLBACK").await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -24,6 +24,11 @@ pub(crate) struct PgBouncer {
 impl PgBouncer {
     /// Starts a PgBouncer and waits until it forwards to this database.
     pub(crate) async fn start(database: &Database) -> Self {
+        Self::with_pool_size(POOL_SIZE, database).await
+    }
+
+    /// As [`PgBouncer::start`], with another number of connections to Postgres.
+    pub(crate) async fn with_pool_size(pool_size: usize, database: &Database) -> Self {
         let dir = lasting_dir("pgbouncer");
         give_to_postgres(&dir);
         let server = Server::shared();
@@ -33,7 +38,7 @@ impl PgBouncer {
             let config = format!(
                 "[databases]\n* = host={} port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
                  unix_socket_dir =\nauth_type = trust\nauth_file = {dir}/users\npool_mode = transaction\n\
-                 default_pool_size = {POOL_SIZE}\n",
+                 default_pool_size = {pool_size}\n",
                 server.socket_dir().display(),
                 server.port(),
                 dir = dir.display()

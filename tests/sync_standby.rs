@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 
 use crate::certs;
 use crate::database::Database;
-use crate::faults::{orgs, until, until_commits_wait};
+use crate::faults::{orgs, until, until_commits_wait, until_written};
 use crate::grpcurl::{Call, reencrypt, run};
 use crate::pg;
 use crate::seed;
@@ -44,7 +44,7 @@ async fn without_its_standby(rows: usize, statement_timeout: &str) -> (pg::Serve
 
 #[tokio::test]
 async fn a_run_says_that_it_waits_for_a_standby_and_leaves_no_session_behind() {
-    let (_postgres, admin, server) = without_its_standby(20, "5s").await;
+    let (_postgres, admin, server) = without_its_standby(20, "60s").await;
     let call = Call::new(&server, certs::admin()).max_time(12.0);
     let request = json!({});
     let look = async {
@@ -106,8 +106,17 @@ async fn a_caller_is_told_which_standby_the_run_waited_for() {
 }
 
 #[tokio::test]
+async fn rows_are_written_although_the_measurement_before_the_run_waits_for_the_standby() {
+    let (_postgres, admin, server) = without_its_standby(20, "60s").await;
+    tokio::select! {
+        report = run(&server, false) => panic!("without its standby: {report:?}"),
+        () = until_written(&admin, 20) => {}
+    }
+}
+
+#[tokio::test]
 async fn a_cancelled_wait_for_the_standby_makes_no_report() {
-    let (_postgres, admin, server) = without_its_standby(20, "5s").await;
+    let (_postgres, admin, server) = without_its_standby(20, "60s").await;
     let cancel = async {
         // The barrier, and before it the look at what a commit takes, which a run can do without.
         let barrier = "EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '-- barrier%')";

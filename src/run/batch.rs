@@ -11,7 +11,7 @@ use futures_util::{
     future::{Fuse, FusedFuture},
     stream::FuturesUnordered,
 };
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -42,6 +42,8 @@ pub(super) struct Batch {
     pub(super) is_site: bool,
     /// Limits the rate of the run.
     pub(super) pacer: Arc<Pacer>,
+    /// Whether each row is read again before its commit.
+    pub(super) verify: bool,
     /// After this is cancelled, no row is started.
     pub(super) stop: CancellationToken,
     /// Cancelled when a caller waits for the end of the run, at the same time as `stop` or
@@ -109,35 +111,86 @@ impl Batch {
         sessions: &mut Vec<Option<i32>>,
     ) -> Result<(), RunError> {
         let store = &self.context.site.store;
-        let mut connections = 0;
+        let mut lost_connections = 0;
         while rows.iter().any(Pending::is_open) {
             if self.stop.is_cancelled() {
                 return Err(RunError::Stopped);
             }
             let writer = self.context.writer(self.is_site);
             let writer = self.stop.run_until_cancelled(writer).await;
-            let (mut writer, _permit) = writer.ok_or(RunError::Stopped)??;
-            connections += 1;
+            let (writer, _permit) = writer.ok_or(RunError::Stopped)??;
+            let mut writer = writer.verifying(self.verify);
             let ended = tokio::select! {
                 biased;
                 ended = self.write(&mut writer, rows) => ended,
                 () = self.stop_grace_is_over() => Err(RunError::Stopped),
             };
-            if ended.is_err() {
-                sessions.push(writer.session());
-                writer.give_up();
-            }
             match ended {
-                Err(RunError::Store(StoreError::ConnectionLost(_)))
-                    if connections < store.options().max_attempts =>
-                {
+                Ok(()) => {}
+                Err(RunError::Store(StoreError::NoAnswer(limit))) => {
+                    let session = writer.session();
+                    let ended = Box::pin(self.end_silent_session(writer, limit)).await;
+                    if ended.is_err() {
+                        sessions.push(session);
+                    }
+                    ended?;
+                    Box::pin(self.fail_silent_row(rows, limit)).await?;
+                }
+                Err(error) => {
+                    sessions.push(writer.session());
+                    writer.give_up();
+                    let is_lost = matches!(error, RunError::Store(StoreError::ConnectionLost(_)));
+                    lost_connections += u32::from(is_lost);
+                    if !is_lost || lost_connections >= store.options().max_attempts {
+                        return Err(error);
+                    }
                     // The next attempt reads these rows before it writes them.
                     rows.iter_mut().for_each(Pending::keep_in_doubt);
                     store.retry_backoff().await;
                 }
-                ended => ended?,
             }
         }
+        Ok(())
+    }
+
+    /// Ends the session of a writer that got no answer for `limit`, unless Postgres is silent
+    /// on other connections too.
+    async fn end_silent_session(
+        &self,
+        writer: Writer<'_>,
+        limit: Duration,
+    ) -> Result<(), RunError> {
+        let ended = tokio::select! {
+            biased;
+            ended = writer.end_session() => ended,
+            () = self.stop_grace_is_over() => return Err(RunError::Stopped),
+        };
+        match ended {
+            Err(StoreError::NoAnswer(_)) => Err(StoreError::NoAnswer(limit).into()),
+            ended => Ok(ended?),
+        }
+    }
+
+    /// Concludes the row at which a session got stuck and was ended. Statements on a
+    /// connection run one after the other, so this is the row that was sent first. The other
+    /// rows stay open.
+    async fn fail_silent_row(&self, rows: &mut [Pending], limit: Duration) -> Result<(), RunError> {
+        rows.iter_mut().for_each(Pending::keep_in_doubt);
+        let first = rows
+            .iter_mut()
+            .filter(|row| row.is_open() && row.sent.is_some())
+            .min_by_key(|row| row.sent);
+        let Some(row) = first else {
+            return Err(StoreError::NoAnswer(limit).into());
+        };
+        let id = row.row.organization_id.clone();
+        let current = self
+            .stop
+            .run_until_cancelled(self.context.site.store.row(&id));
+        let current = current.await.ok_or(RunError::Stopped)?;
+        let outcome = current.and_then(|current| row.outcome_of_ended_session(current));
+        row.conclude(outcome.map(Some))?;
+        rows.iter_mut().for_each(|row| row.sent = None);
         Ok(())
     }
 
@@ -220,6 +273,7 @@ impl Batch {
         // After a lost connection, the content of the row is unknown.
         let mut look = pending.has_doubts();
         loop {
+            pending.sent = Some(Instant::now());
             if look {
                 let Some(row) = writer.row(&pending.row.organization_id).await? else {
                     return Ok(Some(RowOutcome::Gone));
@@ -242,7 +296,14 @@ impl Batch {
             }
             tries += 1;
             pending.progress = Progress::Sent;
-            let replaced = writer.replace(&pending.row, &pending.texts, target).await?;
+            let replaced = writer.replace(&pending.row, &pending.texts, target).await;
+            if replaced.as_ref().is_err_and(StoreError::is_damage) {
+                // For a small table, Postgres reads every block, and so a damaged one. Under
+                // the lock, it follows the index.
+                pending.progress = Progress::Open;
+                return Ok(None);
+            }
+            let replaced = replaced?;
             pending.progress = Progress::Open;
             match replaced {
                 CasOutcome::Applied => return Ok(Some(pending.take_outcome())),
@@ -258,6 +319,7 @@ impl Batch {
     ) -> Result<(), StoreError> {
         let target = self.context.site.keyring.target().id();
         let id = pending.row.organization_id.clone();
+        pending.sent = Some(Instant::now());
         let written = writer
             .replace_locked(&id, target, |row| match self.decide(row) {
                 Err(outcome) => (outcome, None),

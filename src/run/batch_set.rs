@@ -54,6 +54,7 @@ pub(super) struct BatchSet {
     pacer: Arc<Pacer>,
     /// The number of failed rows after which the run stops. Zero means no limit.
     stop_after_failures: u64,
+    verify_writes: bool,
     report: Report,
     io: RunIo,
     progress: Arc<AtomicU64>,
@@ -82,6 +83,7 @@ impl BatchSet {
             max_tasks,
             pacer: Arc::new(Pacer::new(spec.max_rows_per_second)),
             stop_after_failures: spec.stop_after_failures.into(),
+            verify_writes: false,
             report: Report::default(),
             io,
             progress: Arc::default(),
@@ -101,6 +103,11 @@ impl BatchSet {
     /// A counter that changes when a batch ends.
     pub(super) fn progress(&self) -> Arc<AtomicU64> {
         self.progress.clone()
+    }
+
+    /// Sets whether the batches from now on read each row again before its commit.
+    pub(super) fn verify_writes(&mut self, verify: bool) {
+        self.verify_writes = verify;
     }
 
     /// The counts so far.
@@ -166,6 +173,7 @@ impl BatchSet {
             mode: self.mode,
             is_site: self.is_site,
             pacer: self.pacer.clone(),
+            verify: self.verify_writes,
             stop: self.stop.clone(),
             hurry: self.hurry.clone(),
             scratch: Mutex::default(),

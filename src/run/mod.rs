@@ -58,6 +58,9 @@ use crate::{
 /// How long a stopped run waits for the flush of the rows that it wrote.
 const STOPPED_FLUSH_LIMIT: Duration = Duration::from_millis(500);
 
+/// How long a run waits for that flush after Postgres has become silent.
+const SILENT_FLUSH_LIMIT: Duration = Duration::from_secs(2);
+
 /// How much faster runs that only read may be than an apply, while others use the database.
 /// A row costs the database that much less.
 const CENSUS_SCALE: f64 = 20.0;
@@ -356,6 +359,8 @@ impl Runner {
         // not flushed them yet.
         let mut durable = true;
         if report.rows_examined() > 0 || report.counts.rows_in_doubt > 0 {
+            // A server that is silent on every connection will not answer here either.
+            let is_silent = matches!(result, Err(RunError::Store(StoreError::NoAnswer(_))));
             let flushed = tokio::select! {
                 flushed = store.barrier(&server) => match flushed {
                     Ok(()) if store.unreplicated_commits() != unreplicated => {
@@ -364,6 +369,9 @@ impl Runner {
                     flushed => flushed.map_err(RunError::from),
                 },
                 () = after(stop, STOPPED_FLUSH_LIMIT) => Err(RunError::Stopped),
+                () = sleep(SILENT_FLUSH_LIMIT), if is_silent => {
+                    Err(StoreError::NoAnswer(SILENT_FLUSH_LIMIT).into())
+                }
             };
             durable = flushed.is_ok();
             if let Err(error) = &flushed {

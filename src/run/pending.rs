@@ -2,10 +2,12 @@
 
 use std::mem;
 
+use tokio::time::Instant;
+
 use super::report::RowOutcome;
 use crate::{
     domain::rewrap::Envelopes,
-    store::{Row, Settled, StoreError},
+    store::{Row, RowError, Settled, StoreError},
 };
 
 /// The progress of a row.
@@ -29,6 +31,8 @@ pub(super) struct Pending {
     /// The outcome of the row after `texts` is written.
     outcome: RowOutcome,
     pub(super) progress: Progress,
+    /// When the statement that is in flight was sent.
+    pub(super) sent: Option<Instant>,
     /// Writes whose connection died before the answer came. They may be committed. Every
     /// envelope has a fresh nonce, so a row with these texts was written by this program.
     in_doubt: Vec<(Envelopes, RowOutcome)>,
@@ -41,6 +45,7 @@ impl Pending {
             texts,
             outcome,
             progress: Progress::Open,
+            sent: None,
             in_doubt: Vec::new(),
         }
     }
@@ -96,6 +101,7 @@ impl Pending {
             }
             attempt => attempt?,
         };
+        self.sent = None;
         if let Some(outcome) = outcome {
             self.progress = Progress::Finished(outcome);
         }
@@ -111,6 +117,19 @@ impl Pending {
     pub(super) fn written_as(&mut self, texts: &Envelopes) -> Option<RowOutcome> {
         let written = self.in_doubt.iter().position(|(sent, _)| sent == texts)?;
         Some(self.in_doubt.swap_remove(written).1)
+    }
+
+    /// The outcome of the row that was in flight when its session was ended.
+    pub(super) fn outcome_of_ended_session(
+        &mut self,
+        current: Option<Row>,
+    ) -> Result<RowOutcome, StoreError> {
+        match current {
+            None => Ok(RowOutcome::Gone),
+            Some(row) => self
+                .written_as(&row.texts)
+                .ok_or_else(|| RowError::NotEnded.into()),
+        }
     }
 
     /// Concludes the outcome of the row from `settled`. Returns whether the row stays in

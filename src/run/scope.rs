@@ -12,8 +12,14 @@ use super::{
 };
 use crate::{
     domain::organization::OrganizationId,
-    store::{Page, Position, Preflight, RowError, StoreError},
+    store::{Hidden, Page, Position, Preflight, Row, RowError, SetupError, StoreError},
 };
+
+/// Rows with larger texts than this are not read ahead, in bytes.
+const LARGE_ROW_BYTES: usize = 64 << 10;
+
+/// How many failures of a run without a report are logged.
+const LOGGED_FAILURES: usize = 100;
 
 impl Runner {
     pub(super) async fn organization(
@@ -29,6 +35,8 @@ impl Runner {
             .await
             .ok_or(RunError::Stopped)?;
         check_preflight(&preflight?, batches.mode())?;
+        // A trigger could be created after the check, and this costs one row hardly more.
+        batches.verify_writes(true);
         match row {
             Ok(Some(row)) => {
                 batches.start(vec![row]).await?;
@@ -66,36 +74,82 @@ impl Runner {
         let preflight = until_stopped(stop, store.preflight()).await?;
         check_preflight(&preflight, batches.mode())?;
         until_stopped(stop, store.check_collation(&preflight)).await?;
-        self.scan(stop, batches).await?;
+        batches.verify_writes(preflight.late_triggers.is_some());
+        let damage = self.scan(stop, batches).await?;
 
         let mut repeated = batches.visited.settle();
         let mut passed_over = 0;
-        loop {
+        let damaged_blocks = loop {
             let visited = |id: &[u8]| batches.visited.position(id);
             let sweep = store.sweep(preflight.moment, visited);
             let sweep = until_stopped(stop, sweep).await?;
             passed_over += sweep.passed_over;
             repeated += sweep.repeated;
-            self.process_missed(sweep.found, stop, batches).await?;
-            if !sweep.more || passed_over > 0 {
-                break;
-            }
+            let processed = self.process_missed(sweep.found, stop, batches).await?;
             batches.visited.settle();
+            if !sweep.more || passed_over > 0 || processed == 0 {
+                break sweep.damaged_blocks;
+            }
+        };
+        let damage = match damaged_blocks {
+            0 => damage.map(Hidden::ByDamage),
+            blocks => Some(Hidden::InDamagedBlocks(blocks)),
+        };
+        if damage.is_some() {
+            Box::pin(self.name_unreadable(stop, batches)).await?;
         }
-        // A policy may have come into force during the run.
-        check_preflight(
-            &until_stopped(stop, store.preflight()).await?,
-            batches.mode(),
-        )?;
+        // A policy or a trigger may have come into force during the run.
+        let at_end = until_stopped(stop, store.preflight()).await?;
+        check_preflight(&at_end, batches.mode())?;
         if passed_over + repeated > 0 {
             let error = store.index_is_wrong(passed_over, repeated).await?;
             return Err(StoreError::from(error).into());
         }
+        if let Some(damage) = damage {
+            return Err(StoreError::from(SetupError::from(damage)).into());
+        }
+        match at_end.late_triggers {
+            Some(triggers)
+                if preflight.late_triggers.is_none()
+                    && batches.report().counts.rows_updated > 0 =>
+            {
+                Err(StoreError::from(SetupError::TriggerCreated(triggers)).into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Counts the organizations whose rows are in a part of the table that Postgres cannot
+    /// read, as far as their ids are known. The answer to the call has no list of failures,
+    /// so this logs the first ones.
+    async fn name_unreadable(
+        &self,
+        stop: &CancellationToken,
+        batches: &mut BatchSet,
+    ) -> Result<(), RunError> {
+        let store = &self.context.site.store;
+        let visited = |id: &[u8]| batches.visited.position(id).is_some();
+        let found = until_stopped(stop, store.unreadable_organizations(visited)).await?;
+        let outcomes = found.iter().map(|(id, error)| unreadable(id, error));
+        batches.count_rows(outcomes.collect()).await;
+        for failure in batches.report().failures().take(LOGGED_FAILURES) {
+            tracing::warn!(
+                organization_id = failure.organization_id,
+                field = failure.field,
+                error = failure.error,
+                "a row failed"
+            );
+        }
         Ok(())
     }
 
-    /// Reads all rows along the index of the primary key.
-    async fn scan(&self, stop: &CancellationToken, batches: &mut BatchSet) -> Result<(), RunError> {
+    /// Reads all rows along the index of the primary key. Returns the SQLSTATE if a part of
+    /// the table or of the index cannot be read.
+    async fn scan(
+        &self,
+        stop: &CancellationToken,
+        batches: &mut BatchSet,
+    ) -> Result<Option<String>, RunError> {
         let store = &self.context.site.store;
         let no_more_rows = batches.stop_token();
         let read = async |position: Option<Position>| -> Result<Page, RunError> {
@@ -111,13 +165,16 @@ impl Runner {
         };
         let mut page = read(Some(Position::default())).await?;
         let mut positions = HashSet::new();
+        let mut damage = None;
         loop {
             let Page {
                 rows,
                 unreadable: broken,
                 mut next,
+                damage: damage_here,
             } = page;
-            if rows.is_empty() && broken.is_empty() {
+            damage = damage.or(damage_here);
+            if rows.is_empty() && broken.is_empty() && next.is_none() {
                 break;
             }
             // An index in a wrong order can lead back to an earlier position.
@@ -130,8 +187,8 @@ impl Runner {
                 let outcome = unreadable(&row.organization_id(), &row.error);
                 batches.count_rows(vec![outcome]).await;
             }
-            page = if store.options().database_pool_size == 1 {
-                // The batches need the only connection, so do not read at the same time.
+            page = if store.options().database_pool_size == 1 || has_large_rows(&rows) {
+                // The batches need the only connection, or the memory.
                 batches.start_all(rows).await?;
                 batches.finish().await?;
                 read(next).await?
@@ -145,26 +202,32 @@ impl Runner {
             };
         }
         // The rate controller must run until the last row is done.
-        batches.finish().await
+        batches.finish().await?;
+        Ok(damage)
     }
 
-    /// Processes rows that the scan along the index missed.
+    /// Processes rows that the scan along the index missed. Returns how many still exist.
     async fn process_missed(
         &self,
         ids: Vec<String>,
         stop: &CancellationToken,
         batches: &mut BatchSet,
-    ) -> Result<(), RunError> {
+    ) -> Result<usize, RunError> {
         let mut rows = Vec::new();
+        let mut existing = 0;
         for id in ids {
             batches.visited.add(id.as_bytes());
             let row = stop
                 .run_until_cancelled(self.context.site.store.row(&id))
                 .await;
             match row.ok_or(RunError::Stopped)? {
-                Ok(Some(row)) => rows.push(row),
+                Ok(Some(row)) => {
+                    existing += 1;
+                    rows.push(row);
+                }
                 Ok(None) => batches.visited.gone(&id),
                 Err(StoreError::Row(error)) => {
+                    existing += 1;
                     batches.count_rows(vec![unreadable(&id, &error)]).await;
                 }
                 Err(error) => return Err(error.into()),
@@ -174,7 +237,8 @@ impl Runner {
             }
         }
         batches.start_all(rows).await?;
-        batches.finish().await
+        batches.finish().await?;
+        Ok(existing)
     }
 }
 
@@ -194,6 +258,11 @@ pub(super) fn check_preflight(preflight: &Preflight, mode: Mode) -> Result<(), S
         )),
         (None, _) => Ok(()),
     }
+}
+
+/// Whether a page with these rows takes so much memory that the next page must wait.
+fn has_large_rows(rows: &[Row]) -> bool {
+    rows.iter().any(|row| row.bytes() > LARGE_ROW_BYTES)
 }
 
 /// One failure for each unreadable column, or one for the row as a whole.

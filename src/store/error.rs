@@ -63,6 +63,13 @@ pub enum RowError {
          statement; run again"
     )]
     StatementTimeout,
+    /// Postgres did not end the write in time, although it answers on other connections.
+    #[error(
+        "the database took longer than statement_timeout for this write and did not stop it, \
+         though it answers on other connections: the session was ended and nothing was written; \
+         look for a trigger or a COMMIT that takes long, and run again"
+    )]
+    NotEnded,
     /// Deadlocks or serialization failures in all `max_attempts` attempts.
     #[error(
         "other transactions made Postgres roll the write back max_attempts times (SQLSTATE \
@@ -125,7 +132,7 @@ impl RowError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::RowLocked | Self::TableLocked => "ROW_LOCKED",
-            Self::StatementTimeout => "TIMEOUT",
+            Self::StatementTimeout | Self::NotEnded => "TIMEOUT",
             Self::Conflicts(_) => "CONFLICT",
             Self::Version(VersionError::Missing) => "TENANT_MISSING",
             Self::Version(_) => "TENANT_VERSION",
@@ -181,6 +188,19 @@ impl StoreError {
         matches!(self, Self::TooManyConnections)
     }
 
+    /// Whether a part of the table or an index cannot be read.
+    pub(crate) fn is_damage(&self) -> bool {
+        matches!(self, Self::Row(RowError::Refused(code)) if is_damage(code))
+    }
+
+    /// The SQLSTATE of an error that has no meaning of its own here.
+    pub(super) fn sqlstate(&self) -> Option<String> {
+        match self {
+            Self::Row(RowError::Refused(code)) => Some(code.clone()),
+            _ => None,
+        }
+    }
+
     /// Whether Postgres could not read one of the rows. Other rows may be readable.
     #[must_use]
     pub fn is_of_some_row(&self) -> bool {
@@ -209,8 +229,8 @@ impl StoreError {
             .into(),
             Self::Row(RowError::Refused(code)) => match setup_error(&code) {
                 Some(problem) => problem.into(),
-                // Bytes that are not valid text, and damaged pages.
-                None if matches!(code.as_str(), "22021" | "22P05" | "XX001" | "XX002") => {
+                // Bytes that are not valid text, and damaged blocks.
+                None if is_damage(&code) || matches!(code.as_str(), "22021" | "22P05") => {
                     SetupError::from(Hidden::ByDamage(code)).into()
                 }
                 None => Self::Unavailable(format!("it answered with SQLSTATE {code}")),
@@ -218,6 +238,12 @@ impl StoreError {
             other => Self::Unavailable(other.to_string()),
         }
     }
+}
+
+/// Whether a SQLSTATE says that stored data or an index is damaged: the content of a block, a
+/// block that the disk does not return, or a file that is missing.
+fn is_damage(code: &str) -> bool {
+    matches!(code, "XX001" | "XX002" | "58030" | "58P01")
 }
 
 /// The permanent problem that a SQLSTATE reports, if any.
@@ -256,9 +282,10 @@ impl From<tokio_postgres::Error> for StoreError {
             "23502" if db.table() == Some("tenants") && db.column() == Some("version") => {
                 Self::Row(RowError::Version(VersionError::Malformed))
             }
-            // The server shuts down, starts up, is a standby, has no space, or takes no
-            // more connections. The row is not the cause.
-            "25006" | "57P01" | "57P02" | "57P03" | "57P04" | "57P05" => {
+            // The server shuts down, starts up, is a standby, has no space, takes no more
+            // connections, or ended a session that was idle in its transaction. The row is
+            // not the cause.
+            "25006" | "25P03" | "57P01" | "57P02" | "57P03" | "57P04" | "57P05" => {
                 Self::ConnectionLost(describe(&error))
             }
             other if other.starts_with("08") || other.starts_with("53") => {

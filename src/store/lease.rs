@@ -6,9 +6,14 @@
 //! (an error, a dropped future) the lease closes the connection and asks Postgres to cancel
 //! the statement, so that no session stays behind.
 
-use std::{ops::Deref, sync::atomic::Ordering, time::Duration};
+use std::{
+    ops::Deref,
+    pin::pin,
+    sync::{MutexGuard, PoisonError, atomic::Ordering},
+    time::Duration,
+};
 
-use deadpool_postgres::{Object, PoolError, Timeouts};
+use deadpool_postgres::{ClientWrapper, Object, PoolError, Timeouts};
 use tokio::{
     runtime::Handle,
     sync::SemaphorePermit,
@@ -16,7 +21,7 @@ use tokio::{
 };
 use tokio_postgres::error::SqlState;
 
-use super::{Store, StoreError, unread_limit};
+use super::{PoolMode, Store, StoreError};
 
 /// Limit for one cancel request. It runs in the background.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -24,6 +29,18 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause between two attempts to open the only connection. Postgres counts a session
 /// until its process has ended.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// Messages of this size make the buffers of a connection large.
+const LARGE_BYTES: usize = 1 << 20;
+
+/// Slots that are withheld, because Postgres or a pooler allows fewer connections.
+#[derive(Debug, Default)]
+pub(super) struct Withheld {
+    /// Slots out of use.
+    slots: usize,
+    /// Slots of these that a lease still holds. They go out of use when it ends.
+    leased: usize,
+}
 
 /// A connection, and the slot among `database_pool_size` that it occupies.
 pub(super) struct Lease<'a> {
@@ -47,6 +64,15 @@ impl<'a> Lease<'a> {
     pub(super) fn release(mut self) {
         drop(self.client.take());
     }
+
+    /// As [`Lease::release`], after messages of `bytes` bytes. The buffers of a connection
+    /// never shrink, so this closes the connection if they are large.
+    pub(super) fn release_after(mut self, bytes: usize) {
+        let client = self.client.take();
+        if bytes > LARGE_BYTES {
+            drop(client.map(Object::take));
+        }
+    }
 }
 
 impl Deref for Lease<'_> {
@@ -62,28 +88,54 @@ impl Deref for Lease<'_> {
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
         if let Some(client) = self.client.take() {
+            self.store.abandon(Object::take(client));
+        }
+        if let Some(slot) = self.slot.take()
+            && self.store.is_surplus()
+        {
+            slot.forget();
+        }
+    }
+}
+
+/// A connection that no longer occupies a slot. Its statements are still in flight.
+pub(super) struct Detached<'a> {
+    store: &'a Store,
+    client: Option<ClientWrapper>,
+}
+
+impl<'a> Lease<'a> {
+    /// Gives back the slot and keeps the connection open, with its statements in flight.
+    pub(super) fn detach(mut self) -> Detached<'a> {
+        Detached {
+            store: self.store,
+            client: self.client.take().map(Object::take),
+        }
+    }
+}
+
+impl Drop for Detached<'_> {
+    fn drop(&mut self) {
+        if let Some(client) = self.client.take() {
             self.store.abandon(client);
         }
-        drop(self.slot.take());
     }
 }
 
 impl Store {
     /// Takes a connection when one is free. Waits for at most `pool_acquire_timeout`. While
-    /// Postgres allows fewer connections than are configured, it waits longer: as long as a
-    /// writer of this program may hold one.
+    /// slots are withheld, it waits longer: as long as the connections in use answer rows.
     ///
     /// # Errors
     ///
     /// [`StoreError::Unavailable`] when no connection became free or none can be opened.
     pub(super) async fn client(&self) -> Result<Lease<'_>, StoreError> {
-        let mut limit = self.options.pool_acquire_timeout;
-        if self.withheld_slots.load(Ordering::Relaxed) > 0 {
-            limit = limit.saturating_add(unread_limit(&self.options));
-        }
-        timeout(limit, self.patient_client())
+        let limit = self.options.pool_acquire_timeout;
+        let waits_for_rows = || self.withheld().slots > 0;
+        let client = pin!(self.patient_client());
+        self.wait_for(limit, client, waits_for_rows)
             .await
-            .unwrap_or_else(|_| Err(no_free_connection()))
+            .unwrap_or_else(|| Err(no_free_connection()))
     }
 
     /// Takes a connection, without a limit for the wait.
@@ -111,7 +163,13 @@ impl Store {
             }
             if self.pool.status().size > 0 {
                 slot.forget();
-                self.note_connection_limit();
+                self.withheld().slots += 1;
+                self.log_connection_limit(
+                    "Postgres allows this role fewer connections than \
+                     [rewrap].database_pool_size asks for (SQLSTATE 53300). The run continues \
+                     with fewer and is slower. Lower database_pool_size, or raise the CONNECTION \
+                     LIMIT of the role or max_connections of Postgres",
+                );
                 continue;
             }
             // The load probe may hold the only connection that Postgres allows.
@@ -141,7 +199,7 @@ impl Store {
     }
 
     async fn probe_client_within(&self, wait: Duration) -> Result<Lease<'_>, StoreError> {
-        if self.withheld_slots.load(Ordering::Relaxed) > 0 {
+        if self.withheld().slots > 0 {
             return Err(StoreError::Unavailable(
                 "Postgres allows no further connection".to_owned(),
             ));
@@ -185,17 +243,51 @@ impl Store {
     /// Lets the pool open as many connections as are configured again: the limit in
     /// Postgres may have changed.
     pub fn restore_connections(&self) {
-        self.slots
-            .add_permits(self.withheld_slots.swap(0, Ordering::Relaxed));
+        let withheld = std::mem::take(&mut *self.withheld());
+        self.slots.add_permits(withheld.slots - withheld.leased);
     }
 
-    /// Closes the connection and asks Postgres to cancel the statement that runs on it.
-    pub(super) fn abandon(&self, client: Object) {
+    /// Notes that a statement waits for a pooler while rows are answered on other
+    /// connections: the pooler has fewer server connections. The first time, one slot more
+    /// is withheld. Returns `false` if there is no such pooler.
+    pub(super) fn note_pooler_queue(&self, was_noted: &mut bool) -> bool {
+        if self.options.pool_mode == PoolMode::Session {
+            return false;
+        }
+        if !std::mem::replace(was_noted, true) {
+            let mut withheld = self.withheld();
+            if withheld.slots + 1 < self.options.database_pool_size {
+                withheld.slots += 1;
+                withheld.leased += 1;
+                drop(withheld);
+                self.log_connection_limit(
+                    "the connection pooler has fewer server connections for this role than \
+                     [rewrap].database_pool_size asks for. The run continues with fewer and is \
+                     slower. Lower database_pool_size, or raise the pool size of the pooler",
+                );
+            }
+        }
+        true
+    }
+
+    /// Whether the slot of a lease that ends goes out of use.
+    fn is_surplus(&self) -> bool {
+        let leased = &mut self.withheld().leased;
+        let is_surplus = *leased > 0;
+        *leased = leased.saturating_sub(1);
+        is_surplus
+    }
+
+    /// Closes the connection and asks Postgres to cancel the statement that runs on it. A
+    /// pooler in transaction mode is not asked: it no longer knows the client.
+    fn abandon(&self, client: ClientWrapper) {
         let cancel = client.cancel_token();
         let tls = self.tls.clone();
         // This ends the task that owns the socket, which closes the socket.
-        drop(Object::take(client));
-        if let Ok(runtime) = Handle::try_current() {
+        drop(client);
+        if self.options.pool_mode == PoolMode::Session
+            && let Ok(runtime) = Handle::try_current()
+        {
             runtime.spawn(async move {
                 // An error means that the session has ended, which is the goal.
                 let _ = timeout(CANCEL_TIMEOUT, cancel.cancel_query(tls)).await;
@@ -203,22 +295,19 @@ impl Store {
         }
     }
 
-    fn note_connection_limit(&self) {
-        let withheld = self.withheld_slots.fetch_add(1, Ordering::Relaxed) + 1;
-        let in_use = self
-            .options
-            .database_pool_size
-            .saturating_sub(withheld)
-            .max(1);
-        if !self.limit_was_logged.swap(true, Ordering::Relaxed) {
-            tracing::warn!(
-                connections = in_use,
-                "Postgres allows this role fewer connections than [rewrap].database_pool_size asks \
-                 for (SQLSTATE 53300). The run continues with fewer and is slower. Lower \
-                 database_pool_size, or raise the CONNECTION LIMIT of the role or max_connections \
-                 of Postgres"
-            );
+    fn withheld(&self) -> MutexGuard<'_, Withheld> {
+        // A panic cannot leave the counts half changed.
+        self.withheld.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn log_connection_limit(&self, message: &'static str) {
+        if self.limit_was_logged.swap(true, Ordering::Relaxed) {
+            return;
         }
+        let withheld = self.withheld().slots;
+        let pool_size = self.options.database_pool_size;
+        let connections = pool_size.saturating_sub(withheld).max(1);
+        tracing::warn!(connections, "{message}");
     }
 }
 

@@ -8,13 +8,15 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use deadpool_postgres::Object;
+use futures_util::future::{join, ready};
 use tokio_postgres::types::Type;
 
 use super::{
     CasOutcome, Row, Store, StoreError,
     page::{select_row, text, texts, version},
     replace::StatementVariant,
-    statement::{Runnable, Statement},
+    statement::{FOLLOW_THE_INDEX, Runnable, Statement},
+    verified::{STATEMENTS_PER_ROW, Verified},
 };
 use crate::domain::{keyring::KeyId, rewrap::Envelopes};
 
@@ -33,11 +35,17 @@ pub(super) struct Locked<'a> {
     store: &'a Store,
     client: &'a Object,
     variant: StatementVariant,
-    replace_row: Runnable,
+    write: Write,
     /// Whether the transaction may still be open.
     open: bool,
     /// Set when the connection must not be used again.
     lost: &'a AtomicBool,
+}
+
+/// How the locked row is written.
+enum Write {
+    Plain(Runnable),
+    Verified(Verified),
 }
 
 impl Drop for Locked<'_> {
@@ -56,23 +64,28 @@ impl<'a> Locked<'a> {
         client: &'a Object,
         lost: &'a AtomicBool,
         organization_id: &str,
+        verify: bool,
     ) -> Result<(Self, Option<Row>), StoreError> {
-        let variant = store.variant();
+        let variant = store.variant(verify);
         // Prepare first: otherwise the COMMIT would be sent before the statement.
         let lock_row = store.within(store.ready(client, &LOCK_ROW)).await?;
-        let replace_row = store.within(store.ready(client, variant.sql())).await?;
+        let write = async {
+            Ok(if verify {
+                Write::Verified(Verified::prepare(store, client, variant.sql()).await?)
+            } else {
+                Write::Plain(store.ready(client, variant.sql()).await?)
+            })
+        };
+        let write = store.within(write).await?;
         let locked = Self {
             store,
             client,
             variant,
-            replace_row,
+            write,
             open: true,
             lost,
         };
-        let begin = format!(
-            "START TRANSACTION ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = {}",
-            store.options.lock_timeout.as_millis()
-        );
+        let begin = format!("{}{FOLLOW_THE_INDEX}", store.begin_writing());
         let (begun, rows) = store
             .pipeline(
                 client.batch_execute(&begin),
@@ -111,17 +124,25 @@ impl<'a> Locked<'a> {
                 return Err(error.into());
             }
         };
-        let (written, committed) = self
-            .store
-            .pipeline(
-                self.replace_row.execute(self.client, &replacement.params()),
-                self.client.batch_execute("COMMIT"),
-            )
-            .await?;
+        let params = replacement.params();
+        let ended = match &self.write {
+            Write::Plain(replace_row) => {
+                let write = replace_row.execute(self.client, &params);
+                let commit = self.client.batch_execute("COMMIT");
+                let both = async {
+                    let (written, committed) = join(write, commit).await;
+                    written.and_then(|rows| committed.map(|()| rows))
+                };
+                self.store.with_queue_timeout(2, both).await
+            }
+            Write::Verified(verified) => {
+                let write = verified.execute(self.client, ready(Ok(())), &params);
+                let statements = STATEMENTS_PER_ROW;
+                self.store.with_queue_timeout(statements, write).await
+            }
+        };
         // An answer, even an error, means that the transaction has ended.
-        self.open = false;
-        let rows = written?;
-        committed?;
-        Ok(CasOutcome::from_count(rows))
+        self.open = matches!(ended, Err(StoreError::NoAnswer(_)));
+        Ok(CasOutcome::from_count(ended?))
     }
 }

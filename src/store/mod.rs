@@ -10,6 +10,7 @@
 //! transaction mode, each write carries them itself.
 
 mod barrier;
+mod damage;
 pub mod database;
 mod error;
 mod guard;
@@ -21,6 +22,7 @@ mod parts;
 mod ping;
 mod preflight;
 mod replace;
+mod retry;
 mod row;
 mod scan;
 mod schema;
@@ -31,6 +33,7 @@ pub mod state;
 mod statement;
 mod status;
 mod sweep;
+mod verified;
 mod wait;
 mod writer;
 
@@ -39,16 +42,14 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
 use deadpool::managed::ObjectId;
-use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod};
-use futures_util::future;
+use deadpool_postgres::{Hook, HookError, Manager, ManagerConfig, Pool, RecyclingMethod};
 use tokio::{sync::Semaphore, time::timeout};
-use tokio_postgres::{Row as PgRow, types::ToSql};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 pub use self::{
@@ -70,10 +71,7 @@ pub use self::{
     wait::Wait,
     writer::Writer,
 };
-use self::{
-    settle::Backend,
-    statement::{ANSWER_MARGIN, Statement},
-};
+use self::{lease::Withheld, settle::Backend, silence::RowAnswers, statement::ANSWER_MARGIN};
 use crate::store::database::{Database, Notices};
 
 /// How the store uses the database. Durations are upper bounds.
@@ -131,8 +129,7 @@ pub struct Store {
     pool: Pool,
     /// One permit for each connection that the pool may open.
     slots: Semaphore,
-    /// Permits that are withheld because Postgres allows fewer connections.
-    withheld_slots: AtomicUsize,
+    withheld: Mutex<Withheld>,
     limit_was_logged: AtomicBool,
     /// The Postgres process behind each connection.
     backends: Mutex<HashMap<ObjectId, Backend>>,
@@ -143,6 +140,7 @@ pub struct Store {
     reserve_pool: Pool,
     /// For the schema `nico_rewrap`, for scans, and for the lock of site-wide applies.
     side_pool: Pool,
+    row_answers: RowAnswers,
     /// Counts the notices on the connections of `pool` and `reserve_pool`.
     notices: Arc<Notices>,
     options: StoreOptions,
@@ -181,13 +179,14 @@ impl Store {
                 notices.clone(),
             )?,
             slots: Semaphore::new(options.database_pool_size),
-            withheld_slots: AtomicUsize::new(0),
+            withheld: Mutex::default(),
             limit_was_logged: AtomicBool::new(false),
             backends: Mutex::default(),
             tls: database.tls(),
             probe_pool: pool(database, &options, 1, Arc::default())?,
             reserve_pool: pool(database, &options, 1, notices.clone())?,
             side_pool: pool(database, &side_options, SIDE_CONNECTIONS, Arc::default())?,
+            row_answers: RowAnswers::new(),
             notices,
             options,
             has_key_id_column: AtomicBool::new(false),
@@ -247,95 +246,6 @@ impl Store {
     fn backends(&self) -> MutexGuard<'_, HashMap<ObjectId, Backend>> {
         // A panic cannot leave the map half changed.
         self.backends.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Reads rows. Every error is about the database, none about a row.
-    async fn read(
-        &self,
-        sql: &'static Statement,
-        params: &[&(dyn ToSql + Sync)],
-    ) -> Result<Vec<PgRow>, StoreError> {
-        let rows = self.read_raw(sql, params).await;
-        rows.map_err(StoreError::into_unavailable)
-    }
-
-    /// Reads rows, and returns the error as it is.
-    async fn read_raw(
-        &self,
-        sql: &'static Statement,
-        params: &[&(dyn ToSql + Sync)],
-    ) -> Result<Vec<PgRow>, StoreError> {
-        let mut attempt = 0;
-        loop {
-            attempt += 1;
-            let client = self.client().await?;
-            match self.read_once(&client, sql, params).await {
-                Ok(rows) => {
-                    client.release();
-                    return Ok(rows);
-                }
-                Err(error) => {
-                    // The state of the connection is unknown: close it.
-                    drop(client);
-                    self.retry(error, attempt).await?;
-                }
-            }
-        }
-    }
-
-    /// Waits before another attempt to read, or returns the error if there must not be one.
-    async fn retry(&self, error: StoreError, attempt: u32) -> Result<(), StoreError> {
-        match error {
-            // One retry is always allowed: no other transaction is in conflict with this
-            // one.
-            StoreError::StalePlan(_) if attempt == 1 => {
-                self.clear_statement_caches();
-                return Ok(());
-            }
-            // If one connection died unnoticed, others of the pool may have died too.
-            StoreError::ConnectionLost(_) => {
-                self.pool.retain(|client, _| !client.is_closed());
-            }
-            StoreError::Conflict(_) | StoreError::Row(RowError::TableLocked) => {}
-            // A server that hangs does so on every connection.
-            error => return Err(error),
-        }
-        if attempt >= self.options.max_attempts {
-            return Err(error);
-        }
-        self.retry_backoff().await;
-        Ok(())
-    }
-
-    /// Makes every connection prepare its statements again.
-    fn clear_statement_caches(&self) {
-        self.pool.manager().statement_caches.clear();
-    }
-
-    async fn read_once(
-        &self,
-        client: &Object,
-        sql: &'static Statement,
-        params: &[&(dyn ToSql + Sync)],
-    ) -> Result<Vec<PgRow>, StoreError> {
-        // Prepare first: otherwise the COMMIT would be sent before the statement. The
-        // COMMIT goes out in any case, so that no transaction stays open.
-        let statement = self.within(self.ready(client, sql)).await?;
-        let begin = self.begin_reading(false);
-        let begin = client.batch_execute(&begin);
-        let rows = statement.query(client, params);
-        let commit = client.batch_execute("COMMIT");
-        let (begun, (rows, committed)) = self.pipeline(begin, future::join(rows, commit)).await?;
-        begun?;
-        let rows = rows?;
-        committed?;
-        Ok(rows)
-    }
-
-    /// Waits for a short random time before a retry, so that the two sides of a deadlock do
-    /// not collide again.
-    pub(crate) async fn retry_backoff(&self) {
-        tokio::time::sleep(Duration::from_millis(fastrand::u64(5..50))).await;
     }
 }
 

@@ -8,8 +8,9 @@ use tokio_postgres::types::Type;
 
 use super::{Row, RowError, Store, StoreError, statement::Statement};
 
-/// Maximum size of the texts in a page, in bytes. Only the last row may exceed it.
-const PAGE_BYTES: u32 = 3 << 20;
+/// Maximum size of the texts in a page, in bytes. Only the last row may exceed it. A row of
+/// the largest size is a page of its own.
+const PAGE_BYTES: u32 = 5 << 19;
 
 // A subquery reads the version of each returned row. With a join, Postgres would read the
 // whole of `tenants` for each page.
@@ -127,6 +128,15 @@ pub struct Position {
     pub(super) skip: u32,
 }
 
+impl Position {
+    pub(super) fn after(organization_id: &str) -> Self {
+        Self {
+            after: Some(organization_id.to_owned()),
+            skip: 0,
+        }
+    }
+}
+
 /// Some rows in the order of the primary key's index.
 #[derive(Debug, Default)]
 pub struct Page {
@@ -136,6 +146,9 @@ pub struct Page {
     pub unreadable: Vec<Unreadable>,
     /// Where the next page begins; `None` after the last row.
     pub next: Option<Position>,
+    /// The SQLSTATE if a part of the table or its index could not be read. Rows may be
+    /// missing in this page.
+    pub damage: Option<String>,
 }
 
 /// A row that Postgres could not read.
@@ -178,26 +191,28 @@ impl Store {
     /// [`StoreError::Unavailable`] or [`StoreError::Setup`] when the page can't be read.
     pub async fn page(&self, from: &Position) -> Result<Page, StoreError> {
         let limit = self.options.page_size;
-        let (sql, params) = PageParams::new(from, 0, limit).statement();
+        let (sql, params) = PageParams::new(from, limit).statement();
         let rows = match self.read_raw(sql, &params.params(sql)).await {
             Ok(rows) => rows,
-            Err(error) if error.is_of_some_row() => return self.page_in_parts(from).await,
+            Err(error) if error.is_of_some_row() => {
+                // Rare, and a large future.
+                return Box::pin(self.page_in_parts(from)).await;
+            }
             Err(error) => return Err(error.into_unavailable()),
         };
         // Convert row by row, so that each row of the answer is freed early.
         let rows = rows.into_iter().map(|row| Row::from_pg(&row));
         let rows = rows.collect::<Result<Vec<_>, _>>()?;
         let next = match rows.last() {
-            Some(last) if Page::may_go_on(&rows, limit) => Some(Position {
-                after: Some(last.organization_id.clone()),
-                skip: 0,
-            }),
+            Some(last) if Page::may_go_on(&rows, limit) => {
+                Some(Position::after(&last.organization_id))
+            }
             _ => None,
         };
         Ok(Page {
             rows,
-            unreadable: Vec::new(),
             next,
+            ..Page::default()
         })
     }
 
@@ -208,10 +223,15 @@ impl Store {
     /// [`StoreError::Row`] when this row can't be read; [`StoreError::Unavailable`] or
     /// [`StoreError::Setup`] when no row can be read.
     pub async fn row(&self, organization_id: &str) -> Result<Option<Row>, StoreError> {
-        match self.read_raw(&READ_ROW, &[&organization_id]).await {
+        let mut rows = self.read_raw(&READ_ROW, &[&organization_id]).await;
+        if rows.as_ref().is_err_and(StoreError::is_of_some_row) {
+            rows = self.read_by_index(&READ_ROW, &[&organization_id]).await;
+        }
+        match rows {
             Ok(rows) => rows.first().map(Row::from_pg).transpose(),
             Err(error) if error.is_of_some_row() => {
-                Err(self.why_unreadable(organization_id, &error).await?.into())
+                let error = Box::pin(self.why_unreadable(organization_id, &error)).await?;
+                Err(error.into())
             }
             Err(error) => Err(error.into_unavailable()),
         }
@@ -227,11 +247,11 @@ pub(super) struct PageParams<'a> {
 }
 
 impl<'a> PageParams<'a> {
-    /// `limit` rows, beginning `further` rows after `from`.
-    pub(super) fn new(from: &'a Position, further: u32, limit: u32) -> Self {
+    /// `limit` rows from `from` on.
+    pub(super) fn new(from: &'a Position, limit: u32) -> Self {
         Self {
             limit: limit.into(),
-            skip: i64::from(from.skip) + i64::from(further),
+            skip: from.skip.into(),
             bytes: PAGE_BYTES.into(),
             after: from.after.as_deref(),
         }

@@ -3,12 +3,12 @@
 //! processed.
 
 use deadpool_postgres::Object;
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::Type;
 
 use super::{
     Page, Position, Row, RowError, Store, StoreError, Unreadable,
-    page::{PageParams, text, version},
-    statement::{Runnable, Statement},
+    page::{FIRST_PAGE, NEXT_PAGE, PageParams, text, version},
+    statement::{FOLLOW_THE_INDEX, Statement},
 };
 use crate::domain::rewrap::COLUMNS;
 
@@ -80,48 +80,43 @@ const READ_VERSION: Statement = Statement {
     types: &[Type::TEXT],
 };
 
-/// One row of the page.
-enum Part {
-    Row(Row),
-    Broken { id: Vec<u8>, error: StoreError },
+/// A part of a page, as far as its rows or their ids can be read.
+struct Parts {
+    rows: Vec<Row>,
+    broken: Vec<(Vec<u8>, StoreError)>,
+    /// Where the next page begins.
+    next: Position,
 }
 
 impl Store {
     /// The page that begins at `from`, with unreadable rows listed apart.
     pub(super) async fn page_in_parts(&self, from: &Position) -> Result<Page, StoreError> {
-        let mut attempt = 0;
-        let (parts, next) = loop {
-            attempt += 1;
+        let mut attempts = 0;
+        let parts = loop {
             let lease = self.client().await?;
-            match self.parts(&lease, from).await {
-                Ok(found) => {
-                    lease.release();
-                    break found;
-                }
-                Err(error) => {
-                    // The transaction on this connection is still open.
-                    drop(lease);
-                    self.retry(error, attempt)
-                        .await
-                        .map_err(StoreError::into_unavailable)?;
-                }
+            let parts = self.parts(&lease, from).await;
+            let parts = self.conclude(lease, parts, &mut attempts).await;
+            if let Some(parts) = parts.map_err(StoreError::into_unavailable)? {
+                break parts;
             }
         };
+        let parts = match parts {
+            Ok(parts) => parts,
+            Err(error) => return Box::pin(self.page_behind_damage(from, &error)).await,
+        };
+        let is_empty = parts.rows.is_empty() && parts.broken.is_empty();
         let mut page = Page {
-            next,
+            rows: parts.rows,
+            // If this was the last row, the next page is empty, which costs little.
+            next: (!is_empty).then_some(parts.next),
             ..Page::default()
         };
-        for part in parts {
-            match part {
-                Part::Row(row) => page.rows.push(row),
-                Part::Broken { id, error } => {
-                    let error = match str::from_utf8(&id) {
-                        Ok(id) => self.why_unreadable(id, &error).await?,
-                        Err(_) => unreadable(Vec::new(), &error),
-                    };
-                    page.unreadable.push(Unreadable { id, error });
-                }
-            }
+        for (id, error) in parts.broken {
+            let error = match str::from_utf8(&id) {
+                Ok(id) => self.why_unreadable(id, &error).await?,
+                Err(_) => unreadable(Vec::new(), &error),
+            };
+            page.unreadable.push(Unreadable { id, error });
         }
         Ok(page)
     }
@@ -135,7 +130,7 @@ impl Store {
         let mut columns = Vec::new();
         let mut last = None;
         for (column, sql) in COLUMNS.into_iter().zip(&READ_COLUMN) {
-            match self.read_raw(sql, &[&organization_id]).await {
+            match self.read_by_index(sql, &[&organization_id]).await {
                 Ok(_) => {}
                 Err(error) if error.is_of_some_row() => {
                     columns.push(column);
@@ -145,75 +140,76 @@ impl Store {
             }
         }
         if columns.is_empty()
-            && let Err(error) = self.read_raw(&READ_VERSION, &[&organization_id]).await
+            && let Err(error) = self.read_by_index(&READ_VERSION, &[&organization_id]).await
         {
             last = Some(error);
         }
         Ok(unreadable(columns, last.as_ref().unwrap_or(error)))
     }
 
-    /// Reads the rows of one page from `from` on. A part that fails is split in halves.
+    /// Reads the rows of one page from `from` on. A part that fails is read again in halves.
+    /// If even the id of the first row cannot be read, the inner result is that error.
     async fn parts(
         &self,
         client: &Object,
         from: &Position,
-    ) -> Result<(Vec<Part>, Option<Position>), StoreError> {
-        let limit = self.options.page_size;
-        let (sql, _) = PageParams::new(from, 0, limit).statement();
+    ) -> Result<Result<Parts, StoreError>, StoreError> {
         // Prepare before the transaction begins: an error while preparing would end it.
-        let page = self.within(self.ready(client, sql)).await?;
-        let begin = format!("{}; SAVEPOINT part", self.begin_reading(true));
+        for sql in [&FIRST_PAGE, &NEXT_PAGE] {
+            self.within(self.ready(client, sql)).await?;
+        }
+        let begin = format!(
+            "{}{FOLLOW_THE_INDEX}; SAVEPOINT part",
+            self.begin_reading(true)
+        );
         self.within(client.batch_execute(&begin)).await?;
 
-        let mut found = Vec::new();
-        let mut next = from.clone();
-        // A stack of parts, the first part on top: the offset from `from`, and the number
-        // of rows.
-        let mut to_do = vec![(0, limit)];
-        let mut read = 0;
-        while let Some((further, rows)) = to_do.pop() {
-            let params = PageParams::new(from, further, rows);
-            let part = self.part(client, &page, sql, &params).await?;
-            match part {
+        let mut parts = Parts {
+            rows: Vec::new(),
+            broken: Vec::new(),
+            next: from.clone(),
+        };
+        let mut left = self.options.page_size;
+        let mut rows = left;
+        let mut bytes = 0;
+        while left > 0 && !Page::is_full(bytes) {
+            rows = rows.min(left);
+            match self.part(client, &parts.next, rows).await? {
                 Ok(part) => {
-                    let goes_on = part.len() == rows as usize;
-                    read += part.iter().map(Row::bytes).sum::<usize>();
-                    for row in part {
-                        next = Position {
-                            after: Some(row.organization_id.clone()),
-                            skip: 0,
-                        };
-                        found.push(Part::Row(row));
+                    let read = u32::try_from(part.len()).unwrap_or(rows);
+                    bytes += part.iter().map(Row::bytes).sum::<usize>();
+                    if let Some(last) = part.last() {
+                        parts.next = Position::after(&last.organization_id);
                     }
+                    parts.rows.extend(part);
                     // The part ended at the limit of bytes, or at the end of the table.
-                    if !goes_on || Page::is_full(read) {
+                    if read < rows {
                         break;
                     }
+                    left -= read;
+                    rows *= 2;
                 }
-                Err(_) if rows > 1 => {
-                    let half = rows / 2;
-                    to_do.push((further + half, rows - half));
-                    to_do.push((further, half));
-                }
+                Err(_) if rows > 1 => rows /= 2,
                 Err(error) => {
-                    let id = self.id_at(client, from, further).await?;
-                    match str::from_utf8(&id) {
-                        Ok(id) => {
-                            next = Position {
-                                after: Some(id.to_owned()),
-                                skip: 0,
-                            }
+                    let id = match self.id_at(client, &parts.next).await? {
+                        Ok(id) => id,
+                        Err(_) if parts.next != *from => break,
+                        Err(error) => {
+                            self.within(client.batch_execute("COMMIT")).await?;
+                            return Ok(Err(error));
                         }
-                        Err(_) => next.skip += 1,
+                    };
+                    match str::from_utf8(&id) {
+                        Ok(id) => parts.next = Position::after(id),
+                        Err(_) => parts.next.skip += 1,
                     }
-                    found.push(Part::Broken { id, error });
+                    parts.broken.push((id, error));
+                    left -= 1;
                 }
             }
         }
         self.within(client.batch_execute("COMMIT")).await?;
-        // If this was the last row, the next page is empty, which costs little.
-        let next = (!found.is_empty()).then_some(next);
-        Ok((found, next))
+        Ok(Ok(parts))
     }
 
     /// Reads a part, or returns the error of one of its rows. The transaction continues
@@ -221,12 +217,11 @@ impl Store {
     async fn part(
         &self,
         client: &Object,
-        page: &Runnable,
-        sql: &'static Statement,
-        params: &PageParams<'_>,
+        from: &Position,
+        rows: u32,
     ) -> Result<Result<Vec<Row>, StoreError>, StoreError> {
-        let rows = self.within(page.query(client, &params.params(sql))).await;
-        match rows {
+        let (sql, params) = PageParams::new(from, rows).statement();
+        match self.query(client, sql, &params.params(sql)).await {
             Ok(rows) => Ok(Ok(rows
                 .iter()
                 .map(Row::from_pg)
@@ -240,35 +235,42 @@ impl Store {
         }
     }
 
-    /// The id of one row, as it is stored.
+    /// The id of the first row at `from`, as it is stored. The inner result is the error if
+    /// it cannot be read.
     async fn id_at(
         &self,
         client: &Object,
         from: &Position,
-        further: u32,
-    ) -> Result<Vec<u8>, StoreError> {
-        let offset = i64::from(from.skip) + i64::from(further);
+    ) -> Result<Result<Vec<u8>, StoreError>, StoreError> {
+        let skip = i64::from(from.skip);
         let [as_text, as_bytes] = match from.after {
             None => [&FIRST_ID, &FIRST_ID_BYTES],
             Some(_) => [&NEXT_ID, &NEXT_ID_BYTES],
         };
-        let params: [&(dyn ToSql + Sync); 2] = [&offset, &from.after];
-        let rows = match self.query(client, as_text, &params).await {
-            Err(error) if error.is_of_some_row() => {
-                self.within(client.batch_execute("ROLLBACK TO part"))
-                    .await?;
-                self.query(client, as_bytes, &params).await?
+        for sql in [as_text, as_bytes] {
+            match self.query(client, sql, &[&skip, &from.after]).await {
+                Ok(rows) => {
+                    let row = rows.first().ok_or_else(StoreError::no_answer)?;
+                    let text: Option<String> = row.try_get(0)?;
+                    let bytes: Option<Vec<u8>> = row.try_get(1)?;
+                    let id = text.map(String::into_bytes).or(bytes);
+                    return Ok(Ok(id.unwrap_or_default()));
+                }
+                Err(error) if error.is_of_some_row() => {
+                    let rollback = client.batch_execute("ROLLBACK TO part");
+                    self.within(rollback).await?;
+                    if error.is_damage() {
+                        return Ok(Err(error));
+                    }
+                }
+                Err(error) => return Err(error),
             }
-            rows => rows?,
-        };
-        let row = rows.first().ok_or_else(StoreError::no_answer)?;
-        let text: Option<String> = row.try_get(0)?;
-        let bytes: Option<Vec<u8>> = row.try_get(1)?;
-        Ok(text.map(String::into_bytes).or(bytes).unwrap_or_default())
+        }
+        Err(StoreError::no_answer())
     }
 }
 
-fn unreadable(columns: Vec<&'static str>, error: &StoreError) -> RowError {
+pub(super) fn unreadable(columns: Vec<&'static str>, error: &StoreError) -> RowError {
     match error {
         StoreError::Row(RowError::Refused(sqlstate)) => RowError::Unreadable {
             columns,

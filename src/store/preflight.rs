@@ -12,12 +12,15 @@ use super::{Hidden, Moment, PoolMode, SetupError, Store, StoreError, statement::
 //
 // Row-level security is harmless if the role can see and write every row. That is so with
 // an unconditional policy for the role and no restrictive policy with a condition.
+//
+// A late trigger runs after the UPDATE of a row, at the end of the statement or at COMMIT. A
+// trigger on our tables can write to another table, whose deferred triggers then run late.
 macro_rules! preflight {
     ($name:literal) => {
         concat!(
             $name,
             "\n\
-WITH tables (name, oid) AS (VALUES \
+WITH RECURSIVE tables (name, oid) AS (VALUES \
   ('tenants', to_regclass('tenants')), \
   ('tenant_identity_config', to_regclass('tenant_identity_config'))), \
 needed (name, col, reads, writes) AS (VALUES \
@@ -34,7 +37,29 @@ columns AS ( \
     a.attgenerated <> '' AS generated, y.typcategory = 'S' AS is_text \
   FROM needed n JOIN tables t ON t.name = n.name \
   JOIN pg_attribute a ON a.attrelid = t.oid AND a.attname = n.col AND NOT a.attisdropped \
-  JOIN pg_type y ON y.oid = a.atttypid) \
+  JOIN pg_type y ON y.oid = a.atttypid), \
+partitions (oid, root) AS ( \
+  SELECT oid::oid, oid::oid FROM tables WHERE oid IS NOT NULL \
+  UNION SELECT i.inhrelid, p.root FROM partitions p JOIN pg_inherits i ON i.inhparent = p.oid), \
+firing (states) AS (VALUES ( \
+  CASE current_setting('session_replication_role') WHEN 'replica' THEN 'RA' ELSE 'OA' END)), \
+triggers AS ( \
+  SELECT format('the trigger %s on %s', t.tgname, t.tgrelid::regclass) AS name, \
+    t.tgtype & 66 = 0 AS is_late, p.root IS NOT NULL AND t.tgtype & 16 <> 0 AND ( \
+      p.oid <> p.root OR cardinality(t.tgattr::int2[]) = 0 OR EXISTS ( \
+        SELECT FROM columns c WHERE c.oid = p.oid AND c.writes \
+          AND c.attnum = ANY (t.tgattr::int2[]))) AS fires, \
+    t.tginitdeferred AS is_deferred \
+  FROM pg_trigger t LEFT JOIN partitions p ON p.oid = t.tgrelid \
+  WHERE NOT t.tgisinternal \
+    AND position(t.tgenabled::text IN (SELECT states FROM firing)) > 0), \
+late (name) AS ( \
+  SELECT name FROM triggers WHERE fires AND is_late \
+  UNION SELECT name FROM triggers WHERE is_deferred \
+    AND EXISTS (SELECT FROM triggers WHERE fires) \
+  UNION SELECT format('the rule %s on %s', r.rulename, r.ev_class::regclass) \
+  FROM pg_rewrite r JOIN partitions p ON p.oid = r.ev_class \
+  WHERE r.ev_type = '2' AND position(r.ev_enabled::text IN (SELECT states FROM firing)) > 0) \
 SELECT \
   (SELECT string_agg(name, ' and ') FROM tables WHERE oid IS NULL), \
   (SELECT string_agg(t.name, ' and ') FROM tables t JOIN pg_class c ON c.oid = t.oid \
@@ -73,7 +98,8 @@ SELECT \
   (SELECT string_agg(n.name || '.' || n.col, ', ') FROM needed n \
    WHERE n.col <> 'encryption_key_id' AND NOT EXISTS ( \
      SELECT FROM columns c WHERE c.name = n.name || '.' || n.col)), \
-  (SELECT string_agg(name, ', ') FROM columns WHERE reads AND NOT is_text)"
+  (SELECT string_agg(name, ', ') FROM columns WHERE reads AND NOT is_text), \
+  (SELECT string_agg(name, ', ' ORDER BY name) FROM late)"
         )
     };
 }
@@ -134,6 +160,8 @@ pub struct Preflight {
     pub unfit: Option<SetupError>,
     /// Why no row can be written. A dry run may begin, an apply may not.
     pub unwritable: Option<SetupError>,
+    /// Triggers and rules that can change a row after the statement that writes it.
+    pub late_triggers: Option<String>,
     /// The server is a standby, which cannot write.
     pub is_standby: bool,
     server_version: i32,
@@ -189,6 +217,7 @@ impl Preflight {
             moment: Moment(row.try_get(12)?),
             unfit,
             unwritable,
+            late_triggers: list(16)?,
             is_standby: row.try_get(10)?,
             server_version: row.try_get(13)?,
         };

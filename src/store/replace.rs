@@ -29,11 +29,9 @@ pub enum CasOutcome {
 // If a trigger, rule or policy changes or skips either row, the statement reads a setting
 // that does not exist. It then fails, and nothing is written.
 macro_rules! replace_row {
-    ($name:literal, $limits:expr, $set_key_id:literal, $condition:expr) => {
+    ($limits:expr, $set_key_id:literal, $condition:expr, $remember:literal) => {
         concat!(
-            "-- ",
-            $name,
-            "\nWITH ",
+            "-- replace_row\nWITH ",
             $limits,
             "written AS (\
                UPDATE tenant_identity_config \
@@ -58,26 +56,17 @@ macro_rules! replace_row {
                  || (extract(epoch FROM clock_timestamp()) * 1000000)::bigint \
                END \
              FROM written WHERE tenants.organization_id = written.organization_id \
-             RETURNING version IS DISTINCT FROM $8 AS counted\
+             RETURNING version, version IS DISTINCT FROM $8 AS counted\
              ) \
              SELECT CASE \
                WHEN NOT written.kept THEN current_setting('nico_rewrap.text_not_kept') \
                WHEN bumped.counted IS NOT TRUE \
-               THEN current_setting('nico_rewrap.version_not_bumped') END \
-             FROM written LEFT JOIN bumped ON true"
+               THEN current_setting('nico_rewrap.version_not_bumped') END",
+            $remember,
+            " FROM written LEFT JOIN bumped ON true"
         )
     };
 }
-
-// For a session whose settings already say how long to wait and how to commit.
-const SESSION: Statement = Statement {
-    text: replace_row!("replace_row", "", "", " WHERE"),
-    types: &[Type::TEXT; 9],
-};
-const SESSION_WITH_KEY_ID: Statement = Statement {
-    text: replace_row!("replace_row", "", ", encryption_key_id = $10", " WHERE"),
-    types: &[Type::TEXT; 10],
-};
 
 // Behind a pooler, the statement makes these settings for its own transaction. The update
 // reads from this CTE, so it runs after it.
@@ -95,35 +84,63 @@ macro_rules! after_limits {
         " FROM limits WHERE limits.lock_timeout IS NOT NULL AND"
     };
 }
-const SELF_CONTAINED: Statement = Statement {
-    text: replace_row!("replace_row", limits!(), "", after_limits!()),
-    types: &[Type::TEXT; 11],
-};
-const SELF_CONTAINED_WITH_KEY_ID: Statement = Statement {
-    text: replace_row!(
-        "replace_row",
-        limits!(),
-        ", encryption_key_id = $12",
-        after_limits!()
-    ),
-    types: &[Type::TEXT; 12],
-};
 
-/// Which form of the statement fits the pooler and the schema.
+// The forms of the statement, in the order of `StatementVariant::index`.
+macro_rules! forms {
+    ($remember:literal) => {
+        [
+            // For a session whose settings already say how long to wait and how to commit.
+            Statement {
+                text: replace_row!("", "", " WHERE", $remember),
+                types: &[Type::TEXT; 9],
+            },
+            Statement {
+                text: replace_row!("", ", encryption_key_id = $10", " WHERE", $remember),
+                types: &[Type::TEXT; 10],
+            },
+            Statement {
+                text: replace_row!(limits!(), "", after_limits!(), $remember),
+                types: &[Type::TEXT; 11],
+            },
+            Statement {
+                text: replace_row!(
+                    limits!(),
+                    ", encryption_key_id = $12",
+                    after_limits!(),
+                    $remember
+                ),
+                types: &[Type::TEXT; 12],
+            },
+        ]
+    };
+}
+
+static REPLACE_ROW: [Statement; 4] = forms!("");
+
+/// These keep the written version for [`super::verified`].
+static REPLACE_AND_KEEP_VERSION: [Statement; 4] =
+    forms!(", set_config('nico_rewrap.written_version', bumped.version, true)");
+
+/// Which form of the statement fits the pooler, the schema and the triggers.
 #[derive(Clone, Copy)]
 pub(super) struct StatementVariant {
     pool_mode: PoolMode,
     with_key_id: bool,
+    verify: bool,
 }
 
 impl StatementVariant {
     pub(super) fn sql(self) -> &'static Statement {
-        match (self.pool_mode, self.with_key_id) {
-            (PoolMode::Session, false) => &SESSION,
-            (PoolMode::Session, true) => &SESSION_WITH_KEY_ID,
-            (PoolMode::Transaction, false) => &SELF_CONTAINED,
-            (PoolMode::Transaction, true) => &SELF_CONTAINED_WITH_KEY_ID,
-        }
+        let forms = if self.verify {
+            &REPLACE_AND_KEEP_VERSION
+        } else {
+            &REPLACE_ROW
+        };
+        &forms[self.index()]
+    }
+
+    fn index(self) -> usize {
+        2 * usize::from(self.pool_mode == PoolMode::Transaction) + usize::from(self.with_key_id)
     }
 }
 
@@ -185,17 +202,18 @@ impl Store {
         texts: &Envelopes,
         target: &KeyId,
     ) -> Result<CasOutcome, StoreError> {
-        let variant = self.variant();
+        let variant = self.variant(false);
         let replacement = self.replacement(variant, row, texts, target)?;
         let params = replacement.params();
         let written = self.execute(client, variant.sql(), &params).await?;
         Ok(CasOutcome::from_count(written))
     }
 
-    pub(super) fn variant(&self) -> StatementVariant {
+    pub(super) fn variant(&self, verify: bool) -> StatementVariant {
         StatementVariant {
             pool_mode: self.options.pool_mode,
             with_key_id: self.has_key_id_column.load(Ordering::Relaxed),
+            verify,
         }
     }
 

@@ -7,17 +7,21 @@
 use std::time::Duration;
 
 use deadpool_postgres::Object;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_postgres::types::Type;
 
 use super::{
-    PoolMode, Row, Store, StoreError,
+    PoolMode, Row, Store, StoreError, Wait,
     page::{select_row, text, texts, version},
     statement::Statement,
 };
 
 /// Pause between two checks whether the sessions have ended.
 const PAUSE: Duration = Duration::from_millis(20);
+
+/// Limit for finding out whether a silent server answers on another connection, and for the
+/// end of the silent session.
+const SILENT_SESSION_LIMIT: Duration = Duration::from_secs(1);
 
 /// The process of Postgres that serves one connection (`pg_backend_pid()`).
 pub(super) type Backend = i32;
@@ -45,6 +49,27 @@ const END_SESSIONS: Statement = Statement {
              AND application_name = current_setting('application_name') \
              AND pid <> pg_backend_pid()",
     types: &[Type::INT4_ARRAY],
+};
+
+// Behind a pooler in transaction mode, the session is not known. It is one that has been
+// writing a row for longer than a statement may run.
+const END_SILENT_SESSION: Statement = Statement {
+    text: "-- end_silent_session\n\
+           SELECT CASE WHEN wait_event = 'SyncRep' \
+               THEN current_setting('synchronous_standby_names') END, \
+             CASE WHEN wait_event IS DISTINCT FROM 'SyncRep' \
+               THEN pg_terminate_backend(pid) END \
+           FROM pg_stat_activity \
+           WHERE usename = current_user \
+             AND application_name = current_setting('application_name') \
+             AND pid <> pg_backend_pid() \
+             AND CASE WHEN $1 IS NOT NULL THEN pid = $1 \
+               ELSE state = 'active' \
+                 AND xact_start < clock_timestamp() - $2 * interval '1 s' \
+                 AND (query LIKE ANY (ARRAY['-- replace\\_row%', '-- verify\\_row%', \
+                     '-- lock\\_row%']) \
+                   OR query IN ('COMMIT', 'SET CONSTRAINTS ALL IMMEDIATE')) END",
+    types: &[Type::INT4, Type::FLOAT8],
 };
 
 const READ_ROWS: Statement = Statement {
@@ -87,6 +112,35 @@ impl Store {
         }
         let rows = self.query(client, &BACKEND_PID, &[]).await?;
         Ok(rows.first().ok_or_else(StoreError::no_answer)?.try_get(0)?)
+    }
+
+    /// Ends a session that has been silent for longer than a statement may run. Returns what
+    /// the session waits for if it must not be ended.
+    pub(super) async fn end_silent_session(
+        &self,
+        backend: Option<Backend>,
+    ) -> Result<Option<Wait>, StoreError> {
+        let limit = SILENT_SESSION_LIMIT;
+        let ended = async {
+            let client = self.any_client().await?;
+            let seconds = self.options.statement_timeout.as_secs_f64();
+            let wait = loop {
+                let rows = self
+                    .query(&client, &END_SILENT_SESSION, &[&backend, &seconds])
+                    .await?;
+                let Some(row) = rows.first() else {
+                    break None;
+                };
+                if let Some(standbys) = row.try_get(0)? {
+                    break Some(Wait::SynchronousStandby { standbys });
+                }
+                sleep(PAUSE).await;
+            };
+            client.release();
+            Ok(wait)
+        };
+        let ended = timeout(limit, ended).await;
+        ended.unwrap_or(Err(StoreError::NoAnswer(limit)))
     }
 
     /// Ends the sessions `backends`, which may still be writing some of the rows `ids`, and

@@ -29,6 +29,13 @@ pub enum SetupError {
          for the role and the database"
     )]
     ReadOnly,
+    /// A trigger was created during the run. It runs too late for the write to see it.
+    #[error(
+        "{0} was created or enabled during this run and runs after a row is written: it may have \
+         put back texts or versions that this run wrote before. Check what it does, compare \
+         tenants.version, and run again: the next run reads every row that it writes again"
+    )]
+    TriggerCreated(String),
     /// Every UPDATE would fail.
     #[error("{0}")]
     Update(String),
@@ -44,6 +51,7 @@ impl SetupError {
             Self::Schema(_) => "DATABASE_SCHEMA",
             Self::Login(_) => "DATABASE_LOGIN",
             Self::ReadOnly => "DATABASE_READ_ONLY",
+            Self::TriggerCreated(_) => "TRIGGER_CREATED",
             Self::Update(_) => "DATABASE_REFUSES_UPDATES",
         }
     }
@@ -91,6 +99,14 @@ pub enum Hidden {
         /// Organizations that the scan returned more than once.
         repeated: u64,
     },
+    /// Postgres cannot read some blocks of the table.
+    #[error(
+        "Postgres cannot read {0} blocks of tenant_identity_config. The organizations in them \
+         failed, as far as their ids are known; there may be others without a name. All other \
+         rows are done. The log of Postgres names the blocks: restore them from a backup, and \
+         run again"
+    )]
+    InDamagedBlocks(u64),
     /// Postgres cannot read a page of the table or of its index.
     #[error(
         "Postgres cannot read a part of tenant_identity_config or of its index (SQLSTATE {0}): \

@@ -4,8 +4,13 @@
 //! `statement_timeout`. So an answer arrives within that time, no matter how many
 //! statements are in flight. This finds a frozen server or a network that drops packets
 //! early, before the limits of all statements in flight have passed.
+//!
+//! A statement can also wait for this program itself: a pooler can have fewer server
+//! connections than this program has connections, and a locked row occupies one of them.
+//! Such a wait may last as long as rows are answered on other connections.
 
 use std::{
+    pin::Pin,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -13,10 +18,82 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-/// How long answers that have arrived may take to be read.
-const GRACE: Duration = Duration::from_millis(500);
+use super::{Store, statement::ANSWER_MARGIN};
+
+/// How long answers that have arrived may take to be read. After a pause of this process (a
+/// suspended machine, SIGSTOP), answers can wait in the socket while a timer has already
+/// ended.
+pub(super) const GRACE: Duration = Duration::from_millis(500);
+
+/// The time of the last answer to a statement about a row, on any connection.
+#[derive(Debug)]
+pub(super) struct RowAnswers(Mutex<Instant>);
+
+impl RowAnswers {
+    pub(super) fn new() -> Self {
+        Self(Mutex::new(Instant::now()))
+    }
+
+    pub(super) fn note(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// How long to wait for the next answer, if rows are still being answered: the last
+    /// answer is younger than `limit`.
+    fn time_left(&self, limit: Duration) -> Option<Duration> {
+        let last = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        limit
+            .checked_sub(last.elapsed())
+            .filter(|left| !left.is_zero())
+    }
+}
+
+impl Store {
+    /// The longest time between two answers on a connection with statements in flight.
+    pub(super) fn silence_limit(&self) -> Duration {
+        self.options.statement_timeout + ANSWER_MARGIN
+    }
+
+    /// Returns when no statement of a connection was answered for the longest time that one
+    /// may take. While `waits_for_rows` returns true, rows on other connections count too.
+    pub(super) async fn silence(
+        &self,
+        unanswered: &Unanswered,
+        mut waits_for_rows: impl FnMut() -> bool,
+    ) {
+        loop {
+            unanswered.silence(self.silence_limit()).await;
+            match self.row_answers.time_left(self.silence_limit()) {
+                Some(time_left) if waits_for_rows() => sleep(time_left).await,
+                _ => return,
+            }
+        }
+    }
+
+    /// Waits for `work` for at most `limit`. While `waits_for_rows` returns true, it waits
+    /// on as long as rows are answered. Returns `None` if `work` did not end in time.
+    pub(super) async fn wait_for<T>(
+        &self,
+        limit: Duration,
+        mut work: Pin<&mut impl Future<Output = T>>,
+        mut waits_for_rows: impl FnMut() -> bool,
+    ) -> Option<T> {
+        let mut limit = limit;
+        loop {
+            for limit in [limit, GRACE] {
+                if let Ok(done) = timeout(limit, work.as_mut()).await {
+                    return Some(done);
+                }
+            }
+            limit = self.row_answers.time_left(self.silence_limit())?;
+            if !waits_for_rows() {
+                return None;
+            }
+        }
+    }
+}
 
 /// The number of statements without an answer, and the time of the last activity.
 #[derive(Debug)]
@@ -51,8 +128,6 @@ impl Unanswered {
             if self.statements.load(Ordering::Relaxed) == 0 {
                 self.note_activity();
             } else if self.last_activity() == last_activity {
-                // After a pause of this process (a suspended machine, SIGSTOP), answers can wait
-                // in the socket while the timer has already ended.
                 sleep(GRACE).await;
                 if self.last_activity() == last_activity {
                     return;

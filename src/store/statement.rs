@@ -2,7 +2,7 @@
 //! pooler that may use another server connection for every transaction, no statement is
 //! prepared by name.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use deadpool_postgres::Object;
 use futures_util::future;
@@ -15,6 +15,12 @@ use super::{PoolMode, Store, StoreError};
 
 /// How much longer than Postgres' own limit this program waits for an answer.
 pub(super) const ANSWER_MARGIN: Duration = Duration::from_secs(1);
+
+/// Settings of a transaction whose statements must find rows along an index. For a small
+/// table, Postgres would read every block, and so also one that it cannot read. A plan that
+/// was made earlier does not have these settings.
+pub(super) const FOLLOW_THE_INDEX: &str = "; SET LOCAL plan_cache_mode = force_custom_plan; \
+     SET LOCAL jit = off; SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off";
 
 /// The text of a statement and the types of its parameters. The first line of the text
 /// names the statement in the log of Postgres. With known types, an unprepared statement
@@ -45,18 +51,16 @@ impl Runnable {
         }
     }
 
-    /// Runs a statement without parameters and returns its rows one by one. If the caller
-    /// takes no rows, Postgres waits.
-    pub(super) async fn stream(&self, client: &Object) -> Result<RowStream, tokio_postgres::Error> {
+    /// Runs a statement and returns its rows one by one. If the caller takes no rows,
+    /// Postgres waits.
+    pub(super) async fn stream(
+        &self,
+        client: &Object,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<RowStream, tokio_postgres::Error> {
         match self {
-            Self::Prepared(statement) => {
-                let none: [&(dyn ToSql + Sync); 0] = [];
-                client.query_raw(statement, none).await
-            }
-            Self::Unprepared(sql) => {
-                let none: [(&(dyn ToSql + Sync), Type); 0] = [];
-                client.query_typed_raw(sql.text, none).await
-            }
+            Self::Prepared(statement) => client.query_raw(statement, params.iter().copied()).await,
+            Self::Unprepared(sql) => client.query_typed_raw(sql.text, typed(sql, params)).await,
         }
     }
 
@@ -136,11 +140,12 @@ impl Store {
 
     /// Limits the wait for an answer on this side too. A server that hangs and a network
     /// that drops packets send no error.
-    pub(super) async fn within<T>(
+    pub(super) fn within<T>(
         &self,
         answer: impl Future<Output = Result<T, tokio_postgres::Error>>,
-    ) -> Result<T, StoreError> {
-        self.with_queue_timeout(1, answer).await
+    ) -> impl Future<Output = Result<T, StoreError>> {
+        // Not an async function: its future would contain `answer` twice.
+        self.with_queue_timeout(1, answer)
     }
 
     /// Limits the wait for the last of `queued` statements on one connection. Each
@@ -152,9 +157,11 @@ impl Store {
     ) -> Result<T, StoreError> {
         let queued = u32::try_from(queued).unwrap_or(u32::MAX);
         let limit = self.options.statement_timeout.saturating_mul(queued) + ANSWER_MARGIN;
-        match tokio::time::timeout(limit, answer).await {
-            Ok(result) => result.map_err(StoreError::from),
-            Err(_) => Err(StoreError::NoAnswer(limit)),
+        let mut was_noted = false;
+        let waits_for_pooler = || self.note_pooler_queue(&mut was_noted);
+        match self.wait_for(limit, pin!(answer), waits_for_pooler).await {
+            Some(result) => result.map_err(StoreError::from),
+            None => Err(StoreError::NoAnswer(limit)),
         }
     }
 }

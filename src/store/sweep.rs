@@ -9,9 +9,13 @@ use std::{collections::HashMap, pin::pin};
 
 use deadpool_postgres::Object;
 use futures_util::StreamExt;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{ToSql, Type};
 
-use super::{Hidden, SetupError, Store, StoreError, statement::Statement};
+use super::{
+    Hidden, SetupError, Store, StoreError,
+    damage::{BY_BLOCK, Blocks},
+    statement::Statement,
+};
 
 /// Maximum number of missed organizations that one sweep looks up. Another sweep takes the
 /// rest.
@@ -66,6 +70,36 @@ macro_rules! without_index {
 
 pub(super) use without_index;
 
+/// How the ids of the table are read.
+enum Source {
+    Table,
+    /// As bytes: an id need not be UTF-8.
+    Bytes,
+    /// Only those in readable blocks.
+    Blocks(Blocks),
+}
+
+impl Source {
+    /// The statement, its parameters, and the settings of its transaction.
+    fn statement(&self) -> (&'static Statement, Vec<&(dyn ToSql + Sync)>, &'static str) {
+        match self {
+            Self::Table => (&ALL_IDS, Vec::new(), without_index!()),
+            Self::Bytes => (&ALL_ID_BYTES, Vec::new(), without_index!()),
+            Self::Blocks(blocks) => {
+                let (sql, [first, end]) = blocks.ids();
+                (sql, vec![first, end], BY_BLOCK)
+            }
+        }
+    }
+
+    fn damaged_blocks(&self) -> u64 {
+        match self {
+            Self::Blocks(blocks) => blocks.damaged,
+            Self::Table | Self::Bytes => 0,
+        }
+    }
+}
+
 /// A point in the history of the database. Every transaction with a lower id has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment(pub(super) i64);
@@ -87,6 +121,8 @@ pub struct Sweep {
     pub passed_over: u64,
     /// How many rows have an id that another row has, too. Only a damaged index allows that.
     pub repeated: u64,
+    /// Number of blocks of the table that Postgres cannot read. Their rows were not compared.
+    pub damaged_blocks: u64,
     /// Whether the run missed more organizations than one sweep looks up.
     pub more: bool,
 }
@@ -102,25 +138,32 @@ impl Store {
         start: Moment,
         visited: impl Fn(&[u8]) -> Option<usize>,
     ) -> Result<Sweep, StoreError> {
-        let mut sql = &ALL_IDS;
-        let mut attempt = 0;
+        let mut swept = self.sweep_table(&Source::Table, start, &visited).await;
+        if let Err(error) = &swept
+            && error.is_of_some_row()
+        {
+            if error.is_damage() {
+                let blocks = Source::Blocks(Box::pin(self.readable_blocks()).await?);
+                swept = self.sweep_table(&blocks, start, &visited).await;
+            } else {
+                swept = self.sweep_table(&Source::Bytes, start, &visited).await;
+            }
+        }
+        swept.map_err(StoreError::into_unavailable)
+    }
+
+    async fn sweep_table(
+        &self,
+        source: &Source,
+        start: Moment,
+        visited: &impl Fn(&[u8]) -> Option<usize>,
+    ) -> Result<Sweep, StoreError> {
+        let mut attempts = 0;
         loop {
-            attempt += 1;
             let lease = self.client().await?;
-            match self.sweep_once(&lease, sql, start, &visited).await {
-                Ok(sweep) => {
-                    lease.release();
-                    return Ok(sweep);
-                }
-                Err(error) if error.is_of_some_row() && sql.text == ALL_IDS.text => {
-                    sql = &ALL_ID_BYTES;
-                }
-                Err(error) => {
-                    drop(lease);
-                    self.retry(error, attempt)
-                        .await
-                        .map_err(StoreError::into_unavailable)?;
-                }
+            let swept = self.sweep_once(&lease, source, start, visited).await;
+            if let Some(sweep) = self.conclude(lease, swept, &mut attempts).await? {
+                return Ok(sweep);
             }
         }
     }
@@ -172,18 +215,18 @@ impl Store {
     async fn sweep_once(
         &self,
         client: &Object,
-        sql: &'static Statement,
+        source: &Source,
         start: Moment,
-        visited: impl Fn(&[u8]) -> Option<usize>,
+        visited: &impl Fn(&[u8]) -> Option<usize>,
     ) -> Result<Sweep, StoreError> {
+        let (sql, params, settings) = source.statement();
         let all = self.within(self.ready(client, sql)).await?;
         let by_index = self.within(self.ready(client, &BY_INDEX)).await?;
         // Reading a large table takes longer than any other statement. A server that hangs
         // is noticed by the wait for each row.
         let begin = format!(
-            "{}; SET LOCAL statement_timeout = 0; {}",
-            self.begin_reading(true),
-            without_index!()
+            "{}; SET LOCAL statement_timeout = 0; {settings}",
+            self.begin_reading(true)
         );
         self.within(client.batch_execute(&begin)).await?;
 
@@ -192,8 +235,9 @@ impl Store {
         let mut seen = Positions::default();
         let mut repeated = 0;
         {
-            let mut rows = pin!(self.within(all.stream(client)).await?);
+            let mut rows = pin!(self.within(all.stream(client, &params)).await?);
             while let Some(row) = self.within(async { rows.next().await.transpose() }).await? {
+                self.row_answers.note();
                 let id = id_bytes(&row)?;
                 if let Some(position) = visited(id) {
                     repeated += u64::from(!seen.insert(position));
@@ -209,13 +253,17 @@ impl Store {
         let mut sweep = Sweep {
             more,
             repeated,
+            damaged_blocks: source.damaged_blocks(),
             ..Sweep::default()
         };
-        if !missed.is_empty() {
-            let missed: Vec<_> = missed
-                .into_iter()
-                .map(|id| String::from_utf8_lossy(&id).into_owned())
-                .collect();
+        let missed: Vec<_> = missed
+            .into_iter()
+            .map(|id| String::from_utf8_lossy(&id).into_owned())
+            .collect();
+        if matches!(source, Source::Blocks(_)) {
+            // The index can lead to a damaged block. The run looks for each of them.
+            sweep.found = missed;
+        } else if !missed.is_empty() {
             let settings = "SET LOCAL enable_indexscan = on; SET LOCAL enable_seqscan = off";
             self.within(client.batch_execute(settings)).await?;
             let rows = self.within(by_index.query(client, &[&missed])).await?;

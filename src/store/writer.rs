@@ -1,13 +1,13 @@
 //! Writes rows, one guarded statement for each.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use deadpool_postgres::Object;
 use tokio_postgres::{error::SqlState, types::ToSql};
 
 use super::{
     CasOutcome, Row, RowError, Store, StoreError, lease::Lease, locked::Locked, page::READ_ROW,
-    schema, settle::Backend, silence::Unanswered, statement::ANSWER_MARGIN,
+    schema, settle::Backend, silence::Unanswered,
 };
 use crate::domain::{keyring::KeyId, rewrap::Envelopes};
 
@@ -21,6 +21,10 @@ pub struct Writer<'a> {
     backend: Option<Backend>,
     unanswered: Unanswered,
     lost: AtomicBool,
+    /// The size of the largest write that was sent, in bytes.
+    largest_write: AtomicUsize,
+    /// Whether each row is read again before its commit.
+    verify: bool,
 }
 
 impl Drop for Writer<'_> {
@@ -29,7 +33,7 @@ impl Drop for Writer<'_> {
         if !*self.lost.get_mut()
             && let Some(client) = self.client.take()
         {
-            client.release();
+            client.release_after(*self.largest_write.get_mut());
         }
     }
 }
@@ -42,7 +46,17 @@ impl<'a> Writer<'a> {
             backend,
             unanswered: Unanswered::new(),
             lost: AtomicBool::new(false),
+            largest_write: AtomicUsize::new(0),
+            verify: false,
         }
+    }
+
+    /// Makes this writer read each row again before its commit. This finds out whether a
+    /// trigger has put something else into the row after the write.
+    #[must_use]
+    pub fn verifying(mut self, verify: bool) -> Self {
+        self.verify = verify;
+        self
     }
 
     /// The session in Postgres, for [`Store::settle`]. `None` behind a pooler in
@@ -55,8 +69,10 @@ impl<'a> Writer<'a> {
     /// Returns when statements are in flight and Postgres has answered none of them for
     /// longer than one statement may take.
     pub async fn silence(&self) -> StoreError {
-        let limit = self.store.options.statement_timeout + ANSWER_MARGIN;
-        self.unanswered.silence(limit).await;
+        let limit = self.store.silence_limit();
+        let mut was_noted = false;
+        let waits_for_pooler = || self.store.note_pooler_queue(&mut was_noted);
+        self.store.silence(&self.unanswered, waits_for_pooler).await;
         StoreError::NoAnswer(limit)
     }
 
@@ -65,25 +81,50 @@ impl<'a> Writer<'a> {
         self.lost.store(true, Ordering::Relaxed);
     }
 
+    /// Ends the session of this writer, on which Postgres has been silent, if Postgres
+    /// answers on another connection. Afterwards no write of this writer can follow.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when Postgres does not answer there either, or when the session waits
+    /// for a synchronous standby. The connection is closed in any case.
+    pub async fn end_session(mut self) -> Result<(), StoreError> {
+        let (store, backend) = (self.store, self.backend);
+        let detached = self.client.take().map(Lease::detach);
+        // Ask before the connection is closed: the cancel request that goes with that would
+        // end the wait for a standby.
+        let asked = store.end_silent_session(backend).await;
+        drop(detached);
+        match asked {
+            // The silent session may have been the only one that is allowed.
+            Err(_) => store.end_silent_session(backend).await?,
+            Ok(wait) => wait,
+        }
+        .map_or(Ok(()), |wait| {
+            Err(StoreError::Unavailable(wait.to_string()))
+        })
+    }
+
     /// Reads the current row.
     ///
     /// # Errors
     ///
     /// [`StoreError`] when it can't be read.
     pub async fn row(&self, organization_id: &str) -> Result<Option<Row>, StoreError> {
-        let mut attempt = 0;
+        let params: [&(dyn ToSql + Sync); 1] = [&organization_id];
+        let mut attempts = 0;
         loop {
-            attempt += 1;
             let client = self.connection()?;
-            let params: [&(dyn ToSql + Sync); 1] = [&organization_id];
-            let read = self.store.query_behind_rows(client, &READ_ROW, &params);
-            match self.unanswered.count(read).await {
-                Ok(rows) => return rows.first().map(Row::from_pg).transpose(),
+            let rows = self.store.query_behind_rows(client, &READ_ROW, &params);
+            let rows = match self.answer(rows).await {
                 Err(StoreError::Row(RowError::Refused(sqlstate))) => {
                     let columns = Vec::new();
-                    return Err(RowError::Unreadable { columns, sqlstate }.into());
+                    Err(RowError::Unreadable { columns, sqlstate }.into())
                 }
-                Err(error) => self.recover(error, attempt).await?,
+                rows => rows,
+            };
+            if let Some(rows) = self.conclude(rows, &mut attempts).await? {
+                return rows.first().map(Row::from_pg).transpose();
             }
         }
     }
@@ -101,14 +142,20 @@ impl<'a> Writer<'a> {
         texts: &Envelopes,
         target: &KeyId,
     ) -> Result<CasOutcome, StoreError> {
-        let mut attempt = 0;
+        self.largest_write
+            .fetch_max(2 * row.bytes(), Ordering::Relaxed);
+        let mut attempts = 0;
         loop {
-            attempt += 1;
             let client = self.connection()?;
-            let replace = self.store.replace(client, row, texts, target);
-            match self.unanswered.count(replace).await {
-                Ok(replaced) => return Ok(replaced),
-                Err(error) => self.recover(error, attempt).await?,
+            let replaced = if self.verify {
+                let replace = self.store.replace_verified(client, row, texts, target);
+                self.answer(replace).await
+            } else {
+                let replace = self.store.replace(client, row, texts, target);
+                self.answer(replace).await
+            };
+            if let Some(replaced) = self.conclude(replaced, &mut attempts).await? {
+                return Ok(replaced);
             }
         }
     }
@@ -127,15 +174,14 @@ impl<'a> Writer<'a> {
         target: &KeyId,
         mut decide: impl FnMut(&Row) -> (T, Option<Envelopes>),
     ) -> Result<Option<T>, StoreError> {
-        let mut attempt = 0;
+        let mut attempts = 0;
         loop {
-            attempt += 1;
             let outcome = self
                 .replace_locked_once(organization_id, target, &mut decide)
                 .await;
-            match outcome {
-                Ok(outcome) => return Ok(outcome),
-                Err(error) => self.recover(error, attempt).await?,
+            self.store.row_answers.note();
+            if let Some(outcome) = self.conclude(outcome, &mut attempts).await? {
+                return Ok(outcome);
             }
         }
     }
@@ -147,7 +193,8 @@ impl<'a> Writer<'a> {
         decide: &mut impl FnMut(&Row) -> (T, Option<Envelopes>),
     ) -> Result<Option<T>, StoreError> {
         let client = self.connection()?;
-        let locked = Locked::row(self.store, client, &self.lost, organization_id).await?;
+        let locked =
+            Locked::row(self.store, client, &self.lost, organization_id, self.verify).await?;
         let (locked, row) = match locked {
             (locked, Some(row)) => (locked, row),
             (locked, None) => {
@@ -181,13 +228,29 @@ impl<'a> Writer<'a> {
             .ok_or_else(StoreError::no_connection)
     }
 
-    /// Prepares another attempt, or returns the error.
-    async fn recover(&self, error: StoreError, attempt: u32) -> Result<(), StoreError> {
-        let recovered = self.try_to_recover(error, attempt).await;
+    /// Waits for the answer to a statement of a row.
+    async fn answer<T>(&self, statement: impl Future<Output = T>) -> T {
+        let answer = self.unanswered.count(statement).await;
+        self.store.row_answers.note();
+        answer
+    }
+
+    /// Ends an attempt. Returns `None` if there must be another one.
+    async fn conclude<T>(
+        &self,
+        attempt: Result<T, StoreError>,
+        attempts: &mut u32,
+    ) -> Result<Option<T>, StoreError> {
+        *attempts += 1;
+        let error = match attempt {
+            Ok(done) => return Ok(Some(done)),
+            Err(error) => error,
+        };
+        let recovered = self.try_to_recover(error, *attempts).await;
         if let Err(StoreError::ConnectionLost(_) | StoreError::NoAnswer(_)) = recovered {
             self.lost.store(true, Ordering::Relaxed);
         }
-        recovered
+        recovered.map(|()| None)
     }
 
     async fn try_to_recover(&self, error: StoreError, attempt: u32) -> Result<(), StoreError> {

@@ -12,7 +12,7 @@ const IDENTITY_KINDS: [&str; 4] = ["service", "machine", "external", "none"];
 
 /// The outcomes of calls: `OK`, and the reason of every error. A test of [`crate::api::error`]
 /// fails if one is missing.
-pub(crate) const CALL_OUTCOMES: [&str; 30] = [
+pub(crate) const CALL_OUTCOMES: [&str; 31] = [
     "OK",
     "APPLY_UNDER_WAY",
     "AUDIT_UNAVAILABLE",
@@ -40,6 +40,7 @@ pub(crate) const CALL_OUTCOMES: [&str; 30] = [
     "SHUTTING_DOWN",
     "SLOW_REQUEST",
     "TOO_MANY_RUNS",
+    "TRIGGER_CREATED",
     "UNEXPECTED_TARGET_KEY",
     "UNKNOWN_METHOD",
     "UNKNOWN_ORGANIZATION",

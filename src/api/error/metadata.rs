@@ -80,6 +80,7 @@ fn setup(problem: &SetupError) -> Vec<Part> {
         SetupError::Privilege(privilege) => vec![("privilege", privilege.clone())],
         SetupError::Login(cause) => vec![("cause", cause.clone())],
         SetupError::Schema(cause) | SetupError::Update(cause) => vec![("cause", cause.clone())],
+        SetupError::TriggerCreated(triggers) => vec![("triggers", triggers.clone())],
         SetupError::ReadOnly => Vec::new(),
     }
 }
@@ -101,6 +102,7 @@ fn hidden_rows(hidden: &Hidden) -> Vec<Part> {
             ("organizations_repeated", repeated.to_string()),
         ],
         Hidden::ByDamage(sqlstate) => vec![("sqlstate", sqlstate.clone())],
+        Hidden::InDamagedBlocks(blocks) => vec![("blocks", blocks.to_string())],
     }
 }
 

@@ -36,7 +36,7 @@ static INTERNAL: Reason = row(
 );
 
 /// All other reasons, in the order of `docs/reference/errors.md`.
-static TABLE: [Reason; 34] = [
+static TABLE: [Reason; 35] = [
     row(
         "MACHINE_IDENTITY_DISABLED",
         Code::FailedPrecondition,
@@ -90,6 +90,12 @@ static TABLE: [Reason; 34] = [
         Code::FailedPrecondition,
         503,
         "change the table as the message says, then run again",
+    ),
+    row(
+        "TRIGGER_CREATED",
+        Code::FailedPrecondition,
+        503,
+        "disable the trigger or let it keep re-wrapped rows, then run again",
     ),
     row(
         "BLANK_ORGANIZATION_ID",

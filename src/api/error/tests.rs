@@ -187,6 +187,10 @@ fn table() -> Vec<(ServiceError, Expected)> {
             (FailedPrecondition, "DATABASE_LOGIN", 503, &["cause"]),
         ),
         (
+            setup(SetupError::TriggerCreated(text())),
+            (FailedPrecondition, "TRIGGER_CREATED", 503, &["triggers"]),
+        ),
+        (
             setup(SetupError::ReadOnly),
             (FailedPrecondition, "DATABASE_READ_ONLY", 503, &[]),
         ),

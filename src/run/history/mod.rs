@@ -148,9 +148,7 @@ impl History {
             let pair = request
                 .as_ref()
                 .map(|r| (r.id.as_str(), r.parameters.as_str()));
-            let added = store
-                .insert_run(&record.id, &document(&record), pair)
-                .await;
+            let added = store.insert_run(&record.id, &document(&record), pair).await;
             match added {
                 Ok(StartedRun::New) => is_stored = true,
                 Ok(StartedRun::Known { .. }) => {

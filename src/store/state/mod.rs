@@ -118,19 +118,12 @@ impl Store {
         sql: &'static Statement,
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<PgRow>, StoreError> {
-        let mut attempt = 0;
+        let mut attempts = 0;
         loop {
-            attempt += 1;
-            let client = self.side_client().await?;
-            match self.query(&client, sql, params).await {
-                Ok(rows) => {
-                    client.release();
-                    return Ok(rows);
-                }
-                Err(error) => {
-                    drop(client);
-                    self.retry(error, attempt).await?;
-                }
+            let lease = self.side_client().await?;
+            let rows = self.query(&lease, sql, params).await;
+            if let Some(rows) = self.conclude(lease, rows, &mut attempts).await? {
+                return Ok(rows);
             }
         }
     }
