@@ -122,7 +122,7 @@ async fn site_of(rows: usize, key_id: &str) -> Runner {
         adaptive_rate: true,
     };
     let target = Target::parse(&database.url(), None, Duration::from_secs(30)).unwrap();
-    let store = Store::new(&target, options).unwrap();
+    let store = Arc::new(Store::new(&target, options).unwrap());
     let keyring = keyring();
     Runner::new(Arc::new(Site { keyring, store }), speed)
 }

@@ -37,7 +37,7 @@ async fn a_dry_run_and_an_apply_have_the_report_of_the_old_method() {
         assert_eq!(run["kind"], kind);
         assert_eq!(run["site"], json!({}));
         assert_eq!(run["targetKeyId"], "kv2");
-        assert_eq!(run["caller"], "nico admin");
+        assert_eq!(run["caller"], "alice");
         assert_eq!(run["durable"], true);
         let report = &run["report"];
         let count = |name: &str| report[name].as_str().unwrap().parse::<u32>().unwrap();
@@ -208,7 +208,7 @@ async fn a_run_continues_without_its_client_and_can_be_stopped() {
     let info = error.error_info().unwrap();
     assert_eq!(info.reason, "APPLY_UNDER_WAY");
     assert_eq!(json!(info.metadata["other_run_id"]), started["id"]);
-    assert_eq!(info.metadata["caller"], "nico admin");
+    assert_eq!(info.metadata["caller"], "alice");
 
     ask(&server, "StopRun", json!({"runId": started["id"]})).await;
     let stopped = ended(&server, &started).await;

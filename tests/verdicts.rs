@@ -15,6 +15,12 @@ use crate::site::Site;
 
 const CENSUS: &str = "RUN_KIND_CENSUS";
 
+const STRAGGLER: &str = "secrets are under a key that no secret used before: somebody still writes \
+                         under it. The soak starts again";
+
+const MEMORY_ONLY: &str = "runs and censuses are kept in memory only, and verdicts know only what \
+                           this process has seen";
+
 fn site(database: &Database) -> Site {
     Site::new(database)
         .set("rewrap.census_interval", "\"0s\"")
@@ -105,12 +111,7 @@ async fn a_key_is_removable_only_after_the_soak() {
     let straggler = key(&server, "kv1").await;
     assert_eq!(straggler["verdict"]["state"], "VERDICT_STATE_IN_USE");
     assert_eq!(straggler["verdict"]["stragglers"], "2");
-    assert_eq!(
-        server
-            .logs_with("secrets are under a key that no secret used before")
-            .len(),
-        1
-    );
+    server.wait_log(STRAGGLER).await;
     grpcurl::run(&server, false).await;
     run(&server, CENSUS).await;
     assert_eq!(verdict(&server, "kv1").await, "SOAKING");
@@ -157,9 +158,7 @@ async fn without_the_schema_a_verdict_says_what_it_knows() {
         ask(&server, "GetStatus", json!({})).await["historyPersistent"],
         false
     );
-    server
-        .wait_log("runs and censuses are kept in memory only")
-        .await;
+    server.wait_log(MEMORY_ONLY).await;
 }
 
 #[tokio::test]

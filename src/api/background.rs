@@ -74,7 +74,8 @@ impl Inner {
         let id = run_id();
         let span = tracing::error_span!("census", run_id = id);
         async {
-            let taken = self.try_take_census(runner, id).await;
+            // On the heap: a debug build needs much stack to move it.
+            let taken = Box::pin(self.try_take_census(runner, id)).await;
             if let Err(error) = &taken {
                 tracing::warn!(%error, "the census failed");
             }
@@ -110,7 +111,7 @@ impl Inner {
         let censuses = &self.context.censuses;
         let position = censuses.position().await;
         let meter = Meter::default();
-        let ended = runner.census(&spec, true, &meter, &stop).await;
+        let ended = Box::pin(runner.census(&spec, true, &meter, &stop)).await;
         if let Some(census) = &ended.census {
             censuses.record(runner.site(), position, census).await;
         }

@@ -326,7 +326,8 @@ impl Execution {
         let mut last = censuses.last().await;
         if last.is_none() {
             let position = censuses.position().await;
-            let ended = runner.census(spec, false, &Meter::default(), stop).await;
+            let meter = Meter::default();
+            let ended = Box::pin(runner.census(spec, false, &meter, stop)).await;
             match ended.result {
                 Ok(()) => {}
                 Err(RunError::Store(error)) => return Err(error.into()),

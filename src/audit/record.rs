@@ -49,11 +49,6 @@ impl Record {
         }
     }
 
-    /// The id of the call.
-    pub(crate) fn run_id(&self) -> &str {
-        &self.run_id
-    }
-
     pub(super) fn begin(&self) {
         self.begun.store(true, Ordering::Relaxed);
     }

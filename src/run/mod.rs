@@ -93,16 +93,6 @@ pub enum Mode {
     Apply,
 }
 
-impl Mode {
-    /// The label value for metrics.
-    pub(super) fn label(self) -> &'static str {
-        match self {
-            Self::DryRun => "dry_run",
-            Self::Apply => "apply",
-        }
-    }
-}
-
 /// What a run shall do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunSpec {

@@ -94,8 +94,9 @@ impl History {
             tracing::info!("runs and censuses are kept in the schema nico_rewrap");
         } else if !is_ready && (first || was_ready) {
             tracing::warn!(
+                reason = %schema,
                 "runs and censuses are kept in memory only, and verdicts know only what this process \
-                 has seen: {schema}"
+                 has seen"
             );
         }
     }
