@@ -91,6 +91,7 @@ mod policies;
 mod pooler;
 mod property;
 mod races;
+mod receipts;
 mod reload;
 mod replicas;
 mod requests;

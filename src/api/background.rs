@@ -70,7 +70,7 @@ impl Inner {
     }
 
     /// Takes a census, unless another instance takes one now.
-    async fn take_census(&self, runner: &Runner) -> Result<(), ServiceError> {
+    pub(super) async fn take_census(&self, runner: &Runner) -> Result<(), ServiceError> {
         let id = run_id();
         let span = tracing::error_span!("census", run_id = id);
         async {

@@ -4,6 +4,7 @@
 //! `CallRequest`, calls `Calls::carry_out` or `Calls::start`, and converts the answer back.
 
 use std::{
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -111,6 +112,10 @@ pub struct CallContext {
     pub audit: AuditLog,
     /// Maximum number of concurrent runs.
     pub max_runs: u32,
+    /// The file for receipts.
+    pub receipt_log: Option<PathBuf>,
+    /// The interval of censuses. Zero means none.
+    pub census_interval: Duration,
 }
 
 /// Carries out calls. All clones share the same limits.

@@ -160,7 +160,12 @@ impl Execution {
             caller,
             "run started"
         );
-        let ended = Box::pin(self.execute(
+        let before = context
+            .censuses
+            .last()
+            .await
+            .filter(|_| kind == Kind::Apply);
+        let mut ended = Box::pin(self.execute(
             runner,
             &permit,
             &spec,
@@ -172,6 +177,7 @@ impl Execution {
         .await;
         site_guard.release().await;
         let counts = ended.report.counts;
+        let changes = std::mem::take(&mut ended.changes);
         let (groups, durable) = (ended.report.groups(), ended.durable);
         let problem = ended.result.as_ref().err().map(ServiceError::problem);
         let state = match &ended.result {
@@ -180,6 +186,7 @@ impl Execution {
             Err(_) => RunState::Failed,
         };
         telemetry::run_ended(kind.label(), state.name());
+        let mut finished_record = None;
         let finished = live.finish(|record| {
             record.state = state;
             record.end_time = Some(SystemTime::now());
@@ -187,10 +194,17 @@ impl Execution {
             record.failure_groups = groups;
             record.problem = problem;
             record.durable = durable;
+            finished_record = Some(record.clone());
         });
         finished.await;
         if kind == Kind::Apply && counts.rows_updated > 0 {
-            inner.census_due.notify_one();
+            match finished_record {
+                // This takes a census, too.
+                Some(record) if inner.keeps_receipts() => {
+                    inner.spawn_receipt(record, changes, before);
+                }
+                _ => inner.census_due.notify_one(),
+            }
         }
         Ok((target, ended))
     }
@@ -223,6 +237,7 @@ impl Execution {
         let io = RunIo {
             meter: meter.clone(),
             failures: Some(queue),
+            with_receipt: self.inner.keeps_receipts(),
         };
         let run = Box::pin(runner.run(permit, spec, io, stop));
         let run = remember_wait(run, runner.stall());

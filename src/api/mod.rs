@@ -8,5 +8,6 @@ pub mod error;
 mod execute;
 pub mod grpc;
 pub mod guard;
+mod receipt;
 mod remedy;
 mod run_id;

@@ -172,6 +172,8 @@ impl App {
             setup_problem: setup_problem.subscribe(),
             audit: self.audit.clone(),
             max_runs: self.options.max_runs,
+            receipt_log: self.options.receipt_log.clone(),
+            census_interval,
         };
         let calls = Calls::new(context, tasks.clone(), shutdown.clone());
         let censuses = calls.clone();

@@ -229,6 +229,9 @@ fn server(settings: &mut Settings) -> ServerOptions {
     ServerOptions {
         listen: settings.address("rewrap.listen"),
         metrics_endpoint: metrics_endpoint(settings),
+        receipt_log: settings
+            .non_empty_string("rewrap.receipt_log")
+            .map(PathBuf::from),
         instance_name: settings.non_empty_string("rewrap.instance_name"),
         shutdown_grace: settings.duration("rewrap.shutdown_grace"),
         handshake_timeout: settings.duration("rewrap.handshake_timeout"),

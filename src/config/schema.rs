@@ -247,6 +247,11 @@ pub const SETTINGS: &[Setting] = &[
         "how long a key must be clean before it may be deleted, up to 90 days",
     ),
     derived(
+        "receipt_log",
+        "",
+        "file to which the receipts of applies are appended",
+    ),
+    derived(
         "instance_name",
         "host name and port",
         "the name of this instance in runs and in `GetStatus`",

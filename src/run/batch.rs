@@ -18,6 +18,7 @@ use super::{
     Context, Failure, Mode, RunError,
     pacer::Pacer,
     pending::{Pending, Progress},
+    receipt::Changes,
     report::RowOutcome,
 };
 use crate::{
@@ -40,6 +41,8 @@ pub(super) struct Batch {
     pub(super) mode: Mode,
     /// Whether these rows belong to a site-wide run.
     pub(super) is_site: bool,
+    /// Whether the run keeps what it writes for a receipt.
+    pub(super) with_receipt: bool,
     /// Limits the rate of the run.
     pub(super) pacer: Arc<Pacer>,
     /// Whether each row is read again before its commit.
@@ -61,6 +64,8 @@ pub(super) struct BatchEnd {
     pub(super) gone: Vec<String>,
     /// Number of rows whose last write has an unknown outcome.
     pub(super) in_doubt: u64,
+    /// What was written, for the receipt.
+    pub(super) changes: Changes,
     /// Why some rows were not processed.
     pub(super) result: Result<(), RunError>,
 }
@@ -72,6 +77,7 @@ impl Batch {
             outcomes: Vec::with_capacity(rows.len()),
             gone: Vec::new(),
             in_doubt: 0,
+            changes: Changes::default(),
             result: Ok(()),
         };
         let mut pending = Vec::new();
@@ -94,6 +100,11 @@ impl Batch {
         }
         for mut row in pending {
             let id = std::mem::take(&mut row.row.organization_id);
+            if self.with_receipt
+                && let Some((old, new)) = row.change()
+            {
+                end.changes.add(&id, old, new);
+            }
             let outcome = row.into_outcome();
             if outcome == Some(RowOutcome::Gone) {
                 end.gone.push(id);
@@ -324,11 +335,14 @@ impl Batch {
             .replace_locked(&id, target, |row| match self.decide(row) {
                 Err(outcome) => (outcome, None),
                 Ok((texts, outcome)) => {
-                    pending.note_doubt(texts.clone(), outcome.clone());
+                    pending.note_doubt(row.texts.clone(), texts.clone(), outcome.clone());
                     (outcome, Some(texts))
                 }
             })
             .await;
+        if let Ok(Some(RowOutcome::Updated { .. })) = &written {
+            pending.last_doubt_is_written();
+        }
         pending.conclude(written.map(|outcome| Some(outcome.unwrap_or(RowOutcome::Gone))))
     }
 

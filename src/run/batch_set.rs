@@ -17,6 +17,7 @@ use super::{
     batch::{Batch, BatchEnd},
     pacer::Pacer,
     progress::Meter,
+    receipt::Changes,
     report::RowOutcome,
     visited::Visited,
 };
@@ -56,6 +57,7 @@ pub(super) struct BatchSet {
     stop_after_failures: u64,
     verify_writes: bool,
     report: Report,
+    changes: Changes,
     io: RunIo,
     progress: Arc<AtomicU64>,
 }
@@ -85,6 +87,7 @@ impl BatchSet {
             stop_after_failures: spec.stop_after_failures.into(),
             verify_writes: false,
             report: Report::default(),
+            changes: Changes::default(),
             io,
             progress: Arc::default(),
         }
@@ -123,6 +126,11 @@ impl BatchSet {
     /// Sets the estimate of the number of rows.
     pub(super) fn set_total(&self, rows: u64) {
         self.io.meter.set_total(rows);
+    }
+
+    /// Returns what was written, and forgets it.
+    pub(super) fn take_changes(&mut self) -> Changes {
+        mem::take(&mut self.changes)
     }
 
     /// Returns the counts and resets them to zero.
@@ -172,6 +180,7 @@ impl BatchSet {
             context: self.context.clone(),
             mode: self.mode,
             is_site: self.is_site,
+            with_receipt: self.io.with_receipt,
             pacer: self.pacer.clone(),
             verify: self.verify_writes,
             stop: self.stop.clone(),
@@ -227,6 +236,7 @@ impl BatchSet {
         }
         self.count_rows(end.outcomes).await;
         self.report.counts.rows_in_doubt += end.in_doubt;
+        self.changes.append(end.changes);
         if self.stop_after_failures > 0
             && self.report.counts.rows_failed >= self.stop_after_failures
         {

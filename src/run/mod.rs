@@ -25,6 +25,7 @@ mod pacer;
 mod pending;
 mod progress;
 pub mod receipt;
+pub mod receipt_log;
 pub mod record;
 mod report;
 mod scope;
@@ -115,6 +116,8 @@ pub struct RunIo {
     pub meter: Arc<Meter>,
     /// Takes the failures of the run, all of them. Without it, only the report keeps some.
     pub failures: Option<mpsc::Sender<Vec<Failure>>>,
+    /// Whether to keep what an apply writes for a receipt.
+    pub with_receipt: bool,
 }
 
 /// The keys and the database of a site.
@@ -378,6 +381,7 @@ impl Runner {
             report,
             durable,
             census: None,
+            changes: batches.take_changes(),
             result,
         }
     }

@@ -29,7 +29,7 @@ struct Change {
 
 /// The secrets that a run has re-wrapped, about 100 bytes each.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Changes(Vec<Change>);
+pub struct Changes(Vec<Change>);
 
 impl Changes {
     /// Adds a row whose texts were replaced.
@@ -134,7 +134,8 @@ pub enum BrokenChain {
 
 impl Receipt {
     /// The receipt of an apply, without a place in the chain.
-    pub(super) fn new(
+    #[must_use]
+    pub fn new(
         record: &RunRecord,
         build: &str,
         check_values: BTreeMap<String, String>,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::{
     Census, RunError,
     groups::{FailureGroup, FailureGroups},
+    receipt::Changes,
     record::Counts,
 };
 use crate::{
@@ -204,6 +205,8 @@ pub struct Ended<E = RunError> {
     pub durable: bool,
     /// What a census counted.
     pub census: Option<Census>,
+    /// What an apply wrote, if a receipt was asked for.
+    pub changes: Changes,
     /// The error if the report is not complete.
     pub result: Result<(), E>,
 }
@@ -216,6 +219,7 @@ impl<E> Ended<E> {
             report: Report::default(),
             durable: true,
             census: None,
+            changes: Changes::default(),
             result,
         }
     }
@@ -228,6 +232,7 @@ impl Ended {
             report: self.report,
             durable: self.durable,
             census: self.census,
+            changes: self.changes,
             result: self.result.map_err(map),
         }
     }
