@@ -164,14 +164,14 @@ async fn only_who_may_rewrap_may_use_the_service() {
         "GetStatus",
     ] {
         let method = format!("nico.rewrap.v1.Rewrap/{method}");
-        let error = Call::new(&server, &machine)
+        let error = Call::new(&server, machine)
             .unary(&method, &json!({}))
             .await
             .unwrap_err();
         assert_eq!(error.reason().as_deref(), Some("NOT_ALLOWED"), "{method}");
     }
     let who = "nico.rewrap.v1.Rewrap/WhoAmI";
-    let (machine, _) = Call::new(&server, &machine)
+    let (machine, _) = Call::new(&server, machine)
         .unary(who, &json!({}))
         .await
         .unwrap();
@@ -207,7 +207,7 @@ async fn a_run_continues_without_its_client_and_can_be_stopped() {
     let error = try_ask(&server, "StartRun", request).await.unwrap_err();
     let info = error.error_info().unwrap();
     assert_eq!(info.reason, "APPLY_UNDER_WAY");
-    assert_eq!(json!(info.metadata["other_run_id"]), started["id"]);
+    assert_eq!(json!(info.metadata["run_id"]), started["id"]);
     assert_eq!(info.metadata["caller"], "alice");
 
     ask(&server, "StopRun", json!({"runId": started["id"]})).await;
@@ -297,7 +297,7 @@ async fn all_instances_show_the_runs_of_all_instances() {
     let error = try_ask(&two, "StartRun", request).await.unwrap_err();
     let info = error.error_info().unwrap();
     assert_eq!(info.reason, "APPLY_UNDER_WAY");
-    assert_eq!(json!(info.metadata["other_run_id"]), run["id"]);
+    assert_eq!(json!(info.metadata["run_id"]), run["id"]);
     assert_eq!(info.metadata["instance"], "one");
     // Another instance can stop the run.
     ask(&two, "StopRun", json!({"runId": run["id"]})).await;

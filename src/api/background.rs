@@ -34,28 +34,28 @@ impl Calls {
         if inner.context.runner.is_none() || interval.is_zero() {
             return;
         }
-        let forever = async {
-            let runner = loop {
-                match (inner.check_readiness(), inner.runner()) {
-                    (Ok(()), Ok(runner)) => break runner,
-                    _ => sleep(START).await,
-                }
-            };
-            let mut is_due = false;
-            loop {
-                let pause = if is_due || inner.is_old(interval).await {
-                    inner.take_census(runner).await.map_or(RETRY, |()| interval)
-                } else {
-                    // Another instance has taken one.
-                    interval
-                };
-                is_due = tokio::select! {
-                    () = inner.census_due.notified() => true,
-                    () = sleep(pause) => false,
-                };
+        let runner = loop {
+            match (inner.check_readiness(), inner.runner()) {
+                (Ok(()), Ok(runner)) => break runner,
+                (Err(ServiceError::ShuttingDown), _) => return,
+                _ => sleep(START).await,
             }
         };
-        inner.shutdown.run_until_cancelled(forever).await;
+        let mut is_due = false;
+        while !inner.shutdown.is_cancelled() {
+            let pause = if is_due || inner.is_old(interval).await {
+                // A shutdown stops the census, and its end is recorded.
+                inner.take_census(runner).await.map_or(RETRY, |()| interval)
+            } else {
+                // Another instance has taken one.
+                interval
+            };
+            is_due = tokio::select! {
+                () = inner.census_due.notified() => true,
+                () = sleep(pause) => false,
+                () = inner.shutdown.cancelled() => return,
+            };
+        }
     }
 }
 

@@ -289,6 +289,7 @@ mod tests {
                     identity: Some(Identity::Service {
                         name: name.to_owned(),
                     }),
+                    rule: "",
                     refusal: None,
                     serial: name.to_owned(),
                     issuer: name.to_owned(),

@@ -48,7 +48,7 @@ impl Holder {
 /// The right to run a site-wide apply.
 pub enum SiteGuard<'a> {
     /// A lock of a session of its own.
-    Lock(SiteLock<'a>),
+    Lock(Box<SiteLock<'a>>),
     /// A lease, behind a pooler that changes the session with every transaction.
     Lease {
         /// The site.
@@ -82,7 +82,7 @@ pub async fn acquire<'a>(
 ) -> Result<Acquired<'a>, StoreError> {
     if site.store.options().pool_mode == PoolMode::Session {
         return match site.store.try_lock_site().await {
-            Ok(Some(lock)) => Ok(Acquired::Guard(SiteGuard::Lock(lock))),
+            Ok(Some(lock)) => Ok(Acquired::Guard(SiteGuard::Lock(Box::new(lock)))),
             Ok(None) => Ok(Acquired::Held(holder(history).await)),
             Err(error) if error.is_connection_limit() => {
                 tracing::warn!(

@@ -12,8 +12,14 @@ const IDENTITY_KINDS: [&str; 4] = ["service", "machine", "external", "none"];
 
 /// The outcomes of calls: `OK`, and the reason of every error. A test of [`crate::api::error`]
 /// fails if one is missing.
-pub(crate) const CALL_OUTCOMES: [&str; 31] = [
+pub(crate) const CALL_OUTCOMES: [&str; 37] = [
     "OK",
+    "FAILURE_LIMIT",
+    "INVALID_RUN",
+    "REQUEST_ID_REUSED",
+    "STOPPED",
+    "UNKNOWN_RUN",
+    "WRONG_KEY_MATERIAL",
     "APPLY_UNDER_WAY",
     "AUDIT_UNAVAILABLE",
     "BLANK_ORGANIZATION_ID",

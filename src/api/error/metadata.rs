@@ -37,12 +37,12 @@ impl ServiceError {
                 vec![("action", ACTION.to_owned())]
             }
             Self::ApplyUnderWay(Some(holder)) => vec![
-                ("other_run_id", holder.run_id.clone()),
+                ("run_id", holder.run_id.clone()),
                 ("caller", holder.caller.clone()),
                 ("instance", holder.instance.clone()),
                 ("start_time", holder.start_time.clone()),
             ],
-            Self::UnknownRun(id) => vec![("other_run_id", format!("{id:.100}"))],
+            Self::UnknownRun(id) => vec![("run_id", format!("{id:.100}"))],
             Self::RequestIdReused(id) => vec![("request_id", format!("{id:.100}"))],
             Self::WrongKeyMaterial(wrong) => vec![
                 ("key_id", wrong.key_id.clone()),

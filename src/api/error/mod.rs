@@ -240,8 +240,10 @@ impl ServiceError {
     #[must_use]
     pub fn into_status(self, run_id: &str) -> Status {
         let (reason, message) = (self.reason(), self.to_string());
-        let parts = self.parts().into_iter();
-        let parts = parts.chain([("run_id", run_id.to_owned())]);
+        // An error about another run names that run. The header has the id of this call.
+        let parts = [("run_id", run_id.to_owned())]
+            .into_iter()
+            .chain(self.parts());
         let parts: HashMap<String, String> = parts
             .map(|(name, value)| (name.to_owned(), value))
             .collect();
