@@ -8,5 +8,6 @@ pub mod envelope;
 pub mod keyring;
 pub mod organization;
 pub mod rewrap;
+pub mod tenant_version;
 pub mod verdict;
 pub mod verify;

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     domain::rewrap::{Decision, Envelopes, Scratch, decide},
-    store::{CasOutcome, Row, RowError, StoreError, Writer, next_counter},
+    store::{CasOutcome, Row, RowError, StoreError, Writer},
 };
 
 /// Compare-and-set attempts before the row is locked for the last attempt.
@@ -400,7 +400,7 @@ impl Batch {
                 texts,
                 reencrypted,
                 on_target,
-            } => match next_counter(row.version.as_deref()) {
+            } => match row.version {
                 Ok(_) => Ok((
                     texts,
                     RowOutcome::Updated {

@@ -182,6 +182,7 @@ impl Pending {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::tenant_version::TenantVersion;
 
     fn texts(text: &str) -> Envelopes {
         [Some(text.to_owned()), None, None]
@@ -191,7 +192,7 @@ mod tests {
         Row {
             organization_id: "acme".to_owned(),
             texts: texts(text),
-            version: Some("V1-T1".to_owned()),
+            version: TenantVersion::parse(Some("V1-T1".to_owned())),
         }
     }
 

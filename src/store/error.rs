@@ -7,6 +7,7 @@ use thiserror::Error;
 use tokio_postgres::error::SqlState;
 
 use super::{Hidden, SetupError};
+use crate::domain::tenant_version::VersionError;
 use crate::store::database::tls_problem;
 
 /// Why the store could not do what it was asked.
@@ -143,23 +144,6 @@ impl RowError {
             Self::Ignored | Self::Refused(_) => "REFUSED",
         }
     }
-}
-
-/// Why `tenants.version` can't be bumped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum VersionError {
-    /// It is not of the form `V<n>-T<microseconds>`.
-    #[error(
-        "tenants.version is not of the form V<number>-T<microseconds>: \
-         nothing was written; correct it and run again"
-    )]
-    Malformed,
-    /// The number has reached its maximum.
-    #[error("tenants.version has reached its highest number: nothing was written")]
-    Exhausted,
-    /// The organization has no row in `tenants`.
-    #[error("the organization has no row in tenants: nothing was written")]
-    Missing,
 }
 
 /// The write of a row reads one of these settings to raise an error. The settings do not

@@ -54,14 +54,14 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 pub use self::{
     barrier::Incarnation,
-    error::{RowError, StoreError, VersionError},
+    error::{RowError, StoreError},
     guard::SiteLock,
     load_probe::{LoadProbe, LoadSample},
     page::{Page, Position, Unreadable},
     ping::Ping,
     preflight::Preflight,
     replace::CasOutcome,
-    row::{Row, next_counter},
+    row::Row,
     scan::{CensusScan, Read, ScanMode, Snapshot, VerifyScan},
     schema::SchemaError,
     settle::Settled,
