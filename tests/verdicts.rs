@@ -192,6 +192,7 @@ async fn wrong_bytes_under_the_target_key_are_named_before_the_first_write() {
     let mut keys = crate::seal::keys(&["kv1", "kv2"]);
     keys.insert("kv2".to_owned(), [9; 32]);
     let server = site(&database).keys(&keys).start().await;
+    run(&server, CENSUS).await;
     let request = json!({"dryRun": false});
     let error = grpcurl::reencrypt(&server, crate::certs::admin(), request)
         .await
