@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep},
+};
 
 use super::{Site, history::History, record::RunRecord};
 use crate::store::{PoolMode, SiteLock, StoreError};
@@ -18,6 +21,9 @@ const RENEWAL: Duration = Duration::from_secs(5);
 /// A holder that could not renew its lease for this long must stop: soon another instance may
 /// take the lease.
 const RENEWAL_LIMIT: Duration = Duration::from_secs(20);
+
+/// The pause between two attempts to take the lock again.
+const LOCK_PAUSE: Duration = Duration::from_millis(200);
 
 /// Who runs a site-wide apply.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,7 +54,12 @@ impl Holder {
 /// The right to run a site-wide apply.
 pub enum SiteGuard<'a> {
     /// A lock of a session of its own.
-    Lock(Box<SiteLock<'a>>),
+    Lock {
+        /// The site.
+        site: &'a Arc<Site>,
+        /// The lock. It is taken again if its session is lost.
+        lock: Mutex<Box<SiteLock<'a>>>,
+    },
     /// A lease, behind a pooler that changes the session with every transaction.
     Lease {
         /// The site.
@@ -82,7 +93,10 @@ pub async fn acquire<'a>(
 ) -> Result<Acquired<'a>, StoreError> {
     if site.store.options().pool_mode == PoolMode::Session {
         return match site.store.try_lock_site().await {
-            Ok(Some(lock)) => Ok(Acquired::Guard(SiteGuard::Lock(Box::new(lock)))),
+            Ok(Some(lock)) => Ok(Acquired::Guard(SiteGuard::Lock {
+                site,
+                lock: Mutex::new(Box::new(lock)),
+            })),
             Ok(None) => Ok(Acquired::Held(holder(history).await)),
             Err(error) if error.is_connection_limit() => {
                 tracing::warn!(
@@ -127,12 +141,35 @@ async fn holder(history: &History) -> Option<Holder> {
     apply.map(Holder::of)
 }
 
-impl SiteGuard<'_> {
+impl<'a> SiteGuard<'a> {
+    /// Takes the lock after its session was lost. `None` if another session holds it, or if the
+    /// database does not answer for a while.
+    async fn lock_again(site: &'a Arc<Site>) -> Option<Box<SiteLock<'a>>> {
+        let since = Instant::now();
+        loop {
+            match site.store.try_lock_site().await {
+                Ok(lock) => return lock.map(Box::new),
+                Err(_) if since.elapsed() > RENEWAL_LIMIT => return None,
+                Err(_) => sleep(LOCK_PAUSE).await,
+            }
+        }
+    }
+
     /// Returns when the guard is lost. The run must stop then: another instance may begin.
     pub async fn lost(&self) -> StoreError {
         match self {
             Self::ProcessOnly => std::future::pending().await,
-            Self::Lock(lock) => lock.lost().await,
+            Self::Lock { site, lock } => loop {
+                let held = lock.lock().await;
+                let lost = held.lost().await;
+                drop(held);
+                // A connection can die while the run goes on with others. Nobody else may have
+                // begun meanwhile.
+                match Self::lock_again(site).await {
+                    Some(again) => *lock.lock().await = again,
+                    None => break lost,
+                }
+            },
             Self::Lease {
                 site,
                 run_id,
@@ -161,7 +198,7 @@ impl SiteGuard<'_> {
     pub async fn release(self) {
         match self {
             Self::ProcessOnly => {}
-            Self::Lock(lock) => lock.unlock().await,
+            Self::Lock { lock, .. } => lock.into_inner().unlock().await,
             Self::Lease { site, run_id, .. } => {
                 if let Err(error) = site.store.end_lease(LEASE, &run_id).await {
                     tracing::warn!(%error, "the lease of the site-wide apply ends in 30 s only");
