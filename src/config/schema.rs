@@ -120,7 +120,11 @@ pub const SETTINGS: &[Setting] = &[
         "connections to Postgres for rows; `16` with `durability = \"per_row\"`. See \
          [Connections](../install/postgres.md#connections)",
     ),
-    number("pipeline_depth", 32, "rows in flight on one connection"),
+    number(
+        "pipeline_depth",
+        32,
+        "rows in flight on one connection; always 1 with `pool_mode = \"transaction\"`",
+    ),
     number(
         "page_size",
         1000,
