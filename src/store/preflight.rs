@@ -14,7 +14,8 @@ use super::{Hidden, Moment, PoolMode, SetupError, Store, StoreError, statement::
 // an unconditional policy for the role and no restrictive policy with a condition.
 //
 // A late trigger runs after the UPDATE of a row, at the end of the statement or at COMMIT. A
-// trigger on our tables can write to another table, whose deferred triggers then run late.
+// trigger on our tables can write to another table, whose deferrable triggers can then run
+// late: a trigger that is not deferred from the start becomes so by SET CONSTRAINTS.
 macro_rules! preflight {
     ($name:literal) => {
         concat!(
@@ -49,13 +50,13 @@ triggers AS ( \
       p.oid <> p.root OR cardinality(t.tgattr::int2[]) = 0 OR EXISTS ( \
         SELECT FROM columns c WHERE c.oid = p.oid AND c.writes \
           AND c.attnum = ANY (t.tgattr::int2[]))) AS fires, \
-    t.tginitdeferred AS is_deferred \
+    t.tgdeferrable AS is_deferrable \
   FROM pg_trigger t LEFT JOIN partitions p ON p.oid = t.tgrelid \
   WHERE NOT t.tgisinternal \
     AND position(t.tgenabled::text IN (SELECT states FROM firing)) > 0), \
 late (name) AS ( \
   SELECT name FROM triggers WHERE fires AND is_late \
-  UNION SELECT name FROM triggers WHERE is_deferred \
+  UNION SELECT name FROM triggers WHERE is_deferrable \
     AND EXISTS (SELECT FROM triggers WHERE fires) \
   UNION SELECT format('the rule %s on %s', r.rulename, r.ev_class::regclass) \
   FROM pg_rewrite r JOIN partitions p ON p.oid = r.ev_class \
