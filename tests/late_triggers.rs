@@ -108,6 +108,19 @@ async fn a_deferred_trigger_of_another_table_that_undoes_a_write_fails_the_row()
     }
 }
 
+#[tokio::test]
+async fn a_trigger_behind_a_foreign_key_that_follows_the_version_fails_the_row() {
+    let (database, client) = seeded(&orgs(4)).await;
+    undo(&client, UNDO_TEXT).await;
+    let sql = "CREATE TABLE copies AS SELECT organization_id, version FROM tenants;
+        ALTER TABLE tenants ADD UNIQUE (organization_id, version);
+        ALTER TABLE copies ADD FOREIGN KEY (organization_id, version)
+            REFERENCES tenants (organization_id, version) ON UPDATE CASCADE;
+        CREATE TRIGGER undo AFTER UPDATE ON copies FOR EACH ROW EXECUTE FUNCTION undo()";
+    client.batch_execute(sql).await.unwrap();
+    assert_two_fail(&database, &client, TEXT, "session", "foreign key").await;
+}
+
 /// Applies to the site and to each organization: org001 and org002 fail, and only they.
 async fn assert_two_fail(
     database: &Database,
