@@ -170,7 +170,12 @@ pub const SETTINGS: &[Setting] = &[
         "10s",
         "how long a call waits for a free connection. After that, it ends with `UNAVAILABLE`",
     ),
-    derived("database_sslmode", "", "replaces `sslmode` of the URL"),
+    derived(
+        "database_sslmode",
+        "",
+        "replaces `sslmode` of the URL. Without both, TLS is required, except on the way to a local \
+         Postgres: see [Database URL](#database-url)",
+    ),
     text(
         "pool_mode",
         "session",
