@@ -12,23 +12,25 @@ use std::{
     path::PathBuf,
     process::ExitCode,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::Duration,
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::{Parser, Subcommand};
+use nico_rewrap::store::database::Database;
 use ring::{
     rand::SystemRandom,
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
 };
 use sha2::{Digest, Sha256};
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 type Keys = BTreeMap<String, [u8; 32]>;
 
 #[derive(Parser)]
 struct Args {
-    /// postgres://…, without TLS.
+    /// postgres://…, with `sslmode` and `sslrootcert` as for nico-rewrap.
     #[arg(long)]
     database: String,
     /// The secrets file, in JSON.
@@ -59,8 +61,8 @@ enum Command {
 async fn main() -> Result<ExitCode> {
     let args = Args::parse();
     let keys = read_keys(&args.secrets)?;
-    let (mut client, connection) = tokio_postgres::connect(&args.database, NoTls).await?;
-    tokio::spawn(connection);
+    let database = Database::parse(&args.database, None, None::<Duration>)?;
+    let mut client = database.connect().await?;
     match args.command {
         Command::Look => look(&client, &keys).await,
         Command::Rotate { key_id, meanwhile } => {

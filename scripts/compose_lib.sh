@@ -53,16 +53,17 @@ make_site() {
     make_keys
     kv3=$(openssl rand -base64 32)
     write_secrets "kv1=$kv1" "kv2=$kv2" "kv3=$kv3"
-    mkdir site site/etc site/pki
+    mkdir site site/etc site/pki site/postgres
     cp "$root"/deploy/compose/{site,rewrap}.toml secrets.json pki/{server.pem,server.key,service-ca.pem,admin-root.pem} \
         site/etc/
     cp pki/{service-ca.pem,admin-chain.pem,admin.key,server.pem,server.key} site/pki/
+    cp pki/postgres.{pem,key} site/postgres/
     # The users in the containers must be able to read the files. On this machine, the parent directory is not accessible
     # to others.
     chmod -R a+rX site
     export SITE=$work/site
     POSTGRES_PASSWORD=$(openssl rand -hex 16) OWNER_PASSWORD=$(openssl rand -hex 16) ROLE_PASSWORD=$(openssl rand -hex 16)
-    owner_url=postgres://nico:$OWNER_PASSWORD@postgres/nico
+    owner_url="postgres://nico:$OWNER_PASSWORD@postgres/nico?sslmode=verify-full&sslrootcert=/etc/nico-rewrap/service-ca.pem"
     export POSTGRES_PASSWORD OWNER_PASSWORD ROLE_PASSWORD
 }
 

@@ -43,6 +43,13 @@ check 'ports published' \
 check 'database role of the service' "$(sql "SELECT DISTINCT usename FROM pg_stat_activity
     WHERE application_name = 'nico-rewrap'")" nico_rewrap
 
+step "TLS to Postgres"
+check 'clients with TLS, and without' "$(sql "SELECT count(*) FILTER (WHERE ssl) > 0, count(*) FILTER (WHERE NOT ssl)
+    FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE client_addr IS NOT NULL")" 't 0'
+check 'a client without TLS' "$(in_runner psql -qX -d "${owner_url%%\?*}?sslmode=disable" -c '' 2>&1 |
+    grep -c 'no encryption')" 1
+check 'users who can read the key' "$(docker exec "$database" stat -c '%a %U' /tmp/postgres.key)" '600 postgres'
+
 step "The commands of docs/install/postgres.md for the database role"
 hash_before=$(role_hash)
 "$root/scripts/doc_commands.sh" install/postgres "Database role" >role.commands

@@ -153,6 +153,9 @@ keyUsage=critical,keyCertSign,cRLSign'
     certificate server '/O=Demo Site/CN=nico-rewrap' 'keyUsage=critical,digitalSignature
 extendedKeyUsage=serverAuth,clientAuth
 subjectAltName=DNS:localhost,IP:127.0.0.1,URI:spiffe://nico.local/nico-system/sa/nico-api' service-ca
+    certificate postgres '/O=Demo Site/CN=postgres' 'keyUsage=critical,digitalSignature
+extendedKeyUsage=serverAuth
+subjectAltName=DNS:postgres' service-ca
     certificate admin-root '/O=Demo Site/CN=Demo Admin Root' "$ca"
     certificate admin-issuer '/O=Demo Site/CN=Demo Admin Issuer' "${ca/CA:true/CA:true,pathlen:0}" admin-root
     certificate admin '/O=Demo Site/OU=site-admins/CN=demo-operator' 'keyUsage=critical,digitalSignature

@@ -355,10 +355,10 @@ from_crate() {
         tool_cc >/dev/null
         # The tool runs for a second only. A release build takes five times as long.
         command="CARGO_PROFILE_DEV_DEBUG=0 cargo install -q $1 --version '$2' --locked --debug"
-        command+=" --root $(printf %q "$tools") --target-dir $(printf %q "$tools/build")"
+        command+=" --root $(printf %q "$tools") --target-dir $(printf %q "$tools/build-$1")"
         announce user "$1" "$3" "$command" 'into target/tools with cargo, which takes a minute or two'
         eval "$command" >&2
-        rm -rf "$tools/build"
+        rm -rf "$tools/build-$1"
     fi
     echo "$tools/bin/$1"
 }

@@ -121,6 +121,20 @@ installs_nothing
 says 'sudo apt-get install --no-install-recommends python3 python3-venv'
 says "$work/target/tools/venv/bin/pip"
 
+# Two targets of make can run at the same time. Each installation removes its build directory at the end.
+machine 'every crate has its own build directory' 1000
+for command in head cut; do ln -s "$(type -P "$command")" "$work/bin/$command"; done
+stand_in cargo true
+stand_in cc true
+stand_in rustc "echo 'rustc 1.95.0'"
+echo 'rust-version = "1.89"' >"$work/Cargo.toml"
+for crate in cargo-deny cargo-fuzz; do
+    tools NO_INSTALL=1 "$crate"
+    ends_badly
+    installs_nothing
+    says "--target-dir $work/target/tools/build-$crate"
+done
+
 machine 'NO_INSTALL=0 installs' 0
 tools NO_INSTALL=0 openssl
 ends_well

@@ -1,9 +1,11 @@
 //! A reload to a revocation list that is older than the loaded one.
 
-use crate::certs::{root_ca, service};
+use crate::certs::{admin_issuer, root_ca, service};
 use crate::crl::Crl;
 use crate::handshake::handshake;
 use crate::reload::{Files, disabled, until, until_reloaded};
+
+const NOT_RELOADED: &str = "TLS files not reloaded: the files that were loaded before stay in use";
 
 #[tokio::test]
 async fn an_older_list_is_refused_and_the_loaded_one_stays_in_use() {
@@ -32,13 +34,14 @@ async fn an_older_list_is_refused_and_the_loaded_one_stays_in_use() {
         files.install("crl.pem", &list.issue());
         until_reloaded(&server, "failure", failures.into()).await;
         until(&server, "nico_rewrap_tls_reload_failing", &[], 1.0).await;
-        let log = server.log_text();
+        let errors = server.wait_logs(NOT_RELOADED, failures as usize).await;
+        let error = errors.last().unwrap()["error"].to_string();
         for words in [
             found,
             "has a list of O=NICo, CN=site-root",
             "older than the loaded one (cRLNumber 7, thisUpdate 2024-01-01T00:00:00Z)",
         ] {
-            assert!(log.contains(words), "no {words:?} in {log}");
+            assert!(error.contains(words), "no {words:?} in {error}");
         }
         assert!(is_refused().await, "{found}");
         files.install("crl.pem", &newest().issue());
@@ -51,6 +54,30 @@ async fn an_older_list_is_refused_and_the_loaded_one_stays_in_use() {
     files.install("crl.pem", &Crl::of(root_ca()).number(8).issue());
     until_reloaded(&server, "success", reloads.unwrap_or_default() + 1.0).await;
     assert!(!is_refused().await);
+}
+
+#[tokio::test]
+async fn a_list_that_disappears_is_logged_and_an_older_one_cannot_take_its_place() {
+    let files = Files::new();
+    let bad = service("nico-api");
+    let newest = || Crl::of(root_ca()).revokes(&bad.key).number(7);
+    files.install("crl.pem", &newest().issue());
+    let server = files.site(disabled()).start().await;
+    let is_refused = async || handshake(&server, Some(&bad), &[]).await.is_err();
+    files.install("crl.pem", &Crl::of(admin_issuer()).number(1).issue());
+    until_reloaded(&server, "success", 1.0).await;
+    let words = "[rewrap].crl_files has no list of this issuer and key any longer: crl_policy decides about its \
+                 certificates";
+    let warning = server.wait_log(words).await;
+    assert_eq!(warning["issuer"], "O=NICo, CN=site-root");
+
+    files.install("crl.pem", &Crl::of(root_ca()).number(6).issue());
+    until_reloaded(&server, "failure", 1.0).await;
+    let error = server.wait_log(NOT_RELOADED).await["error"].to_string();
+    assert!(error.contains("older than the loaded one"), "{error}");
+    files.install("crl.pem", &newest().issue());
+    until_reloaded(&server, "success", 2.0).await;
+    assert!(is_refused().await);
 }
 
 #[tokio::test]

@@ -150,7 +150,7 @@ async fn a_server_that_requires_tls_refuses_sslmode_disable() {
 
 #[tokio::test]
 async fn a_server_without_tls_works_unless_sslmode_requires_tls() {
-    let no_tls = "not ready: database: the database can't be used: error performing TLS handshake: server does not support TLS";
+    let no_tls = "the server does not offer TLS, but sslmode=";
     let root = Some(certs::root_ca());
     let cases = [
         (String::new(), PLAIN),
@@ -161,6 +161,86 @@ async fn a_server_without_tls_works_unless_sslmode_requires_tls() {
         (parameters("verify-full", root), no_tls),
     ];
     check(pg::Server::shared(), false, &cases).await;
+}
+
+/// On Linux, connections to 0.0.0.0 reach this host. For the program it is a remote address.
+const REMOTE: &str = "0.0.0.0";
+
+#[tokio::test]
+async fn without_sslmode_a_remote_host_needs_tls_and_a_local_host_does_not() {
+    let server = pg::Server::shared();
+    let (database, local) = url(server, false).await;
+    let admin = database.admin().await;
+    let remote = local.replace("127.0.0.1", REMOTE);
+    let port = server.port();
+    let also = |host: &str| local.replace("127.0.0.1", &format!("127.0.0.1:{port},{host}"));
+    let socket = local.replace(&format!("127.0.0.1:{port}"), "");
+    let socket = format!(
+        "{socket}?host={}&port={port}",
+        server.socket_dir().display()
+    );
+    let default = "the server does not offer TLS, but sslmode=require, the default for remote \
+                   hosts, requires it: turn on TLS in the server (ssl = on in postgresql.conf), or \
+                   allow plain text with [rewrap].database_sslmode = \"prefer\"";
+    for (url, expected) in [
+        (remote.clone(), default),
+        (also(REMOTE), default),
+        (also("localhost"), PLAIN),
+        (socket, PLAIN),
+        (format!("{remote}?sslmode=prefer"), PLAIN),
+        (
+            format!(
+                "{remote}?sslmode=verify-full&sslrootcert={}",
+                certs::root_ca().cert.display()
+            ),
+            "but sslmode=verify-full of database_url requires it",
+        ),
+    ] {
+        let outcome = outcome(Site::with_url(&url), &admin).await;
+        assert!(
+            outcome.contains(expected),
+            "{url}: {expected}, not {outcome}"
+        );
+    }
+    for (mode, expected) in [
+        ("prefer", PLAIN),
+        (
+            "verify-full",
+            "but [rewrap].database_sslmode = \"verify-full\" requires it",
+        ),
+    ] {
+        let root = certs::root_ca().cert.display();
+        let site = Site::with_url(&format!("{remote}?sslrootcert={root}"));
+        let outcome = outcome(site.set("rewrap.database_sslmode", quote(mode)), &admin).await;
+        assert!(
+            outcome.contains(expected),
+            "{mode}: {expected}, not {outcome}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn without_sslmode_sslrootcert_verifies_a_remote_host() {
+    let (database, url) = url(&BY_NAME, false).await;
+    let admin = database.admin().await;
+    let url = url.replace("127.0.0.1", REMOTE);
+    for (root, expected) in [
+        (String::new(), TLS),
+        (
+            format!("?sslrootcert={}", certs::root_ca().cert.display()),
+            TLS,
+        ),
+        (
+            format!("?sslrootcert={}", certs::other_ca().cert.display()),
+            UNKNOWN_ISSUER,
+        ),
+    ] {
+        let outcome = outcome(Site::with_url(&format!("{url}{root}")), &admin).await;
+        assert!(
+            outcome.contains(expected),
+            "{root}: {expected}, not {outcome}"
+        );
+    }
 }
 
 #[tokio::test]

@@ -76,8 +76,6 @@ async fn started(
         ("LISTEN", "127.0.0.1:0"),
         ("METRICS_ENDPOINT", "127.0.0.1:0"),
         ("LOG_FORMAT", "json"),
-        // The database of the tests has no TLS.
-        ("DATABASE_SSLMODE", "prefer"),
     ] {
         variables.push((format!("NICO_REWRAP__{name}"), value.to_owned()));
     }

@@ -82,16 +82,43 @@ async fn a_trigger_after_the_write_that_undoes_it_fails_the_row_and_nothing_is_w
 
 #[tokio::test]
 async fn a_deferred_trigger_of_another_table_that_undoes_a_write_fails_the_row() {
-    for pooler in ["session", "transaction"] {
+    // A trigger can be deferred from the start, or by another trigger.
+    let defer = "CREATE FUNCTION defer() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN SET CONSTRAINTS undo DEFERRED; RETURN NEW; END $$;
+        CREATE TRIGGER defer BEFORE UPDATE ON tenant_identity_config
+            FOR EACH ROW EXECUTE FUNCTION defer();";
+    for (pooler, initially, defer) in [
+        ("session", "DEFERRED", ""),
+        ("transaction", "DEFERRED", ""),
+        ("session", "IMMEDIATE", defer),
+        ("transaction", "IMMEDIATE", defer),
+    ] {
         let (database, client) = seeded(&orgs(4)).await;
         undo(&client, UNDO_TEXT).await;
-        let sql = "CREATE TRIGGER elsewhere BEFORE UPDATE ON tenant_identity_config
+        let sql = format!(
+            "{defer}
+            CREATE TRIGGER elsewhere BEFORE UPDATE ON tenant_identity_config
                 FOR EACH ROW EXECUTE FUNCTION elsewhere();
-            CREATE CONSTRAINT TRIGGER undo AFTER INSERT ON elsewhere DEFERRABLE INITIALLY DEFERRED
-                FOR EACH ROW EXECUTE FUNCTION undo()";
-        client.batch_execute(sql).await.unwrap();
-        assert_two_fail(&database, &client, TEXT, pooler, pooler).await;
+            CREATE CONSTRAINT TRIGGER undo AFTER INSERT ON elsewhere DEFERRABLE INITIALLY {initially}
+                FOR EACH ROW EXECUTE FUNCTION undo()"
+        );
+        client.batch_execute(&sql).await.unwrap();
+        let case = format!("{initially} {pooler}");
+        assert_two_fail(&database, &client, TEXT, pooler, &case).await;
     }
+}
+
+#[tokio::test]
+async fn a_trigger_behind_a_foreign_key_that_follows_the_version_fails_the_row() {
+    let (database, client) = seeded(&orgs(4)).await;
+    undo(&client, UNDO_TEXT).await;
+    let sql = "CREATE TABLE copies AS SELECT organization_id, version FROM tenants;
+        ALTER TABLE tenants ADD UNIQUE (organization_id, version);
+        ALTER TABLE copies ADD FOREIGN KEY (organization_id, version)
+            REFERENCES tenants (organization_id, version) ON UPDATE CASCADE;
+        CREATE TRIGGER undo AFTER UPDATE ON copies FOR EACH ROW EXECUTE FUNCTION undo()";
+    client.batch_execute(sql).await.unwrap();
+    assert_two_fail(&database, &client, TEXT, "session", "foreign key").await;
 }
 
 /// Applies to the site and to each organization: org001 and org002 fail, and only they.

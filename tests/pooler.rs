@@ -5,9 +5,11 @@
 use tokio_postgres::SimpleQueryMessage::Row;
 
 use crate::database::Database;
-use crate::faults::{before_update, orgs};
+use crate::faults::{before_update, orgs, until, until_blocked, until_written, written};
 use crate::grpcurl::run;
+use crate::pg;
 use crate::pgbouncer::{POOL_SIZE, PgBouncer};
+use crate::proxy::Proxy;
 use crate::seed;
 use crate::site::{Site, quote};
 
@@ -78,6 +80,47 @@ async fn the_whole_procedure_works_through_a_transaction_mode_pooler() {
     assert_eq!(run(&server, false).await.rows_updated, 1);
     assert_eq!(run(&server, true).await.rows_skipped_all_on_target, 120);
     assert_eq!(settings(&bouncer, &database).await, ["0 0 0", "0 0 0"]);
+}
+
+/// `PgBouncer` before 1.21 releases a session at the end of a transaction, although a part of the
+/// next one has arrived and was sent on. The session then gets messages of two clients.
+#[tokio::test]
+async fn behind_a_pooler_no_transaction_follows_on_a_connection_before_the_answer() {
+    let database = Database::migrated().await;
+    let (gate, watch) = (database.client().await, database.client().await);
+    seed::insert(&watch, &orgs(10)).await;
+    let wait = "PERFORM pg_advisory_xact_lock(1);";
+    before_update(&watch, "gate", "OLD.organization_id = 'org000'", wait).await;
+    let close = "SELECT pg_advisory_lock(1)";
+    gate.batch_execute(close).await.unwrap();
+    let proxy = Proxy::to(pg::Server::shared().port()).await;
+    let site = Site::with_url(&proxy.url(&database))
+        .set("rewrap.pool_mode", quote("transaction"))
+        .set("rewrap.pipeline_depth", "32")
+        .set("rewrap.database_pool_size", "1")
+        .set("rewrap.adaptive_rate", "false")
+        .set("rewrap.lock_timeout", quote("100s"))
+        .set("rewrap.statement_timeout", quote("100s"));
+    let server = site.start().await;
+    let answers_held = async {
+        until_blocked(&watch).await;
+        proxy.hold_answers();
+        gate.batch_execute("SELECT pg_advisory_unlock(1)")
+            .await
+            .unwrap();
+        until_written(&watch, 1).await;
+        // Postgres has processed all that it has received.
+        let idle_for_a_while = "NOT EXISTS (SELECT FROM pg_stat_activity
+            WHERE datname = current_database() AND application_name = 'nico-rewrap'
+            AND (state <> 'idle' OR state_change > clock_timestamp() - interval '500ms'))";
+        until(&watch, idle_for_a_while).await;
+        let only_the_first = written(&watch).await;
+        proxy.relay();
+        only_the_first
+    };
+    let (report, only_the_first) = tokio::join!(run(&server, false), answers_held);
+    assert_eq!(only_the_first, 1);
+    assert_eq!((report.rows_updated, report.rows_failed), (10, 0));
 }
 
 #[tokio::test]

@@ -161,6 +161,20 @@ fn store(settings: &mut Settings, warnings: &mut Vec<String>) -> StoreOptions {
     } else {
         settings.number(POOL_SIZE, 1..=256)
     };
+    let pool_mode = settings.one_of(
+        "rewrap.pool_mode",
+        [
+            ("session", PoolMode::Session),
+            ("transaction", PoolMode::Transaction),
+        ],
+    );
+    // PgBouncer before 1.21 can give a session to another client while a transaction follows
+    // on it. The messages of both clients then mix. So none may follow.
+    let pipeline_depth = settings.number("rewrap.pipeline_depth", 1..=64);
+    let pipeline_depth = match pool_mode {
+        PoolMode::Session => pipeline_depth,
+        PoolMode::Transaction => 1,
+    };
     StoreOptions {
         database_pool_size: pool_size as usize,
         page_size: settings.number("rewrap.page_size", 1..=10_000),
@@ -168,14 +182,8 @@ fn store(settings: &mut Settings, warnings: &mut Vec<String>) -> StoreOptions {
         statement_timeout,
         pool_acquire_timeout: settings.duration("rewrap.pool_acquire_timeout"),
         max_attempts: settings.number("rewrap.max_attempts", 1..=100),
-        pipeline_depth: settings.number("rewrap.pipeline_depth", 1..=64) as usize,
+        pipeline_depth: pipeline_depth as usize,
         durability,
-        pool_mode: settings.one_of(
-            "rewrap.pool_mode",
-            [
-                ("session", PoolMode::Session),
-                ("transaction", PoolMode::Transaction),
-            ],
-        ),
+        pool_mode,
     }
 }

@@ -120,7 +120,11 @@ pub const SETTINGS: &[Setting] = &[
         "connections to Postgres for rows; `16` with `durability = \"per_row\"`. See \
          [Connections](../install/postgres.md#connections)",
     ),
-    number("pipeline_depth", 32, "rows in flight on one connection"),
+    number(
+        "pipeline_depth",
+        32,
+        "rows in flight on one connection; always 1 with `pool_mode = \"transaction\"`",
+    ),
     number(
         "page_size",
         1000,
@@ -166,7 +170,12 @@ pub const SETTINGS: &[Setting] = &[
         "10s",
         "how long a call waits for a free connection. After that, it ends with `UNAVAILABLE`",
     ),
-    derived("database_sslmode", "", "replaces `sslmode` of the URL"),
+    derived(
+        "database_sslmode",
+        "",
+        "replaces `sslmode` of the URL. Without both, TLS is required, except on the way to a local \
+         Postgres: see [Database URL](#database-url)",
+    ),
     text(
         "pool_mode",
         "session",

@@ -14,7 +14,9 @@ use super::{Hidden, Moment, PoolMode, SetupError, Store, StoreError, statement::
 // an unconditional policy for the role and no restrictive policy with a condition.
 //
 // A late trigger runs after the UPDATE of a row, at the end of the statement or at COMMIT. A
-// trigger on our tables can write to another table, whose deferred triggers then run late.
+// trigger on our tables can write to another table, whose deferrable triggers can then run
+// late: a trigger that is not deferred from the start becomes so by SET CONSTRAINTS.
+// A foreign key that follows a change of our columns starts the triggers of its own table.
 macro_rules! preflight {
     ($name:literal, $last:literal) => {
         concat!(
@@ -49,14 +51,17 @@ triggers AS ( \
       p.oid <> p.root OR cardinality(t.tgattr::int2[]) = 0 OR EXISTS ( \
         SELECT FROM columns c WHERE c.oid = p.oid AND c.writes \
           AND c.attnum = ANY (t.tgattr::int2[]))) AS fires, \
-    t.tginitdeferred AS is_deferred \
+    t.tgdeferrable AS is_deferrable \
   FROM pg_trigger t LEFT JOIN partitions p ON p.oid = t.tgrelid \
   WHERE NOT t.tgisinternal \
     AND position(t.tgenabled::text IN (SELECT states FROM firing)) > 0), \
 late (name) AS ( \
   SELECT name FROM triggers WHERE fires AND is_late \
-  UNION SELECT name FROM triggers WHERE is_deferred \
+  UNION SELECT name FROM triggers WHERE is_deferrable \
     AND EXISTS (SELECT FROM triggers WHERE fires) \
+  UNION SELECT format('the foreign key %s on %s', k.conname, k.conrelid::regclass) \
+  FROM pg_constraint k JOIN columns c ON c.oid = k.confrelid AND c.attnum = ANY (k.confkey) \
+  WHERE c.writes AND k.contype = 'f' AND k.confupdtype IN ('c', 'n', 'd') \
   UNION SELECT format('the rule %s on %s', r.rulename, r.ev_class::regclass) \
   FROM pg_rewrite r JOIN partitions p ON p.oid = r.ev_class \
   WHERE r.ev_type = '2' AND position(r.ev_enabled::text IN (SELECT states FROM firing)) > 0) \

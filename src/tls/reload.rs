@@ -154,7 +154,7 @@ impl Reloader {
         }
         let loaded = self.load().await;
         let loaded = loaded.and_then(|loaded| self.reject_lost_bundle(loaded));
-        match loaded.and_then(|loaded| self.reject_older_lists(loaded)) {
+        match loaded.and_then(|loaded| self.compare_lists(loaded)) {
             Err(error) => self.failed(&error, requested),
             Ok(None) => {
                 if self.failure.take().is_some() || requested {
@@ -211,17 +211,26 @@ impl Reloader {
         Ok(loaded)
     }
 
-    /// Refuses a state with a revocation list that is older than the loaded one.
-    fn reject_older_lists(&self, loaded: Option<Renewed>) -> Result<Option<Renewed>, ReloadError> {
-        if let Some((_, state)) = &loaded {
-            let ages = &self.current.borrow().crl_ages;
-            let setting = CRLS;
-            state
-                .crl_ages
-                .check_not_before(ages)
-                .map_err(|error| ReloadError::Files(vec![Fault { setting, error }]))?;
+    /// Refuses a state with a revocation list that is older than the loaded one. Warns about
+    /// loaded lists that are missing: the CA may have a new key, so this is no error.
+    fn compare_lists(&self, loaded: Option<Renewed>) -> Result<Option<Renewed>, ReloadError> {
+        let Some((fingerprint, mut state)) = loaded else {
+            return Ok(None);
+        };
+        let ages = &self.current.borrow().crl_ages;
+        let setting = CRLS;
+        state
+            .crl_ages
+            .check_not_before(ages)
+            .map_err(|error| ReloadError::Files(vec![Fault { setting, error }]))?;
+        for issuer in state.crl_ages.keep_missing(ages) {
+            tracing::warn!(
+                %issuer,
+                "[rewrap].crl_files has no list of this issuer and key any longer: \
+                 crl_policy decides about its certificates"
+            );
         }
-        Ok(loaded)
+        Ok(Some((fingerprint, state)))
     }
 
     /// Logs and counts an error once, not at every poll.

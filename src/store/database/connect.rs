@@ -28,7 +28,11 @@ use tokio_postgres::{
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::{notice::Notices, problem::tls_problem};
+use super::{
+    notice::Notices,
+    problem::{offers_no_tls, tls_problem},
+    ssl_mode::ChosenSslMode,
+};
 
 /// The driver's two parts of a connection.
 type Halves = (
@@ -45,6 +49,12 @@ pub enum ConnectError {
     /// TLS with the server failed.
     #[error("{0}")]
     Tls(String),
+    /// The server does not offer TLS, and `sslmode` requires it.
+    #[error(
+        "the server does not offer TLS, but {0} requires it: turn on TLS in the server (ssl = on in \
+         postgresql.conf), or allow plain text with [rewrap].database_sslmode = \"prefer\""
+    )]
+    NoTls(ChosenSslMode),
     /// A host name can't be resolved.
     #[error("the host of database_url can't be resolved ({0})")]
     Name(io::Error),
@@ -86,6 +96,7 @@ pub(super) struct Server {
 pub(crate) struct Connector {
     pub(super) servers: Vec<Server>,
     pub(super) tls: MakeRustlsConnect,
+    pub(super) ssl_mode: ChosenSslMode,
     pub(super) limit: Limit,
     /// Added to the error if no server accepts the connection.
     pub(super) advice: Option<String>,
@@ -168,6 +179,7 @@ impl Connector {
         connecting: impl Future<Output = Result<Halves, tokio_postgres::Error>>,
     ) -> Result<Halves, ConnectError> {
         match timeout(self.limit.duration, connecting).await {
+            Ok(Err(error)) if offers_no_tls(&error) => Err(ConnectError::NoTls(self.ssl_mode)),
             Ok(connected) => Ok(connected?),
             Err(_) => Err(ConnectError::Timeout(self.limit)),
         }
@@ -219,7 +231,7 @@ impl From<tokio_postgres::Error> for ConnectError {
 impl ConnectError {
     fn kind(&self) -> io::ErrorKind {
         match self {
-            Self::Driver(_) | Self::Tls(_) => io::ErrorKind::Other,
+            Self::Driver(_) | Self::Tls(_) | Self::NoTls(_) => io::ErrorKind::Other,
             Self::Name(error) => error.kind(),
             Self::Timeout(_) => io::ErrorKind::TimedOut,
             Self::Advised(error, _) => error.kind(),
@@ -249,6 +261,20 @@ impl deadpool_postgres::Connect for Connector {
 }
 
 impl Server {
+    /// True for a Unix socket, a loopback address and `localhost`. A name is not resolved:
+    /// the result must not depend on DNS.
+    pub(super) fn is_local(&self) -> bool {
+        let is_loopback = |address: IpAddr| address.to_canonical().is_loopback();
+        match (self.address, &self.host) {
+            (Some(address), _) => is_loopback(address),
+            (None, Some(Host::Unix(_))) => true,
+            (None, Some(Host::Tcp(name))) => {
+                name.eq_ignore_ascii_case("localhost") || name.parse().is_ok_and(is_loopback)
+            }
+            (None, None) => false,
+        }
+    }
+
     /// `config` with this server and this address.
     fn config(&self, config: &Config, address: Option<IpAddr>) -> Config {
         let mut config = config.clone();

@@ -1,5 +1,6 @@
 //! Where the database is and how to use TLS with it. The source is `database_url` of
-//! nico-api's configuration, with libpq's meaning of `sslmode` and `sslrootcert`.
+//! nico-api's configuration, with libpq's meaning of `sslmode` and `sslrootcert`. Without
+//! `sslmode`, TLS is required, except on the way to a local server.
 //!
 //! Unknown parameters are ignored, and the log names them. Environment variables of libpq,
 //! such as `PGPASSWORD`, are not read.
@@ -37,7 +38,7 @@ use self::{
 pub use self::{
     connect::{ConnectError, Limit},
     error::DatabaseError,
-    ssl_mode::SslMode,
+    ssl_mode::{ChosenSslMode, SslMode},
 };
 
 /// The default time limit for one address.
@@ -50,13 +51,14 @@ pub struct Database {
     driver: tokio_postgres::Config,
     connector: Connector,
     root_certificates: Option<(PathBuf, usize)>,
-    ssl_mode: SslMode,
     ignored: Vec<String>,
     left_out: Vec<&'static str>,
 }
 
 impl Database {
     /// Parses a URL. `ssl_mode` and `connect_timeout`, if given, override those of the URL.
+    /// Without any `sslmode`, it is `prefer` if all servers are local, and `require`
+    /// otherwise.
     ///
     /// # Errors
     ///
@@ -79,10 +81,9 @@ impl Database {
             duration: limit.0,
             setting: limit.1,
         };
-        let ssl_mode = ssl_mode.or(parameters.ssl_mode);
-        let ssl_mode = ssl_mode.unwrap_or(SslMode::Prefer);
+        let ssl_mode = ChosenSslMode::of(ssl_mode, parameters.ssl_mode, &servers);
         let mut driver = parameters.driver()?;
-        driver.ssl_mode(match ssl_mode {
+        driver.ssl_mode(match ssl_mode.mode {
             SslMode::Disable => DriverSslMode::Disable,
             SslMode::Prefer => DriverSslMode::Prefer,
             SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => DriverSslMode::Require,
@@ -109,18 +110,18 @@ impl Database {
         // The URL's own name is ignored, because the URL belongs to nico-api. The load
         // probe tells our sessions from others by this name.
         driver.application_name(env!("CARGO_PKG_NAME"));
-        let tls = tls::client_config(ssl_mode, parameters.root_certificate)?;
+        let tls = tls::client_config(ssl_mode.mode, parameters.root_certificate)?;
         Ok(Self {
             driver,
             connector: Connector {
                 servers,
                 tls: MakeRustlsConnect::new(tls.config),
+                ssl_mode,
                 limit,
                 advice: None,
                 notices: Arc::default(),
             },
             root_certificates: tls.root_certificates,
-            ssl_mode,
             ignored: parameters.ignored,
             left_out,
         })
@@ -220,7 +221,7 @@ impl fmt::Debug for Database {
             .field("ports", &ports)
             .field("dbname", &self.driver.get_dbname())
             .field("user", &self.driver.get_user())
-            .field("ssl_mode", &self.ssl_mode)
+            .field("ssl_mode", &self.connector.ssl_mode.mode)
             .finish_non_exhaustive()
     }
 }

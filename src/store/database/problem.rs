@@ -50,6 +50,13 @@ pub(crate) fn tls_problem(error: &tokio_postgres::Error) -> Option<String> {
     None
 }
 
+/// True if the server has answered that it does not support TLS. The driver has no other
+/// mark for this error than its text.
+pub(super) fn offers_no_tls(error: &tokio_postgres::Error) -> bool {
+    let source = error.source().map(ToString::to_string);
+    source.as_deref() == Some("server does not support TLS")
+}
+
 fn describe(error: &TlsError) -> String {
     use CertificateError as E;
     let error = match error {

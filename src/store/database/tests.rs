@@ -18,18 +18,57 @@ fn servers_of(url: &str) -> Vec<(String, u16)> {
         .collect()
 }
 
+fn ssl_mode_of(url: &str) -> SslMode {
+    parse(url).unwrap().connector.ssl_mode.mode
+}
+
 #[test]
-fn without_sslmode_tls_is_preferred() {
-    let database = parse("postgres://u:s3cr3t@db:5432/nico").unwrap();
-    assert_eq!(database.ssl_mode, SslMode::Prefer);
-    let allowed = parse("postgres://db/nico?sslmode=allow").unwrap();
-    assert_eq!(allowed.ssl_mode, SslMode::Prefer);
+fn without_sslmode_tls_is_required_unless_all_hosts_are_local() {
+    for local in [
+        "postgres://u:s3cr3t@127.0.0.1:5432/nico",
+        "postgres://127.1.2.3/nico",
+        "postgres://[::1]/nico",
+        "postgres://::1/nico",
+        "postgres://[::ffff:127.0.0.1]/nico",
+        "postgres://localhost/nico",
+        "postgres://LocalHost/nico",
+        "postgres://%2Frun/nico",
+        "postgres:///nico?host=%2Frun",
+        "postgres:///nico?hostaddr=127.0.0.1",
+        // The connection goes to the address.
+        "postgres://db/nico?hostaddr=127.0.0.1",
+        "postgres://db/nico?host=localhost",
+        "postgres://localhost,127.0.0.1,[::1]/nico",
+        "postgres:///nico?host=localhost,%2Frun",
+    ] {
+        assert_eq!(ssl_mode_of(local), SslMode::Prefer, "{local}");
+    }
+    for remote in [
+        "postgres://u:s3cr3t@db:5432/nico",
+        "postgres://10.0.0.1/nico",
+        "postgres://0.0.0.0/nico",
+        "postgres://128.0.0.1/nico",
+        "postgres://[::2]/nico",
+        "postgres://[fd00::1]/nico",
+        "postgres://localhost.example/nico",
+        "postgres://127.0.0.1.example/nico",
+        "postgres:///nico?hostaddr=10.0.0.1",
+        "postgres://localhost/nico?hostaddr=10.0.0.1",
+        "postgres://localhost/nico?host=db",
+        "postgres://localhost,db/nico",
+        "postgres://db,localhost/nico",
+        "postgres:///nico?host=%2Frun,db",
+    ] {
+        assert_eq!(ssl_mode_of(remote), SslMode::Require, "{remote}");
+    }
+    let allowed = ssl_mode_of("postgres://db/nico?sslmode=allow");
+    assert_eq!(allowed, SslMode::Prefer);
 }
 
 #[test]
 fn debug_shows_where_the_database_is_and_no_password() {
     let debug = format!("{:?}", parse("postgres://u:s3cr3t@db:5433/nico").unwrap());
-    for shown in ["\"db\"", "5433", "\"nico\"", "\"u\"", "Prefer"] {
+    for shown in ["\"db\"", "5433", "\"nico\"", "\"u\"", "Require"] {
         assert!(debug.contains(shown), "no {shown} in {debug}");
     }
     assert!(!debug.contains("s3cr3t"), "{debug}");
@@ -39,12 +78,12 @@ fn debug_shows_where_the_database_is_and_no_password() {
 fn the_setting_wins_over_the_url() {
     let url = "postgres://db/nico?sslmode=disable&connect_timeout=3";
     let database = parse(url).unwrap();
-    assert_eq!(database.ssl_mode, SslMode::Disable);
+    assert_eq!(database.connector.ssl_mode.mode, SslMode::Disable);
     let limit = database.connector.limit.to_string();
     assert_eq!(limit, "connect_timeout of database_url, 3s");
     let ours = Some(Duration::from_secs(7));
     let forced = Database::parse(url, Some(SslMode::Require), ours).unwrap();
-    assert_eq!(forced.ssl_mode, SslMode::Require);
+    assert_eq!(forced.connector.ssl_mode.mode, SslMode::Require);
     let limit = forced.connector.limit.to_string();
     assert_eq!(limit, "[rewrap].connect_timeout, 7s");
     // In libpq, these mean no limit. Here the default limit applies.
@@ -61,7 +100,7 @@ fn parameters_of_other_programs_are_ignored_and_named() {
     let database = database.unwrap();
     let ignored = ["statement-cache-capacity", "currentSchema"];
     assert_eq!(database.ignored_parameters(), ignored);
-    assert_eq!(database.ssl_mode, SslMode::Require);
+    assert_eq!(database.connector.ssl_mode.mode, SslMode::Require);
     assert_eq!(Database::meant_parameter("SSLMode"), Some("sslmode"));
 }
 
