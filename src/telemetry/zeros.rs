@@ -12,7 +12,7 @@ const IDENTITY_KINDS: [&str; 4] = ["service", "machine", "external", "none"];
 
 /// The outcomes of calls: `OK`, and the reason of every error. A test of [`crate::api::error`]
 /// fails if one is missing.
-pub(crate) const CALL_OUTCOMES: [&str; 31] = [
+pub(crate) const CALL_OUTCOMES: [&str; 37] = [
     "OK",
     "APPLY_UNDER_WAY",
     "AUDIT_UNAVAILABLE",
@@ -28,8 +28,10 @@ pub(crate) const CALL_OUTCOMES: [&str; 31] = [
     "DATABASE_UNAVAILABLE",
     "DEADLINE_EXCEEDED",
     "DENIED_BY_POLICY",
+    "FAILURE_LIMIT",
     "INTERNAL",
     "INVALID_ORGANIZATION_ID",
+    "INVALID_RUN",
     "MACHINE_IDENTITY_DISABLED",
     "MALFORMED_REQUEST",
     "METADATA_TOO_LARGE",
@@ -37,13 +39,17 @@ pub(crate) const CALL_OUTCOMES: [&str; 31] = [
     "NOT_READY",
     "NOT_REPLICATED",
     "NO_IDENTITY",
+    "REQUEST_ID_REUSED",
     "SHUTTING_DOWN",
     "SLOW_REQUEST",
+    "STOPPED",
     "TOO_MANY_RUNS",
     "TRIGGER_CREATED",
     "UNEXPECTED_TARGET_KEY",
     "UNKNOWN_METHOD",
     "UNKNOWN_ORGANIZATION",
+    "UNKNOWN_RUN",
+    "WRONG_KEY_MATERIAL",
 ];
 
 /// The outcomes of authorization decisions.
