@@ -5,8 +5,10 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use tokio::time::sleep;
 
 use crate::certs;
 use crate::database::Database;
@@ -18,13 +20,14 @@ use crate::seed::Org;
 use crate::server::Server;
 use crate::site::{BINARY, Site};
 
-const PAGES: [&str; 7] = [
+const PAGES: [&str; 8] = [
     "install/compose",
     "install/debian",
     "install/kubernetes",
     "install/postgres",
     "install/vault",
     "reference/configuration",
+    "reference/service",
     "rotate",
 ];
 
@@ -64,7 +67,7 @@ fn is_called_by_ci(command: &str) -> bool {
 }
 
 /// The headings of a page, each with the commands up to the next heading.
-fn sections(page: &str) -> Vec<(String, Vec<String>)> {
+pub(crate) fn sections(page: &str) -> Vec<(String, Vec<String>)> {
     let mut sections = Vec::new();
     let mut in_block = None;
     for line in page.lines() {
@@ -118,7 +121,9 @@ fn every_section_with_commands_is_run() {
                 format!("doc_commands.sh {page} \"{heading}\""),
                 format!("print.args([\"{page}\", \"{heading}\"])"),
             ];
-            let is_played = page == "rotate" && RUN_BOOK.contains(&heading.as_str());
+            // The test of the service page runs all sections in their order.
+            let is_played = page == "reference/service"
+                || page == "rotate" && RUN_BOOK.contains(&heading.as_str());
             assert!(
                 is_played || run.iter().any(|call| runners.contains(call)),
                 "no test runs the commands of {page}, {heading}"
@@ -135,18 +140,18 @@ const RUN_BOOK: [&str; 7] = [
     "4. Prove that the bytes are equal",
     "5. Dry run",
     "6. Apply",
-    "7. Second dry run",
-    "9. Take the old key away from nico-rewrap",
+    "7. Wait for the verdict",
+    "With the tools of nico-api",
 ];
 
 /// An operator's directory: certificates with the file names of the page, and nico-rewrap and
 /// grpcurl in the PATH.
-struct Operator {
-    dir: std::path::PathBuf,
+pub(crate) struct Operator {
+    pub(crate) dir: std::path::PathBuf,
 }
 
 impl Operator {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = process::lasting_dir("operator");
         let admin = certs::admin();
         let files = [
@@ -179,7 +184,11 @@ impl Operator {
     }
 
     /// The same for the text of a page. Returns standard output and standard error.
-    fn run_text(&self, commands: &str, server: &Server) -> Result<(String, String), String> {
+    pub(crate) fn run_text(
+        &self,
+        commands: &str,
+        server: &Server,
+    ) -> Result<(String, String), String> {
         let commands = commands.replace("localhost:1179", &server.grpc);
         let path = std::env::var("PATH").unwrap();
         let mut bash = Command::new("bash");
@@ -195,14 +204,14 @@ impl Operator {
         }
     }
 
-    fn report(&self, name: &str) -> Value {
+    pub(crate) fn report(&self, name: &str) -> Value {
         serde_json::from_slice(&fs::read(self.dir.join(name)).unwrap()).unwrap()
     }
 }
 
 /// A site after step 3: organizations under the old key, and one that nico-api has written under
 /// the new key.
-async fn after_step_3() -> Database {
+pub(crate) async fn after_step_3() -> Database {
     let database = Database::migrated().await;
     let client = database.client().await;
     for id in ["acme", "other"] {
@@ -212,27 +221,40 @@ async fn after_step_3() -> Database {
     database
 }
 
+/// A site whose server takes a census every second and lets a key soak for a moment.
+fn site(database: &Database) -> Site {
+    Site::new(database)
+        .set("rewrap.census_interval", "\"1s\"")
+        .set("rewrap.soak", "\"1ms\"")
+}
+
+/// Repeats the commands of sections until they succeed.
+async fn until_ok(operator: &Operator, sections: &[&str], server: &Server) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while let Err(said) = operator.run(sections, server) {
+        assert!(Instant::now() < deadline, "{said}\n{}", server.log_text());
+        sleep(Duration::from_millis(200)).await;
+    }
+}
+
 #[tokio::test]
 async fn the_run_book_rotates_the_key() {
     let database = after_step_3().await;
-    let server = Site::new(&database).start().await;
+    let server = site(&database).start().await;
     let operator = Operator::new();
-    let [start, steps @ .., without_old_key] = &RUN_BOOK;
-    let sections: Vec<_> = std::iter::once(*start)
-        .chain(steps.iter().copied())
-        .collect();
-    let said = operator.run(&sections, &server).unwrap();
+    let [start, make, proof, dry_run, apply, verdict, forge] = RUN_BOOK;
+    let until_apply = [start, make, proof, dry_run, apply];
+    let said = operator.run(&until_apply, &server).unwrap();
     assert!(said.contains("key check value"), "{said}");
     let key = fs::read_to_string(operator.dir.join("new-key.txt")).unwrap();
     assert!(key.starts_with("\"kv2\": \""), "{}", key.len());
-    assert_eq!(operator.report("proof.json")["fieldsSkippedOnTarget"], 2);
-    assert_eq!(operator.report("dry-run.json")["rowsUpdated"], 2);
-    assert_eq!(operator.report("apply.json")["rowsUpdated"], 2);
-    assert_eq!(operator.report("second.json")["rowsSkippedAllOnTarget"], 3);
-
-    let server = Site::new(&database).keys(&keys(&["kv2"])).start().await;
-    operator.run(&[start, without_old_key], &server).unwrap();
-    let report = operator.report("without-old-key.json");
+    let report = |name: &str| operator.report(name)["report"].clone();
+    assert_eq!(report("proof.json")["secretsOnTarget"], "2");
+    assert_eq!(report("dry-run.json")["rowsUpdated"], "2");
+    assert_eq!(report("apply.json")["rowsUpdated"], "2");
+    until_ok(&operator, &[start, verdict], &server).await;
+    operator.run(&[start, forge], &server).unwrap();
+    let report = operator.report("forge.json");
     assert_eq!(report["rowsSkippedAllOnTarget"], 3);
 }
 
@@ -240,36 +262,29 @@ async fn the_run_book_rotates_the_key() {
 async fn the_run_book_stops_at_a_problem() {
     let database = after_step_3().await;
     let operator = Operator::new();
-    let [start, _, proof, dry_run, _, second, without_old_key] = RUN_BOOK;
+    let [start, _, proof, dry_run, apply, verdict, _] = RUN_BOOK;
 
     // The key under the new id has other bytes than in nico-api.
     let mut other_bytes = keys(&["kv1", "kv2"]);
     other_bytes.insert("kv2".to_owned(), crate::seal::key("other bytes"));
     let server = Site::new(&database).keys(&other_bytes).start().await;
     operator.run(&[start, proof], &server).unwrap_err();
-    let failure = &operator.report("proof.json")["failures"][0]["error"];
-    let failure = failure.as_str().unwrap();
-    assert!(
-        failure.starts_with("authentication failed under key id \"kv2\""),
-        "{failure}"
-    );
+    let group = &operator.report("proof.json")["failureGroups"][0];
+    assert_eq!(group["reason"], "NOT_AUTHENTIC");
+    assert_eq!(group["keyId"], "kv2");
 
     // There was no apply yet.
-    let server = Site::new(&database).start().await;
+    let server = site(&database).start().await;
     operator.run(&[start, proof, dry_run], &server).unwrap();
-    operator.run(&[start, second], &server).unwrap_err();
-    assert_eq!(operator.report("second.json")["rowsUpdated"], 2);
+    operator.run(&[start, verdict], &server).unwrap_err();
 
-    // A straggler.
+    // A key is missing.
     let server = Site::new(&database).keys(&keys(&["kv2"])).start().await;
-    operator
-        .run(&[start, without_old_key], &server)
-        .unwrap_err();
-    let failure = &operator.report("without-old-key.json")["failures"][0]["error"];
-    assert_eq!(
-        failure,
-        "key id \"kv1\" is not in the secrets: add that key and run again"
-    );
+    for section in [dry_run, apply] {
+        operator.run(&[start, section], &server).unwrap_err();
+    }
+    let group = &operator.report("apply.json")["failureGroups"][0];
+    assert_eq!(group["reason"], "KEY_NOT_IN_SECRETS");
 
     // A server with the old target key.
     let server = Site::new(&database).target("kv1").start().await;
@@ -292,16 +307,28 @@ async fn the_commands_of_the_readme_rotate_the_key() {
     let section = readme.split("\n## Rotate the key\n").nth(1).unwrap();
     let block = section.split("```sh\n").nth(1).unwrap();
     let commands = block.split("```").next().unwrap();
-    let (reports, said) = operator.run_text(commands, &server).unwrap();
+    let (answers, said) = operator.run_text(commands, &server).unwrap();
     assert!(said.contains("key check value"), "{said}");
-    let reports = serde_json::Deserializer::from_str(&reports).into_iter();
-    let reports: Vec<Value> = reports.map(Result::unwrap).collect();
-    let updated: Vec<_> = reports
+    let answers = serde_json::Deserializer::from_str(&answers).into_iter();
+    let answers: Vec<Value> = answers.map(Result::unwrap).collect();
+    let ended = answers
         .iter()
-        .map(|report| &report["rowsUpdated"])
-        .collect();
-    assert_eq!(updated, [2, 2, 0]);
-    assert_eq!(reports[0]["fieldsSkippedOnTarget"], 2);
+        .filter(|answer| answer["state"] == "RUN_STATE_FINISHED");
+    let reports: Vec<_> = ended.map(|run| (&run["kind"], &run["report"])).collect();
+    let [(dry_run, would), (apply, did)] = reports[..] else {
+        panic!("{answers:?}")
+    };
+    assert_eq!(
+        (dry_run, apply),
+        (&json!("RUN_KIND_DRY_RUN"), &json!("RUN_KIND_APPLY"))
+    );
+    assert_eq!(
+        (&would["rowsUpdated"], &did["rowsUpdated"]),
+        (&json!("2"), &json!("2"))
+    );
+    assert_eq!(would["secretsOnTarget"], "2");
+    let keys = answers.last().unwrap();
+    assert_eq!(keys["keys"][0]["keyId"], "kv1", "{keys}");
 }
 
 /// The commands between backticks in the run-book's tables, by column: for a cluster, for systemd
@@ -317,6 +344,7 @@ fn table_commands() -> Vec<String> {
         "docker ",
         "nico-rewrap ",
         "rewrap ",
+        "run ",
     ];
     quoted
         .filter(|text| programs.iter().any(|program| text.starts_with(program)))
@@ -345,15 +373,12 @@ fn commands_in_tables_name_installed_programs() {
     let standalone = rendered("standalone");
     let compose = read("deploy/compose/docker-compose.yml");
     let unit = read("deploy/systemd/nico-rewrap.service");
+    let page = read("docs/rotate.md");
     let (mut kubectl, mut systemd, mut docker) = (0, 0, 0);
     for command in table_commands() {
-        // The function of the page, which the other test runs.
-        if command.starts_with("rewrap ") {
-            let known = [
-                "rewrap '{\"dry_run\": true}'",
-                "rewrap '{\"dry_run\": false}'",
-            ];
-            assert!(known.contains(&command.as_str()), "{command}");
+        // The functions of the page, which the other tests run.
+        if command.starts_with("rewrap ") || command.starts_with("run ") {
+            assert!(page.contains(&format!("$ {command}\n")), "{command}");
             continue;
         }
         let mut bash = Command::new("bash");
@@ -366,7 +391,7 @@ fn commands_in_tables_name_installed_programs() {
             }
             ["systemctl" | "journalctl", .., name] => {
                 systemd += 1;
-                let known = ["nico-rewrap", "nico-rewrap-vault", "nico-api"];
+                let known = ["nico-rewrap", "nico-api"];
                 assert!(known.contains(&name), "{command}");
             }
             ["nico-rewrap", "healthcheck", ref files @ ..] => {
@@ -387,7 +412,7 @@ fn commands_in_tables_name_installed_programs() {
         }
     }
     assert!(
-        kubectl >= 10 && systemd >= 6 && docker >= 6,
+        kubectl >= 9 && systemd >= 4 && docker >= 5,
         "{kubectl} {systemd} {docker}"
     );
 }
@@ -408,13 +433,6 @@ fn names_objects(words: &[&str], standalone: &std::collections::BTreeMap<String,
             assert!(page.contains(&format!(" > {file}\n")), "{file}");
         }
         ["delete", "job", name] => assert_eq!(rendered("call")["Job"]["metadata"]["name"], *name),
-        ["patch", "deployment", "nico-rewrap", "-p", patch] => {
-            let patch: Value = serde_json::from_str(patch).unwrap();
-            let volume = &patch["spec"]["template"]["spec"]["volumes"][0]["name"];
-            let volumes = &deployment["spec"]["template"]["spec"]["volumes"];
-            let volumes = volumes.as_array().unwrap();
-            assert!(volumes.iter().any(|one| one["name"] == *volume), "{volume}");
-        }
         ["get", "pods", "-l", label] => {
             let (key, value) = label.split_once('=').unwrap();
             let labels =
@@ -428,9 +446,7 @@ fn names_objects(words: &[&str], standalone: &std::collections::BTreeMap<String,
                 value
             );
         }
-        ["rollout", "restart" | "status" | "undo", _]
-        | ["logs", "--follow", _]
-        | ["get", "job", _] => {}
+        ["rollout", "restart" | "status", _] | ["logs", "--follow", _] | ["get", "job", _] => {}
         other => panic!("{other:?}"),
     }
 }
