@@ -96,6 +96,7 @@ mod reload;
 mod replicas;
 mod requests;
 mod revocation;
+mod run_book;
 mod run_service;
 mod runs;
 mod scope;

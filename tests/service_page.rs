@@ -7,10 +7,11 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::database::Database;
-use crate::document_commands::{Operator, after_step_3, sections};
+use crate::document_commands::sections;
 use crate::documents::read;
 use crate::process;
 use crate::rewrap_client::run;
+use crate::run_book::{Operator, after_step_3};
 use crate::seal::seal;
 use crate::seed::{Org, insert, signing_key_pem};
 use crate::site::Site;
