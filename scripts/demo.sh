@@ -104,6 +104,7 @@ run_on_server() {
     id=$(value id)
     rewrap WatchRun "{\"run_id\": \"$id\"}" >watch.json || fail "WatchRun ended with exit code $?"
     rewrap GetRun "{\"run_id\": \"$id\"}" >report.json || fail "GetRun ended with exit code $?"
+    [ "$(value state)" = RUN_STATE_FINISHED ] || sed -n '/^  "error": {/,/^  }/p' report.json
     check 'state of the run' "$(value state | sed 's/^RUN_STATE_//')" FINISHED
     check 'organizations examined' "$(counter rowsExamined)" "$ORGANIZATIONS"
     check '  failed' "$(counter rowsFailed)" 0
