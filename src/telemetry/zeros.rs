@@ -34,8 +34,10 @@ pub(crate) const CALL_OUTCOMES: [&str; 37] = [
     "DATABASE_UNAVAILABLE",
     "DEADLINE_EXCEEDED",
     "DENIED_BY_POLICY",
+    "FAILURE_LIMIT",
     "INTERNAL",
     "INVALID_ORGANIZATION_ID",
+    "INVALID_RUN",
     "MACHINE_IDENTITY_DISABLED",
     "MALFORMED_REQUEST",
     "METADATA_TOO_LARGE",
@@ -43,13 +45,17 @@ pub(crate) const CALL_OUTCOMES: [&str; 37] = [
     "NOT_READY",
     "NOT_REPLICATED",
     "NO_IDENTITY",
+    "REQUEST_ID_REUSED",
     "SHUTTING_DOWN",
     "SLOW_REQUEST",
+    "STOPPED",
     "TOO_MANY_RUNS",
     "TRIGGER_CREATED",
     "UNEXPECTED_TARGET_KEY",
     "UNKNOWN_METHOD",
     "UNKNOWN_ORGANIZATION",
+    "UNKNOWN_RUN",
+    "WRONG_KEY_MATERIAL",
 ];
 
 /// The outcomes of authorization decisions.
