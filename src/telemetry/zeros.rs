@@ -14,12 +14,6 @@ const IDENTITY_KINDS: [&str; 4] = ["service", "machine", "external", "none"];
 /// fails if one is missing.
 pub(crate) const CALL_OUTCOMES: [&str; 37] = [
     "OK",
-    "FAILURE_LIMIT",
-    "INVALID_RUN",
-    "REQUEST_ID_REUSED",
-    "STOPPED",
-    "UNKNOWN_RUN",
-    "WRONG_KEY_MATERIAL",
     "APPLY_UNDER_WAY",
     "AUDIT_UNAVAILABLE",
     "BLANK_ORGANIZATION_ID",
@@ -30,7 +24,6 @@ pub(crate) const CALL_OUTCOMES: [&str; 37] = [
     "DATABASE_READ_ONLY",
     "DATABASE_REFUSES_UPDATES",
     "DATABASE_SCHEMA",
-    "ROWS_NOT_VISIBLE",
     "DATABASE_UNAVAILABLE",
     "DEADLINE_EXCEEDED",
     "DENIED_BY_POLICY",
@@ -46,6 +39,7 @@ pub(crate) const CALL_OUTCOMES: [&str; 37] = [
     "NOT_REPLICATED",
     "NO_IDENTITY",
     "REQUEST_ID_REUSED",
+    "ROWS_NOT_VISIBLE",
     "SHUTTING_DOWN",
     "SLOW_REQUEST",
     "STOPPED",

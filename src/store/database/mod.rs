@@ -187,7 +187,7 @@ impl Database {
     /// The name of the TLS mode: `none`, or the sslmode.
     #[must_use]
     pub fn tls_name(&self) -> &'static str {
-        match self.ssl_mode {
+        match self.connector.ssl_mode.mode {
             SslMode::Disable => "none",
             SslMode::Prefer => "prefer",
             SslMode::Require => "require",
