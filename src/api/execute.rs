@@ -214,10 +214,19 @@ impl Execution {
         live: &LiveRun,
     ) -> Ended<ServiceError> {
         let censuses = &self.inner.context.censuses;
-        let position = censuses.position().await;
-        if let Err(error) = self.check_keys(runner, spec, stop).await {
-            return Ended::without_rows(Err(error));
+        let position = match spec.kind {
+            Kind::Census => Some(censuses.position().await),
+            Kind::DryRun | Kind::Apply | Kind::Verify => None,
+        };
+        let began = tokio::time::Instant::now();
+        let check = self.check_keys(runner, spec, stop);
+        let (checked, stopped_for) = self.stopped_for(check, deadline, stop, site_guard).await;
+        match checked {
+            Ok(()) if stop.is_cancelled() => return Ended::without_rows(Err(stopped_for)),
+            Ok(()) => {}
+            Err(error) => return Ended::without_rows(Err(error)),
         }
+        let deadline = deadline.map(|deadline| deadline.saturating_sub(began.elapsed()));
         let meter = Arc::new(Meter::default());
         let (queue, mut failures) = LiveRun::queue();
         let io = RunIo {
@@ -234,7 +243,7 @@ impl Execution {
             }
         };
         let mut run = pin!(run);
-        let mut keep = pin!(live.keep(&mut failures));
+        let mut keep = Box::pin(live.keep(&mut failures));
         let ((ended, wait), stopped_for) = tokio::select! {
             ended = run.as_mut() => {
                 let _ = timeout(KEEP_LIMIT, keep.as_mut()).await;
@@ -243,6 +252,8 @@ impl Execution {
             // The queue has ended, so the run is about to.
             () = keep.as_mut() => run.await,
         };
+        drop(keep);
+        live.remember(&mut failures);
         let progress = Progress {
             rate_limit: None,
             remaining: None,
@@ -254,7 +265,7 @@ impl Execution {
                 ..progress
             };
         });
-        if let Some(census) = &ended.census {
+        if let (Some(census), Some(position)) = (&ended.census, position) {
             censuses.record(runner.site(), position, census).await;
         }
         let counts = Counts::of(&ended.report, spec.kind, ended.durable);
@@ -294,6 +305,14 @@ impl Execution {
                 None => pending().await,
             }
         };
+        let lost = async {
+            let lost = site_guard.lost().await;
+            if stop.is_cancelled() {
+                // The run is about to end, and this is not why.
+                pending().await
+            }
+            lost
+        };
         let mut run = pin!(run);
         let stopped_for = tokio::select! {
             ended = run.as_mut() => {
@@ -306,10 +325,18 @@ impl Execution {
             }
             () = self.client_gone.cancelled() => ServiceError::Cancelled,
             () = deadline => ServiceError::DeadlineExceeded,
-            lost = site_guard.lost() => lost.into(),
+            lost = lost => lost.into(),
         };
         stop.cancel();
-        (run.await, stopped_for)
+        let ended = run.await;
+        // The guard and the rows lose the database at once, perhaps just before a shutdown.
+        let stopped_for = match stopped_for {
+            ServiceError::Database(_) if self.inner.shutdown.is_cancelled() => {
+                ServiceError::ShuttingDown
+            }
+            other => other,
+        };
+        (ended, stopped_for)
     }
 
     /// Before a site-wide apply: refuses wrong key bytes under a right key id.
@@ -328,11 +355,15 @@ impl Execution {
             let position = censuses.position().await;
             let meter = Meter::default();
             let ended = Box::pin(runner.census(spec, false, &meter, stop)).await;
-            match ended.result {
-                Ok(()) => {}
-                Err(RunError::Store(error)) => return Err(error.into()),
-                // The run ends for the same reason.
-                Err(_) => return Ok(()),
+            // The run evaluates each row that can be read, and has the same problem or another one
+            // in its report.
+            if let Err(error) = ended.result {
+                tracing::warn!(
+                    %error,
+                    "the keys were not compared with the secrets before the apply, because the census \
+                     failed"
+                );
+                return Ok(());
             }
             if let Some(census) = &ended.census {
                 censuses.record(runner.site(), position, census).await;
