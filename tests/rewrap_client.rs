@@ -30,6 +30,38 @@ pub(crate) async fn try_ask(
     Ok(call.unary(&method, &request).await?.0)
 }
 
+/// Every state of a run that `WatchRun` sends, to the end of the stream.
+pub(crate) async fn watch(server: &Server, run: &Value) -> Vec<Value> {
+    let call = Call::new(server, certs::admin());
+    let request = json!({"runId": run["id"]});
+    let states = call
+        .stream("nico.rewrap.v1.Rewrap/WatchRun", &request)
+        .await;
+    states
+        .unwrap_or_else(|e| panic!("{e:?}\n{}", server.log_text()))
+        .0
+}
+
+/// The reason of the error with which a run has ended.
+pub(crate) fn reason(run: &Value) -> &str {
+    run["error"]["details"][0]["reason"]
+        .as_str()
+        .unwrap_or_default()
+}
+
+/// A number in an answer. JSON has 64-bit numbers as texts.
+pub(crate) fn number(value: &Value) -> u64 {
+    value.as_str().and_then(|text| text.parse().ok()).unwrap()
+}
+
+/// Starts a site-wide run of this kind to `kv2`, with a limit of its rate.
+pub(crate) async fn start_slow(server: &Server, kind: &str, rows_per_second: u32) -> Value {
+    let request = json!({
+        "kind": kind, "site": {}, "expectTargetKeyId": "kv2", "maxRowsPerSecond": rows_per_second,
+    });
+    ask(server, "StartRun", request).await
+}
+
 /// Starts a site-wide run of this kind to `kv2`.
 pub(crate) async fn start(server: &Server, kind: &str) -> Value {
     let request = json!({"kind": kind, "site": {}, "expectTargetKeyId": "kv2"});
@@ -72,12 +104,15 @@ pub(crate) async fn verdict(server: &Server, id: &str) -> String {
 
 /// Runs `nico-rewrap state migrate` for this site.
 pub(crate) fn migrate_state(site: &Site) {
+    let output = try_migrate_state(site).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// The command `nico-rewrap state migrate` for this site.
+pub(crate) fn try_migrate_state(site: &Site) -> std::process::Command {
     let mut args = site.write("state");
     args.insert(1, "migrate".to_owned());
-    let output = std::process::Command::new(BINARY)
-        .args(args)
-        .env_clear()
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{output:?}");
+    let mut command = std::process::Command::new(BINARY);
+    command.args(args).env_clear();
+    command
 }

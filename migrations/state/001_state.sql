@@ -70,5 +70,6 @@ BEGIN
     IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'nico_rewrap') THEN
         GRANT USAGE ON SCHEMA nico_rewrap TO nico_rewrap;
         GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA nico_rewrap TO nico_rewrap;
+        REVOKE INSERT, UPDATE, DELETE ON nico_rewrap.schema_version FROM nico_rewrap;
     END IF;
 END $$;

@@ -34,17 +34,22 @@ impl Calls {
         if inner.context.runner.is_none() || interval.is_zero() {
             return;
         }
-        let runner = loop {
-            match (inner.check_readiness(), inner.runner()) {
-                (Ok(()), Ok(runner)) => break runner,
-                (Err(ServiceError::ShuttingDown), _) => return,
-                _ => sleep(START).await,
+        let shutdown = &inner.shutdown;
+        let runner = async {
+            loop {
+                match (inner.check_readiness(), inner.runner()) {
+                    (Ok(()), Ok(runner)) => break runner,
+                    _ => sleep(START).await,
+                }
             }
         };
+        let Some(runner) = shutdown.run_until_cancelled(runner).await else {
+            return;
+        };
         let mut is_due = false;
-        while !inner.shutdown.is_cancelled() {
+        while !shutdown.is_cancelled() {
             let pause = if is_due || inner.is_old(interval).await {
-                // A shutdown stops the census, and its end is recorded.
+                // Not dropped at shutdown, which stops it: its end must be recorded.
                 inner.take_census(runner).await.map_or(RETRY, |()| interval)
             } else {
                 // Another instance has taken one.
@@ -53,7 +58,7 @@ impl Calls {
             is_due = tokio::select! {
                 () = inner.census_due.notified() => true,
                 () = sleep(pause) => false,
-                () = inner.shutdown.cancelled() => return,
+                () = shutdown.cancelled() => return,
             };
         }
     }
@@ -76,8 +81,10 @@ impl Inner {
         async {
             // On the heap: a debug build needs much stack to move it.
             let taken = Box::pin(self.try_take_census(runner, id)).await;
-            if let Err(error) = &taken {
-                tracing::warn!(%error, "the census failed");
+            match &taken {
+                Err(error) if error.is_stop() => tracing::info!(%error, "the census was stopped"),
+                Err(error) => tracing::warn!(%error, "the census failed"),
+                Ok(()) => {}
             }
             taken
         }
@@ -116,7 +123,9 @@ impl Inner {
             censuses.record(runner.site(), position, census).await;
         }
         let counts = ended.report.counts;
+        let is_elsewhere = matches!(ended.result, Err(RunError::CensusElsewhere));
         let result = ended.result.map_err(|error| match error {
+            RunError::Stopped if self.shutdown.is_cancelled() => ServiceError::ShuttingDown,
             RunError::Stopped | RunError::CensusElsewhere => ServiceError::Stopped,
             RunError::Store(error) => error.into(),
             _ => ServiceError::Internal,
@@ -137,6 +146,7 @@ impl Inner {
             record.durable = true;
         })
         .await;
-        result
+        // The census of the other instance is as good.
+        if is_elsewhere { Ok(()) } else { result }
     }
 }

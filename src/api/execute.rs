@@ -228,10 +228,19 @@ impl Execution {
         live: &LiveRun,
     ) -> Ended<ServiceError> {
         let censuses = &self.inner.context.censuses;
-        let position = censuses.position().await;
-        if let Err(error) = self.check_keys(runner, spec, stop).await {
-            return Ended::without_rows(Err(error));
+        let position = match spec.kind {
+            Kind::Census => Some(censuses.position().await),
+            Kind::DryRun | Kind::Apply | Kind::Verify => None,
+        };
+        let began = tokio::time::Instant::now();
+        let check = self.check_keys(runner, spec, stop);
+        let (checked, stopped_for) = self.stopped_for(check, deadline, stop, site_guard).await;
+        match checked {
+            Ok(()) if stop.is_cancelled() => return Ended::without_rows(Err(stopped_for)),
+            Ok(()) => {}
+            Err(error) => return Ended::without_rows(Err(error)),
         }
+        let deadline = deadline.map(|deadline| deadline.saturating_sub(began.elapsed()));
         let meter = Arc::new(Meter::default());
         let (queue, mut failures) = LiveRun::queue();
         let io = RunIo {
@@ -249,7 +258,7 @@ impl Execution {
             }
         };
         let mut run = pin!(run);
-        let mut keep = pin!(live.keep(&mut failures));
+        let mut keep = Box::pin(live.keep(&mut failures));
         let ((ended, wait), stopped_for) = tokio::select! {
             ended = run.as_mut() => {
                 let _ = timeout(KEEP_LIMIT, keep.as_mut()).await;
@@ -258,6 +267,8 @@ impl Execution {
             // The queue has ended, so the run is about to.
             () = keep.as_mut() => run.await,
         };
+        drop(keep);
+        live.remember(&mut failures);
         let progress = Progress {
             rate_limit: None,
             remaining: None,
@@ -269,7 +280,7 @@ impl Execution {
                 ..progress
             };
         });
-        if let Some(census) = &ended.census {
+        if let (Some(census), Some(position)) = (&ended.census, position) {
             censuses.record(runner.site(), position, census).await;
         }
         let counts = Counts::of(&ended.report, spec.kind, ended.durable);
@@ -309,6 +320,14 @@ impl Execution {
                 None => pending().await,
             }
         };
+        let lost = async {
+            let lost = site_guard.lost().await;
+            if stop.is_cancelled() {
+                // The run is about to end, and this is not why.
+                pending().await
+            }
+            lost
+        };
         let mut run = pin!(run);
         let stopped_for = tokio::select! {
             ended = run.as_mut() => {
@@ -321,10 +340,18 @@ impl Execution {
             }
             () = self.client_gone.cancelled() => ServiceError::Cancelled,
             () = deadline => ServiceError::DeadlineExceeded,
-            lost = site_guard.lost() => lost.into(),
+            lost = lost => lost.into(),
         };
         stop.cancel();
-        (run.await, stopped_for)
+        let ended = run.await;
+        // The guard and the rows lose the database at once, perhaps just before a shutdown.
+        let stopped_for = match stopped_for {
+            ServiceError::Database(_) if self.inner.shutdown.is_cancelled() => {
+                ServiceError::ShuttingDown
+            }
+            other => other,
+        };
+        (ended, stopped_for)
     }
 
     /// Before a site-wide apply: refuses wrong key bytes under a right key id.

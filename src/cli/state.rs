@@ -17,7 +17,7 @@ const MIGRATIONS: [&str; STATE_VERSION as usize] =
 
 // One migration at a time. A concurrent one waits, and then finds nothing to do.
 const LOCK: &str = "-- state_lock
-    BEGIN; SELECT pg_advisory_xact_lock(hashtext('nico_rewrap state migrate'));
+    BEGIN ISOLATION LEVEL READ COMMITTED, READ WRITE; SELECT pg_advisory_xact_lock(hashtext('nico_rewrap state migrate'));
     CREATE SCHEMA IF NOT EXISTS nico_rewrap";
 
 const EXISTS: &str = "-- state_exists

@@ -237,13 +237,18 @@ impl BatchSet {
         self.count_rows(end.outcomes).await;
         self.report.counts.rows_in_doubt += end.in_doubt;
         self.changes.append(end.changes);
-        if self.stop_after_failures > 0
-            && self.report.counts.rows_failed >= self.stop_after_failures
-        {
-            self.stop();
-            return Err(RunError::FailureLimit(self.report.counts.rows_failed));
-        }
+        self.check_failure_limit()?;
         end.result
+    }
+
+    /// Stops the run if as many rows have failed as the caller allows.
+    pub(super) fn check_failure_limit(&self) -> Result<(), RunError> {
+        let failed = self.report.counts.rows_failed;
+        if self.stop_after_failures > 0 && failed >= self.stop_after_failures {
+            self.stop();
+            return Err(RunError::FailureLimit(failed));
+        }
+        Ok(())
     }
 
     /// Counts rows by their outcomes.

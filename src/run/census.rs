@@ -1,50 +1,20 @@
 //! A census: counts the secrets of the site by the key id that they name.
 
-use std::time::{Duration, SystemTime};
-
-use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{RunError, pacer::Pacer, progress::Meter, scope::check_preflight, until_stopped};
+use super::{
+    Census, RunError, pacer::Pacer, progress::Meter, scope::check_preflight, until_stopped,
+};
 use crate::{
-    domain::{census::Tally, envelope::prefix_length, keyring::Keyring, verdict::CensusFacts},
+    domain::{census::Tally, envelope::prefix_length, keyring::Keyring},
     run::{Mode, Site},
-    store::{CensusScan, ScanMode, StoreError},
+    store::{CensusScan, RowError, ScanMode, StoreError},
 };
 
 /// The fewest characters of a text that a census reads, and the most: the latter suffice for
 /// every key id that needs no escapes.
 const PREFIX_CHARACTERS: std::ops::RangeInclusive<usize> = 64..=384;
-
-/// A census.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Census {
-    /// The id of the run.
-    pub run_id: String,
-    /// The next transaction id when the snapshot was taken.
-    pub moment: i64,
-    /// When the snapshot was taken, by the clock of the database.
-    pub time: SystemTime,
-    /// How long the census held its snapshot.
-    pub duration: Duration,
-    /// The counts.
-    pub tally: Tally,
-}
-
-impl Census {
-    /// What verdicts depend on.
-    #[must_use]
-    pub fn facts(&self) -> CensusFacts {
-        let secrets = self.tally.keys.iter();
-        CensusFacts {
-            moment: self.moment,
-            start: self.time,
-            unreadable: self.tally.unreadable,
-            secrets: secrets.map(|(id, key)| (id.clone(), key.secrets)).collect(),
-        }
-    }
-}
 
 /// Counts all secrets. With `exclusively`, no other instance may do the same. A run that may have missed rows ends with an error.
 pub(super) async fn census(
@@ -72,10 +42,13 @@ pub(super) async fn census(
                 }
                 mode = ScanMode::Careful;
             }
-            Err(RunError::Store(
-                error @ (StoreError::ConnectionLost(_) | StoreError::Conflict(_)),
-            )) if attempt < store.options().max_attempts => {
+            Err(RunError::Store(error))
+                if can_pass(&error) && attempt < store.options().max_attempts =>
+            {
                 tracing::warn!(%error, "the census begins again");
+                if let StoreError::StalePlan(_) = error {
+                    store.clear_statement_caches();
+                }
                 store.retry_backoff().await;
             }
             Err(RunError::Store(error)) => return Err(error.into_unavailable().into()),
@@ -85,6 +58,17 @@ pub(super) async fn census(
     // A policy may have come into force during the census.
     check_preflight(&until_stopped(stop, store.preflight()).await?, Mode::DryRun)?;
     Ok(census)
+}
+
+/// Whether a new snapshot may not have the problem.
+fn can_pass(error: &StoreError) -> bool {
+    matches!(
+        error,
+        StoreError::ConnectionLost(_)
+            | StoreError::Conflict(_)
+            | StoreError::StalePlan(_)
+            | StoreError::Row(RowError::TableLocked)
+    )
 }
 
 async fn count(

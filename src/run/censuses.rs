@@ -8,9 +8,12 @@ use std::{
 
 use super::{Census, Site, history::History};
 use crate::{
-    domain::verdict::{Ledger, Verdict},
+    domain::verdict::{CensusFacts, Ledger, Verdict},
     store::StoreError,
 };
+
+/// How often a census is recorded again because another instance has just recorded one.
+const ATTEMPTS: u32 = 20;
 
 /// The ledger, and how many censuses were recorded in it.
 #[derive(Debug, Clone, Default)]
@@ -53,6 +56,8 @@ pub struct Censuses {
     soak: Duration,
     /// What this process knows, if the database cannot be asked.
     memory: Mutex<Known>,
+    /// What censuses have found that could not be written to the database.
+    unwritten: Mutex<Option<CensusFacts>>,
 }
 
 impl Censuses {
@@ -63,21 +68,25 @@ impl Censuses {
             history,
             soak,
             memory: Mutex::default(),
+            unwritten: Mutex::default(),
         }
     }
 
     /// The position of a census that begins now.
     pub async fn position(&self) -> SeriesPosition {
-        SeriesPosition(self.known().await.sequence)
+        SeriesPosition(self.known(true).await.sequence)
     }
 
     /// Records a census that began at `position`. Logs the stragglers that it found, and
     /// returns their number.
     pub async fn record(&self, site: &Site, position: SeriesPosition, census: &Census) -> u64 {
         let target = site.keyring.target().id().as_str();
+        let facts = census.facts();
         let mut known;
+        let mut attempts = 0;
         let stragglers = loop {
-            known = self.known().await;
+            attempts += 1;
+            known = self.known(true).await;
             let before = known.sequence;
             let is_late = before != position.0;
             if !is_late && Ledger::is_other_history(known.ledger.last.as_ref(), census.moment) {
@@ -87,10 +96,11 @@ impl Censuses {
                 );
                 known.ledger = Ledger::default();
             }
-            let loaded = site.keyring.iter().map(|kek| kek.id().as_str());
-            let stragglers = known
-                .ledger
-                .record(&census.facts(), is_late, loaded, target);
+            let loaded = || site.keyring.iter().map(|kek| kek.id().as_str());
+            if let Some(unwritten) = &*lock(&self.unwritten) {
+                known.ledger.record(unwritten, true, loaded(), target);
+            }
+            let stragglers = known.ledger.record(&facts, is_late, loaded(), target);
             known.sequence += 1;
             if !is_late {
                 known.last = Some(census.clone());
@@ -99,16 +109,30 @@ impl Censuses {
                 break stragglers;
             }
             match self.write(before, &known.ledger, census).await {
-                Ok(true) => break stragglers,
+                Ok(true) => {
+                    *lock(&self.unwritten) = None;
+                    break stragglers;
+                }
                 // Another instance has recorded a census: look again.
-                Ok(false) => {}
+                Ok(false) if attempts < ATTEMPTS => {}
+                Ok(false) => {
+                    tracing::warn!(
+                        "cannot read the censuses of other instances: this one counts late"
+                    );
+                    add(&mut lock(&self.unwritten), facts);
+                    break stragglers;
+                }
                 Err(error) => {
-                    tracing::warn!(%error, "cannot write the census to the schema nico_rewrap");
+                    tracing::warn!(
+                        %error,
+                        "cannot write the census to the schema nico_rewrap: it counts late"
+                    );
+                    add(&mut lock(&self.unwritten), facts);
                     break stragglers;
                 }
             }
         };
-        *self.memory() = known;
+        *lock(&self.memory) = known;
         let mut sum = 0;
         for id in &stragglers {
             let Some(key) = census.tally.keys.get(id) else {
@@ -130,13 +154,16 @@ impl Censuses {
 
     /// The last census.
     pub async fn last(&self) -> Option<Census> {
-        self.known().await.last
+        self.known(true).await.last
     }
 
     /// What is known now, for the keys of `site`.
     pub async fn key_use(&self, site: &Site) -> KeyUse {
-        let known = self.known().await;
+        let mut known = self.known(false).await;
         let target = site.keyring.target().id().as_str();
+        if let Some(unwritten) = &*lock(&self.unwritten) {
+            known.ledger.record(unwritten, true, [], target);
+        }
         KeyUse {
             last: known.last,
             ledger: known.ledger,
@@ -166,17 +193,19 @@ impl Censuses {
         Ok(recorded)
     }
 
-    /// What the database knows, or what this process knows.
-    async fn known(&self) -> Known {
+    /// What the database knows, or what this process knows. `ListKeys` can be called often, so it
+    /// does not `warn`.
+    async fn known(&self, warn: bool) -> Known {
         if self.history.is_persistent() {
             match self.read().await {
                 Ok(known) => return known,
-                Err(error) => {
+                Err(error) if warn => {
                     tracing::warn!(%error, "cannot read the censuses from the schema nico_rewrap");
                 }
+                Err(_) => {}
             }
         }
-        self.memory().clone()
+        lock(&self.memory).clone()
     }
 
     async fn read(&self) -> Result<Known, StoreError> {
@@ -192,9 +221,23 @@ impl Censuses {
             last: last.and_then(|last| serde_json::from_str(&last).ok()),
         })
     }
+}
 
-    fn memory(&self) -> MutexGuard<'_, Known> {
-        // A panic cannot leave the value half changed.
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+/// Adds a census to those that are not written. Together they count as one late census.
+fn add(unwritten: &mut Option<CensusFacts>, census: CensusFacts) {
+    let Some(sum) = unwritten else {
+        *unwritten = Some(census);
+        return;
+    };
+    sum.moment = sum.moment.max(census.moment);
+    sum.start = sum.start.max(census.start);
+    sum.unreadable += census.unreadable;
+    for (id, secrets) in census.secrets {
+        *sum.secrets.entry(id).or_default() += secrets;
     }
+}
+
+fn lock<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic cannot leave the value half changed.
+    value.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -24,6 +24,9 @@ const RENEWAL_LIMIT: Duration = Duration::from_secs(20);
 
 /// The pause between two attempts to take the lock again.
 const LOCK_PAUSE: Duration = Duration::from_millis(200);
+/// How often, and with which pause, to look who holds the lock.
+const LOOKS: u32 = 10;
+const LOOK_PAUSE: Duration = Duration::from_millis(200);
 
 /// Who runs a site-wide apply.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,21 +95,7 @@ pub async fn acquire<'a>(
     record: &RunRecord,
 ) -> Result<Acquired<'a>, StoreError> {
     if site.store.options().pool_mode == PoolMode::Session {
-        return match site.store.try_lock_site().await {
-            Ok(Some(lock)) => Ok(Acquired::Guard(SiteGuard::Lock {
-                site,
-                lock: Mutex::new(Box::new(lock)),
-            })),
-            Ok(None) => Ok(Acquired::Held(holder(history).await)),
-            Err(error) if error.is_connection_limit() => {
-                tracing::warn!(
-                    "Postgres allows no further connection, so other instances are not kept from a \
-                     site-wide apply at the same time. Raise the CONNECTION LIMIT of the role"
-                );
-                Ok(Acquired::Guard(SiteGuard::ProcessOnly))
-            }
-            Err(error) => Err(error),
-        };
+        return acquire_lock(site, history).await;
     }
     if !history.is_persistent() {
         tracing::warn!(
@@ -118,10 +107,8 @@ pub async fn acquire<'a>(
     // A holder has only strings, so this cannot fail.
     let document = serde_json::to_string(&Holder::of(record)).unwrap_or_default();
     let store = &site.store;
-    if store
-        .take_lease(LEASE, &record.id, &document, LEASE_SECONDS)
-        .await?
-    {
+    let lease = store.take_lease(LEASE, &record.id, &document, LEASE_SECONDS);
+    if lease.await.map_err(StoreError::into_unavailable)? {
         let run_id = record.id.clone();
         return Ok(Acquired::Guard(SiteGuard::Lease {
             site,
@@ -129,16 +116,53 @@ pub async fn acquire<'a>(
             document,
         }));
     }
-    let lease = store.lease(LEASE).await?;
+    let lease = store.lease(LEASE).await;
+    let lease = lease.map_err(StoreError::into_unavailable)?;
     let holder = lease.and_then(|lease| serde_json::from_str(&lease.document).ok());
     Ok(Acquired::Held(holder))
 }
 
-/// The site-wide apply in progress, as far as the history knows.
+/// Takes the session lock. The holder takes the lock before its run is in the history, and gives
+/// it back after the end of the run, or its session ends a little later than the run. So this looks
+/// several times until the two agree.
+async fn acquire_lock<'a>(
+    site: &'a Arc<Site>,
+    history: &History,
+) -> Result<Acquired<'a>, StoreError> {
+    let mut looks = 0;
+    loop {
+        match site.store.try_lock_site().await {
+            Ok(Some(lock)) => {
+                return Ok(Acquired::Guard(SiteGuard::Lock {
+                    site,
+                    lock: Mutex::new(Box::new(lock)),
+                }));
+            }
+            Ok(None) => {}
+            Err(error) if error.is_connection_limit() => {
+                tracing::warn!(
+                    "Postgres allows no further connection, so other instances are not kept from a \
+                     site-wide apply at the same time. Raise the CONNECTION LIMIT of the role"
+                );
+                return Ok(Acquired::Guard(SiteGuard::ProcessOnly));
+            }
+            Err(error) => return Err(error),
+        }
+        looks += 1;
+        let holder = holder(history).await;
+        if holder.is_some() || looks >= LOOKS {
+            return Ok(Acquired::Held(holder));
+        }
+        sleep(LOOK_PAUSE).await;
+    }
+}
+
+/// The site-wide apply in progress, as far as the history knows. The newest one: an instance that
+/// was killed leaves an older one behind.
 async fn holder(history: &History) -> Option<Holder> {
     let active = history.active().await.ok()?;
-    let apply = active.iter().find(|run| run.is_site_apply());
-    apply.map(Holder::of)
+    let applies = active.iter().filter(|run| run.is_site_apply());
+    applies.max_by_key(|run| run.start_time).map(Holder::of)
 }
 
 impl<'a> SiteGuard<'a> {

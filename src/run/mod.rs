@@ -17,6 +17,7 @@ mod batch;
 mod batch_set;
 mod census;
 pub mod censuses;
+mod failure;
 mod groups;
 pub mod guard;
 pub mod history;
@@ -45,10 +46,11 @@ use tokio_util::sync::CancellationToken;
 
 use self::{adaptive_rate::RateController, batch_set::BatchSet, pacer::Pacer, record::Kind};
 pub use self::{
-    census::Census,
+    failure::Failure,
     groups::FailureGroup,
     progress::{Meter, Sampler},
-    report::{Ended, Failure, Report},
+    record::Census,
+    report::{Ended, Report},
 };
 use crate::{
     auth::authorize::Permit,
@@ -405,10 +407,14 @@ impl Runner {
                 self.paced(&pacer, VERIFY_SCALE, &meter, stop, verify).await
             }
             (Scope::Site, Kind::Apply) => {
+                batches.set_total(until_stopped(stop, site.store.estimated_rows()).await?);
                 let apply = Box::pin(self.site_run(stop, batches));
                 self.paced(pacer, 1.0, &meter, stop, apply).await
             }
-            (Scope::Site, _) => Box::pin(self.site_run(stop, batches)).await,
+            (Scope::Site, _) => {
+                batches.set_total(until_stopped(stop, site.store.estimated_rows()).await?);
+                Box::pin(self.site_run(stop, batches)).await
+            }
         }
     }
 }

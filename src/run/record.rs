@@ -8,6 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{Mode, RunSpec, Scope, groups::FailureGroup};
+use crate::domain::{census::Tally, verdict::CensusFacts};
 
 /// What a run does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -200,4 +201,33 @@ pub struct RunRecord {
     pub problem: Option<RunProblem>,
     /// Whether no crash of the database can undo what the report says.
     pub durable: bool,
+}
+
+/// A census.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Census {
+    /// The id of the run.
+    pub run_id: String,
+    /// The next transaction id when the snapshot was taken.
+    pub moment: i64,
+    /// When the snapshot was taken, by the clock of the database.
+    pub time: SystemTime,
+    /// How long the census held its snapshot.
+    pub duration: Duration,
+    /// The counts.
+    pub tally: Tally,
+}
+
+impl Census {
+    /// What verdicts depend on.
+    #[must_use]
+    pub fn facts(&self) -> CensusFacts {
+        let secrets = self.tally.keys.iter();
+        CensusFacts {
+            moment: self.moment,
+            start: self.time,
+            unreadable: self.tally.unreadable,
+            secrets: secrets.map(|(id, key)| (id.clone(), key.secrets)).collect(),
+        }
+    }
 }

@@ -3,83 +3,16 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Census, RunError,
+    Census, Failure, RunError,
     groups::{FailureGroup, FailureGroups},
     receipt::Changes,
     record::Counts,
 };
-use crate::{
-    domain::{
-        rewrap::{COLUMNS, FieldError},
-        verify::VerifyError,
-    },
-    store::RowError,
-};
+use crate::{domain::rewrap::COLUMNS, store::RowError};
 
 /// Maximum size of the kept failures, in bytes of text and message overhead: half of what a
 /// gRPC client accepts by default (4 MiB).
 const FAILURE_BYTES: usize = 2 << 20;
-
-/// Maximum size of the tags and lengths of the message and its three fields.
-const FAILURE_OVERHEAD: usize = 24;
-
-/// The failure of one field or of a whole row.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    /// The organization of the row.
-    pub organization_id: String,
-    /// The column. Empty if the row as a whole failed.
-    pub field: &'static str,
-    /// The stable reason.
-    pub reason: &'static str,
-    /// The key id that the secret names; empty if it is unknown.
-    pub key_id: String,
-    /// What is wrong.
-    pub error: String,
-}
-
-impl Failure {
-    /// A secret that cannot be re-wrapped.
-    pub(super) fn of_field(organization_id: &str, field: &'static str, error: &FieldError) -> Self {
-        Self {
-            organization_id: organization_id.to_owned(),
-            field,
-            reason: error.reason(),
-            key_id: error.key_id().unwrap_or_default().to_owned(),
-            error: error.to_string(),
-        }
-    }
-
-    /// A secret that a verify finds bad.
-    pub(super) fn of_secret(
-        organization_id: &str,
-        field: &'static str,
-        error: &VerifyError,
-    ) -> Self {
-        Self {
-            organization_id: organization_id.to_owned(),
-            field,
-            reason: error.reason(),
-            key_id: error.key_id().unwrap_or_default().to_owned(),
-            error: error.to_string(),
-        }
-    }
-
-    /// A row, or one of its columns, that the database cannot read or write.
-    pub(super) fn of_row(organization_id: &str, field: &'static str, error: &RowError) -> Self {
-        Self {
-            organization_id: organization_id.to_owned(),
-            field,
-            reason: error.reason(),
-            key_id: String::new(),
-            error: error.to_string(),
-        }
-    }
-
-    fn size(&self) -> usize {
-        self.organization_id.len() + self.field.len() + self.error.len() + FAILURE_OVERHEAD
-    }
-}
 
 /// The outcome of one row.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -34,11 +34,11 @@ pub(super) async fn verify_site(
 ) -> Result<(), RunError> {
     let store = &site.store;
     check_preflight(&until_stopped(stop, store.preflight()).await?, Mode::DryRun)?;
-    let mut scan = until_stopped(stop, store.verify_scan()).await?;
+    let mut scan = until_stopped(stop, unavailable(store.verify_scan())).await?;
     batches.set_total(scan.snapshot().rows);
     let parallel = std::thread::available_parallelism().map_or(1, usize::from);
     let mut tasks = JoinSet::new();
-    while let Some(rows) = until_stopped(stop, scan.next()).await? {
+    while let Some(rows) = until_stopped(stop, unavailable(scan.next())).await? {
         let mut readable = Vec::with_capacity(rows.len());
         for row in rows {
             match row {
@@ -46,6 +46,7 @@ pub(super) async fn verify_site(
                 Err(row) => {
                     let outcome = unreadable(&row.organization_id(), &row.error);
                     batches.count_rows(vec![outcome]).await;
+                    batches.check_failure_limit()?;
                 }
             }
         }
@@ -66,7 +67,7 @@ pub(super) async fn verify_site(
     while !tasks.is_empty() {
         count_one(&mut tasks, batches).await?;
     }
-    scan.finish().await.map_err(StoreError::into_unavailable)?;
+    unavailable(scan.finish()).await?;
     // A policy may have come into force during the run.
     check_preflight(&until_stopped(stop, store.preflight()).await?, Mode::DryRun)?;
     Ok(())
@@ -94,6 +95,13 @@ pub(super) async fn verify_organization(
     Ok(())
 }
 
+/// Converts the error of a statement that is not about a single row.
+async fn unavailable<T>(
+    reading: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    reading.await.map_err(StoreError::into_unavailable)
+}
+
 async fn count_one(
     tasks: &mut JoinSet<Vec<RowOutcome>>,
     batches: &mut BatchSet,
@@ -102,6 +110,7 @@ async fn count_one(
         batches
             .count_rows(joined.map_err(|_| RunError::Panicked)?)
             .await;
+        batches.check_failure_limit()?;
     }
     Ok(())
 }

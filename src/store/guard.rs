@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::{Store, StoreError, lease::Lease, statement::Statement};
 
@@ -14,6 +14,9 @@ const CHECK: Duration = Duration::from_millis(500);
 
 /// How many checks pass between two statements on the session.
 const CHECKS_PER_PING: u32 = 8;
+
+/// How long an ended apply waits for the answer to the statement that gives the lock back.
+const UNLOCK_LIMIT: Duration = Duration::from_millis(500);
 
 // A session lock of this database. The two numbers are the names of this program and of the
 // lock: "nico", "site".
@@ -105,8 +108,9 @@ impl SiteLock<'_> {
 
     /// Gives the lock back.
     pub async fn unlock(self) {
-        // An error means that the session has ended, and the lock with it.
-        if self.store.query(&self.lease, &UNLOCK, &[]).await.is_ok() {
+        // After an error, or without an answer, the session is closed, and the lock ends with it.
+        let unlock = self.store.query(&self.lease, &UNLOCK, &[]);
+        if matches!(timeout(UNLOCK_LIMIT, unlock).await, Ok(Ok(_))) {
             self.lease.release();
         }
     }

@@ -172,8 +172,10 @@ impl Store {
                 );
                 continue;
             }
-            // The load probe may hold the only connection that Postgres allows.
-            drop(self.probe_pool.retain(|_, _| false));
+            // These may hold the only connections that Postgres allows.
+            for pool in [&self.probe_pool, &self.side_pool, &self.reserve_pool] {
+                pool.retain(|_, _| false);
+            }
             attempts += 1;
             if attempts >= self.options.max_attempts {
                 return Err(error.into());

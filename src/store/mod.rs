@@ -120,9 +120,12 @@ pub enum PoolMode {
     Transaction,
 }
 
+/// Maximum number of scans at the same time. Each holds a connection until its end.
+const SCANS: usize = 3;
+
 /// Maximum number of connections that runs do not write with: two for the schema
-/// `nico_rewrap`, two for scans, one for the lock of site-wide applies.
-const SIDE_CONNECTIONS: usize = 5;
+/// `nico_rewrap`, some for scans, one for the lock of site-wide applies.
+const SIDE_CONNECTIONS: usize = 2 + SCANS + 1;
 
 /// The site's database.
 pub struct Store {
@@ -140,6 +143,8 @@ pub struct Store {
     reserve_pool: Pool,
     /// For the schema `nico_rewrap`, for scans, and for the lock of site-wide applies.
     side_pool: Pool,
+    /// One permit for each scan.
+    scan_permits: Semaphore,
     row_answers: RowAnswers,
     /// Counts the notices on the connections of `pool` and `reserve_pool`.
     notices: Arc<Notices>,
@@ -186,6 +191,7 @@ impl Store {
             probe_pool: pool(database, &options, 1, Arc::default())?,
             reserve_pool: pool(database, &options, 1, notices.clone())?,
             side_pool: pool(database, &side_options, SIDE_CONNECTIONS, Arc::default())?,
+            scan_permits: Semaphore::new(SCANS),
             row_answers: RowAnswers::new(),
             notices,
             options,

@@ -28,9 +28,13 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How many batches of failures wait for the database.
 const QUEUE: usize = 16;
 
-/// How often, and after which pause, the end of a run is written again if that fails.
-const END_ATTEMPTS: u32 = 10;
+/// How often, and after which pause, the end of a run is written again if that fails. A restart
+/// of the database can take minutes.
+const END_ATTEMPTS: u32 = 600;
 const END_PAUSE: Duration = Duration::from_secs(1);
+
+/// How many failures one statement writes at the end of a run.
+const FAILURE_BATCH: u32 = 1000;
 
 /// How long an ended run waits until its end is in the database.
 const END_LIMIT: Duration = Duration::from_millis(300);
@@ -101,9 +105,14 @@ impl LiveRun {
         }
         let write = tokio::spawn(async move {
             for _ in 0..END_ATTEMPTS {
-                if self.try_to_write().await.is_ok() {
-                    self.prune().await;
-                    return;
+                // The failures come first: a run that has ended has all of them.
+                match self.try_to_write_failures().await {
+                    Ok(()) if self.try_to_write().await.is_ok() => {
+                        self.prune().await;
+                        return;
+                    }
+                    Ok(()) => {}
+                    Err(error) => self.log_once(&error),
                 }
                 sleep(END_PAUSE).await;
             }
@@ -111,10 +120,34 @@ impl LiveRun {
         let _ = timeout(END_LIMIT, write).await;
     }
 
+    /// Remembers the failures that are still in the queue. [`LiveRun::finish`] writes them to the
+    /// database.
+    pub fn remember(&self, failures: &mut mpsc::Receiver<Vec<Failure>>) {
+        while let Ok(batch) = failures.try_recv() {
+            let batch: Vec<_> = batch.into_iter().map(StoredFailure::from).collect();
+            self.history.remember_failures(&self.run, &batch);
+        }
+    }
+
+    /// Writes the failures that the database did not take before.
+    async fn try_to_write_failures(&self) -> Result<(), crate::store::StoreError> {
+        let Some(store) = self.history.state() else {
+            return Ok(());
+        };
+        loop {
+            let batch = self.run.failures(("", ""), FAILURE_BATCH as usize);
+            if batch.is_empty() {
+                return Ok(());
+            }
+            store.add_failures(&self.id, &batch).await?;
+            self.run.forget_failures(&batch);
+        }
+    }
+
     async fn add_failures(&self, batch: Vec<Failure>) {
         let batch: Vec<_> = batch.into_iter().map(StoredFailure::from).collect();
         // Memory comes first: the run may end while the database is silent.
-        self.run.add_failures(&batch);
+        self.history.remember_failures(&self.run, &batch);
         if self.is_stored
             && let Some(store) = self.history.state()
         {
@@ -178,12 +211,14 @@ impl Drop for LiveRun {
 
 impl From<Failure> for StoredFailure {
     fn from(failure: Failure) -> Self {
+        // Postgres stores no NUL in a text, and a key id can contain one.
+        let storable = |text: String| text.replace('\0', "\u{fffd}");
         Self {
-            organization_id: failure.organization_id,
+            organization_id: storable(failure.organization_id),
             field: failure.field.to_owned(),
             reason: failure.reason.to_owned(),
-            key_id: failure.key_id,
-            message: failure.error,
+            key_id: storable(failure.key_id),
+            message: storable(failure.error),
         }
     }
 }

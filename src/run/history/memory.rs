@@ -18,8 +18,9 @@ use crate::{
 /// How many runs are remembered.
 const RUNS: usize = 100;
 
-/// How many failures are remembered of one run.
-pub(super) const FAILURES: usize = 50_000;
+/// How many failures are remembered of one run, and of all runs together.
+const FAILURES: usize = 50_000;
+const ALL_FAILURES: usize = 100_000;
 
 /// By organization and column.
 type Failures = BTreeMap<(String, String), StoredFailure>;
@@ -76,6 +77,19 @@ impl Memory {
         for id in ids {
             if let Some(number) = self.by_id.remove(&id) {
                 self.runs.remove(&number);
+            }
+        }
+    }
+
+    /// Forgets the failures of the oldest runs if there are too many.
+    pub(super) fn limit_failures(&self) {
+        let mut sum = 0;
+        for run in self.runs.values().rev() {
+            let mut failures = run.lock();
+            sum += failures.len();
+            if sum > ALL_FAILURES {
+                sum -= failures.len();
+                *failures = Failures::new();
             }
         }
     }

@@ -279,6 +279,11 @@ impl History {
         Ok(failures)
     }
 
+    fn remember_failures(&self, run: &Remembered, failures: &[StoredFailure]) {
+        run.add_failures(failures);
+        self.memory().limit_failures();
+    }
+
     /// The database, if the schema can be used.
     fn state(&self) -> Option<&Arc<Store>> {
         self.0.store.as_ref().filter(|_| self.is_persistent())

@@ -16,15 +16,17 @@ use tokio_postgres::{
     types::{ToSql, Type},
 };
 
-use super::{Address, BATCH_BYTES, FETCH, RawText, Snapshot};
+use super::{Address, BATCH_BYTES, RawText, ScanLease, Snapshot, fetch};
 use crate::{
     domain::{
         census::{CensusRow, CountedSecret},
         envelope::{Buffers, Envelope, MAX_TEXT_BYTES, key_id_of_prefix},
         rewrap::{COLUMN_COUNT, COLUMNS},
     },
-    store::{Store, StoreError, lease::Lease, statement::Statement},
+    store::{Store, StoreError, statement::Statement},
 };
+
+const FETCH: Statement = fetch!("nico_rewrap_census");
 
 macro_rules! whole {
     ($column:literal) => {
@@ -87,7 +89,7 @@ pub enum ScanMode {
 /// Reads the whole table in one snapshot.
 pub struct CensusScan<'a> {
     store: &'a Store,
-    lease: Lease<'a>,
+    lease: ScanLease<'a>,
     mode: ScanMode,
     snapshot: Snapshot,
     buffers: Buffers,
@@ -138,7 +140,7 @@ fn declare(mode: ScanMode) -> String {
         };
     }
     format!(
-        "DECLARE nico_rewrap_scan NO SCROLL CURSOR FOR \
+        "DECLARE nico_rewrap_census NO SCROLL CURSOR FOR \
          SELECT c.ctid, c.organization_id{columns} FROM tenant_identity_config c"
     )
 }
@@ -172,6 +174,8 @@ impl CensusScan<'_> {
         let (ahead, found): (_, Result<Vec<Found>, StoreError>) =
             future::join(fetch, classify).await;
         self.ahead = ahead?;
+        // A run that waits for this connection sees that the database answers.
+        self.store.row_answers.note();
         let mut found = found?;
         self.read_whole_texts(&mut found).await?;
         Ok(Some(found.into_iter().map(|found| found.row).collect()))

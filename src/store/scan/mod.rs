@@ -6,8 +6,9 @@
 mod census;
 mod verify;
 
-use std::time::SystemTime;
+use std::{ops::Deref, time::SystemTime};
 
+use tokio::{sync::SemaphorePermit, time::timeout};
 use tokio_postgres::types::{FromSql, Type};
 
 pub use self::{
@@ -20,16 +21,32 @@ use super::{Moment, Store, StoreError, lease::Lease, statement::Statement, sweep
 /// least one row.
 const BATCH_BYTES: usize = 3 << 20;
 
-// A batch is small enough for a prompt stop.
-const FETCH: Statement = Statement {
-    text: "-- fetch\nFETCH FORWARD 2000 FROM nico_rewrap_scan",
-    types: &[],
-};
+const TOO_MANY_SCANS: &str = "other censuses and verifies use the connections for scans";
+
+// A batch is small enough for a prompt stop. A session remembers the columns of a prepared FETCH,
+// so each kind of scan has a cursor of its own.
+macro_rules! fetch {
+    ($cursor:literal) => {
+        Statement {
+            text: concat!("-- fetch\nFETCH FORWARD 2000 FROM ", $cursor),
+            types: &[],
+        }
+    };
+}
+
+use fetch;
 
 const SNAPSHOT: Statement = Statement {
     text: "-- scan_snapshot\n\
            SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint, now(), \
              greatest(reltuples, 0)::bigint \
+           FROM pg_class WHERE oid = to_regclass('tenant_identity_config')",
+    types: &[],
+};
+
+const ESTIMATE: Statement = Statement {
+    text: "-- estimated_rows\n\
+           SELECT greatest(reltuples, 0)::bigint \
            FROM pg_class WHERE oid = to_regclass('tenant_identity_config')",
     types: &[],
 };
@@ -46,13 +63,31 @@ pub struct Snapshot {
 }
 
 impl Store {
-    /// Takes a snapshot, in which a cursor `nico_rewrap_scan` can be declared.
-    async fn begin_scan(&self) -> Result<(Lease<'_>, Snapshot), StoreError> {
+    /// An estimate of the number of rows.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the database does not answer.
+    pub async fn estimated_rows(&self) -> Result<u64, StoreError> {
+        let rows = self.read(&ESTIMATE, &[]).await?;
+        let rows: Option<i64> = rows.first().map(|row| row.try_get(0)).transpose()?;
+        Ok(rows.and_then(|rows| u64::try_from(rows).ok()).unwrap_or(0))
+    }
+
+    /// Takes a snapshot, in which a cursor can be declared.
+    async fn begin_scan(&self) -> Result<(ScanLease<'_>, Snapshot), StoreError> {
+        let permit = timeout(
+            self.options.pool_acquire_timeout,
+            self.scan_permits.acquire(),
+        );
+        // The semaphore is never closed.
+        let permit = permit.await.ok().and_then(Result::ok);
+        let permit = permit.ok_or_else(|| StoreError::Unavailable(TOO_MANY_SCANS.to_owned()))?;
         let lease = self.side_client().await?;
         // The pauses of a slow scan must not end its session.
         let begin = format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; \
-             SET LOCAL idle_in_transaction_session_timeout = 0; {}",
+            "{}; SET LOCAL idle_in_transaction_session_timeout = 0; {}",
+            self.begin_reading(true),
             without_index!()
         );
         self.within(lease.batch_execute(&begin)).await?;
@@ -63,7 +98,31 @@ impl Store {
             start: found.try_get(1)?,
             rows: u64::try_from(found.try_get::<_, i64>(2)?).unwrap_or(0),
         };
+        let lease = ScanLease {
+            lease,
+            _permit: permit,
+        };
         Ok((lease, snapshot))
+    }
+}
+
+/// The connection of a scan.
+struct ScanLease<'a> {
+    lease: Lease<'a>,
+    _permit: SemaphorePermit<'a>,
+}
+
+impl ScanLease<'_> {
+    fn release(self) {
+        self.lease.release();
+    }
+}
+
+impl<'a> Deref for ScanLease<'a> {
+    type Target = Lease<'a>;
+
+    fn deref(&self) -> &Lease<'a> {
+        &self.lease
     }
 }
 

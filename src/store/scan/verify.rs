@@ -5,14 +5,16 @@ use std::collections::HashMap;
 use futures_util::{FutureExt, future::BoxFuture};
 use tokio_postgres::{Row as PgRow, types::Type};
 
-use super::{Address, BATCH_BYTES, FETCH, RawText, Snapshot};
+use super::{Address, BATCH_BYTES, RawText, ScanLease, Snapshot, fetch};
 use crate::{
     domain::{
         rewrap::{COLUMN_COUNT, COLUMNS},
         verify::VerifyRow,
     },
-    store::{RowError, Store, StoreError, Unreadable, lease::Lease, statement::Statement},
+    store::{RowError, Store, StoreError, Unreadable, statement::Statement},
 };
+
+const FETCH: Statement = fetch!("nico_rewrap_verify");
 
 macro_rules! columns {
     () => {
@@ -23,10 +25,7 @@ macro_rules! columns {
                THEN '<more than 1 MiB>' ELSE c.encrypted_signing_key_2 END, \
              CASE WHEN octet_length(c.encrypted_auth_method_config) > 1048576 \
                THEN '<more than 1 MiB>' ELSE c.encrypted_auth_method_config END, \
-             CASE WHEN pg_column_size(c.signing_key_public_1) <= 65536 \
-               THEN c.signing_key_public_1::text END, \
-             CASE WHEN pg_column_size(c.signing_key_public_2) <= 65536 \
-               THEN c.signing_key_public_2::text END, \
+             left(c.signing_key_public_1::text, 8192), left(c.signing_key_public_2::text, 8192), \
              c.auth_method::text"
         )
     };
@@ -50,7 +49,7 @@ const ONE_ROW: Statement = Statement {
     types: &[Type::TEXT],
 };
 
-const DECLARE: &str = "DECLARE nico_rewrap_scan NO SCROLL CURSOR FOR \
+const DECLARE: &str = "DECLARE nico_rewrap_verify NO SCROLL CURSOR FOR \
      SELECT c.ctid, c.organization_id, \
        coalesce(octet_length(c.encrypted_signing_key_1), 0)::bigint \
          + coalesce(octet_length(c.encrypted_signing_key_2), 0) \
@@ -63,7 +62,7 @@ pub type Read = Result<(String, VerifyRow), Unreadable>;
 /// Reads the whole rows of a table in one snapshot.
 pub struct VerifyScan<'a> {
     store: &'a Store,
-    lease: Lease<'a>,
+    lease: ScanLease<'a>,
     snapshot: Snapshot,
     /// Rows whose content was not read yet, the last one first.
     open: Vec<Open>,
@@ -134,6 +133,7 @@ impl VerifyScan<'_> {
         if self.open.is_empty() {
             return Ok(None);
         }
+        self.store.row_answers.note();
         let mut bytes = 0;
         let fits = |row: &&Open| {
             bytes += row.bytes;

@@ -73,6 +73,8 @@ const SCHEMA: Statement = Statement {
                    AND has_table_privilege(c.oid, 'UPDATE') \
                    AND has_table_privilege(c.oid, 'DELETE'))) \
               FROM pg_class c WHERE c.relkind = 'r' \
+                AND c.relnamespace = to_regnamespace('nico_rewrap')::oid), \
+             EXISTS (SELECT FROM pg_class c WHERE c.relname = 'schema_version' \
                 AND c.relnamespace = to_regnamespace('nico_rewrap')::oid)",
     types: &[],
 };
@@ -96,11 +98,12 @@ impl Store {
         if !exists {
             return Ok(StateSchema::Absent);
         }
-        match privileges {
-            // A schema without tables: another program has made it, or a migration failed.
-            None => return Ok(StateSchema::Version(0)),
-            Some(all) if !all || !usable => return Ok(StateSchema::NoPrivilege),
-            Some(_) => {}
+        if !row.try_get::<_, bool>(3)? {
+            // Another program has made the schema.
+            return Ok(StateSchema::Version(0));
+        }
+        if privileges != Some(true) || !usable {
+            return Ok(StateSchema::NoPrivilege);
         }
         let rows = self.state_query(&VERSION, &[]).await?;
         Ok(

@@ -141,10 +141,11 @@ const LIST_FAILURES: Statement = Statement {
     types: &[Type::TEXT, Type::TEXT, Type::TEXT, Type::INT8],
 };
 
-// Failures go with their run.
+// Failures go with their run. A run whose instance was killed stays in the state RUNNING.
 const PRUNE_RUNS: Statement = Statement {
     text: "-- prune_runs\n\
-           DELETE FROM nico_rewrap.runs WHERE state <> 'RUNNING' AND id IN (\
+           DELETE FROM nico_rewrap.runs \
+           WHERE (state <> 'RUNNING' OR heartbeat < now() - interval '10 min') AND id IN (\
              SELECT id FROM nico_rewrap.runs ORDER BY started DESC, id DESC OFFSET 100)",
     types: &[],
 };
@@ -181,8 +182,13 @@ impl Store {
                 .state_query(&INSERT_RUN, &[&id, &document, &request_id, &request])
                 .await?;
             if let Some(row) = rows.first() {
+                let known: String = row.try_get(0)?;
+                if known == id {
+                    // An earlier attempt has added it, but its answer was lost.
+                    break;
+                }
                 return Ok(StartedRun::Known {
-                    id: row.try_get(0)?,
+                    id: known,
                     request: row.try_get(1)?,
                 });
             }
