@@ -18,7 +18,7 @@ use super::{Hidden, Moment, PoolMode, SetupError, Store, StoreError, statement::
 // late: a trigger that is not deferred from the start becomes so by SET CONSTRAINTS.
 // A foreign key that follows a change of our columns starts the triggers of its own table.
 macro_rules! preflight {
-    ($name:literal) => {
+    ($name:literal, $last:literal) => {
         concat!(
             $name,
             "\n\
@@ -104,19 +104,21 @@ SELECT \
    WHERE n.col <> 'encryption_key_id' AND NOT EXISTS ( \
      SELECT FROM columns c WHERE c.name = n.name || '.' || n.col)), \
   (SELECT string_agg(name, ', ') FROM columns WHERE reads AND NOT is_text), \
-  (SELECT string_agg(name, ', ' ORDER BY name) FROM late)"
+  (SELECT string_agg(name, ', ' ORDER BY name) FROM late)",
+            $last
         )
     };
 }
 
 const PREFLIGHT: Statement = Statement {
-    text: preflight!("-- preflight"),
+    text: preflight!("-- preflight", ""),
     types: &[],
 };
 
-/// The same check for a ping, with a name of its own in `pg_stat_statements`.
+/// The same check for a ping. The last column makes it another statement for
+/// `pg_stat_statements`, which ignores comments.
 const PING: Statement = Statement {
-    text: preflight!("-- ping"),
+    text: preflight!("-- ping", ", true"),
     types: &[],
 };
 
