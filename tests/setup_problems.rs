@@ -138,9 +138,12 @@ async fn a_problem_that_appears_after_the_start_ends_readiness_until_it_is_gone(
     // The first ping sets what later ones are compared with. It is over when the second one begins.
     let pings = "FROM pg_stat_activity WHERE query LIKE '-- ping%'";
     until(&admin, &format!("EXISTS (SELECT {pings})")).await;
-    let first = format!("SELECT max(query_start)::text {pings}");
+    // Another statement can be the last one of the session.
+    let first = format!("SELECT coalesce(max(query_start), now())::text {pings}");
     let first: String = admin.query_one(&first, &[]).await.unwrap().get(0);
-    let second = format!("(SELECT max(query_start) > '{first}'::timestamptz + '1 s' {pings})");
+    let second = format!(
+        "EXISTS (SELECT {pings} AND query_start > '{first}'::timestamptz + interval '1 s')"
+    );
     until(&admin, &second).await;
     for (problem, remedy, words, reason) in cases {
         execute(&admin, &database, problem).await;

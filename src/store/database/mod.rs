@@ -14,6 +14,7 @@ mod error;
 mod notice;
 mod parameters;
 mod problem;
+mod server;
 mod ssl_mode;
 mod tls;
 mod url;
@@ -30,15 +31,15 @@ use tokio_postgres::config::{Host, SslMode as DriverSslMode, TargetSessionAttrs}
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 pub(crate) use self::{connect::Connector, notice::Notices, problem::tls_problem};
-use self::{
-    connect::Server,
-    parameters::{Parameters, left_out, servers},
-    url::Url,
-};
 pub use self::{
     connect::{ConnectError, Limit},
     error::DatabaseError,
     ssl_mode::{ChosenSslMode, SslMode},
+};
+use self::{
+    parameters::{Parameters, left_out, servers},
+    server::Server,
+    url::Url,
 };
 
 /// The default time limit for one address.

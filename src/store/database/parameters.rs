@@ -6,8 +6,8 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio_postgres::config::Host;
 
 use super::{
-    connect::Server,
     error::DatabaseError,
+    server::Server,
     ssl_mode::SslMode,
     url::{self, Url},
 };

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use super::{connect::Server, error::DatabaseError};
+use super::{error::DatabaseError, server::Server};
 
 /// libpq's `sslmode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
