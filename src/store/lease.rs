@@ -30,8 +30,9 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 /// until its process has ended.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// Messages of this size make the buffers of a connection large.
-const LARGE_BYTES: usize = 1 << 20;
+/// Messages of this size make the buffers of a connection large. A page of 1000 ordinary
+/// rows is smaller: 2.1 MB.
+const LARGE_BYTES: usize = 5 << 19;
 
 /// Slots that are withheld, because Postgres or a pooler allows fewer connections.
 #[derive(Debug, Default)]
