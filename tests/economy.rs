@@ -1,11 +1,11 @@
 //! Limits the number of statements and commits of a run, which keeps a run fast. Counts are
 //! reproducible, but times are not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use nico_rewrap::store::database::Database as Target;
-use nico_rewrap::store::{PoolMode, Position, Store};
+use nico_rewrap::store::{PoolMode, Position, Store, StoreOptions};
 
 use crate::database::Database;
 use crate::faults::{orgs, until};
@@ -114,4 +114,35 @@ async fn the_transaction_of_a_page_ends_before_the_page_is_returned() {
         let (page, ()) = tokio::join!(store.page(&start), answers_held);
         assert_eq!(page.unwrap().rows.len(), 2);
     }
+}
+
+#[tokio::test]
+async fn pages_of_ordinary_rows_use_one_connection() {
+    let database = Database::migrated().await;
+    let client = database.client().await;
+    // A page of these rows is full before it has 1000 of them.
+    let text = "x".repeat(3000);
+    let orgs: Vec<_> = (0..3000)
+        .map(|i| Org::new(&format!("org{i:04}")).text(0, &text))
+        .collect();
+    seed::insert(&client, &orgs).await;
+    let target = Target::parse(&database.url(), None, Duration::from_secs(30)).unwrap();
+    let options = StoreOptions {
+        page_size: 1000,
+        ..options(PoolMode::Session)
+    };
+    let store = Store::new(&target, options).unwrap();
+    let sql = "SELECT pid FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name = 'nico-rewrap'";
+    let mut sessions = BTreeSet::new();
+    let mut next = Some(Position::default());
+    let mut pages = 0;
+    while let Some(position) = next {
+        next = store.page(&position).await.unwrap().next;
+        pages += 1;
+        let rows = client.query(sql, &[]).await.unwrap();
+        sessions.extend(rows.iter().map(|row| row.get::<_, i32>(0)));
+    }
+    assert_eq!(pages, 4);
+    assert_eq!(sessions.len(), 1);
 }

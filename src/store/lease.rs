@@ -30,9 +30,8 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 /// until its process has ended.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// Messages of this size make the buffers of a connection large. A page of 1000 ordinary
-/// rows is smaller: 2.1 MB.
-const LARGE_BYTES: usize = 5 << 19;
+/// A message of this size makes the buffer of a connection large.
+const LARGE_BYTES: usize = 1 << 20;
 
 /// Slots that are withheld, because Postgres or a pooler allows fewer connections.
 #[derive(Debug, Default)]
@@ -66,11 +65,11 @@ impl<'a> Lease<'a> {
         drop(self.client.take());
     }
 
-    /// As [`Lease::release`], after messages of `bytes` bytes. The buffers of a connection
-    /// never shrink, so this closes the connection if they are large.
-    pub(super) fn release_after(mut self, bytes: usize) {
+    /// As [`Lease::release`]. The buffers of a connection grow with its largest message and
+    /// never shrink, so this closes the connection if that message was large.
+    pub(super) fn release_after(mut self, largest_message: usize) {
         let client = self.client.take();
-        if bytes > LARGE_BYTES {
+        if largest_message > LARGE_BYTES {
             drop(client.map(Object::take));
         }
     }

@@ -58,8 +58,8 @@ impl Store {
             }
             let read = match read {
                 Ok(rows) => {
-                    let bytes = rows.iter().map(PgRow::raw_size_bytes).sum();
-                    lease.release_after(bytes);
+                    let largest = rows.iter().map(PgRow::raw_size_bytes).max();
+                    lease.release_after(largest.unwrap_or_default());
                     self.row_answers.note();
                     return Ok(rows);
                 }
