@@ -394,7 +394,7 @@ tool_buildkit() {
     die "no docker on this machine builds with BuildKit. Install the plugin buildx (Debian 13: apt-get install docker-buildx)"
 }
 
-# A current compose, as a plugin of docker or as a separate program. If there is none, the old compose, written in Python.
+# Prints the command of a compose: the plugin of docker, or a separate program. The old compose, written in Python, is the last choice.
 tool_compose() {
     tool_docker >/dev/null
     if [ -n "${COMPOSE:-}" ]; then

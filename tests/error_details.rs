@@ -113,7 +113,7 @@ async fn every_error_of_a_request_carries_its_parts() {
         let error = refused(&server, leaf, header, &request).await;
         assert_error(&error, reason, number, expected);
     }
-    // Neither of these reaches a handler.
+    // The server refuses these two calls before a handler sees them.
     let file = lasting_dir("unknown").join("unknown.proto");
     fs::write(&file, UNKNOWN).unwrap();
     for (leaf, reason, number) in [

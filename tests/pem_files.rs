@@ -254,7 +254,7 @@ async fn an_older_list_before_a_newer_one_hides_no_revocation() {
     }
 }
 
-/// Neither list is newer. One of them does not revoke the client.
+/// Two lists of one CA with the same age. Only one of them revokes the client.
 #[tokio::test]
 async fn two_lists_of_the_same_age_are_refused() {
     let database = Database::migrated().await;

@@ -1,6 +1,6 @@
-//! A session in which Postgres is silent while it answers on others: the row at which it is stuck
-//! fails, and the other rows are done. And silence that is none: a paused service, and a pooler
-//! without a free server connection.
+//! Postgres is silent in one session and answers in others: the row at which the session is stuck
+//! fails, and the other rows are re-wrapped. A paused service, or a pooler without a free server
+//! connection, only looks like a silent session: then no row fails.
 
 use std::time::Duration;
 

@@ -60,7 +60,7 @@ impl Stalled {
         }
     }
 
-    /// The answer to a GET. Empty if there is none.
+    /// The answer to a GET. Empty if the server gives no answer.
     fn get(&self, path: &str) -> String {
         let ask = || {
             let mut stream = TcpStream::connect(&self.http)?;

@@ -112,7 +112,7 @@ fn described(import: &Import) -> String {
     format!("{} imports {}", import.from.join("::"), import.path)
 }
 
-/// One cycle in the imports of files, as the imports of which it consists; empty if there is none.
+/// The imports that form one cycle of files. Empty if the files have no cycle.
 ///
 /// A file may use the items of the `mod.rs` files above it: a `mod.rs` is the interface of its
 /// folder. An item that a `mod.rs` only re-exports counts as an item of the file that defines it.

@@ -22,9 +22,11 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub(crate) use self::keys::log as log_keys;
 use self::{
     certificate::{hold_for_certificate, wait_for_certificate},
     critical_tasks::{CriticalTasks, spawn_tracked},
+    keys::Site,
     listeners::log_listening,
 };
 pub use self::{error::AppError, listeners::Listeners};
@@ -40,9 +42,6 @@ use crate::{
     telemetry::readiness::Readiness,
     tls::Reloader,
 };
-
-use self::keys::Site;
-pub(crate) use self::keys::log as log_keys;
 
 const GRPC: &str = "grpc";
 const DATABASE: &str = "database";

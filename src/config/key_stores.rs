@@ -98,10 +98,10 @@ pub(super) fn read(
         && stores.vault.is_some()
     {
         warnings.push(format!(
-            "{source}: [secrets].backends: nico-api asks {:?} before Vault, and this program reads \
-             only Vault: if the former has a key under the same id, nico-api uses that key; make \
-             sure that it has none",
-            backends[other]
+            "{source}: [secrets].backends: nico-api asks {other:?} before Vault, and this program \
+             reads only Vault: if {other:?} has a key with the same id, nico-api uses other bytes \
+             than this program; keep the keys in Vault only",
+            other = backends[other]
         ));
     }
     if key_ids.is_some() && !backends.iter().any(|name| name == "vault") {

@@ -47,9 +47,8 @@ const MISSING_PRIVILEGES: Statement = Statement {
 
 impl Store {
     /// Checks whether the tables still exist, which privileges are missing, and whether a run could
-    /// do its work. Uses a
-    /// connection only if one is free, and waits at most `pool_acquire_timeout` for an answer. With
-    /// `reconnect`, it opens a new connection and closes it afterwards.
+    /// do its work. Uses a connection only if one is free, and waits at most `pool_acquire_timeout`
+    /// for an answer. With `reconnect`, it opens a new connection and closes it afterwards.
     ///
     /// # Errors
     ///

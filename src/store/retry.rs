@@ -50,23 +50,22 @@ impl Store {
         let mut attempts = 0;
         loop {
             let lease = self.client().await?;
-            let read = self.read_once(&lease, sql, params, settings).await;
-            if read.as_ref().is_err_and(StoreError::is_of_some_row) {
-                // Every statement was answered, and another attempt would fail as well.
-                lease.release();
-                return read;
-            }
-            let read = match read {
+            match self.read_once(&lease, sql, params, settings).await {
                 Ok(rows) => {
                     let largest = rows.iter().map(PgRow::raw_size_bytes).max();
                     lease.release_after(largest.unwrap_or_default());
                     self.row_answers.note();
                     return Ok(rows);
                 }
-                read => read,
-            };
-            if let Some(rows) = self.conclude(lease, read, &mut attempts).await? {
-                return Ok(rows);
+                Err(error) if error.is_of_some_row() => {
+                    // Every statement was answered, and another attempt would fail as well.
+                    lease.release();
+                    return Err(error);
+                }
+                Err(error) => {
+                    self.conclude::<()>(lease, Err(error), &mut attempts)
+                        .await?;
+                }
             }
         }
     }

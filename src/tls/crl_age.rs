@@ -10,7 +10,8 @@ use super::{TlsError, format_time};
 pub(super) struct Age {
     /// thisUpdate, in seconds since the epoch.
     pub(super) this_update: i64,
-    /// The cRLNumber (RFC 5280, 5.2.3), big endian without leading zeros. Empty if there is none.
+    /// The cRLNumber (RFC 5280, 5.2.3), big endian without leading zeros. Empty if the list
+    /// has no number.
     pub(super) number: Vec<u8>,
     /// The cRLNumber in decimal, for messages.
     pub(super) number_text: Option<String>,

@@ -136,7 +136,7 @@ fn waited(wait: Option<&str>) -> String {
 impl From<StoreError> for ServiceError {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::Setup(fault) => Self::DatabaseSetup(fault),
+            StoreError::Setup(problem) => Self::DatabaseSetup(problem),
             error => Self::Database(error),
         }
     }
