@@ -11,13 +11,14 @@ use prost::Message;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    let protos = protox::compile(["forge.proto"], ["proto"])?;
+    let protos = protox::compile(["forge.proto", "nico/rewrap/v1/rewrap.proto"], ["proto"])?;
     // For the reflection service.
-    std::fs::write(out.join("forge.bin"), protos.encode_to_vec())?;
+    std::fs::write(out.join("services.bin"), protos.encode_to_vec())?;
 
     tonic_prost_build::configure()
         .build_client(false)
         .build_transport(false)
+        .extern_path(".google.rpc", "::tonic_types::pb")
         .compile_fds(protos)?;
     println!("cargo:rerun-if-changed=proto");
 

@@ -34,7 +34,7 @@ for tool in kubectl old-kubectl; do
     # A new kubectl warns about deprecated fields that an old kubectl needs. Print the output only after an error.
     (cd "$work/$tool" && PATH=${kubectl%/*}:$PATH bash -euo pipefail "$work/commands") >"$work/said" 2>&1 ||
         die "$(cat "$work/said")"
-    for manifests in standalone sidecar dry-run apply; do
+    for manifests in migrate-state standalone sidecar dry-run apply; do
         [ -s "$work/$tool/$manifests.yaml" ] || die "docs/install/kubernetes.md makes no $manifests.yaml"
         said=$("$python" scripts/check_manifests.py <"$work/$tool/$manifests.yaml") || die "$manifests.yaml"
         echo "$manifests.yaml by kubectl $("$kubectl" version --client -o yaml | sed -n 's/^  gitVersion: v//p'): $said"
@@ -48,7 +48,7 @@ def made_by(tool, name):
     text = pathlib.Path(sys.argv[1], tool, name).read_text()
     documents = yaml.safe_load_all(re.sub("nico-rewrap-config-[0-9a-z]+", "nico-rewrap-config", text))
     return sorted(documents, key=lambda document: (document["kind"], document["metadata"]["name"]))
-for name in ["standalone.yaml", "sidecar.yaml", "dry-run.yaml", "apply.yaml"]:
+for name in ["migrate-state.yaml", "standalone.yaml", "sidecar.yaml", "dry-run.yaml", "apply.yaml"]:
     assert made_by("kubectl", name) == made_by("old-kubectl", name), name
 END
 

@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # Performs the run-book on a throwaway site: `make demo`.
 #
+# A run lives on the server. The demo starts its runs with StartRun, and ends with the verdict about the old key. On the way,
+# it plays nico-api, which writes an old secret back.
+#
 # Needs the release build of nico-rewrap and of the example `seed`. If DATABASE_URL is set, the demo does not start a
 # server: it creates a database on the server of that URL, and drops this database at the end.
 set -euo pipefail
@@ -83,20 +86,58 @@ stop_service() {
     note "stopped, exit code 0"
 }
 
-# rewrap DRY_RUN UPDATED SKIPPED FIELDS FIELDS_SKIPPED [WORD] : makes one call. Its report must have these numbers.
+# rewrap METHOD REQUEST [COMMAND...] : calls a method of nico-rewrap. COMMAND, if given, runs grpcurl, such as `run`.
 rewrap() {
+    local method=$1 request=$2
+    shift 2
+    "$@" grpcurl -cacert pki/service-ca.pem -cert pki/admin-chain.pem -key pki/admin.key -emit-defaults \
+        -d "$request" "localhost:$port" "nico.rewrap.v1.Rewrap/$method"
+}
+
+# counter NAME : a counter of the report in report.json.
+counter() { sed -n "s/^    \"$1\": \"\([0-9]*\)\".*/\1/p" report.json; }
+
+# run_on_server KIND : starts a run, waits for its end, and writes the run to report.json.
+run_on_server() {
+    local id
+    rewrap StartRun "{\"kind\": \"$1\", \"site\": {}, \"expect_target_key_id\": \"kv2\"}" run >report.json
+    id=$(value id)
+    rewrap WatchRun "{\"run_id\": \"$id\"}" >watch.json || fail "WatchRun ended with exit code $?"
+    rewrap GetRun "{\"run_id\": \"$id\"}" >report.json || fail "GetRun ended with exit code $?"
+    [ "$(value state)" = RUN_STATE_FINISHED ] || sed -n '/^  "error": {/,/^  }/p' report.json
+    check 'state of the run' "$(value state | sed 's/^RUN_STATE_//')" FINISHED
+    check 'organizations examined' "$(counter rowsExamined)" "$ORGANIZATIONS"
+    check '  failed' "$(counter rowsFailed)" 0
+}
+
+# rewrap_run KIND UPDATED ON_TARGET SECRETS SECRETS_ON_TARGET [WORDS] : starts a dry run or an apply. Its report must have
+# these numbers.
+rewrap_run() {
     local started=${EPOCHREALTIME/[^0-9]/} ended
-    rpc "$1" run >report.json
+    run_on_server "$1"
     ended=${EPOCHREALTIME/[^0-9]/}
-    check 'organizations examined' "$(value rowsExamined)" "$ORGANIZATIONS"
-    check "  ${6:-re-wrapped}" "$(value rowsUpdated)" "$2"
-    check '  already under the target key' "$(value rowsSkippedAllOnTarget)" "$3"
-    check '  failed' "$(value rowsFailed)" 0
-    check "secrets ${6:-re-wrapped}" "$(value fieldsReencrypted)" "$4"
-    check 'secrets already under the target key' "$(value fieldsSkippedOnTarget)" "$5"
-    check 'failures listed' "$(grep -c '"field":' report.json || true)" 0
-    check 'target key' "$(value currentEncryptionKeyId)" kv2
+    check "  ${6:-re-wrapped}" "$(counter rowsUpdated)" "$2"
+    check '  already under the target key' "$(counter rowsOnTarget)" "$3"
+    check "secrets ${6:-re-wrapped}" "$(counter secretsRewrapped)" "$4"
+    check 'secrets already under the target key' "$(counter secretsOnTarget)" "$5"
     note "in $(((ended - started) / 1000)) ms"
+}
+
+# The verdict about kv1, from ListKeys.
+ask_for_verdict() {
+    rewrap ListKeys '{}' >keys.json
+    sed -n '/"keyId": "kv1"/,/"stragglers"/p' keys.json >verdict.txt
+}
+verdict() { sed -n 's/.*"state": "VERDICT_STATE_\([A-Z_]*\)".*/\1/p' verdict.txt; }
+verdict_is() { ask_for_verdict && [ "$(verdict)" = "$1" ]; }
+
+# wait_for_verdict STATE STRAGGLERS : waits until the verdict about kv1 is STATE, and prints it.
+wait_for_verdict() {
+    pause=0.2 wait_for 60 "$service_pid" verdict_is "$1" || fail "the verdict of kv1 is $(verdict), expected $1"
+    shown "grpcurl … -d '{}' localhost:$port nico.rewrap.v1.Rewrap/ListKeys"
+    grep -E '"(keyId|secrets|state|explanation|stragglers)":' verdict.txt | sed 's/^ */    /'
+    check 'verdict of kv1' "$(verdict)" "$1"
+    check 'stragglers' "$(sed -n 's/.*"stragglers": "\([0-9]*\)".*/\1/p' verdict.txt)" "$2"
 }
 
 # The demo does not rely on the report alone. It counts the secrets by key id, and computes a digest of all rows.
@@ -128,10 +169,14 @@ step "Two master keys: kv1 is the old one, kv2 the new one"
 run_and_show nico-rewrap keygen
 note "(an example of a new key; the demo makes its two keys with openssl rand -base64 32)"
 make_keys
-write_config kv2
+# A site uses the defaults: a census every 10 minutes, and a soak of one hour.
+write_config kv2 'census_interval = "1s"
+soak = "8s"'
+note "settings: a census every second, and a soak of 8 s (by default 10 minutes and one hour)"
 
 step "$ORGANIZATIONS organizations with secrets under kv1"
 run_and_show nico-rewrap migrate --config site.toml
+run_and_show nico-rewrap state migrate --config site.toml
 run_and_show seed --config site.toml --key-id kv1 --organizations "$ORGANIZATIONS"
 secrets=$(sed -n 's/.*secrets=\([0-9]*\).*/\1/p' output)
 [ -n "$secrets" ] || fail "seed did not print the number of secrets"
@@ -143,24 +188,37 @@ step "1. Start with kv2 as the target"
 start_service
 
 step "2. Dry run"
-rewrap true "$ORGANIZATIONS" 0 "$secrets" 0 'would be re-wrapped'
+rewrap_run RUN_KIND_DRY_RUN "$ORGANIZATIONS" 0 "$secrets" 0 'would be re-wrapped'
 check 'database' "$([ "$(digest)" = "$before" ] && echo untouched || echo changed)" untouched
 
 step "3. Apply"
-rewrap false "$ORGANIZATIONS" 0 "$secrets" 0
+query 'CREATE TABLE read_by_nico_api AS SELECT organization_id, encrypted_signing_key_1 AS text FROM tenant_identity_config
+    ORDER BY organization_id COLLATE "C" LIMIT 1' >/dev/null
+note "nico-api reads one row: it is about to change the identity configuration of this organization"
+rewrap_run RUN_KIND_APPLY "$ORGANIZATIONS" 0 "$secrets" 0
 check 'secrets by key, in the database' "$(count_by_key)" "kv2 $secrets"
-before=$(digest)
 
-step "4. Second dry run: nothing is left to do"
-rewrap true 0 "$ORGANIZATIONS" 0 "$secrets" 'would be re-wrapped'
-check 'database' "$([ "$(digest)" = "$before" ] && echo untouched || echo changed)" untouched
+step "4. May kv1 be deleted now? Not yet"
+wait_for_verdict SOAKING 0
 
-step "5. Remove kv1 from the secrets, restart, and open every secret with kv2"
+step "5. A straggler: nico-api writes the row back, with the secret that it read before the apply"
+query 'UPDATE tenant_identity_config AS c SET encrypted_signing_key_1 = text FROM read_by_nico_api AS r
+    WHERE r.organization_id = c.organization_id' >/dev/null
+wait_for_verdict IN_USE 1
+note "in the log: $(grep -o 'secrets are under a key that no secret used before' serve.log | head -n 1)"
+
+step "6. Apply again, and wait for the verdict"
+rewrap_run RUN_KIND_APPLY 1 $((ORGANIZATIONS - 1)) 1 $((secrets - 1))
+check 'secrets by key, in the database' "$(count_by_key)" "kv2 $secrets"
+wait_for_verdict REMOVABLE 1
+
+step "7. Delete kv1 from the secrets, restart, and verify every secret with kv2"
 stop_service
 write_secrets "kv2=$kv2"
 note "secrets.json has only kv2"
 start_service
-rewrap true 0 "$ORGANIZATIONS" 0 "$secrets" 'would be re-wrapped'
+run_on_server RUN_KIND_VERIFY
+check 'secrets verified' "$(counter secretsVerified)" "$secrets"
 stop_service
 
-good "Done in $SECONDS s: $secrets secrets of $ORGANIZATIONS organizations went from kv1 to kv2. Nothing needs kv1."
+good "Done in $SECONDS s: $secrets secrets of $ORGANIZATIONS organizations went from kv1 to kv2. The verdict of kv1 was REMOVABLE."

@@ -3,6 +3,7 @@
 //!
 //! A reallocation counts, too. The counter belongs to this thread, so other tests do not affect it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use allocation_counter::measure;
@@ -10,7 +11,8 @@ use nico_rewrap::auth::authorize::{Policy, authorize};
 use nico_rewrap::auth::identity::{Caller, Identity};
 use nico_rewrap::domain::keyring::{Kek, KeyId, Keyring};
 use nico_rewrap::domain::rewrap::{Decision, Scratch, decide};
-use nico_rewrap::run::{Mode, RateOptions, Runner, Scope};
+use nico_rewrap::run::record::Kind;
+use nico_rewrap::run::{RateOptions, RunIo, RunSpec, Runner, Scope, Site};
 use nico_rewrap::store::database::Database as Target;
 use nico_rewrap::store::{Durability, PoolMode, Store, StoreOptions};
 use tokio::runtime::Builder;
@@ -76,10 +78,10 @@ fn the_allocations_of_each_row_are_limited() {
             let dry_run = async {
                 let stop = CancellationToken::new();
                 let done = runner
-                    .run(&permit(), &Scope::Site, Mode::DryRun, &stop)
+                    .run(&permit(), &dry_run(), RunIo::default(), &stop)
                     .await;
                 done.result.unwrap();
-                assert_eq!(done.report.rows_failed, 0);
+                assert_eq!(done.report.counts.rows_failed, 0);
                 assert_eq!(done.report.rows_examined() as usize, rows);
             };
             counted = measure(|| runtime.block_on(dry_run)).count_total;
@@ -120,7 +122,9 @@ async fn site_of(rows: usize, key_id: &str) -> Runner {
         adaptive_rate: true,
     };
     let target = Target::parse(&database.url(), None, Duration::from_secs(30)).unwrap();
-    Runner::new(keyring(), Store::new(&target, options).unwrap(), speed)
+    let store = Arc::new(Store::new(&target, options).unwrap());
+    let keyring = keyring();
+    Runner::new(Arc::new(Site { keyring, store }), speed)
 }
 
 fn permit() -> nico_rewrap::auth::authorize::Permit {
@@ -136,4 +140,14 @@ fn permit() -> nico_rewrap::auth::authorize::Permit {
         permissive: false,
     };
     authorize(&policy, &caller).unwrap()
+}
+
+fn dry_run() -> RunSpec {
+    RunSpec {
+        id: String::new(),
+        kind: Kind::DryRun,
+        scope: Scope::Site,
+        max_rows_per_second: 0,
+        stop_after_failures: 0,
+    }
 }

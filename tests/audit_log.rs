@@ -217,7 +217,7 @@ async fn a_record_that_is_not_required_goes_to_the_log_instead() {
 async fn without_a_file_records_are_on_stderr_in_json_whatever_is_logged_and_how() {
     let database = Database::migrated().await;
     let site = Site::new(&database).set("rewrap.log_format", "\"logfmt\"");
-    let filter = "info,nico_rewrap::api::call=off";
+    let filter = "info,nico_rewrap::api::execute=off";
     let server = site
         .set("rewrap.log_filter", format!("\"{filter},audit=off\""))
         .start()

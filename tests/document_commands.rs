@@ -1,6 +1,5 @@
 //! The run-book and the installation pages claim that tests run their commands. This module checks
-//! that: a script or a test runs every section with commands, and the tests here carry out the
-//! run-book.
+//! that: a script or a test runs every section with commands. `run_book.rs` carries out the run-book.
 
 use std::fs;
 use std::path::Path;
@@ -8,29 +7,21 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::certs;
-use crate::database::Database;
+use crate::documents::read;
 use crate::kubelet::rendered;
-use crate::leaks;
 use crate::process;
-use crate::seal::keys;
-use crate::seed::Org;
-use crate::server::Server;
-use crate::site::{BINARY, Site};
+use crate::run_book::RUN_BOOK;
 
-const PAGES: [&str; 7] = [
+const PAGES: [&str; 8] = [
     "install/compose",
     "install/debian",
     "install/kubernetes",
     "install/postgres",
     "install/vault",
     "reference/configuration",
+    "reference/service",
     "rotate",
 ];
-
-fn read(path: impl AsRef<Path>) -> String {
-    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
-}
 
 /// The text of all scripts and tests that print a section's commands in order to run them.
 fn runners() -> String {
@@ -64,7 +55,7 @@ fn is_called_by_ci(command: &str) -> bool {
 }
 
 /// The headings of a page, each with the commands up to the next heading.
-fn sections(page: &str) -> Vec<(String, Vec<String>)> {
+pub(crate) fn sections(page: &str) -> Vec<(String, Vec<String>)> {
     let mut sections = Vec::new();
     let mut in_block = None;
     for line in page.lines() {
@@ -118,7 +109,9 @@ fn every_section_with_commands_is_run() {
                 format!("doc_commands.sh {page} \"{heading}\""),
                 format!("print.args([\"{page}\", \"{heading}\"])"),
             ];
-            let is_played = page == "rotate" && RUN_BOOK.contains(&heading.as_str());
+            // The test of the service page runs all sections in their order.
+            let is_played = page == "reference/service"
+                || page == "rotate" && RUN_BOOK.contains(&heading.as_str());
             assert!(
                 is_played || run.iter().any(|call| runners.contains(call)),
                 "no test runs the commands of {page}, {heading}"
@@ -126,182 +119,6 @@ fn every_section_with_commands_is_run() {
         }
     }
     assert!(count >= 15, "{count}");
-}
-
-/// The sections of the run-book that have commands, in order.
-const RUN_BOOK: [&str; 7] = [
-    "Before you start",
-    "1. Make a key",
-    "4. Prove that the bytes are equal",
-    "5. Dry run",
-    "6. Apply",
-    "7. Second dry run",
-    "9. Take the old key away from nico-rewrap",
-];
-
-/// An operator's directory: certificates with the file names of the page, and nico-rewrap and
-/// grpcurl in the PATH.
-struct Operator {
-    dir: std::path::PathBuf,
-}
-
-impl Operator {
-    fn new() -> Self {
-        let dir = process::lasting_dir("operator");
-        let admin = certs::admin();
-        let files = [
-            ("ca.pem", &certs::root_ca().cert),
-            ("admin.pem", &admin.cert_chain),
-            ("admin.key", &admin.key),
-        ];
-        for (name, file) in files {
-            fs::copy(file, dir.join(name)).unwrap();
-        }
-        let bin = dir.join("bin");
-        fs::create_dir(&bin).unwrap();
-        std::os::unix::fs::symlink(BINARY, bin.join("nico-rewrap")).unwrap();
-        if let Some(grpcurl) = std::env::var_os("GRPCURL") {
-            std::os::unix::fs::symlink(grpcurl, bin.join("grpcurl")).unwrap();
-        }
-        Self { dir }
-    }
-
-    /// Runs the commands of these sections in one shell, with the address of `server` in place of
-    /// the page's address.
-    fn run(&self, sections: &[&str], server: &Server) -> Result<String, String> {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/doc_commands.sh");
-        let mut commands = String::new();
-        for section in sections {
-            let mut print = Command::new(&script);
-            commands += &process::run(print.args(["rotate", section]));
-        }
-        self.run_text(&commands, server).map(|(_, said)| said)
-    }
-
-    /// The same for the text of a page. Returns standard output and standard error.
-    fn run_text(&self, commands: &str, server: &Server) -> Result<(String, String), String> {
-        let commands = commands.replace("localhost:1179", &server.grpc);
-        let path = std::env::var("PATH").unwrap();
-        let mut bash = Command::new("bash");
-        bash.args(["-euc", &commands]).current_dir(&self.dir);
-        bash.env("PATH", format!("{}:{path}", self.dir.join("bin").display()));
-        let output = bash.output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        leaks::assert_none(&said);
-        if output.status.success() {
-            Ok((String::from_utf8_lossy(&output.stdout).into_owned(), said))
-        } else {
-            Err(said)
-        }
-    }
-
-    fn report(&self, name: &str) -> Value {
-        serde_json::from_slice(&fs::read(self.dir.join(name)).unwrap()).unwrap()
-    }
-}
-
-/// A site after step 3: organizations under the old key, and one that nico-api has written under
-/// the new key.
-async fn after_step_3() -> Database {
-    let database = Database::migrated().await;
-    let client = database.client().await;
-    for id in ["acme", "other"] {
-        Org::under(id, "kv1").insert(&client).await;
-    }
-    Org::under("test-organization", "kv2").insert(&client).await;
-    database
-}
-
-#[tokio::test]
-async fn the_run_book_rotates_the_key() {
-    let database = after_step_3().await;
-    let server = Site::new(&database).start().await;
-    let operator = Operator::new();
-    let [start, steps @ .., without_old_key] = &RUN_BOOK;
-    let sections: Vec<_> = std::iter::once(*start)
-        .chain(steps.iter().copied())
-        .collect();
-    let said = operator.run(&sections, &server).unwrap();
-    assert!(said.contains("key check value"), "{said}");
-    let key = fs::read_to_string(operator.dir.join("new-key.txt")).unwrap();
-    assert!(key.starts_with("\"kv2\": \""), "{}", key.len());
-    assert_eq!(operator.report("proof.json")["fieldsSkippedOnTarget"], 2);
-    assert_eq!(operator.report("dry-run.json")["rowsUpdated"], 2);
-    assert_eq!(operator.report("apply.json")["rowsUpdated"], 2);
-    assert_eq!(operator.report("second.json")["rowsSkippedAllOnTarget"], 3);
-
-    let server = Site::new(&database).keys(&keys(&["kv2"])).start().await;
-    operator.run(&[start, without_old_key], &server).unwrap();
-    let report = operator.report("without-old-key.json");
-    assert_eq!(report["rowsSkippedAllOnTarget"], 3);
-}
-
-#[tokio::test]
-async fn the_run_book_stops_at_a_problem() {
-    let database = after_step_3().await;
-    let operator = Operator::new();
-    let [start, _, proof, dry_run, _, second, without_old_key] = RUN_BOOK;
-
-    // The key under the new id has other bytes than in nico-api.
-    let mut other_bytes = keys(&["kv1", "kv2"]);
-    other_bytes.insert("kv2".to_owned(), crate::seal::key("other bytes"));
-    let server = Site::new(&database).keys(&other_bytes).start().await;
-    operator.run(&[start, proof], &server).unwrap_err();
-    let failure = &operator.report("proof.json")["failures"][0]["error"];
-    let failure = failure.as_str().unwrap();
-    assert!(
-        failure.starts_with("authentication failed under key id \"kv2\""),
-        "{failure}"
-    );
-
-    // There was no apply yet.
-    let server = Site::new(&database).start().await;
-    operator.run(&[start, proof, dry_run], &server).unwrap();
-    operator.run(&[start, second], &server).unwrap_err();
-    assert_eq!(operator.report("second.json")["rowsUpdated"], 2);
-
-    // A straggler.
-    let server = Site::new(&database).keys(&keys(&["kv2"])).start().await;
-    operator
-        .run(&[start, without_old_key], &server)
-        .unwrap_err();
-    let failure = &operator.report("without-old-key.json")["failures"][0]["error"];
-    assert_eq!(
-        failure,
-        "key id \"kv1\" is not in the secrets: add that key and run again"
-    );
-
-    // A server with the old target key.
-    let server = Site::new(&database).target("kv1").start().await;
-    let said = operator.run(&[start, dry_run], &server).unwrap_err();
-    assert!(
-        said.contains("UNEXPECTED_TARGET_KEY") || said.contains("the call expects"),
-        "{said}"
-    );
-}
-
-#[tokio::test]
-async fn the_commands_of_the_readme_rotate_the_key() {
-    let database = after_step_3().await;
-    let server = Site::new(&database).start().await;
-    let operator = Operator::new();
-    let systemctl = operator.dir.join("bin/systemctl");
-    fs::write(&systemctl, "#!/bin/sh\n").unwrap();
-    process::run(Command::new("chmod").arg("+x").arg(systemctl));
-    let readme = read("README.md");
-    let section = readme.split("\n## Rotate the key\n").nth(1).unwrap();
-    let block = section.split("```sh\n").nth(1).unwrap();
-    let commands = block.split("```").next().unwrap();
-    let (reports, said) = operator.run_text(commands, &server).unwrap();
-    assert!(said.contains("key check value"), "{said}");
-    let reports = serde_json::Deserializer::from_str(&reports).into_iter();
-    let reports: Vec<Value> = reports.map(Result::unwrap).collect();
-    let updated: Vec<_> = reports
-        .iter()
-        .map(|report| &report["rowsUpdated"])
-        .collect();
-    assert_eq!(updated, [2, 2, 0]);
-    assert_eq!(reports[0]["fieldsSkippedOnTarget"], 2);
 }
 
 /// The commands between backticks in the run-book's tables, by column: for a cluster, for systemd
@@ -317,6 +134,7 @@ fn table_commands() -> Vec<String> {
         "docker ",
         "nico-rewrap ",
         "rewrap ",
+        "run ",
     ];
     quoted
         .filter(|text| programs.iter().any(|program| text.starts_with(program)))
@@ -345,15 +163,12 @@ fn commands_in_tables_name_installed_programs() {
     let standalone = rendered("standalone");
     let compose = read("deploy/compose/docker-compose.yml");
     let unit = read("deploy/systemd/nico-rewrap.service");
+    let page = read("docs/rotate.md");
     let (mut kubectl, mut systemd, mut docker) = (0, 0, 0);
     for command in table_commands() {
-        // The function of the page, which the other test runs.
-        if command.starts_with("rewrap ") {
-            let known = [
-                "rewrap '{\"dry_run\": true}'",
-                "rewrap '{\"dry_run\": false}'",
-            ];
-            assert!(known.contains(&command.as_str()), "{command}");
+        // The functions of the page, which the other tests run.
+        if command.starts_with("rewrap ") || command.starts_with("run ") {
+            assert!(page.contains(&format!("$ {command}\n")), "{command}");
             continue;
         }
         let mut bash = Command::new("bash");
@@ -366,7 +181,7 @@ fn commands_in_tables_name_installed_programs() {
             }
             ["systemctl" | "journalctl", .., name] => {
                 systemd += 1;
-                let known = ["nico-rewrap", "nico-rewrap-vault", "nico-api"];
+                let known = ["nico-rewrap", "nico-api"];
                 assert!(known.contains(&name), "{command}");
             }
             ["nico-rewrap", "healthcheck", ref files @ ..] => {
@@ -387,7 +202,7 @@ fn commands_in_tables_name_installed_programs() {
         }
     }
     assert!(
-        kubectl >= 10 && systemd >= 6 && docker >= 6,
+        kubectl >= 9 && systemd >= 4 && docker >= 5,
         "{kubectl} {systemd} {docker}"
     );
 }
@@ -408,13 +223,6 @@ fn names_objects(words: &[&str], standalone: &std::collections::BTreeMap<String,
             assert!(page.contains(&format!(" > {file}\n")), "{file}");
         }
         ["delete", "job", name] => assert_eq!(rendered("call")["Job"]["metadata"]["name"], *name),
-        ["patch", "deployment", "nico-rewrap", "-p", patch] => {
-            let patch: Value = serde_json::from_str(patch).unwrap();
-            let volume = &patch["spec"]["template"]["spec"]["volumes"][0]["name"];
-            let volumes = &deployment["spec"]["template"]["spec"]["volumes"];
-            let volumes = volumes.as_array().unwrap();
-            assert!(volumes.iter().any(|one| one["name"] == *volume), "{volume}");
-        }
         ["get", "pods", "-l", label] => {
             let (key, value) = label.split_once('=').unwrap();
             let labels =
@@ -428,9 +236,7 @@ fn names_objects(words: &[&str], standalone: &std::collections::BTreeMap<String,
                 value
             );
         }
-        ["rollout", "restart" | "status" | "undo", _]
-        | ["logs", "--follow", _]
-        | ["get", "job", _] => {}
+        ["rollout", "restart" | "status", _] | ["logs", "--follow", _] | ["get", "job", _] => {}
         other => panic!("{other:?}"),
     }
 }

@@ -16,7 +16,7 @@ pub(crate) fn read(path: impl AsRef<Path>) -> String {
 }
 
 /// The files below a folder with this extension, as paths from the root of the repository.
-fn files(folder: &str, ending: &str) -> Vec<PathBuf> {
+pub(crate) fn files(folder: &str, ending: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(root().join(folder)).unwrap() {
         let entry = entry.unwrap();
@@ -128,7 +128,7 @@ fn every_step_of_the_run_book_has_a_way_back() {
     let page = read("docs/rotate.md");
     let is_step = |section: &&str| section.starts_with(|c: char| c.is_ascii_digit());
     let steps: Vec<_> = page.split("\n## ").filter(is_step).collect();
-    assert_eq!(steps.len(), 10);
+    assert_eq!(steps.len(), 8);
     for step in steps {
         assert!(step.contains("\n**Way back:** "), "{step}");
     }
@@ -197,23 +197,34 @@ fn the_reference_has_every_metric_and_no_other() {
     assert_eq!(documented, metrics);
 }
 
-/// The reasons of errors in the source.
+/// The texts between quotes that are reasons, in the code of a source file before `end`.
+fn upper_case_texts(source: &str, end: &str) -> BTreeSet<String> {
+    let text = read(source);
+    let code = text.split(end).next().unwrap();
+    let is_reason = |piece: &&str| {
+        let letters = |c: char| c.is_ascii_uppercase() || c == '_';
+        piece.len() > 4 && piece.chars().all(letters)
+    };
+    let pieces = code.split('"').filter(is_reason);
+    pieces.map(str::to_owned).collect()
+}
+
+/// The reasons of errors of calls and runs in the source.
 fn reasons() -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    for source in files("src", ".rs") {
-        let text = read(&source);
-        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
-        if !code.contains("fn code_and_reason(") && !code.contains("fn reason(") {
-            continue;
-        }
-        let is_reason = |piece: &&str| {
-            let letters = |c: char| c.is_ascii_uppercase() || c == '_';
-            piece.len() > 4 && piece.chars().all(letters)
-        };
-        let pieces = code.split('"').filter(is_reason);
-        found.extend(pieces.map(str::to_owned));
-    }
-    found
+    let calls = upper_case_texts("src/api/error/reasons.rs", "#[cfg(test)]");
+    let runs = upper_case_texts("src/run/history/mod.rs", "#[cfg(test)]");
+    &calls | &runs
+}
+
+/// The reasons of failures in the source.
+fn failure_reasons() -> BTreeSet<String> {
+    let sources = [
+        "src/domain/rewrap.rs",
+        "src/domain/verify/mod.rs",
+        "src/store/error.rs",
+    ];
+    let found = sources.map(|source| upper_case_texts(source, "#[cfg(test)]"));
+    found.into_iter().flatten().collect()
 }
 
 /// A section of a page, up to the next heading of the same or a higher level.
@@ -248,19 +259,22 @@ fn every_reason_is_in_the_reference_and_has_a_section_in_troubleshooting() {
         assert!(errors.contains(&linked), "{reason}");
         assert_says_what_to_do(section(&troubleshooting, reason), reason);
     }
-    let of_calls = troubleshooting.split("\n## Errors of a call\n").nth(1);
-    let of_calls = of_calls.unwrap().split("\n## ").next().unwrap();
-    let headings = of_calls
-        .lines()
-        .filter_map(|line| line.strip_prefix("### "));
     assert_eq!(
-        headings.map(str::to_owned).collect::<BTreeSet<_>>(),
+        headings(&troubleshooting, "Errors of calls and runs"),
         reasons
     );
 }
 
+/// The headings of a part of a page.
+fn headings(page: &str, part: &str) -> BTreeSet<String> {
+    let part = page.split(&format!("\n## {part}\n")).nth(1).unwrap();
+    let part = part.split("\n## ").next().unwrap();
+    let headings = part.lines().filter_map(|line| line.strip_prefix("### "));
+    headings.map(str::to_owned).collect()
+}
+
 #[test]
-fn every_failure_of_a_row_has_a_section_in_troubleshooting() {
+fn every_failure_reason_is_in_the_reference_and_has_a_section_in_troubleshooting() {
     let (errors, troubleshooting) = (
         read("docs/reference/errors.md"),
         read("docs/troubleshooting.md"),
@@ -270,23 +284,26 @@ fn every_failure_of_a_row_has_a_section_in_troubleshooting() {
         .lines()
         .filter(|line| line.starts_with("| `"))
         .collect();
-    assert!(rows.len() > 15, "{rows:?}");
+    let mut linked = BTreeSet::new();
     for row in rows {
-        let text = row.split('`').nth(1).unwrap().split('…').next().unwrap();
-        let link = links(row).pop().unwrap();
-        let anchor = link.split_once("troubleshooting.md#").unwrap().1;
-        let mut headings = troubleshooting
-            .lines()
-            .filter_map(|line| line.strip_prefix("### "));
-        let heading = headings.find(|text| anchors(&format!("### {text}")).contains(anchor));
-        let heading = heading.unwrap_or_else(|| panic!("{text}: no section {anchor}"));
-        let section = section(&troubleshooting, heading);
-        assert_says_what_to_do(section, heading);
+        let mut quoted = row.split('`').skip(1).step_by(2);
+        let (text, reason) = (quoted.next().unwrap(), quoted.next().unwrap());
+        let anchor = reason.to_lowercase();
+        let link = format!("[`{reason}`](../troubleshooting.md#{anchor})");
+        assert!(row.contains(&link), "{row}");
+        let section = section(&troubleshooting, reason);
+        assert_says_what_to_do(section, reason);
+        let text = text.split('…').next().unwrap().trim_end();
         assert!(
-            section.contains(&format!("`{}", text.trim_end())),
-            "{heading}: not about {text}"
+            section.replace("\n  ", " ").contains(&format!("`{text}")),
+            "{reason}: not about {text}"
         );
+        linked.insert(reason.to_owned());
     }
+    let parts = ["Failures in a report", "Failures of a verify"];
+    let parts = parts.map(|part| headings(&troubleshooting, part));
+    assert_eq!(&parts[0] | &parts[1], linked);
+    assert_eq!(linked, failure_reasons());
 }
 
 #[test]

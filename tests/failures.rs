@@ -8,7 +8,8 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use nico_rewrap::domain::envelope::{ParseError, SealError};
 use nico_rewrap::domain::rewrap::FieldError;
-use nico_rewrap::store::{RowError, VersionError};
+use nico_rewrap::domain::tenant_version::VersionError;
+use nico_rewrap::store::RowError;
 use serde_json::Value;
 
 use crate::bad_texts::{Bad, bad_texts};

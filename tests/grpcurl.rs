@@ -156,6 +156,17 @@ impl Call {
         method: &str,
         request: &Value,
     ) -> Result<(Value, Option<String>), GrpcError> {
+        let (mut responses, run_id) = self.stream(method, request).await?;
+        assert_eq!(responses.len(), 1, "{responses:?}");
+        Ok((responses.swap_remove(0), run_id))
+    }
+
+    /// Calls any method and waits for the end of its stream. Returns all responses.
+    pub(crate) async fn stream(
+        &self,
+        method: &str,
+        request: &Value,
+    ) -> Result<(Vec<Value>, Option<String>), GrpcError> {
         let request = request.to_string();
         let options = ["-v", "-emit-defaults", "-format-error", "-d", &request];
         let output = self.output(&options, &[method]).await;
@@ -165,9 +176,12 @@ impl Call {
             .find_map(|line| line.strip_prefix("x-rewrap-run-id: "))
             .map(str::to_owned);
         if output.status.success() {
-            let (_, rest) = stdout.split_once("\nResponse contents:\n").expect(&stdout);
-            let response = serde_json::Deserializer::from_str(rest).into_iter().next();
-            return Ok((response.expect(&stdout).expect(&stdout), run_id));
+            let response = |rest| {
+                let mut response = serde_json::Deserializer::from_str(rest).into_iter();
+                response.next().expect(&stdout).expect(&stdout)
+            };
+            let responses = stdout.split("\nResponse contents:\n").skip(1).map(response);
+            return Ok((responses.collect(), run_id));
         }
         let status: Value = match stderr
             .find('{')
@@ -212,13 +226,26 @@ impl Call {
     /// Starts a health watch, which stays open until the value is dropped. Blocks until the first
     /// answer arrives.
     pub(crate) fn watch(&self) -> Watch {
-        let args = self.args(&[], &["grpc.health.v1.Health/Watch"]);
+        self.open(&["grpc.health.v1.Health/Watch"], "SERVING")
+    }
+
+    /// Starts a call of `WatchRun`. Blocks until the first answer arrives.
+    pub(crate) fn watch_run(&self, run_id: &str) -> Watch {
+        let request = serde_json::json!({"runId": run_id}).to_string();
+        let method = "nico.rewrap.v1.Rewrap/WatchRun";
+        self.clone()
+            .option(&["-d", &request])
+            .open(&[method], "RUN_STATE_")
+    }
+
+    fn open(&self, method: &[&str], first: &str) -> Watch {
+        let args = self.args(&[], method);
         let mut grpcurl = Supervised::spawn(binary(), args, "KILL", |command| {
             command.stderr(Stdio::piped());
         });
         let mut output = BufReader::new(grpcurl.take_stderr());
         let mut text = String::new();
-        while !text.contains("SERVING") {
+        while !text.contains(first) {
             let read = output.read_line(&mut text).unwrap();
             assert!(read > 0, "no answer: {text}");
         }

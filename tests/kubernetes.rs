@@ -17,6 +17,7 @@ use crate::pki::{Cert, Leaf};
 use crate::process::{self, temp_dir};
 use crate::seed::{Org, one_under_kv1};
 use crate::server::Server;
+use crate::site::BINARY;
 
 const STANDALONE: &str = "nico-rewrap-certificate";
 const SIDECAR: &str = "nico-api-certificate";
@@ -121,6 +122,7 @@ fn call(folder: &str, database: &Database, server: &Server, more: &[&str]) -> Co
     let mut words = words.map(|word| word.as_str().unwrap());
     let mut command = Command::new(words.next().unwrap());
     let others = std::env::var("PATH").unwrap();
+    command.envs(variables);
     command.env("PATH", format!("{}:{others}", bin.display()));
     command.args(words).args(name).args(args);
     command
@@ -138,8 +140,29 @@ fn address_of_service() -> String {
     )
 }
 
+/// The run and the keys that the Job prints.
+fn printed(text: &str) -> (Value, Value) {
+    let documents = text.find("\n{").map_or(text, |start| &text[start..]);
+    let mut documents = serde_json::Deserializer::from_str(documents).into_iter();
+    let mut next = || {
+        documents
+            .next()
+            .unwrap_or_else(|| panic!("{text}"))
+            .unwrap()
+    };
+    (next(), next())
+}
+
+/// The report of a Job that succeeds.
 fn called(folder: &str, database: &Database, server: &Server, more: &[&str]) -> Value {
-    serde_json::from_str(&process::run(&mut call(folder, database, server, more))).unwrap()
+    let text = process::run(&mut call(folder, database, server, more));
+    let (run, keys) = printed(&text);
+    assert_eq!(
+        (&run["state"], &run["targetKeyId"]),
+        (&json!("RUN_STATE_FINISHED"), &json!("kv2"))
+    );
+    assert!(keys["keys"][0]["verdict"]["state"].is_string(), "{keys}");
+    run["report"].clone()
 }
 
 #[tokio::test]
@@ -152,17 +175,13 @@ async fn the_job_calls_the_deployment() {
         let dry = called("call", &database, &server, &[]);
         assert_eq!(
             (&dry["rowsUpdated"], &dry["rowsFailed"]),
-            (&json!(1), &json!(0))
-        );
-        assert_eq!(
-            dry["currentEncryptionKeyId"], "kv2",
-            "the site's file wins over the base file"
+            (&json!("1"), &json!("0"))
         );
     }
     let applied = called("call-apply", &database, &server, &[]);
-    assert_eq!(applied["rowsUpdated"], 1);
+    assert_eq!(applied["rowsUpdated"], "1");
     let after = called("call", &database, &server, &[]);
-    assert_eq!(after["rowsSkippedAllOnTarget"], 1, "{after}");
+    assert_eq!(after["rowsOnTarget"], "1", "{after}");
 }
 
 #[tokio::test]
@@ -181,10 +200,11 @@ async fn the_job_fails_if_a_row_fails_and_prints_the_report() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let (run, _) = printed(&String::from_utf8_lossy(&output.stdout));
+    let report = &run["report"];
     assert_eq!(
         (&report["rowsUpdated"], &report["rowsFailed"]),
-        (&json!(1), &json!(1))
+        (&json!("1"), &json!("1"))
     );
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("rows failed"), "{said}");
@@ -197,7 +217,7 @@ async fn the_job_calls_a_sidecar_by_nico_apis_name() {
     let argument = "-servername=nico-api.nico-system.svc.cluster.local";
     assert!(include_str!("../docs/install/kubernetes.md").contains(&format!("`{argument}`")));
     let dry = called("call", &database, &server, &[argument]);
-    assert_eq!(dry["rowsUpdated"], 1);
+    assert_eq!(dry["rowsUpdated"], "1");
     let refused = call("call", &database, &server, &[]).output().unwrap();
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(said.contains("certificate is valid for"), "{said}");
@@ -230,4 +250,41 @@ async fn probes_and_the_monitor_use_existing_endpoints() {
         let path = endpoint["path"].as_str().unwrap();
         assert!(server.get(path).await.1.contains("nico_rewrap_"));
     }
+}
+
+#[tokio::test]
+async fn the_migration_job_creates_the_schema() {
+    let database = Database::migrated().await;
+    let manifests = rendered("migrate-state");
+    let job = &manifests["Job"];
+    let container = container(job, "migrate-state");
+    let objects = cluster(&database, (STANDALONE, certs::server()));
+    let dir = temp_dir("migrate-state");
+    mount(
+        dir.path(),
+        &job["spec"]["template"]["spec"],
+        container,
+        &objects,
+    );
+    let mut variables = environment(container, &objects);
+    let sslmode = variables.iter_mut();
+    let mut sslmode = sslmode.filter(|(name, _)| name == "NICO_REWRAP__DATABASE_SSLMODE");
+    // The database of the tests has no TLS.
+    sslmode.next().unwrap().1 = "prefer".to_owned();
+    drop(sslmode);
+    let args = arguments(dir.path(), container, &variables);
+    for _ in 0..2 {
+        process::run(
+            Command::new(BINARY)
+                .args(&args)
+                .env_clear()
+                .envs(variables.clone()),
+        );
+    }
+    let manifests = rendered("standalone");
+    let certificate = issued(&manifests["Certificate"]);
+    let server = started(&manifests, &database, (STANDALONE, &certificate)).await;
+    server
+        .wait_log("runs and censuses are kept in the schema nico_rewrap")
+        .await;
 }

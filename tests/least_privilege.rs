@@ -1,5 +1,6 @@
 //! The role of `deploy/postgres/role.sql` can re-wrap and can do nothing else.
 
+use serde_json::json;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Config, NoTls};
 
@@ -8,6 +9,7 @@ use crate::database::Database;
 use crate::faults::{before_update, orgs};
 use crate::grpcurl::run;
 use crate::pg::{self, PASSWORD};
+use crate::rewrap_client::{self, ask, migrate_state};
 use crate::seal::key_id;
 use crate::seed;
 use crate::site::Site;
@@ -115,10 +117,13 @@ async fn the_role_has_no_other_privileges() {
     assert_eq!(
         first,
         [
+            "SELECT tenant_identity_config.auth_method",
             "SELECT tenant_identity_config.encrypted_auth_method_config",
             "SELECT tenant_identity_config.encrypted_signing_key_1",
             "SELECT tenant_identity_config.encrypted_signing_key_2",
             "SELECT tenant_identity_config.organization_id",
+            "SELECT tenant_identity_config.signing_key_public_1",
+            "SELECT tenant_identity_config.signing_key_public_2",
             "SELECT tenants.organization_id",
             "SELECT tenants.version",
             "UPDATE tenant_identity_config.encrypted_auth_method_config",
@@ -190,6 +195,65 @@ async fn the_owner_can_run_role_sql_if_it_may_create_roles() {
     seed::insert(&owner, &orgs(3)).await;
     let server = Site::with_url(&url).start().await;
     assert_eq!(run(&server, false).await.rows_updated, 3);
+}
+
+/// The schema is made by the owner, before or after the role.
+#[tokio::test]
+async fn the_role_may_use_the_schema_and_not_change_it() {
+    let postgres = pg::Server::start();
+    for role_first in [true, false] {
+        let (database, url) = site(&postgres).await;
+        let owner = database.client().await;
+        seed::insert(&owner, &orgs(3)).await;
+        if role_first {
+            grant(&database).await;
+            migrate_state(&Site::new(&database));
+        } else {
+            migrate_state(&Site::new(&database));
+            grant(&database).await;
+        }
+        for pooler in ["session", "transaction"] {
+            let site = Site::with_url(&url).set("rewrap.pool_mode", format!("\"{pooler}\""));
+            let server = site.start().await;
+            let status = ask(&server, "GetStatus", json!({})).await;
+            assert_eq!(
+                status["historyPersistent"], true,
+                "role first: {role_first}"
+            );
+            for kind in ["RUN_KIND_CENSUS", "RUN_KIND_APPLY", "RUN_KIND_VERIFY"] {
+                let run = rewrap_client::run(&server, kind).await;
+                assert_eq!(run["state"], "RUN_STATE_FINISHED", "{run}");
+            }
+            let log = server.log_text();
+            assert!(!log.contains("the schema nico_rewrap:"), "{log}");
+            assert_eq!(server.terminate().await, 0);
+        }
+        let runs = "SELECT count(*) FROM nico_rewrap.runs WHERE state = 'FINISHED'";
+        assert_eq!(
+            owner.query_one(runs, &[]).await.unwrap().get::<_, i64>(0),
+            6
+        );
+
+        let config: Config = url.parse().unwrap();
+        let (role, connection) = config.connect(NoTls).await.unwrap();
+        tokio::spawn(connection);
+        for sql in [
+            "UPDATE nico_rewrap.schema_version SET version = 9",
+            "INSERT INTO nico_rewrap.schema_version VALUES (9)",
+            "DELETE FROM nico_rewrap.schema_version",
+            "TRUNCATE nico_rewrap.runs",
+            "DROP TABLE nico_rewrap.receipts",
+            "CREATE TABLE nico_rewrap.x ()",
+        ] {
+            let error = role.batch_execute(sql).await.unwrap_err();
+            let code = error.code();
+            assert_eq!(
+                code,
+                Some(&SqlState::INSUFFICIENT_PRIVILEGE),
+                "{sql}: {error:?}"
+            );
+        }
+    }
 }
 
 #[tokio::test]

@@ -76,11 +76,11 @@ fn selectors_match_the_intended_objects() {
             "{folder}"
         );
         assert!(selects(monitor, &service["metadata"]["labels"]), "{folder}");
-        let job = labels(&rendered("call")["Job"]).clone();
-        assert!(
-            !selects(&service["spec"]["selector"], &job),
-            "the Job is no server"
-        );
+        for folder in ["call", "migrate-state"] {
+            let job = labels(&rendered(folder)["Job"]).clone();
+            let is_server = selects(&service["spec"]["selector"], &job);
+            assert!(!is_server, "the Job {folder} is no server");
+        }
     }
     let standalone = rendered("standalone");
     let pods_of_rewrap = labels(&standalone["Deployment"]);
@@ -181,6 +181,7 @@ fn mounted_files_are_readable_for_the_non_root_user() {
         ("standalone", "Deployment", "nico-rewrap"),
         ("sidecar", "Deployment", "nico-rewrap"),
         ("call", "Job", "call"),
+        ("migrate-state", "Job", "migrate-state"),
     ] {
         let manifests = rendered(folder);
         let pod = &pods(&manifests[kind])["spec"];
@@ -222,12 +223,13 @@ fn mounted_files_are_readable_for_the_non_root_user() {
 #[test]
 fn the_image_has_the_tag_of_this_version() {
     let image = format!("nico-rewrap:{}", env!("CARGO_PKG_VERSION"));
-    for folder in ["standalone", "sidecar"] {
+    for (folder, kind, name) in [
+        ("standalone", "Deployment", "nico-rewrap"),
+        ("sidecar", "Deployment", "nico-rewrap"),
+        ("migrate-state", "Job", "migrate-state"),
+    ] {
         let manifests = rendered(folder);
-        assert_eq!(
-            container(&manifests["Deployment"], "nico-rewrap")["image"],
-            image
-        );
+        assert_eq!(container(&manifests[kind], name)["image"], image);
     }
     assert!(
         include_str!("../docs/install/kubernetes.md").contains(&format!("| image `{image}` |"))

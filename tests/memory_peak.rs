@@ -9,7 +9,7 @@ use crate::server::Server;
 use crate::site::Site;
 
 /// The largest resident memory that the server had so far, in MiB.
-fn peak(server: &Server) -> u64 {
+pub(crate) fn peak(server: &Server) -> u64 {
     let status = format!("/proc/{}/status", server.pid());
     let status = std::fs::read_to_string(status).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:"));

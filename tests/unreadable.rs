@@ -19,8 +19,9 @@ use crate::seal::seal;
 use crate::seed::{self, COLUMNS, Org, snapshot};
 use crate::site::Site;
 
-#[tokio::test]
-async fn a_row_with_damaged_storage_fails_alone_with_its_column() {
+/// 300 organizations, of which `org150` and `org299` have a second signing key that Postgres cannot
+/// read.
+pub(crate) async fn with_damaged_texts() -> (pg::Server, Database) {
     let postgres = pg::Server::options().setting("autovacuum", "off").start();
     let database = Database::migrated_on(&postgres).await;
     let client = database.client().await;
@@ -43,7 +44,12 @@ async fn a_row_with_damaged_storage_fails_alone_with_its_column() {
     let zeros = vec![0; usize::try_from(std::fs::metadata(&file).unwrap().len()).unwrap()];
     std::fs::write(&file, zeros).unwrap();
     postgres.restart();
+    (postgres, database)
+}
 
+#[tokio::test]
+async fn a_row_with_damaged_storage_fails_alone_with_its_column() {
+    let (_postgres, database) = with_damaged_texts().await;
     let site = Site::new(&database).set("rewrap.page_size", "100");
     let server = site.start().await;
     for dry_run in [true, false] {

@@ -31,7 +31,7 @@ fn assert_refused(answer: Result<Report, GrpcError>, reason: &str, words: &str, 
 }
 
 /// A database on its own server, with the role of `role.sql`, and a URL with that role.
-async fn with_role(postgres: &pg::Server) -> (Database, Client, String) {
+pub(crate) async fn with_role(postgres: &pg::Server) -> (Database, Client, String) {
     let database = Database::migrated_on(postgres).await;
     let admin = database.admin().await;
     admin.batch_execute(ROLE).await.unwrap();
@@ -133,7 +133,7 @@ async fn a_policy_created_during_a_run_prevents_a_clean_report() {
 }
 
 /// Makes Postgres use an index for tables that are too small for one.
-async fn follow_the_index(database: &Database) {
+pub(crate) async fn follow_the_index(database: &Database) {
     // With enable_seqscan off, a plan that must scan a table has such a high cost that Postgres
     // would compile it.
     for setting in ["enable_seqscan", "jit"] {
@@ -143,7 +143,7 @@ async fn follow_the_index(database: &Database) {
 }
 
 /// Inserts an organization that is missing in the index of the primary key.
-async fn insert_past_the_index(database: &Database, id: &str) {
+pub(crate) async fn insert_past_the_index(database: &Database, id: &str) {
     let admin = database.admin().await;
     let ready = |ready: bool| {
         format!(

@@ -1,15 +1,16 @@
 //! The execution of one call: authorize, admit, run, record.
 //!
 //! This module does not depend on the transport. A transport converts its message to a
-//! `CallRequest`, calls `Calls::carry_out`, and converts the `Answer` back.
+//! `CallRequest`, calls `Calls::carry_out` or `Calls::start`, and converts the answer back.
 
 use std::{
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
-    time::{Duration, Instant},
+    time::{Duration, SystemTime},
 };
 
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, watch::Receiver},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch::Receiver},
     time::timeout,
 };
 use tokio_util::{
@@ -20,14 +21,22 @@ use tracing::Instrument;
 
 use super::{
     admission::decide,
-    error::{Counts, ServiceError},
+    error::ServiceError,
+    execute::{Ending, Execution},
     run_id::run_id,
 };
 use crate::{
-    audit::{AuditLog, Outcome, Record},
-    auth::{authorize::Policy, peer::Peer},
-    domain::organization::InvalidOrganizationId,
-    run::{Ended, Mode, Report, RunError, Runner, Scope},
+    audit::AuditLog,
+    auth::{
+        authorize::{Denied, Permit, Policy, authorize},
+        peer::Peer,
+    },
+    run::{
+        Report, Runner, Scope, Site,
+        censuses::Censuses,
+        history::{self, History},
+        record::{Kind, RunRecord},
+    },
     store::SetupError,
     telemetry::readiness::Readiness,
 };
@@ -41,28 +50,58 @@ pub(super) struct CallRequest {
     pub(super) method: &'static str,
     /// The client; `None` is a bug of the server.
     pub(super) peer: Option<Arc<Peer>>,
-    /// The organization or the site; an error if the organization id is invalid.
-    pub(super) scope: Result<Scope, InvalidOrganizationId>,
-    /// Dry run or apply.
-    pub(super) mode: Mode,
+    /// The organization or the site; an error if the request is invalid.
+    pub(super) scope: Result<Scope, ServiceError>,
+    /// What the run does; an error if the request is invalid.
+    pub(super) kind: Result<Kind, ServiceError>,
     /// The target key ids that the client expects. Each must be the target of this server.
     pub(super) expected_target: Vec<String>,
     /// The time limit that the client set for the call.
     pub(super) deadline: Option<Duration>,
+    /// What else the client asked for.
+    pub(super) options: RunOptions,
+}
+
+/// What a client can ask for beside kind and scope.
+#[derive(Debug, Default)]
+pub(super) struct RunOptions {
+    /// Maximum number of rows per second. Zero means no limit.
+    pub(super) max_rows_per_second: u32,
+    /// The number of failed rows after which the run stops. Zero means no limit.
+    pub(super) stop_after_failures: u32,
+    /// The id of the request, so that it starts only one run.
+    pub(super) request: Option<history::Request>,
 }
 
 /// The result of a call.
-pub(super) struct Answer {
+pub(super) struct Answer<T> {
     /// The id of the run.
     pub(super) run_id: String,
-    /// The report and the target key id.
-    pub(super) result: Result<(Report, String), ServiceError>,
+    /// The result, or why there is none.
+    pub(super) result: Result<T, ServiceError>,
+}
+
+/// What the server knows about itself.
+#[derive(Debug)]
+pub struct InstanceInfo {
+    /// The name of this instance.
+    pub name: String,
+    /// When this instance started.
+    pub start_time: SystemTime,
+    /// TLS with the database.
+    pub database_tls: String,
 }
 
 /// What calls need from the rest of the server.
 pub struct CallContext {
     /// Makes the runs. Without it, machine identity is disabled on this site.
     pub runner: Option<LateRunner>,
+    /// The runs of the site.
+    pub history: History,
+    /// What censuses have shown.
+    pub censuses: Arc<Censuses>,
+    /// About this instance.
+    pub info: InstanceInfo,
     /// Who may call.
     pub policy: Policy,
     /// Whether calls may run.
@@ -73,23 +112,37 @@ pub struct CallContext {
     pub audit: AuditLog,
     /// Maximum number of concurrent runs.
     pub max_runs: u32,
+    /// The file for receipts.
+    pub receipt_log: Option<PathBuf>,
+    /// The interval of censuses. Zero means none.
+    pub census_interval: Duration,
 }
 
 /// Carries out calls. All clones share the same limits.
 #[derive(Clone)]
-pub struct Calls(Arc<Inner>);
+pub struct Calls(pub(super) Arc<Inner>);
 
 /// The runner. It is set when the keys have been read.
 pub type LateRunner = Arc<OnceLock<Runner>>;
 
-struct Inner {
-    context: CallContext,
+pub(super) struct Inner {
+    pub(super) context: CallContext,
     runs: Arc<Semaphore>,
     site_apply: Arc<Semaphore>,
-    /// Stops the last site-wide apply that was started.
-    applying: Mutex<CancellationToken>,
-    tasks: TaskTracker,
-    shutdown: CancellationToken,
+    /// The last site-wide apply that was started.
+    applying: Mutex<Applying>,
+    /// Says that a census is due.
+    pub(super) census_due: Notify,
+    pub(super) tasks: TaskTracker,
+    pub(super) shutdown: CancellationToken,
+}
+
+/// A site-wide apply of this process.
+#[derive(Default)]
+struct Applying {
+    /// Stops it.
+    stop: CancellationToken,
+    run_id: String,
 }
 
 impl Calls {
@@ -101,6 +154,7 @@ impl Calls {
             context,
             site_apply: Arc::new(Semaphore::new(1)),
             applying: Mutex::default(),
+            census_due: Notify::new(),
             tasks,
             shutdown,
         }))
@@ -111,155 +165,112 @@ impl Calls {
         &self.0.context.readiness
     }
 
+    /// The runs of the site.
+    pub(super) fn history(&self) -> &History {
+        &self.0.context.history
+    }
+
+    /// What censuses have shown.
+    pub(super) fn censuses(&self) -> &Censuses {
+        &self.0.context.censuses
+    }
+
+    /// About this instance.
+    pub(super) fn info(&self) -> &InstanceInfo {
+        &self.0.context.info
+    }
+
+    /// Cancelled when the server shuts down.
+    pub(super) fn shutdown(&self) -> &CancellationToken {
+        &self.0.shutdown
+    }
+
+    /// The keys and the database.
+    pub(super) fn site(&self) -> Result<&Arc<Site>, ServiceError> {
+        self.0.runner().map(Runner::site)
+    }
+
+    /// Authorizes a call that starts no run.
+    pub(super) fn authorize(&self, peer: &Peer) -> Result<Permit, ServiceError> {
+        Ok(decide(&self.0.context.policy, peer)?)
+    }
+
+    /// Why the client may not call, if it may not. This is not counted as a decision.
+    pub(super) fn denial(&self, peer: &Peer) -> Option<Denied> {
+        authorize(&self.0.context.policy, &peer.caller).err()
+    }
+
     /// Carries out the call and writes its audit record. Dropping the future means that the
     /// client has disconnected, and stops the run.
-    pub(super) async fn carry_out(&self, request: CallRequest) -> Answer {
-        let run_id = run_id();
-        // At level error, so that no log filter removes the run id from a line.
-        let span = tracing::error_span!("rewrap", run_id);
+    pub(super) async fn carry_out(&self, request: CallRequest) -> Answer<(Report, String)> {
         // The call is a task of its own, so that its record is written even if the client
         // disconnects. The drop guard tells the task that the client has disconnected.
         let client_gone = CancellationToken::new();
         let _guard: DropGuard = client_gone.clone().drop_guard();
-        let inner = self.0.clone();
-        let id = run_id.clone();
-        let call = async move { inner.call(&id, request, client_gone).await };
-        let ended = self.0.tasks.spawn(call.instrument(span)).await;
+        let run_id = run_id();
+        let ended = self.spawn(&run_id, request, client_gone, None).await;
         Answer {
             run_id,
             result: ended.unwrap_or(Err(ServiceError::Internal)),
         }
     }
-}
 
-impl Inner {
-    /// Carries out the call and writes its audit record, even if the call panics.
-    async fn call(
-        self: Arc<Self>,
+    /// Starts a run, which continues without the client. Its audit record is written at its
+    /// end.
+    pub(super) async fn start(&self, request: CallRequest) -> Answer<RunRecord> {
+        let (started, is_started) = oneshot::channel();
+        let run_id = run_id();
+        let ended = self.spawn(&run_id, request, CancellationToken::new(), Some(started));
+        let result = tokio::select! {
+            biased;
+            Ok(record) = is_started => Ok(record),
+            ended = ended => match ended {
+                Ok(Err(error)) => Err(error),
+                Ok(Ok(_)) | Err(_) => Err(ServiceError::Internal),
+            },
+        };
+        let run_id = match &result {
+            Ok(record) => record.id.clone(),
+            Err(_) => run_id,
+        };
+        Answer { run_id, result }
+    }
+
+    fn spawn(
+        &self,
         run_id: &str,
         request: CallRequest,
         client_gone: CancellationToken,
-    ) -> Result<(Report, String), ServiceError> {
-        let started = Instant::now();
-        let peer = request.peer.clone();
-        let mut record = Record::new(run_id, peer.clone(), request.method);
-        record.set_request(request.scope.as_ref().ok(), request.mode);
-
-        let (inner, begun) = (self.clone(), record.clone());
-        let run = tokio::spawn(
-            async move { inner.checked_run(peer, request, &begun, &client_gone).await }
-                .in_current_span(),
-        );
-        let (result, report, durable) = run.await.unwrap_or_else(|error| {
-            tracing::error!(%error, "a run panicked: this is a bug");
-            (Err(ServiceError::Internal), Report::default(), false)
-        });
-        record.set_report(&report, durable);
-        let outcome = match &result {
-            Ok(_) => Outcome::OK,
-            Err(error) => error.outcome(),
+        started: Option<oneshot::Sender<RunRecord>>,
+    ) -> tokio::task::JoinHandle<Ending> {
+        // At level error, so that no log filter removes the run id from a line.
+        let span = tracing::error_span!("rewrap", run_id);
+        let execution = Execution {
+            inner: self.0.clone(),
+            run_id: run_id.to_owned(),
+            client_gone,
+            started,
         };
-        self.context
-            .audit
-            .ended(record, started.elapsed(), &outcome)
-            .await;
-        result.map(|target| (report, target))
+        self.0.tasks.spawn(execution.call(request).instrument(span))
     }
+}
 
-    /// Runs the call. Returns the target key id or an error, the report so far, and whether the
-    /// reported rows are durable.
-    async fn checked_run(
-        &self,
-        peer: Option<Arc<Peer>>,
-        request: CallRequest,
-        record: &Record,
-        client_gone: &CancellationToken,
-    ) -> (Result<String, ServiceError>, Report, bool) {
-        match self.run(peer, request, record, client_gone).await {
-            Ok((target, ended)) => (ended.result.map(|()| target), ended.report, ended.durable),
-            Err(error) => (Err(error), Report::default(), true),
-        }
-    }
-
-    async fn run(
-        &self,
-        peer: Option<Arc<Peer>>,
-        request: CallRequest,
-        record: &Record,
-        client_gone: &CancellationToken,
-    ) -> Result<(String, Ended<ServiceError>), ServiceError> {
-        let peer = peer.ok_or(ServiceError::Internal)?;
-        let permit = decide(&self.context.policy, &peer)?;
-        let (scope, mode) = (request.scope?, request.mode);
+impl Inner {
+    /// The runner, when the keys have been read.
+    pub(super) fn runner(&self) -> Result<&Runner, ServiceError> {
         let runner = self.context.runner.as_ref().ok_or(ServiceError::Disabled)?;
-        let Some(runner) = runner.get() else {
+        runner.get().ok_or_else(|| {
             let reason = self.context.readiness.check().err();
             let reason = reason.unwrap_or_else(|| "the keys are not read yet".to_owned());
-            return Err(ServiceError::NotReady(reason));
-        };
-        let target = runner.keyring().target().id().to_string();
-        if let Some(expected) = request.expected_target.into_iter().find(|id| *id != target) {
-            return Err(ServiceError::UnexpectedTarget { target, expected });
-        }
-        if self.shutdown.is_cancelled() {
-            return Err(ServiceError::ShuttingDown);
-        }
-        self.check_readiness()?;
-        let stop = self.shutdown.child_token();
-        let _permits = self.run_slots(&scope, mode, &stop).await?;
-        self.context.audit.started(record).await?;
-
-        tracing::info!(
-            scope = %scope,
-            dry_run = mode == Mode::DryRun,
-            target_key_id = target,
-            caller = permit.identity().name(),
-            "run started"
-        );
-        let deadline = async {
-            match request.deadline {
-                Some(deadline) => tokio::time::sleep(deadline).await,
-                None => std::future::pending().await,
-            }
-        };
-        // Boxed, because the future of a run is large and would be moved on the stack.
-        let run = Box::pin(runner.run(&permit, &scope, mode, &stop));
-        let mut run = std::pin::pin!(remember_wait(run, runner.stall()));
-        let ((ended, wait), stopped_for) = tokio::select! {
-            ended = run.as_mut() => (ended, ServiceError::ShuttingDown),
-            () = client_gone.cancelled() => {
-                stop.cancel();
-                (run.await, ServiceError::Cancelled)
-            }
-            () = deadline => {
-                stop.cancel();
-                (run.await, ServiceError::DeadlineExceeded)
-            }
-        };
-        let counts = Counts::of(&ended.report, mode, ended.durable);
-        let ended = ended.map_err(|error| {
-            let error = match error {
-                RunError::Stopped => stopped_for,
-                // The run is complete: there is nothing to count.
-                RunError::NotFound(id) => return ServiceError::UnknownOrganization(id),
-                RunError::Store(error) => error.into(),
-                RunError::NotReplicated => ServiceError::NotReplicated,
-                RunError::Panicked => {
-                    tracing::error!("a task of the run panicked: this is a bug");
-                    ServiceError::Internal
-                }
-            };
-            ServiceError::EndedEarly {
-                error: Box::new(error),
-                counts,
-                wait,
-            }
-        });
-        Ok((target, ended))
+            ServiceError::NotReady(reason)
+        })
     }
 
     /// Checks whether calls may run. A problem that no retry mends has its own reason.
-    fn check_readiness(&self) -> Result<(), ServiceError> {
+    pub(super) fn check_readiness(&self) -> Result<(), ServiceError> {
+        if self.shutdown.is_cancelled() {
+            return Err(ServiceError::ShuttingDown);
+        }
         let Err(reason) = self.context.readiness.check() else {
             return Ok(());
         };
@@ -272,50 +283,37 @@ impl Inner {
     ///
     /// If a site-wide apply is stopping, the next one waits for its end. Otherwise a client that
     /// calls again after its deadline would be refused because of its own earlier call.
-    async fn run_slots(
+    pub(super) async fn run_slots(
         &self,
-        scope: &Scope,
-        mode: Mode,
+        run_id: &str,
+        is_site_apply: bool,
         stop: &CancellationToken,
     ) -> Result<Vec<OwnedSemaphorePermit>, ServiceError> {
         let one_of_many = self.runs.clone().try_acquire_owned();
         let mut permits = vec![one_of_many.map_err(|_| ServiceError::TooManyRuns)?];
-        if *scope == Scope::Site && mode == Mode::Apply {
-            let limit = if self.applying().is_cancelled() {
+        if is_site_apply {
+            let limit = if self.applying().stop.is_cancelled() {
                 STOPPING_APPLY_LIMIT
             } else {
                 Duration::ZERO
             };
             let only_one = timeout(limit, self.site_apply.clone().acquire_owned()).await;
-            permits.push(
-                only_one
-                    .ok()
-                    .and_then(Result::ok)
-                    .ok_or(ServiceError::ApplyUnderWay)?,
-            );
-            *self.applying() = stop.clone();
+            let Some(only_one) = only_one.ok().and_then(Result::ok) else {
+                let holder = self.applying().run_id.clone();
+                let holder = self.context.history.get(&holder).await.ok();
+                let holder = holder.as_ref().map(crate::run::guard::Holder::of);
+                return Err(ServiceError::ApplyUnderWay(holder.map(Box::new)));
+            };
+            permits.push(only_one);
+            *self.applying() = Applying {
+                stop: stop.clone(),
+                run_id: run_id.to_owned(),
+            };
         }
         Ok(permits)
     }
 
-    /// The token that stops the last site-wide apply that was started.
-    fn applying(&self) -> MutexGuard<'_, CancellationToken> {
+    fn applying(&self) -> MutexGuard<'_, Applying> {
         self.applying.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Runs to the end. Also returns what the run waited for then. The run clears its own text when it
-/// ends.
-async fn remember_wait(
-    mut run: impl Future<Output = Ended> + Unpin,
-    mut stall: Receiver<Option<String>>,
-) -> (Ended, Option<String>) {
-    loop {
-        let wait = stall.borrow_and_update().clone();
-        tokio::select! {
-            biased;
-            ended = &mut run => return (ended, wait),
-            Ok(()) = stall.changed() => {}
-        }
     }
 }

@@ -2,8 +2,12 @@
 
 mod admission;
 mod audited;
+mod background;
 pub mod call;
 pub mod error;
+mod execute;
 pub mod grpc;
 pub mod guard;
+mod receipt;
+mod remedy;
 mod run_id;

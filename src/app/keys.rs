@@ -13,7 +13,7 @@ use crate::{
     api::call::LateRunner,
     config::{InVault, MachineIdentity, SiteKeys},
     domain::keyring::Keyring,
-    run::{RateOptions, Runner},
+    run::{self, RateOptions, Runner},
     store::Store,
     telemetry::readiness::Readiness,
     vault::VaultError,
@@ -31,6 +31,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 pub(super) struct Site {
     pub(super) store: Arc<Store>,
     pub(super) runner: LateRunner,
+    pub(super) database_tls: &'static str,
+    pub(super) census_interval: Duration,
+    pub(super) soak: Duration,
     rate: RateOptions,
     /// Keys that are still to be read.
     in_vault: Option<InVault>,
@@ -44,6 +47,9 @@ impl Site {
         let mut site = Self {
             store: Arc::new(store),
             runner: Arc::new(OnceLock::new()),
+            database_tls: machine_identity.database_tls,
+            census_interval: machine_identity.census_interval,
+            soak: machine_identity.soak,
             rate: machine_identity.rate,
             in_vault: None,
         };
@@ -81,7 +87,11 @@ impl Site {
 
     fn start(&self, keyring: Keyring) -> Result<(), AppError> {
         self_test(&keyring)?;
-        let runner = Runner::new(keyring, self.store.clone(), self.rate);
+        let site = run::Site {
+            keyring,
+            store: self.store.clone(),
+        };
+        let runner = Runner::new(Arc::new(site), self.rate);
         self.runner
             .set(runner)
             .map_err(|_| AppError::Bug("the keys were read twice".to_owned()))

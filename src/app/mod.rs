@@ -12,7 +12,10 @@ mod listeners;
 mod self_test;
 mod watch;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{
@@ -32,12 +35,13 @@ use self::{
 pub use self::{error::AppError, listeners::Listeners};
 use crate::{
     api::{
-        call::{CallContext, Calls},
+        call::{CallContext, Calls, InstanceInfo},
         grpc,
         guard::Guard,
     },
     audit::AuditLog,
     config::{Config, OnDisk},
+    run::{censuses::Censuses, history::History},
     server::{self, ServerOptions, probes},
     telemetry::readiness::Readiness,
     tls::Reloader,
@@ -149,15 +153,30 @@ impl App {
     ) -> Result<(), AppError> {
         let tasks = TaskTracker::new();
         let setup_problem = Sender::new(None);
+        let history = History::new(self.site.as_ref().map(|site| site.store.clone()));
+        let settings = self.site.as_ref();
+        let settings = settings.map(|site| (site.database_tls, site.census_interval, site.soak));
+        let (database_tls, census_interval, soak) = settings.unwrap_or_default();
         let context = CallContext {
             runner: self.site.as_ref().map(|site| site.runner.clone()),
+            history: history.clone(),
+            censuses: Arc::new(Censuses::new(history.clone(), soak)),
+            info: InstanceInfo {
+                name: instance_name(&self.options, &listener),
+                start_time: SystemTime::now(),
+                database_tls: database_tls.to_owned(),
+            },
             policy: self.policy.clone(),
             readiness: readiness.clone(),
             setup_problem: setup_problem.subscribe(),
             audit: self.audit.clone(),
             max_runs: self.options.max_runs,
+            receipt_log: self.options.receipt_log.clone(),
+            census_interval,
         };
         let calls = Calls::new(context, tasks.clone(), shutdown.clone());
+        let censuses = calls.clone();
+        tasks.spawn(async move { censuses.take_censuses(census_interval).await });
         let routes = grpc::routes(calls).map_err(|error| AppError::Bug(error.to_string()))?;
         let guard = Guard::new(
             routes,
@@ -196,7 +215,7 @@ impl App {
         readiness.release(GRPC);
 
         let store = self.site.as_ref().map(|site| site.store.clone());
-        let database = watch::database(store, &readiness, &setup_problem);
+        let database = watch::database(store, &readiness, &setup_problem, &history);
         let keys = watch_runner(self.site, &readiness);
         let over = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
@@ -222,6 +241,16 @@ impl App {
         }
         over
     }
+}
+
+/// The configured name of this instance, or host name and port.
+fn instance_name(options: &ServerOptions, listener: &TcpListener) -> String {
+    options.instance_name.clone().unwrap_or_else(|| {
+        let host = rustix::system::uname();
+        let host = host.nodename().to_string_lossy().into_owned();
+        let port = listener.local_addr().map_or(0, |address| address.port());
+        format!("{host}:{port}")
+    })
 }
 
 /// Compacts the histograms. Without this, a histogram keeps every sample until the next

@@ -10,6 +10,7 @@ use tokio::{sync::watch::Sender, time::sleep};
 
 use super::{AppError, DATABASE};
 use crate::{
+    run::history::History,
     store::{Ping, SchemaError, SetupError, Store, StoreError},
     telemetry::readiness::Readiness,
 };
@@ -25,20 +26,33 @@ const INTERVAL: Duration = Duration::from_secs(2);
 /// dropped, or that its password, its settings or `pg_hba.conf` changed.
 const RECONNECT: Duration = Duration::from_secs(10);
 
+/// How often to look whether `nico-rewrap state migrate` has run.
+const SCHEMA_INTERVAL: Duration = Duration::from_secs(30);
+
 /// Watches the database. Returns only if it is unusable at the start. `setup_problem` says why
 /// the start cannot use the database, if no retry helps.
 pub(super) async fn database(
     store: Option<Arc<Store>>,
     readiness: &Readiness,
     setup_problem: &Sender<Option<SetupError>>,
+    history: &History,
 ) -> AppError {
     let Some(store) = store else {
         return std::future::pending().await;
     };
-    if let Err(error) = reached(&store, readiness, setup_problem).await {
+    if let Err(error) = reached(&store, readiness, setup_problem, history).await {
         return error;
     }
-    stays(&store, readiness).await
+    let schema = async {
+        loop {
+            sleep(SCHEMA_INTERVAL).await;
+            history.look_for_schema().await;
+        }
+    };
+    tokio::select! {
+        never = stays(&store, readiness) => never,
+        never = schema => never,
+    }
 }
 
 /// Waits until the database has answered for the first time. Calls are refused until then, because
@@ -47,10 +61,12 @@ async fn reached(
     store: &Store,
     readiness: &Readiness,
     setup_problem: &Sender<Option<SetupError>>,
+    history: &History,
 ) -> Result<(), AppError> {
     loop {
         match store.check_schema().await {
             Ok(()) => {
+                history.look_for_schema().await;
                 tracing::info!("database reached");
                 readiness.release(DATABASE);
                 setup_problem.send_replace(None);

@@ -16,7 +16,7 @@ use crate::{
     auth::identity::{Caller, Identity},
     auth::peer::Peer,
     auth::refusal::Refusal,
-    run::{Mode, Report, Scope},
+    run::{Report, Scope, record::Kind},
 };
 
 /// Length limit, in characters, of texts that the client chooses: the path of the request
@@ -29,7 +29,7 @@ pub(crate) struct Record {
     run_id: String,
     peer: Option<Arc<Peer>>,
     method: String,
-    asked: Option<(String, Mode)>,
+    asked: Option<(String, Option<Kind>)>,
     report: Report,
     durable: bool,
     /// Whether the call may have accessed the database. All clones share this flag.
@@ -59,9 +59,9 @@ impl Record {
 
     /// Sets scope and mode of the request. The scope is `None` if the organization id is
     /// invalid.
-    pub(crate) fn set_request(&mut self, scope: Option<&Scope>, mode: Mode) {
+    pub(crate) fn set_request(&mut self, scope: Option<&Scope>, kind: Option<Kind>) {
         let scope = scope.map_or_else(|| "organization (invalid)".to_owned(), Scope::to_string);
-        self.asked = Some((cut(&scope), mode));
+        self.asked = Some((cut(&scope), kind));
     }
 
     /// Sets the counts of the run, which may have ended with an error. `durable` is false if a
@@ -112,12 +112,12 @@ impl Record {
             seen: refusal.map(|refusal| refusal.seen.as_str()),
             expected: refusal.map(|refusal| refusal.expected.as_str()),
             rows_examined: report.rows_examined(),
-            rows_updated: report.rows_updated,
-            rows_skipped_all_on_target: report.rows_on_target,
-            rows_failed: report.rows_failed,
-            rows_in_doubt: report.rows_in_doubt,
-            fields_reencrypted: report.fields_reencrypted,
-            fields_skipped_on_target: report.fields_on_target,
+            rows_updated: report.counts.rows_updated,
+            rows_skipped_all_on_target: report.counts.rows_on_target,
+            rows_failed: report.counts.rows_failed,
+            rows_in_doubt: report.counts.rows_in_doubt,
+            fields_reencrypted: report.counts.secrets_rewrapped,
+            fields_skipped_on_target: report.counts.secrets_on_target,
             durable: self.durable,
             duration_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
         })
@@ -126,7 +126,7 @@ impl Record {
     fn common(&self, message: &'static str) -> Common<'_> {
         let caller = self.peer.as_ref().map(|peer| &peer.caller);
         let identity = caller.and_then(|caller| caller.identity.as_ref());
-        let mode = self.asked.as_ref().map(|(_, mode)| *mode);
+        let kind = self.asked.as_ref().and_then(|(_, kind)| *kind);
         Common {
             timestamp: humantime::format_rfc3339_micros(SystemTime::now()).to_string(),
             level: "INFO",
@@ -142,7 +142,8 @@ impl Record {
             certificate_issuer: caller.map(|caller| caller.issuer.as_str()),
             peer: self.peer.as_ref().map(|peer| peer.address.to_string()),
             scope: self.asked.as_ref().map_or("unknown", |(scope, _)| scope),
-            dry_run: mode.map(|mode| mode == Mode::DryRun),
+            kind: kind.map(Kind::label),
+            dry_run: kind.map(|kind| kind == Kind::DryRun),
         }
     }
 }
@@ -194,6 +195,8 @@ struct Common<'a> {
     peer: Option<String>,
     scope: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     dry_run: Option<bool>,
 }
 
@@ -210,13 +213,13 @@ struct Ended<'a> {
     seen: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     expected: Option<&'a str>,
-    rows_examined: u32,
-    rows_updated: u32,
-    rows_skipped_all_on_target: u32,
-    rows_failed: u32,
+    rows_examined: u64,
+    rows_updated: u64,
+    rows_skipped_all_on_target: u64,
+    rows_failed: u64,
     rows_in_doubt: u64,
-    fields_reencrypted: u32,
-    fields_skipped_on_target: u32,
+    fields_reencrypted: u64,
+    fields_skipped_on_target: u64,
     durable: bool,
     duration_ms: u64,
 }
@@ -286,6 +289,7 @@ mod tests {
                     identity: Some(Identity::Service {
                         name: name.to_owned(),
                     }),
+                    rule: "",
                     refusal: None,
                     serial: name.to_owned(),
                     issuer: name.to_owned(),

@@ -7,6 +7,7 @@ mod notify;
 mod secrets_file;
 mod serve;
 mod signals;
+mod state;
 
 use std::{ffi::OsString, num::NonZero, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -64,6 +65,9 @@ enum Command {
     ///
     /// In production, nico-api owns the tables. The server never creates or alters tables.
     Migrate(ConfigFiles),
+    /// Prepare the schema in which all instances keep runs, censuses and receipts.
+    #[command(subcommand)]
+    State(state::State),
     /// Create keys.
     #[command(subcommand)]
     Keys(Keys),
@@ -120,6 +124,7 @@ pub fn main() -> ExitCode {
     match cli.command {
         Command::Serve(files) => serve::run(&files.config, environment),
         Command::Migrate(files) => migrate::run(&files.config, &environment),
+        Command::State(state) => state.run(&environment),
         Command::Keys(Keys::Generate(keygen)) | Command::Keygen(keygen) => keygen.run(&environment),
         Command::Healthcheck(healthcheck) => healthcheck.run(&environment),
     }

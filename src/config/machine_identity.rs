@@ -1,6 +1,8 @@
 //! Reads the settings that are needed only if `[machine_identity]` is enabled: keys,
 //! database and limits.
 
+use std::time::Duration;
+
 use super::{Environment, MachineIdentity, keys, on_disk::SecretsOnDisk, settings::Settings};
 use crate::{
     run::RateOptions,
@@ -9,6 +11,8 @@ use crate::{
         database::{Database, DatabaseError, SslMode},
     },
 };
+
+const HOUR: Duration = Duration::from_secs(3600);
 
 /// Reads the keys, the database and the limits. `secrets` becomes what the secrets file says.
 pub(super) fn read(
@@ -27,7 +31,9 @@ pub(super) fn read(
     let keys = keys::read(settings, environment, warnings, secrets);
     let database = database(settings, environment, warnings);
     let store = store(settings, warnings);
+    let database_tls = database.as_ref().map_or("none", Database::tls_name);
     Some(MachineIdentity {
+        database_tls,
         keys: keys?,
         database: database?,
         store,
@@ -35,6 +41,16 @@ pub(super) fn read(
             max_rows_per_second: settings.number("rewrap.max_rows_per_second", 0..=1_000_000),
             adaptive_rate: settings.bool("rewrap.adaptive_rate"),
         },
+        census_interval: settings.duration_in(
+            "rewrap.census_interval",
+            Duration::ZERO..=24 * HOUR,
+            "must be a duration with a unit, from \"0s\" to \"1d\", like \"10m\"",
+        ),
+        soak: settings.duration_in(
+            "rewrap.soak",
+            Duration::ZERO..=90 * 24 * HOUR,
+            "must be a duration with a unit, from \"0s\" to \"90d\", like \"1h\"",
+        ),
     })
 }
 

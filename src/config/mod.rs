@@ -23,6 +23,7 @@ use std::{
     fmt,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use thiserror::Error;
@@ -83,6 +84,12 @@ pub struct MachineIdentity {
     pub store: StoreOptions,
     /// Limits of the rate of runs.
     pub rate: RateOptions,
+    /// TLS with the database: `none`, or the sslmode.
+    pub database_tls: &'static str,
+    /// The interval of censuses. Zero means none.
+    pub census_interval: Duration,
+    /// How long a key must be clean before it may be deleted.
+    pub soak: Duration,
 }
 
 /// All problems of a configuration, each on a line of its own.
@@ -222,6 +229,10 @@ fn server(settings: &mut Settings) -> ServerOptions {
     ServerOptions {
         listen: settings.address("rewrap.listen"),
         metrics_endpoint: metrics_endpoint(settings),
+        receipt_log: settings
+            .non_empty_string("rewrap.receipt_log")
+            .map(PathBuf::from),
+        instance_name: settings.non_empty_string("rewrap.instance_name"),
         shutdown_grace: settings.duration("rewrap.shutdown_grace"),
         handshake_timeout: settings.duration("rewrap.handshake_timeout"),
         request_read_timeout: settings.duration("rewrap.request_read_timeout"),

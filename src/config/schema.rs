@@ -246,6 +246,26 @@ pub const SETTINGS: &[Setting] = &[
         "a call that cannot be recorded is refused",
     ),
     text(
+        "census_interval",
+        "10m",
+        "interval of the censuses that the server takes by itself, up to one day. `0s`: none",
+    ),
+    text(
+        "soak",
+        "1h",
+        "how long a key must be clean before it may be deleted, up to 90 days",
+    ),
+    derived(
+        "receipt_log",
+        "",
+        "file to which the receipts of applies are appended",
+    ),
+    derived(
+        "instance_name",
+        "host name and port",
+        "the name of this instance in runs and in `GetStatus`",
+    ),
+    text(
         "shutdown_grace",
         "15s",
         "after SIGTERM or SIGINT, how long the server waits until calls in progress have ended. \

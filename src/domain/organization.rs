@@ -2,10 +2,12 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// The id of an organization: one or more ASCII letters, digits, `_` or `-`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct OrganizationId(String);
 
 /// A text that is not an organization id. The message does not quote it.
@@ -47,6 +49,20 @@ impl OrganizationId {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl TryFrom<String> for OrganizationId {
+    type Error = InvalidOrganizationId;
+
+    fn try_from(text: String) -> Result<Self, InvalidOrganizationId> {
+        Self::parse(&text)
+    }
+}
+
+impl From<OrganizationId> for String {
+    fn from(id: OrganizationId) -> Self {
+        id.0
     }
 }
 

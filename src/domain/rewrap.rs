@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use crate::domain::{
     envelope::{Buffers, Envelope, MAX_TEXT_BYTES, ParseError, Plaintext, SealError, seal},
-    keyring::{Keyring, wipe_stack},
+    keyring::{Kek, Keyring, wipe_stack},
 };
 
 /// Number of secrets in a row.
@@ -94,6 +94,31 @@ pub enum FieldError {
     ReadBack,
 }
 
+impl FieldError {
+    /// The stable reason.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Unreadable(ParseError::TooLong) | Self::TooLong => "TOO_LONG",
+            Self::Unreadable(_) => "UNREADABLE_ENVELOPE",
+            Self::SchemeVersion => "UNSUPPORTED_SCHEME",
+            Self::UnknownKey(_) => "KEY_NOT_IN_SECRETS",
+            Self::NotAuthentic(_) => "NOT_AUTHENTIC",
+            Self::Seal(_) => "NO_RANDOMNESS",
+            Self::ReadBack => "READ_BACK",
+        }
+    }
+
+    /// The key id that the envelope names, if it is known.
+    #[must_use]
+    pub fn key_id(&self) -> Option<&str> {
+        match self {
+            Self::UnknownKey(id) | Self::NotAuthentic(id) => Some(id),
+            _ => None,
+        }
+    }
+}
+
 impl From<ParseError> for FieldError {
     fn from(error: ParseError) -> Self {
         match error {
@@ -162,40 +187,47 @@ fn field(
     text: &str,
     scratch: &mut Scratch,
 ) -> Result<Option<String>, FieldError> {
-    if text == OVERSIZED {
-        return Err(FieldError::Unreadable(ParseError::TooLong));
-    }
     let Scratch { opened, rewrapped } = scratch;
     let target = keyring.target();
-    let under_target = target.id().as_str();
-    let (is_on_target, plaintext) = open(keyring, text, opened, under_target)?;
-    if is_on_target {
+    let opened = open(keyring, text, opened)?;
+    if opened.kek.id() == target.id() {
         return Ok(None);
     }
-    let new_text = seal(target, &plaintext, rewrapped)?;
+    let new_text = seal(target, &opened.plaintext, rewrapped)?;
     if new_text.len() > MAX_TEXT_BYTES {
         return Err(FieldError::TooLong);
     }
-    match open(keyring, &new_text, rewrapped, under_target) {
-        Ok((true, again)) if again == plaintext => Ok(Some(new_text)),
+    match open(keyring, &new_text, rewrapped) {
+        Ok(again) if again.kek.id() == target.id() && again.plaintext == opened.plaintext => {
+            Ok(Some(new_text))
+        }
         _ => Err(FieldError::ReadBack),
     }
 }
 
-/// The plaintext, and whether the envelope names the key `expected`.
-fn open<'b>(
-    keyring: &Keyring,
+/// A secret that was decrypted.
+pub(crate) struct Opened<'k, 'b> {
+    /// The key that the envelope names.
+    pub(crate) kek: &'k Kek,
+    /// The secret.
+    pub(crate) plaintext: Plaintext<'b>,
+}
+
+/// Decrypts a secret under the key that its envelope names.
+pub(crate) fn open<'k, 'b>(
+    keyring: &'k Keyring,
     text: &str,
     buffers: &'b mut Buffers,
-    expected: &str,
-) -> Result<(bool, Plaintext<'b>), FieldError> {
+) -> Result<Opened<'k, 'b>, FieldError> {
+    if text == OVERSIZED {
+        return Err(FieldError::Unreadable(ParseError::TooLong));
+    }
     let envelope = Envelope::parse(text, buffers)?;
     let Some(kek) = keyring.get(envelope.key_id()) else {
         return Err(FieldError::UnknownKey(envelope.key_id().to_owned()));
     };
-    let is_expected = envelope.key_id() == expected;
     match envelope.open(kek) {
-        Ok(plaintext) => Ok((is_expected, plaintext)),
+        Ok(plaintext) => Ok(Opened { kek, plaintext }),
         Err(_) => Err(FieldError::NotAuthentic(kek.id().to_string())),
     }
 }
@@ -234,8 +266,9 @@ mod tests {
             .unwrap()
             .key_id()
             .to_owned();
-        let (_, plaintext) = open(&keyring(), text, &mut buffers, "").unwrap();
-        (id, plaintext.expose().to_vec())
+        let keyring = keyring();
+        let opened = open(&keyring, text, &mut buffers).unwrap();
+        (id, opened.plaintext.expose().to_vec())
     }
 
     fn errors(texts: &Envelopes) -> Vec<(&'static str, FieldError)> {

@@ -12,7 +12,7 @@ use std::{convert::Infallible, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::pacer::Pacer;
+use super::{pacer::Pacer, progress::Meter};
 use crate::{
     store::{LoadProbe, LoadSample, Store, StoreError},
     telemetry,
@@ -56,13 +56,22 @@ const REPLICA_LAG: Duration = Duration::from_secs(5);
 pub(super) struct RateController<'a> {
     load_probe: LoadProbe<'a>,
     pacer: &'a Pacer,
+    meter: &'a Meter,
     rule: RateRule,
 }
 
 impl<'a> RateController<'a> {
     /// Measures the baseline latency before the run. If that fails, the first successful
     /// sample sets the baseline.
-    pub(super) async fn new(store: &'a Store, pacer: &'a Pacer) -> Self {
+    ///
+    /// The rates of a run whose rows cost the database less are `scale` times those of an
+    /// apply.
+    pub(super) async fn new(
+        store: &'a Store,
+        pacer: &'a Pacer,
+        scale: f64,
+        meter: &'a Meter,
+    ) -> Self {
         let mut commits = Vec::with_capacity(BASELINE_COMMITS);
         let mut last = None;
         let mut load_probe = store.load_probe();
@@ -81,7 +90,8 @@ impl<'a> RateController<'a> {
         let mut controller = Self {
             load_probe,
             pacer,
-            rule: RateRule::new(baseline),
+            meter,
+            rule: RateRule::new(baseline, scale),
         };
         if let Some(sample) = last {
             controller.apply(&sample, 0.0);
@@ -133,6 +143,7 @@ impl<'a> RateController<'a> {
     fn apply(&mut self, sample: &LoadSample, rate: f64) -> Option<f64> {
         let limit = self.rule.next(sample, rate);
         self.pacer.limit_rate_to(limit);
+        self.meter.set_rate_limit(limit);
         telemetry::database_load(sample.commit, self.rule.baseline, sample.replica_lag, limit);
         limit
     }
@@ -150,13 +161,16 @@ struct RateRule {
     /// Latency of a commit without the run, if it is known.
     baseline: Option<Duration>,
     limit: f64,
+    /// The factor of all rates.
+    scale: f64,
 }
 
 impl RateRule {
-    fn new(baseline: Option<Duration>) -> Self {
+    fn new(baseline: Option<Duration>, scale: f64) -> Self {
         Self {
             baseline,
-            limit: INITIAL_RATE,
+            limit: INITIAL_RATE * scale,
+            scale,
         }
     }
 
@@ -165,7 +179,7 @@ impl RateRule {
     fn next(&mut self, sample: &LoadSample, rate: f64) -> Option<f64> {
         let behind = sample.replica_lag.is_some_and(|lag| lag > REPLICA_LAG);
         if !sample.other_activity && !behind {
-            self.limit = INITIAL_RATE;
+            self.limit = INITIAL_RATE * self.scale;
             return None;
         }
         let baseline = *self.baseline.get_or_insert(sample.commit);
@@ -177,7 +191,7 @@ impl RateRule {
             // one.
             self.limit *= INCREASE;
         }
-        self.limit = self.limit.max(MIN_RATE);
+        self.limit = self.limit.max(MIN_RATE * self.scale);
         Some(self.limit)
     }
 
@@ -211,14 +225,14 @@ mod tests {
     #[test]
     fn a_run_that_is_alone_has_no_limit() {
         assert_eq!(
-            RateRule::new(Some(BASELINE)).next(&sample(50, false), 9e9),
+            RateRule::new(Some(BASELINE), 1.0).next(&sample(50, false), 9e9),
             None
         );
     }
 
     #[test]
     fn with_other_activity_the_limit_follows_the_latency() {
-        let mut rule = RateRule::new(Some(BASELINE));
+        let mut rule = RateRule::new(Some(BASELINE), 1.0);
         let mut last = INITIAL_RATE;
         for _ in 0..10 {
             let limit = rule.next(&sample(2, true), 1e9).unwrap();
@@ -234,7 +248,7 @@ mod tests {
 
     #[test]
     fn commits_in_pauses_move_the_baseline() {
-        let mut rule = RateRule::new(Some(BASELINE));
+        let mut rule = RateRule::new(Some(BASELINE), 1.0);
         let slow_is_fine = |rule: &mut RateRule| {
             let before = rule.next(&sample(2, true), 1e9).unwrap();
             rule.next(&sample(9, true), 1e9).unwrap() > before
@@ -255,13 +269,13 @@ mod tests {
 
     #[test]
     fn a_limit_that_is_not_reached_does_not_grow() {
-        let mut rule = RateRule::new(Some(BASELINE));
+        let mut rule = RateRule::new(Some(BASELINE), 1.0);
         assert_eq!(rule.next(&sample(2, true), 10.0), Some(INITIAL_RATE));
     }
 
     #[test]
     fn without_a_baseline_the_first_sample_sets_it() {
-        let mut rule = RateRule::new(None);
+        let mut rule = RateRule::new(None, 1.0);
         assert!(rule.next(&sample(9, true), 1e9).unwrap() > INITIAL_RATE);
         assert!(rule.next(&sample(9, true), 1e9).unwrap() > INITIAL_RATE);
         assert!(rule.next(&sample(20, true), 1e9).unwrap() < INITIAL_RATE);
@@ -269,7 +283,7 @@ mod tests {
 
     #[test]
     fn a_lagging_replica_slows_a_run_that_is_alone() {
-        let mut rule = RateRule::new(Some(BASELINE));
+        let mut rule = RateRule::new(Some(BASELINE), 1.0);
         let behind = LoadSample {
             replica_lag: Some(REPLICA_LAG * 2),
             ..sample(2, false)

@@ -16,12 +16,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Context, Failure, Mode, RunError,
+    pacer::Pacer,
     pending::{Pending, Progress},
+    receipt::Changes,
     report::RowOutcome,
 };
 use crate::{
     domain::rewrap::{Decision, Envelopes, Scratch, decide},
-    store::{CasOutcome, Row, RowError, StoreError, Writer, next_counter},
+    store::{CasOutcome, Row, RowError, StoreError, Writer},
 };
 
 /// Compare-and-set attempts before the row is locked for the last attempt.
@@ -39,6 +41,10 @@ pub(super) struct Batch {
     pub(super) mode: Mode,
     /// Whether these rows belong to a site-wide run.
     pub(super) is_site: bool,
+    /// Whether the run keeps what it writes for a receipt.
+    pub(super) with_receipt: bool,
+    /// Limits the rate of the run.
+    pub(super) pacer: Arc<Pacer>,
     /// Whether each row is read again before its commit.
     pub(super) verify: bool,
     /// After this is cancelled, no row is started.
@@ -58,6 +64,8 @@ pub(super) struct BatchEnd {
     pub(super) gone: Vec<String>,
     /// Number of rows whose last write has an unknown outcome.
     pub(super) in_doubt: u64,
+    /// What was written, for the receipt.
+    pub(super) changes: Changes,
     /// Why some rows were not processed.
     pub(super) result: Result<(), RunError>,
 }
@@ -69,6 +77,7 @@ impl Batch {
             outcomes: Vec::with_capacity(rows.len()),
             gone: Vec::new(),
             in_doubt: 0,
+            changes: Changes::default(),
             result: Ok(()),
         };
         let mut pending = Vec::new();
@@ -91,6 +100,11 @@ impl Batch {
         }
         for mut row in pending {
             let id = std::mem::take(&mut row.row.organization_id);
+            if self.with_receipt
+                && let Some((old, new)) = row.change()
+            {
+                end.changes.add(&id, old, new);
+            }
             let outcome = row.into_outcome();
             if outcome == Some(RowOutcome::Gone) {
                 end.gone.push(id);
@@ -107,7 +121,7 @@ impl Batch {
         rows: &mut [Pending],
         sessions: &mut Vec<Option<i32>>,
     ) -> Result<(), RunError> {
-        let store = &self.context.store;
+        let store = &self.context.site.store;
         let mut lost_connections = 0;
         while rows.iter().any(Pending::is_open) {
             if self.stop.is_cancelled() {
@@ -181,7 +195,9 @@ impl Batch {
             return Err(StoreError::NoAnswer(limit).into());
         };
         let id = row.row.organization_id.clone();
-        let current = self.stop.run_until_cancelled(self.context.store.row(&id));
+        let current = self
+            .stop
+            .run_until_cancelled(self.context.site.store.row(&id));
         let current = current.await.ok_or(RunError::Stopped)?;
         let outcome = current.and_then(|current| row.outcome_of_ended_session(current));
         row.conclude(outcome.map(Some))?;
@@ -213,7 +229,7 @@ impl Batch {
         writer: &Writer<'_>,
         rows: &mut [Pending],
     ) -> Result<(), RunError> {
-        let depth = self.context.store.options().pipeline_depth;
+        let depth = self.context.site.store.options().pipeline_depth;
         let mut todo: VecDeque<_> = rows.iter_mut().filter(|row| row.is_open()).collect();
         let mut in_flight = FuturesUnordered::new();
         let mut acquire = std::pin::pin!(Fuse::terminated());
@@ -230,7 +246,7 @@ impl Batch {
             }
             if due == 0 && acquire.is_terminated() && !todo.is_empty() && !self.stop.is_cancelled()
             {
-                acquire.set(self.context.pacer.acquire(todo.len()).fuse());
+                acquire.set(self.acquire(todo.len()).fuse());
             }
             let waits_for_pacer = !acquire.is_terminated();
             tokio::select! {
@@ -241,6 +257,12 @@ impl Batch {
                 else => return Ok(()),
             }
         }
+    }
+
+    /// Waits until the limits of this run and of all runs together allow more rows.
+    async fn acquire(&self, rows: usize) -> usize {
+        let rows = self.pacer.acquire(rows).await;
+        self.context.pacer.acquire(rows).await
     }
 
     /// Compare-and-set. The row stays open if it changes too often.
@@ -257,7 +279,7 @@ impl Batch {
         if self.stop.is_cancelled() {
             return Ok(None);
         }
-        let target = self.context.keyring.target().id();
+        let target = self.context.site.keyring.target().id();
         let mut tries = 0;
         // After a lost connection, the content of the row is unknown.
         let mut look = pending.has_doubts();
@@ -306,18 +328,21 @@ impl Batch {
         writer: &mut Writer<'_>,
         pending: &mut Pending,
     ) -> Result<(), StoreError> {
-        let target = self.context.keyring.target().id();
+        let target = self.context.site.keyring.target().id();
         let id = pending.row.organization_id.clone();
         pending.sent = Some(Instant::now());
         let written = writer
             .replace_locked(&id, target, |row| match self.decide(row) {
                 Err(outcome) => (outcome, None),
                 Ok((texts, outcome)) => {
-                    pending.note_doubt(texts.clone(), outcome.clone());
+                    pending.note_doubt(row.texts.clone(), texts.clone(), outcome.clone());
                     (outcome, Some(texts))
                 }
             })
             .await;
+        if let Ok(Some(RowOutcome::Updated { .. })) = &written {
+            pending.last_doubt_is_written();
+        }
         pending.conclude(written.map(|outcome| Some(outcome.unwrap_or(RowOutcome::Gone))))
     }
 
@@ -337,7 +362,7 @@ impl Batch {
             .map(|row| row.row.organization_id.clone())
             .collect();
         let ids: Vec<_> = ids.iter().map(String::as_str).collect();
-        let store = &self.context.store;
+        let store = &self.context.site.store;
         let settled = match store.settle(sessions, &ids, SETTLE_LIMIT).await {
             Ok(settled) => settled,
             Err(error) => {
@@ -361,15 +386,13 @@ impl Batch {
         // After a panic the content is undefined, but every decision overwrites it.
         let scratch = self.scratch.lock();
         let mut scratch = scratch.unwrap_or_else(PoisonError::into_inner);
-        match decide(&self.context.keyring, &row.texts, &mut scratch) {
+        match decide(&self.context.site.keyring, &row.texts, &mut scratch) {
             Decision::OnTarget { fields } => Err(RowOutcome::OnTarget { fields }),
             Decision::Failed(failures) => Err(RowOutcome::Failed(
                 failures
                     .into_iter()
-                    .map(|failure| Failure {
-                        organization_id: row.organization_id.clone(),
-                        field: failure.column,
-                        error: failure.error.to_string(),
+                    .map(|failure| {
+                        Failure::of_field(&row.organization_id, failure.column, &failure.error)
                     })
                     .collect(),
             )),
@@ -377,7 +400,7 @@ impl Batch {
                 texts,
                 reencrypted,
                 on_target,
-            } => match next_counter(row.version.as_deref()) {
+            } => match row.version {
                 Ok(_) => Ok((
                     texts,
                     RowOutcome::Updated {
@@ -387,7 +410,7 @@ impl Batch {
                 )),
                 Err(error) => Err(RowOutcome::row_failed(
                     &row.organization_id,
-                    error.to_string(),
+                    &RowError::Version(error),
                 )),
             },
         }

@@ -13,8 +13,11 @@ use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Context, Mode, Report, RunError, Scope,
+    Context, Mode, Report, RunError, RunIo, RunSpec, Scope,
     batch::{Batch, BatchEnd},
+    pacer::Pacer,
+    progress::Meter,
+    receipt::Changes,
     report::RowOutcome,
     visited::Visited,
 };
@@ -33,6 +36,8 @@ const BYTES_AT_ONCE: usize = 3 << 20;
 pub(super) struct BatchSet {
     context: Arc<Context>,
     mode: Mode,
+    /// The label value for metrics.
+    label: &'static str,
     is_site: bool,
     /// After this is cancelled, no batch starts another row.
     stop: CancellationToken,
@@ -46,8 +51,14 @@ pub(super) struct BatchSet {
     /// The organizations that the run has visited.
     pub(super) visited: Visited,
     max_tasks: usize,
+    /// Limits the rate of this run alone.
+    pacer: Arc<Pacer>,
+    /// The number of failed rows after which the run stops. Zero means no limit.
+    stop_after_failures: u64,
     verify_writes: bool,
     report: Report,
+    changes: Changes,
+    io: RunIo,
     progress: Arc<AtomicU64>,
 }
 
@@ -55,15 +66,16 @@ impl BatchSet {
     /// Makes an empty set. All its batches end soon after `stop`.
     pub(super) fn new(
         context: Arc<Context>,
-        scope: &Scope,
-        mode: Mode,
+        spec: &RunSpec,
+        io: RunIo,
         stop: &CancellationToken,
     ) -> Self {
-        let max_tasks = context.store.options().database_pool_size;
+        let max_tasks = context.site.store.options().database_pool_size;
         Self {
             context,
-            mode,
-            is_site: *scope == Scope::Site,
+            mode: spec.kind.mode(),
+            label: spec.kind.label(),
+            is_site: spec.scope == Scope::Site,
             stop: stop.child_token(),
             hurry: stop.clone(),
             running: JoinSet::new(),
@@ -71,8 +83,12 @@ impl BatchSet {
             bytes: 0,
             visited: Visited::default(),
             max_tasks,
+            pacer: Arc::new(Pacer::new(spec.max_rows_per_second)),
+            stop_after_failures: spec.stop_after_failures.into(),
             verify_writes: false,
             report: Report::default(),
+            changes: Changes::default(),
+            io,
             progress: Arc::default(),
         }
     }
@@ -100,6 +116,21 @@ impl BatchSet {
     /// The counts so far.
     pub(super) fn report(&self) -> &Report {
         &self.report
+    }
+
+    /// How far the run is.
+    pub(super) fn meter(&self) -> Arc<Meter> {
+        self.io.meter.clone()
+    }
+
+    /// Sets the estimate of the number of rows.
+    pub(super) fn set_total(&self, rows: u64) {
+        self.io.meter.set_total(rows);
+    }
+
+    /// Returns what was written, and forgets it.
+    pub(super) fn take_changes(&mut self) -> Changes {
+        mem::take(&mut self.changes)
     }
 
     /// Returns the counts and resets them to zero.
@@ -149,6 +180,8 @@ impl BatchSet {
             context: self.context.clone(),
             mode: self.mode,
             is_site: self.is_site,
+            with_receipt: self.io.with_receipt,
+            pacer: self.pacer.clone(),
             verify: self.verify_writes,
             stop: self.stop.clone(),
             hurry: self.hurry.clone(),
@@ -178,12 +211,12 @@ impl BatchSet {
         match joined {
             Ok((task, end)) => {
                 self.forget(task);
-                self.count(end)
+                self.count(end).await
             }
             Err(panicked) => {
                 let rows = self.forget(panicked.id());
                 if self.mode == Mode::Apply {
-                    self.report.rows_in_doubt += rows;
+                    self.report.counts.rows_in_doubt += rows;
                 }
                 Err(RunError::Panicked)
             }
@@ -197,25 +230,46 @@ impl BatchSet {
         rows
     }
 
-    fn count(&mut self, end: BatchEnd) -> Result<(), RunError> {
+    async fn count(&mut self, end: BatchEnd) -> Result<(), RunError> {
         for id in &end.gone {
             self.visited.gone(id);
         }
-        self.count_rows(end.outcomes);
-        self.report.rows_in_doubt += end.in_doubt;
+        self.count_rows(end.outcomes).await;
+        self.report.counts.rows_in_doubt += end.in_doubt;
+        self.changes.append(end.changes);
+        self.check_failure_limit()?;
         end.result
     }
 
+    /// Stops the run if as many rows have failed as the caller allows.
+    pub(super) fn check_failure_limit(&self) -> Result<(), RunError> {
+        let failed = self.report.counts.rows_failed;
+        if self.stop_after_failures > 0 && failed >= self.stop_after_failures {
+            self.stop();
+            return Err(RunError::FailureLimit(failed));
+        }
+        Ok(())
+    }
+
     /// Counts rows by their outcomes.
-    pub(super) fn count_rows(&mut self, outcomes: Vec<RowOutcome>) {
+    pub(super) async fn count_rows(&mut self, outcomes: Vec<RowOutcome>) {
+        self.io.meter.add(outcomes.len() as u64);
         // Add up first: each change of a metric needs a look-up.
         let mut done = BTreeMap::new();
+        let mut failures = Vec::new();
         for outcome in outcomes {
             *done.entry(outcome.name()).or_default() += 1;
+            if let RowOutcome::Failed(failed) = &outcome {
+                failures.extend(failed.iter().cloned());
+            }
             self.report.add(outcome);
         }
+        if let Some(queue) = self.io.failures.as_ref().filter(|_| !failures.is_empty()) {
+            // An error means that nobody keeps failures.
+            let _ = queue.send(failures).await;
+        }
         for (outcome, rows) in done {
-            telemetry::rows_done(self.mode.label(), outcome, rows);
+            telemetry::rows_done(self.label, outcome, rows);
         }
     }
 }

@@ -1,5 +1,6 @@
-//! One re-wrap run: it reads pages of rows and returns a [`Report`].
+//! Runs: dry run, apply, verify and census. A run returns a [`Report`].
 //!
+//! A dry run and an apply read pages of rows.
 //! A limited number of tasks processes the rows of a page while the run reads the next
 //! page. Each task uses one database connection while it writes. If a row changes during
 //! the run, its new content is decided again, and after several changes under a row lock. A
@@ -14,24 +15,43 @@
 mod adaptive_rate;
 mod batch;
 mod batch_set;
+mod census;
+pub mod censuses;
+mod failure;
+mod groups;
+pub mod guard;
+pub mod history;
+pub mod key_check;
 mod pacer;
 mod pending;
+mod progress;
+pub mod receipt;
+pub mod receipt_log;
+pub mod record;
 mod report;
 mod scope;
 mod stall;
+mod verify;
 mod visited;
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::{
-    sync::{Semaphore, SemaphorePermit, watch},
+    sync::{Semaphore, SemaphorePermit, mpsc, watch},
     time::sleep,
 };
 use tokio_util::sync::CancellationToken;
 
-pub use self::report::{Ended, Failure, Report};
-use self::{adaptive_rate::RateController, batch_set::BatchSet, pacer::Pacer};
+use self::{adaptive_rate::RateController, batch_set::BatchSet, pacer::Pacer, record::Kind};
+pub use self::{
+    failure::Failure,
+    groups::FailureGroup,
+    progress::{Meter, Sampler},
+    record::Census,
+    report::{Ended, Report},
+};
 use crate::{
     auth::authorize::Permit,
     domain::{keyring::Keyring, organization::OrganizationId},
@@ -44,8 +64,13 @@ const STOPPED_FLUSH_LIMIT: Duration = Duration::from_millis(500);
 /// How long a run waits for that flush after Postgres has become silent.
 const SILENT_FLUSH_LIMIT: Duration = Duration::from_secs(2);
 
+/// How much faster runs that only read may be than an apply, while others use the database.
+/// A row costs the database that much less.
+const CENSUS_SCALE: f64 = 20.0;
+const VERIFY_SCALE: f64 = 5.0;
+
 /// What a run covers.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Scope {
     /// Every organization.
     Site,
@@ -71,14 +96,39 @@ pub enum Mode {
     Apply,
 }
 
-impl Mode {
-    /// The label value for metrics.
-    pub(super) fn label(self) -> &'static str {
-        match self {
-            Self::DryRun => "dry_run",
-            Self::Apply => "apply",
-        }
-    }
+/// What a run shall do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunSpec {
+    /// The id of the run.
+    pub id: String,
+    /// What it does.
+    pub kind: Kind,
+    /// What it covers. A census always covers the site.
+    pub scope: Scope,
+    /// Maximum number of rows per second of this run. Zero means no limit of its own.
+    pub max_rows_per_second: u32,
+    /// The number of failed rows after which the run stops. Zero means no limit.
+    pub stop_after_failures: u32,
+}
+
+/// Where a run tells what it does.
+#[derive(Debug, Clone, Default)]
+pub struct RunIo {
+    /// How far the run is.
+    pub meter: Arc<Meter>,
+    /// Takes the failures of the run, all of them. Without it, only the report keeps some.
+    pub failures: Option<mpsc::Sender<Vec<Failure>>>,
+    /// Whether to keep what an apply writes for a receipt.
+    pub with_receipt: bool,
+}
+
+/// The keys and the database of a site.
+#[derive(Debug)]
+pub struct Site {
+    /// The keys.
+    pub keyring: Keyring,
+    /// The database.
+    pub store: Arc<Store>,
 }
 
 /// How much load a run may put on the database.
@@ -106,6 +156,12 @@ pub enum RunError {
     /// Somebody cancelled the wait of a commit for its synchronous standby.
     #[error("a commit of this run was not confirmed by its synchronous standby")]
     NotReplicated,
+    /// As many rows failed as the caller allowed.
+    #[error("the run was stopped after {0} failed rows")]
+    FailureLimit(u64),
+    /// Another instance takes a census by itself now.
+    #[error("another instance takes a census now")]
+    CensusElsewhere,
     /// A bug in this program.
     #[error("a task of the run panicked")]
     Panicked,
@@ -119,12 +175,13 @@ pub struct Runner {
 
 #[derive(Debug)]
 struct Context {
-    keyring: Keyring,
-    store: Arc<Store>,
+    site: Arc<Site>,
     /// Permits for the connections of site-wide runs that write: one fewer than there are
     /// connections, so that reading a page never waits for a locked row.
     writer_permits: Semaphore,
     pacer: Pacer,
+    /// The limit of `pacer`. Zero means no limit.
+    max_rows_per_second: u32,
     /// Whether a site-wide apply adapts its rate to the load.
     adaptive_rate: bool,
     /// What a run without progress waits for.
@@ -144,44 +201,49 @@ impl Context {
         if is_site {
             // The semaphore is never closed.
             let permit = self.writer_permits.acquire().await.ok();
-            return Ok((self.store.writer().await?, permit));
+            return Ok((self.site.store.writer().await?, permit));
         }
         match self.writer_permits.try_acquire() {
-            Ok(permit) => Ok((self.store.writer().await?, Some(permit))),
-            Err(_) => Ok((self.store.reserve_writer().await?, None)),
+            Ok(permit) => Ok((self.site.store.writer().await?, Some(permit))),
+            Err(_) => Ok((self.site.store.reserve_writer().await?, None)),
         }
     }
 }
 
 impl Runner {
-    /// A runner that re-wraps the rows of `store` to the target key of `keyring`, at the
-    /// rate that `speed` allows.
+    /// A runner for `site`, at the rate that `speed` allows.
     #[must_use]
-    pub fn new(keyring: Keyring, store: impl Into<Arc<Store>>, speed: RateOptions) -> Self {
-        let store = store.into();
-        let writers = store.options().database_pool_size.saturating_sub(1).max(1);
+    pub fn new(site: Arc<Site>, speed: RateOptions) -> Self {
+        let connections = site.store.options().database_pool_size;
+        let writers = connections.saturating_sub(1).max(1);
         Self {
             context: Arc::new(Context {
-                keyring,
-                store,
+                site,
                 writer_permits: Semaphore::new(writers),
                 pacer: Pacer::new(speed.max_rows_per_second),
+                max_rows_per_second: speed.max_rows_per_second,
                 adaptive_rate: speed.adaptive_rate,
                 stall: watch::Sender::new(None),
             }),
         }
     }
 
+    /// The site of all runs.
+    #[must_use]
+    pub fn site(&self) -> &Arc<Site> {
+        &self.context.site
+    }
+
     /// The keys of all runs.
     #[must_use]
     pub fn keyring(&self) -> &Keyring {
-        &self.context.keyring
+        &self.context.site.keyring
     }
 
     /// The database of all runs.
     #[must_use]
     pub fn store(&self) -> &Store {
-        &self.context.store
+        &self.context.site.store
     }
 
     /// What a run waits for while it makes no progress.
@@ -194,32 +256,88 @@ impl Runner {
     pub async fn run(
         &self,
         _permit: &Permit,
-        scope: &Scope,
-        mode: Mode,
+        spec: &RunSpec,
+        io: RunIo,
         stop: &CancellationToken,
     ) -> Ended {
-        self.context.store.restore_connections();
-        let mut batches = BatchSet::new(self.context.clone(), scope, mode, stop);
+        if spec.kind == Kind::Census {
+            return Box::pin(self.census(spec, false, &io.meter, stop)).await;
+        }
+        let writes = spec.kind == Kind::Apply;
+        let shared = if writes {
+            self.context.max_rows_per_second
+        } else {
+            0
+        };
+        io.meter
+            .set_configured_limit([spec.max_rows_per_second, shared]);
+        self.store().restore_connections();
+        let mut batches = BatchSet::new(self.context.clone(), spec, io, stop);
         let progress = batches.progress();
         tokio::select! {
-            ended = self.run_and_flush(scope, mode, stop, &mut batches) => ended,
+            // On the heap: a debug build needs much stack to move it.
+            ended = Box::pin(self.run_and_flush(spec, stop, &mut batches)) => ended,
             never = stall::watch(&self.context, progress) => match never {},
+        }
+    }
+
+    /// Takes a census. It needs no permit, because it reads only key ids, and this program
+    /// takes one regularly. With `exclusively`, no other instance may do the same.
+    pub async fn census(
+        &self,
+        spec: &RunSpec,
+        exclusively: bool,
+        meter: &Meter,
+        stop: &CancellationToken,
+    ) -> Ended {
+        let pacer = Pacer::new(spec.max_rows_per_second);
+        let site = &self.context.site;
+        let census = census::census(site, &spec.id, exclusively, &pacer, meter, stop);
+        let result = self.paced(&pacer, CENSUS_SCALE, meter, stop, census).await;
+        let mut ended = Ended::without_rows(Ok(()));
+        match result {
+            Ok(census) => {
+                ended.report.counts.rows_on_target = census.tally.rows;
+                ended.census = Some(census);
+            }
+            Err(error) => ended.result = Err(error),
+        }
+        ended
+    }
+
+    /// Runs `reading`, which follows `pacer`, and makes room for tenants meanwhile.
+    async fn paced<T>(
+        &self,
+        pacer: &Pacer,
+        scale: f64,
+        meter: &Meter,
+        stop: &CancellationToken,
+        reading: impl Future<Output = Result<T, RunError>>,
+    ) -> Result<T, RunError> {
+        if !self.context.adaptive_rate {
+            return reading.await;
+        }
+        let controller = RateController::new(self.store(), pacer, scale, meter);
+        let controller = stop.run_until_cancelled(controller).await;
+        let controller = controller.ok_or(RunError::Stopped)?;
+        tokio::select! {
+            result = reading => result,
+            never = controller.watch() => match never {},
         }
     }
 
     async fn run_and_flush(
         &self,
-        scope: &Scope,
-        mode: Mode,
+        spec: &RunSpec,
         stop: &CancellationToken,
         batches: &mut BatchSet,
     ) -> Ended {
-        let store = &self.context.store;
+        let store = &self.context.site.store;
         // Before the first read: at the end, the server must still be the same.
         let server = until_stopped(stop, store.incarnation()).await;
         let unreplicated = store.unreplicated_commits();
         let mut result = match &server {
-            Ok(_) => self.evaluate(scope, mode, stop, batches).await,
+            Ok(_) => Box::pin(self.evaluate(spec, stop, batches)).await,
             Err(_) => Ok(()),
         };
         if result.is_err() {
@@ -230,12 +348,12 @@ impl Runner {
         let report = batches.take_report();
         let server = match server {
             Ok(server) => server,
-            Err(error) => return Ended::without_rows(error),
+            Err(error) => return Ended::without_rows(Err(error)),
         };
         // Flush even if this run only read: another run may have written these rows and
         // not flushed them yet.
         let mut durable = true;
-        if report.rows_examined() > 0 || report.rows_in_doubt > 0 {
+        if report.rows_examined() > 0 || report.counts.rows_in_doubt > 0 {
             // A server that is silent on every connection will not answer here either.
             let is_silent = matches!(result, Err(RunError::Store(StoreError::NoAnswer(_))));
             let flushed = tokio::select! {
@@ -254,8 +372,8 @@ impl Runner {
             if let Err(error) = &flushed {
                 tracing::warn!(
                     %error,
-                    rows_updated = report.rows_updated,
-                    dry_run = mode == Mode::DryRun,
+                    rows_updated = report.counts.rows_updated,
+                    kind = spec.kind.label(),
                     "the rows that this run found or wrote are not known to be durable"
                 );
             }
@@ -264,31 +382,39 @@ impl Runner {
         Ended {
             report,
             durable,
+            census: None,
+            changes: batches.take_changes(),
             result,
         }
     }
 
     async fn evaluate(
         &self,
-        scope: &Scope,
-        mode: Mode,
+        spec: &RunSpec,
         stop: &CancellationToken,
         batches: &mut BatchSet,
     ) -> Result<(), RunError> {
-        match scope {
-            Scope::Site if mode == Mode::Apply && self.context.adaptive_rate => {
-                let Context { store, pacer, .. } = &*self.context;
-                let controller = stop
-                    .run_until_cancelled(RateController::new(store, pacer))
-                    .await;
-                let controller = controller.ok_or(RunError::Stopped)?;
-                tokio::select! {
-                    result = self.site(stop, batches) => result,
-                    never = controller.watch() => match never {},
-                }
+        let Context { site, pacer, .. } = &*self.context;
+        let meter = batches.meter();
+        match (&spec.scope, spec.kind) {
+            (Scope::Organization(id), Kind::Verify) => {
+                Box::pin(verify::verify_organization(site, id, stop, batches)).await
             }
-            Scope::Site => self.site(stop, batches).await,
-            Scope::Organization(id) => self.organization(id, stop, batches).await,
+            (Scope::Organization(id), _) => Box::pin(self.organization(id, stop, batches)).await,
+            (Scope::Site, Kind::Verify) => {
+                let pacer = Pacer::new(spec.max_rows_per_second);
+                let verify = Box::pin(verify::verify_site(site, &pacer, stop, batches));
+                self.paced(&pacer, VERIFY_SCALE, &meter, stop, verify).await
+            }
+            (Scope::Site, Kind::Apply) => {
+                batches.set_total(until_stopped(stop, site.store.estimated_rows()).await?);
+                let apply = Box::pin(self.site_run(stop, batches));
+                self.paced(pacer, 1.0, &meter, stop, apply).await
+            }
+            (Scope::Site, _) => {
+                batches.set_total(until_stopped(stop, site.store.estimated_rows()).await?);
+                Box::pin(self.site_run(stop, batches)).await
+            }
         }
     }
 }

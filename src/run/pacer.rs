@@ -100,6 +100,22 @@ impl Pacer {
     }
 }
 
+impl Pacer {
+    /// Waits until all of `rows` may be read. They form one burst.
+    pub(super) async fn acquire_all(&self, rows: usize) {
+        let rows = u32::try_from(rows).unwrap_or(u32::MAX);
+        self.rows.fetch_add(rows.into(), Ordering::Relaxed);
+        let interval = self.interval();
+        if interval.is_zero() {
+            return;
+        }
+        let mut next = self.next.lock().await;
+        let due = (*next).max(Instant::now());
+        sleep_until(due).await;
+        *next = due + interval.saturating_mul(rows);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::future;

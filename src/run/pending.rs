@@ -35,7 +35,17 @@ pub(super) struct Pending {
     pub(super) sent: Option<Instant>,
     /// Writes whose connection died before the answer came. They may be committed. Every
     /// envelope has a fresh nonce, so a row with these texts was written by this program.
-    in_doubt: Vec<(Envelopes, RowOutcome)>,
+    in_doubt: Vec<Doubt>,
+    /// The texts that another write than that of [`Pending::texts`] replaced, and its own.
+    written: Option<(Envelopes, Envelopes)>,
+}
+
+/// A write with an unknown outcome.
+#[derive(Debug)]
+struct Doubt {
+    old: Envelopes,
+    new: Envelopes,
+    outcome: RowOutcome,
 }
 
 impl Pending {
@@ -47,6 +57,7 @@ impl Pending {
             progress: Progress::Open,
             sent: None,
             in_doubt: Vec::new(),
+            written: None,
         }
     }
 
@@ -67,8 +78,24 @@ impl Pending {
         !self.in_doubt.is_empty()
     }
 
-    pub(super) fn note_doubt(&mut self, texts: Envelopes, outcome: RowOutcome) {
-        self.in_doubt.push((texts, outcome));
+    pub(super) fn note_doubt(&mut self, old: Envelopes, new: Envelopes, outcome: RowOutcome) {
+        self.in_doubt.push(Doubt { old, new, outcome });
+    }
+
+    /// Says that the write that was noted last is committed.
+    pub(super) fn last_doubt_is_written(&mut self) {
+        self.written = self.in_doubt.pop().map(|doubt| (doubt.old, doubt.new));
+    }
+
+    /// The old and the new texts, if the row was written.
+    pub(super) fn change(&self) -> Option<(&Envelopes, &Envelopes)> {
+        match (&self.progress, &self.written) {
+            (Progress::Finished(RowOutcome::Updated { .. }), Some((old, new))) => Some((old, new)),
+            (Progress::Finished(RowOutcome::Updated { .. }), None) => {
+                Some((&self.row.texts, &self.texts))
+            }
+            _ => None,
+        }
     }
 
     /// Marks a write in flight as in doubt: its connection was given up, so no answer can
@@ -76,7 +103,8 @@ impl Pending {
     pub(super) fn keep_in_doubt(&mut self) {
         if matches!(self.progress, Progress::Sent) {
             self.progress = Progress::Open;
-            self.note_doubt(self.texts.clone(), self.outcome.clone());
+            let (old, new) = (self.row.texts.clone(), self.texts.clone());
+            self.note_doubt(old, new, self.outcome.clone());
         }
     }
 
@@ -96,10 +124,9 @@ impl Pending {
         attempt: Result<Option<RowOutcome>, StoreError>,
     ) -> Result<(), StoreError> {
         let outcome = match attempt {
-            Err(StoreError::Row(error)) => Some(RowOutcome::row_failed(
-                &self.row.organization_id,
-                error.to_string(),
-            )),
+            Err(StoreError::Row(error)) => {
+                Some(RowOutcome::row_failed(&self.row.organization_id, &error))
+            }
             attempt => attempt?,
         };
         self.sent = None;
@@ -116,8 +143,10 @@ impl Pending {
 
     /// The outcome of the row if `texts` are those of a write whose answer was lost.
     pub(super) fn written_as(&mut self, texts: &Envelopes) -> Option<RowOutcome> {
-        let written = self.in_doubt.iter().position(|(sent, _)| sent == texts)?;
-        Some(self.in_doubt.swap_remove(written).1)
+        let written = self.in_doubt.iter().position(|doubt| doubt.new == *texts)?;
+        let doubt = self.in_doubt.swap_remove(written);
+        self.written = Some((doubt.old, doubt.new));
+        Some(doubt.outcome)
     }
 
     /// The outcome of the row that was in flight when its session was ended.
@@ -153,6 +182,7 @@ impl Pending {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::tenant_version::TenantVersion;
 
     fn texts(text: &str) -> Envelopes {
         [Some(text.to_owned()), None, None]
@@ -162,7 +192,7 @@ mod tests {
         Row {
             organization_id: "acme".to_owned(),
             texts: texts(text),
-            version: Some("V1-T1".to_owned()),
+            version: TenantVersion::parse(Some("V1-T1".to_owned())),
         }
     }
 

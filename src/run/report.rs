@@ -2,32 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use super::RunError;
-use crate::domain::rewrap::COLUMNS;
+use super::{
+    Census, Failure, RunError,
+    groups::{FailureGroup, FailureGroups},
+    receipt::Changes,
+    record::Counts,
+};
+use crate::{domain::rewrap::COLUMNS, store::RowError};
 
 /// Maximum size of the kept failures, in bytes of text and message overhead: half of what a
 /// gRPC client accepts by default (4 MiB).
 const FAILURE_BYTES: usize = 2 << 20;
-
-/// Maximum size of the tags and lengths of the message and its three fields.
-const FAILURE_OVERHEAD: usize = 24;
-
-/// The failure of one field or of a whole row.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    /// The organization of the row.
-    pub organization_id: String,
-    /// The column. Empty if the row as a whole failed.
-    pub field: &'static str,
-    /// What is wrong.
-    pub error: String,
-}
-
-impl Failure {
-    fn size(&self) -> usize {
-        self.organization_id.len() + self.field.len() + self.error.len() + FAILURE_OVERHEAD
-    }
-}
 
 /// The outcome of one row.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,61 +23,53 @@ pub(super) enum RowOutcome {
     OnTarget { fields: u32 },
     /// The row failed and was not changed.
     Failed(Vec<Failure>),
+    /// A verify found every field good.
+    Verified { on_target: u32, elsewhere: u32 },
     /// The row was deleted during the run, so there is nothing to re-wrap.
     Gone,
 }
 
 impl RowOutcome {
     /// A failure of the row as a whole.
-    pub(super) fn row_failed(organization_id: &str, error: String) -> Self {
-        Self::Failed(vec![Failure {
-            organization_id: organization_id.to_owned(),
-            field: "",
-            error,
-        }])
+    pub(super) fn row_failed(organization_id: &str, error: &RowError) -> Self {
+        Self::Failed(vec![Failure::of_row(organization_id, "", error)])
     }
 
     /// The label value for metrics.
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Updated { .. } => "updated",
-            Self::OnTarget { .. } => "on_target",
+            Self::OnTarget { .. } | Self::Verified { .. } => "on_target",
             Self::Failed(_) => "failed",
             Self::Gone => "gone",
         }
     }
 }
 
-/// The counters of a run, and its failures. Counters stop at their maximum instead of
-/// wrapping.
+/// The counters of a run, and its failures.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Report {
-    /// Rows in which at least one field was re-wrapped. In a dry run: would be re-wrapped.
-    pub rows_updated: u32,
-    /// Rows with nothing to do.
-    pub rows_on_target: u32,
-    /// Rows that failed and were not changed.
-    pub rows_failed: u32,
-    /// Fields that were re-wrapped. In a dry run: would be re-wrapped.
-    pub fields_reencrypted: u32,
-    /// Fields that decrypt under the target key.
-    pub fields_on_target: u32,
-    /// Rows whose last write has an unknown outcome. No other counter includes them.
-    pub rows_in_doubt: u64,
+    /// The counters.
+    pub counts: Counts,
     /// Failures that were omitted because the report was full.
     pub failures_omitted: u64,
     /// By organization and column, in the order of the report.
     failures: BTreeMap<(String, usize), Failure>,
     failure_bytes: usize,
+    groups: FailureGroups,
 }
 
 impl Report {
     /// The number of rows that were evaluated.
     #[must_use]
-    pub fn rows_examined(&self) -> u32 {
-        self.rows_updated
-            .saturating_add(self.rows_on_target)
-            .saturating_add(self.rows_failed)
+    pub fn rows_examined(&self) -> u64 {
+        self.counts.rows_examined()
+    }
+
+    /// All failures, by reason and key id.
+    #[must_use]
+    pub fn groups(&self) -> Vec<FailureGroup> {
+        self.groups.to_vec()
     }
 
     /// The failures that were kept, in ascending order of the organization. These are the
@@ -102,22 +79,31 @@ impl Report {
     }
 
     pub(super) fn add(&mut self, outcome: RowOutcome) {
-        let count = |counter: &mut u32, by: u32| *counter = counter.saturating_add(by);
+        let counts = &mut self.counts;
         match outcome {
             RowOutcome::Updated {
                 reencrypted,
                 on_target,
             } => {
-                count(&mut self.rows_updated, 1);
-                count(&mut self.fields_reencrypted, reencrypted);
-                count(&mut self.fields_on_target, on_target);
+                counts.rows_updated += 1;
+                counts.secrets_rewrapped += u64::from(reencrypted);
+                counts.secrets_on_target += u64::from(on_target);
             }
             RowOutcome::OnTarget { fields } => {
-                count(&mut self.rows_on_target, 1);
-                count(&mut self.fields_on_target, fields);
+                counts.rows_on_target += 1;
+                counts.secrets_on_target += u64::from(fields);
+            }
+            RowOutcome::Verified {
+                on_target,
+                elsewhere,
+            } => {
+                counts.rows_on_target += 1;
+                counts.secrets_on_target += u64::from(on_target);
+                counts.secrets_verified += u64::from(on_target) + u64::from(elsewhere);
             }
             RowOutcome::Failed(failures) => {
-                count(&mut self.rows_failed, 1);
+                counts.rows_failed += 1;
+                self.groups.add(&failures);
                 for failure in failures {
                     self.add_failure(failure);
                 }
@@ -150,25 +136,36 @@ pub struct Ended<E = RunError> {
     pub report: Report,
     /// Whether no crash of Postgres can undo what the report says.
     pub durable: bool,
+    /// What a census counted.
+    pub census: Option<Census>,
+    /// What an apply wrote, if a receipt was asked for.
+    pub changes: Changes,
     /// The error if the report is not complete.
     pub result: Result<(), E>,
 }
 
-impl Ended {
+impl<E> Ended<E> {
     /// A run that ended before it read a row.
-    pub(super) fn without_rows(error: RunError) -> Self {
+    #[must_use]
+    pub fn without_rows(result: Result<(), E>) -> Self {
         Self {
             report: Report::default(),
             durable: true,
-            result: Err(error),
+            census: None,
+            changes: Changes::default(),
+            result,
         }
     }
+}
 
+impl Ended {
     /// Converts the error.
     pub fn map_err<E>(self, map: impl FnOnce(RunError) -> E) -> Ended<E> {
         Ended {
             report: self.report,
             durable: self.durable,
+            census: self.census,
+            changes: self.changes,
             result: self.result.map_err(map),
         }
     }
@@ -182,6 +179,8 @@ mod tests {
         RowOutcome::Failed(vec![Failure {
             organization_id: organization_id.to_owned(),
             field: COLUMNS[0],
+            reason: "REFUSED",
+            key_id: String::new(),
             error: "x".repeat(error_bytes),
         }])
     }
@@ -193,7 +192,7 @@ mod tests {
         for i in (0..3000).rev() {
             report.add(failed(&format!("org{i:04}"), 1000));
         }
-        assert_eq!(report.rows_failed, 3000);
+        assert_eq!(report.counts.rows_failed, 3000);
         let kept: Vec<_> = report.failures().collect();
         assert_eq!(kept.len() as u64 + report.failures_omitted, 3000);
         assert!(report.failures_omitted > 0);
@@ -201,22 +200,6 @@ mod tests {
         for (i, failure) in kept.iter().enumerate() {
             assert_eq!(failure.organization_id, format!("org{i:04}"));
         }
-    }
-
-    #[test]
-    fn counters_saturate() {
-        let mut report = Report {
-            rows_updated: u32::MAX,
-            fields_reencrypted: u32::MAX - 1,
-            ..Report::default()
-        };
-        report.add(RowOutcome::Updated {
-            reencrypted: 3,
-            on_target: 0,
-        });
-        assert_eq!(report.rows_updated, u32::MAX);
-        assert_eq!(report.fields_reencrypted, u32::MAX);
-        assert_eq!(report.rows_examined(), u32::MAX);
     }
 
     #[test]

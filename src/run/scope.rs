@@ -28,7 +28,7 @@ impl Runner {
         stop: &CancellationToken,
         batches: &mut BatchSet,
     ) -> Result<(), RunError> {
-        let store = &self.context.store;
+        let store = &self.context.site.store;
         let both = future::join(store.preflight(), store.row(id.as_str()));
         let (preflight, row) = stop
             .run_until_cancelled(both)
@@ -44,7 +44,9 @@ impl Runner {
             }
             Ok(None) => {}
             Err(StoreError::Row(error)) => {
-                batches.count_rows(vec![unreadable(id.as_str(), &error)]);
+                batches
+                    .count_rows(vec![unreadable(id.as_str(), &error)])
+                    .await;
             }
             Err(error) => return Err(error.into()),
         }
@@ -63,12 +65,12 @@ impl Runner {
         Err(RunError::NotFound(id.clone()))
     }
 
-    pub(super) async fn site(
+    pub(super) async fn site_run(
         &self,
         stop: &CancellationToken,
         batches: &mut BatchSet,
     ) -> Result<(), RunError> {
-        let store = &self.context.store;
+        let store = &self.context.site.store;
         let preflight = until_stopped(stop, store.preflight()).await?;
         check_preflight(&preflight, batches.mode())?;
         until_stopped(stop, store.check_collation(&preflight)).await?;
@@ -108,7 +110,8 @@ impl Runner {
         }
         match at_end.late_triggers {
             Some(triggers)
-                if preflight.late_triggers.is_none() && batches.report().rows_updated > 0 =>
+                if preflight.late_triggers.is_none()
+                    && batches.report().counts.rows_updated > 0 =>
             {
                 Err(StoreError::from(SetupError::TriggerCreated(triggers)).into())
             }
@@ -124,11 +127,11 @@ impl Runner {
         stop: &CancellationToken,
         batches: &mut BatchSet,
     ) -> Result<(), RunError> {
-        let store = &self.context.store;
+        let store = &self.context.site.store;
         let visited = |id: &[u8]| batches.visited.position(id).is_some();
         let found = until_stopped(stop, store.unreadable_organizations(visited)).await?;
         let outcomes = found.iter().map(|(id, error)| unreadable(id, error));
-        batches.count_rows(outcomes.collect());
+        batches.count_rows(outcomes.collect()).await;
         for failure in batches.report().failures().take(LOGGED_FAILURES) {
             tracing::warn!(
                 organization_id = failure.organization_id,
@@ -147,7 +150,7 @@ impl Runner {
         stop: &CancellationToken,
         batches: &mut BatchSet,
     ) -> Result<Option<String>, RunError> {
-        let store = &self.context.store;
+        let store = &self.context.site.store;
         let no_more_rows = batches.stop_token();
         let read = async |position: Option<Position>| -> Result<Page, RunError> {
             let Some(position) = position else {
@@ -182,7 +185,7 @@ impl Runner {
             for row in broken {
                 batches.visited.add(&row.id);
                 let outcome = unreadable(&row.organization_id(), &row.error);
-                batches.count_rows(vec![outcome]);
+                batches.count_rows(vec![outcome]).await;
             }
             page = if store.options().database_pool_size == 1 || has_large_rows(&rows) {
                 // The batches need the only connection, or the memory.
@@ -214,7 +217,9 @@ impl Runner {
         let mut existing = 0;
         for id in ids {
             batches.visited.add(id.as_bytes());
-            let row = stop.run_until_cancelled(self.context.store.row(&id)).await;
+            let row = stop
+                .run_until_cancelled(self.context.site.store.row(&id))
+                .await;
             match row.ok_or(RunError::Stopped)? {
                 Ok(Some(row)) => {
                     existing += 1;
@@ -223,7 +228,7 @@ impl Runner {
                 Ok(None) => batches.visited.gone(&id),
                 Err(StoreError::Row(error)) => {
                     existing += 1;
-                    batches.count_rows(vec![unreadable(&id, &error)]);
+                    batches.count_rows(vec![unreadable(&id, &error)]).await;
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -238,7 +243,7 @@ impl Runner {
 }
 
 /// Checks whether a run may begin, or whether it could have missed rows.
-fn check_preflight(preflight: &Preflight, mode: Mode) -> Result<(), StoreError> {
+pub(super) fn check_preflight(preflight: &Preflight, mode: Mode) -> Result<(), StoreError> {
     if let Some(fault) = &preflight.unfit {
         return Err(fault.clone().into());
     }
@@ -261,12 +266,8 @@ fn has_large_rows(rows: &[Row]) -> bool {
 }
 
 /// One failure for each unreadable column, or one for the row as a whole.
-fn unreadable(organization_id: &str, error: &RowError) -> RowOutcome {
-    let failure = |field| Failure {
-        organization_id: organization_id.to_owned(),
-        field,
-        error: error.to_string(),
-    };
+pub(super) fn unreadable(organization_id: &str, error: &RowError) -> RowOutcome {
+    let failure = |field| Failure::of_row(organization_id, field, error);
     match error {
         RowError::Unreadable { columns, .. } if !columns.is_empty() => {
             RowOutcome::Failed(columns.iter().copied().map(failure).collect())

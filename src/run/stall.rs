@@ -52,7 +52,7 @@ pub(super) async fn watch(context: &Context, progress: Arc<AtomicU64>) -> Infall
         let is_stalled = now == last;
         last = now;
         if is_stalled {
-            let wait = context.store.wait().await.ok().flatten();
+            let wait = context.site.store.wait().await.ok().flatten();
             if let Some(wait) = &wait
                 && checks % LOG_EVERY == 0
             {

@@ -81,6 +81,7 @@ mod tests {
     fn caller(identity: Option<Identity>, serial: &str) -> Caller {
         Caller {
             identity,
+            rule: "",
             refusal: None,
             serial: serial.to_owned(),
             issuer: "CN=ca".to_owned(),

@@ -9,6 +9,10 @@ pub struct ServerOptions {
     pub listen: SocketAddr,
     /// The address of the plain HTTP listener: `/livez`, `/readyz` and `/metrics`.
     pub metrics_endpoint: SocketAddr,
+    /// The file for receipts.
+    pub receipt_log: Option<std::path::PathBuf>,
+    /// The name of this instance; `None` means host name and port.
+    pub instance_name: Option<String>,
     /// How long the server waits for calls in progress after SIGTERM or SIGINT.
     pub shutdown_grace: Duration,
     /// Time limit of a TLS handshake.

@@ -7,6 +7,7 @@ use thiserror::Error;
 use tokio_postgres::error::SqlState;
 
 use super::{Hidden, SetupError};
+use crate::domain::tenant_version::VersionError;
 use crate::store::database::tls_problem;
 
 /// Why the store could not do what it was asked.
@@ -37,6 +38,9 @@ pub enum StoreError {
     /// Postgres rolled the statement back because of another transaction: try again.
     #[error("rolled back by Postgres ({})", .0.code())]
     Conflict(SqlState),
+    /// Postgres accepts no more connections of this role.
+    #[error("the database can't be used: it accepts no more connections (SQLSTATE 53300)")]
+    TooManyConnections,
     /// A column was dropped while the program ran, most likely `encryption_key_id`.
     #[error("a column was dropped while the program ran")]
     ColumnGone,
@@ -123,21 +127,23 @@ pub enum RowError {
     Refused(String),
 }
 
-/// Why `tenants.version` can't be bumped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum VersionError {
-    /// It is not of the form `V<n>-T<microseconds>`.
-    #[error(
-        "tenants.version is not of the form V<number>-T<microseconds>: \
-         nothing was written; correct it and run again"
-    )]
-    Malformed,
-    /// The number has reached its maximum.
-    #[error("tenants.version has reached its highest number: nothing was written")]
-    Exhausted,
-    /// The organization has no row in `tenants`.
-    #[error("the organization has no row in tenants: nothing was written")]
-    Missing,
+impl RowError {
+    /// The stable reason.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::RowLocked | Self::TableLocked => "ROW_LOCKED",
+            Self::StatementTimeout | Self::NotEnded => "TIMEOUT",
+            Self::Conflicts(_) => "CONFLICT",
+            Self::Version(VersionError::Missing) => "TENANT_MISSING",
+            Self::Version(_) => "TENANT_VERSION",
+            Self::Privilege | Self::Policy => "PRIVILEGE",
+            Self::TextNotKept => "TEXT_NOT_KEPT",
+            Self::NotBumped => "VERSION_NOT_BUMPED",
+            Self::Unreadable { .. } => "ROW_UNREADABLE",
+            Self::Ignored | Self::Refused(_) => "REFUSED",
+        }
+    }
 }
 
 /// The write of a row reads one of these settings to raise an error. The settings do not
@@ -160,6 +166,12 @@ impl StoreError {
         SetupError::Schema(format!("column {column} is not of type text")).into()
     }
 
+    /// Whether Postgres allows no further connection.
+    #[must_use]
+    pub fn is_connection_limit(&self) -> bool {
+        matches!(self, Self::TooManyConnections)
+    }
+
     /// Whether a part of the table or an index cannot be read.
     pub(crate) fn is_damage(&self) -> bool {
         matches!(self, Self::Row(RowError::Refused(code)) if is_damage(code))
@@ -174,7 +186,8 @@ impl StoreError {
     }
 
     /// Whether Postgres could not read one of the rows. Other rows may be readable.
-    pub(super) fn is_of_some_row(&self) -> bool {
+    #[must_use]
+    pub fn is_of_some_row(&self) -> bool {
         match self {
             Self::Row(RowError::StatementTimeout) => true,
             Self::Row(RowError::Refused(code)) => setup_error(code).is_none(),
@@ -185,7 +198,8 @@ impl StoreError {
     /// Converts the error of a statement that is not about a single row. If the problem can
     /// pass by itself, the result is [`StoreError::Unavailable`]. If somebody must change
     /// something, the result is [`StoreError::Setup`].
-    pub(super) fn into_unavailable(self) -> Self {
+    #[must_use]
+    pub fn into_unavailable(self) -> Self {
         match self {
             Self::Unavailable(_) | Self::Setup(_) => self,
             Self::Row(RowError::Policy) => SetupError::from(Hidden::BySomePolicy).into(),

@@ -172,8 +172,10 @@ impl Store {
                 );
                 continue;
             }
-            // The load probe may hold the only connection that Postgres allows.
-            drop(self.probe_pool.retain(|_, _| false));
+            // These may hold the only connections that Postgres allows.
+            for pool in [&self.probe_pool, &self.side_pool, &self.reserve_pool] {
+                pool.retain(|_, _| false);
+            }
             attempts += 1;
             if attempts >= self.options.max_attempts {
                 return Err(error.into());
@@ -218,6 +220,24 @@ impl Store {
         match self.reserve_pool.get().await {
             Ok(client) => Ok(Lease::without_slot(self, client)),
             Err(error) if is_connection_limit(&error) => self.client().await,
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Takes a connection that runs do not write with: for the schema `nico_rewrap` and for
+    /// scans. If Postgres allows no further connection, this takes one of the others.
+    pub(super) async fn side_client(&self) -> Result<Lease<'_>, StoreError> {
+        match self.side_client_strictly().await {
+            Err(StoreError::TooManyConnections) => self.client().await,
+            client => client,
+        }
+    }
+
+    /// The same, but fails if Postgres allows no further connection.
+    pub(super) async fn side_client_strictly(&self) -> Result<Lease<'_>, StoreError> {
+        match self.side_pool.get().await {
+            Ok(client) => Ok(Lease::without_slot(self, client)),
+            Err(error) if is_connection_limit(&error) => Err(StoreError::TooManyConnections),
             Err(error) => Err(error.into()),
         }
     }

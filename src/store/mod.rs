@@ -13,6 +13,7 @@ mod barrier;
 mod damage;
 pub mod database;
 mod error;
+mod guard;
 mod lease;
 mod load_probe;
 mod locked;
@@ -23,11 +24,14 @@ mod preflight;
 mod replace;
 mod retry;
 mod row;
+mod scan;
 mod schema;
 mod settle;
 mod setup;
 mod silence;
+pub mod state;
 mod statement;
+mod status;
 mod sweep;
 mod verified;
 mod wait;
@@ -50,16 +54,19 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 pub use self::{
     barrier::Incarnation,
-    error::{RowError, StoreError, VersionError},
+    error::{RowError, StoreError},
+    guard::SiteLock,
     load_probe::{LoadProbe, LoadSample},
     page::{Page, Position, Unreadable},
     ping::Ping,
     preflight::Preflight,
     replace::CasOutcome,
-    row::{Row, next_counter},
+    row::Row,
+    scan::{CensusScan, Read, ScanMode, Snapshot, VerifyScan},
     schema::SchemaError,
     settle::Settled,
     setup::{Hidden, SetupError},
+    status::DatabaseStatus,
     sweep::{Moment, Sweep},
     wait::Wait,
     writer::Writer,
@@ -113,6 +120,13 @@ pub enum PoolMode {
     Transaction,
 }
 
+/// Maximum number of scans at the same time. Each holds a connection until its end.
+const SCANS: usize = 3;
+
+/// Maximum number of connections that runs do not write with: two for the schema
+/// `nico_rewrap`, some for scans, one for the lock of site-wide applies.
+const SIDE_CONNECTIONS: usize = 2 + SCANS + 1;
+
 /// The site's database.
 pub struct Store {
     pool: Pool,
@@ -127,6 +141,10 @@ pub struct Store {
     probe_pool: Pool,
     /// Has one connection, for runs of one organization.
     reserve_pool: Pool,
+    /// For the schema `nico_rewrap`, for scans, and for the lock of site-wide applies.
+    side_pool: Pool,
+    /// One permit for each scan.
+    scan_permits: Semaphore,
     row_answers: RowAnswers,
     /// Counts the notices on the connections of `pool` and `reserve_pool`.
     notices: Arc<Notices>,
@@ -153,6 +171,11 @@ impl Store {
     /// [`StoreError::Unavailable`] when the pool can't be built.
     pub fn new(database: &Database, options: StoreOptions) -> Result<Self, StoreError> {
         let notices = Arc::<Notices>::default();
+        // A crash must not undo what a verdict depends on.
+        let side_options = StoreOptions {
+            durability: Durability::PerRow,
+            ..options.clone()
+        };
         Ok(Self {
             pool: pool(
                 database,
@@ -167,6 +190,8 @@ impl Store {
             tls: database.tls(),
             probe_pool: pool(database, &options, 1, Arc::default())?,
             reserve_pool: pool(database, &options, 1, notices.clone())?,
+            side_pool: pool(database, &side_options, SIDE_CONNECTIONS, Arc::default())?,
+            scan_permits: Semaphore::new(SCANS),
             row_answers: RowAnswers::new(),
             notices,
             options,

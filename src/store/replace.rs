@@ -12,9 +12,7 @@ use std::{sync::atomic::Ordering, time::SystemTime};
 use deadpool_postgres::Object;
 use tokio_postgres::types::{ToSql, Type};
 
-use super::{
-    Durability, PoolMode, Row, RowError, Store, StoreError, row::next_version, statement::Statement,
-};
+use super::{Durability, PoolMode, Row, RowError, Store, StoreError, statement::Statement};
 use crate::domain::{keyring::KeyId, rewrap::Envelopes};
 
 /// The result of a compare-and-set.
@@ -149,6 +147,7 @@ pub(super) struct Replacement<'a> {
     variant: StatementVariant,
     row: &'a Row,
     texts: &'a Envelopes,
+    version: &'a str,
     next_version: String,
     lock_timeout: Option<String>,
     synchronous_commit: Option<&'static str>,
@@ -167,7 +166,7 @@ impl Replacement<'_> {
             old_1,
             old_2,
             old_3,
-            &self.row.version,
+            &self.version,
             &self.next_version,
         ];
         let mut params = Vec::with_capacity(12);
@@ -224,11 +223,13 @@ impl Store {
         texts: &'a Envelopes,
         target: &'a KeyId,
     ) -> Result<Replacement<'a>, RowError> {
+        let version = row.version.as_ref().map_err(|error| *error)?;
         Ok(Replacement {
             variant,
             row,
             texts,
-            next_version: next_version(row.version.as_deref(), SystemTime::now())?,
+            version: version.as_str(),
+            next_version: version.next(SystemTime::now()),
             lock_timeout: (variant.pool_mode == PoolMode::Transaction)
                 .then(|| self.options.lock_timeout.as_millis().to_string()),
             synchronous_commit: match self.options.durability {

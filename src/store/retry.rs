@@ -106,7 +106,9 @@ impl Store {
             }
             // If one connection died unnoticed, others of the pool may have died too.
             StoreError::ConnectionLost(_) => {
-                self.pool.retain(|client, _| !client.is_closed());
+                for pool in [&self.pool, &self.side_pool] {
+                    pool.retain(|client, _| !client.is_closed());
+                }
             }
             StoreError::Conflict(_) | StoreError::Row(RowError::TableLocked) => {}
             // A server that hangs does so on every connection.
@@ -120,8 +122,10 @@ impl Store {
     }
 
     /// Makes every connection prepare its statements again.
-    pub(super) fn clear_statement_caches(&self) {
-        self.pool.manager().statement_caches.clear();
+    pub fn clear_statement_caches(&self) {
+        for pool in [&self.pool, &self.side_pool, &self.reserve_pool] {
+            pool.manager().statement_caches.clear();
+        }
     }
 
     async fn read_once(

@@ -68,6 +68,8 @@ macro_rules! without_index {
     };
 }
 
+pub(super) use without_index;
+
 /// How the ids of the table are read.
 enum Source {
     Table,
@@ -101,6 +103,14 @@ impl Source {
 /// A point in the history of the database. Every transaction with a lower id has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment(pub(super) i64);
+
+impl Moment {
+    /// The transaction id.
+    #[must_use]
+    pub fn number(self) -> i64 {
+        self.0
+    }
+}
 
 /// Organizations that are in the table and were not visited.
 #[derive(Debug, Default)]

@@ -17,6 +17,7 @@ const REPLICA_LAG_SECONDS: &str = "nico_rewrap_database_replica_lag_seconds";
 const RATE_LIMIT: &str = "nico_rewrap_rate_limit_rows_per_second";
 const RUN_STALLED: &str = "nico_rewrap_run_stalled";
 pub(super) const ROWS: &str = "nico_rewrap_rows_processed_total";
+pub(super) const RUNS: &str = "nico_rewrap_runs_total";
 pub(super) const HANDSHAKE_FAILURES: &str = "nico_rewrap_tls_handshake_failures_total";
 const CONNECTIONS: &str = "nico_rewrap_connections_open";
 pub(super) const CONNECTIONS_REVOKED: &str = "nico_rewrap_connections_revoked_total";
@@ -56,6 +57,7 @@ pub(super) fn install() -> Result<PrometheusHandle, metrics_exporter_prometheus:
         Unit::Seconds,
         "Duration of calls of the re-wrap RPC"
     );
+    describe_counter!(RUNS, "Runs that have ended, by kind and state");
     describe_counter!(
         ROWS,
         "Rows processed, by mode and outcome. Shows progress: the rows may not be durable yet"
@@ -161,6 +163,11 @@ impl Drop for PendingDenial {
             counter!(DENIALS_DROPPED).increment(1);
         }
     }
+}
+
+/// A run has ended in this state.
+pub(crate) fn run_ended(kind: &'static str, state: &'static str) {
+    counter!(RUNS, "kind" => kind, "state" => state).increment(1);
 }
 
 /// `rows` rows had this outcome. With `durability = "per_run"`, they may not be durable yet.

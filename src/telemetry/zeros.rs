@@ -3,14 +3,16 @@
 
 use metrics::counter;
 
-use super::metrics::{CALLS, CONNECTIONS_REVOKED, DECISIONS, HANDSHAKE_FAILURES, RELOADS, ROWS};
+use super::metrics::{
+    CALLS, CONNECTIONS_REVOKED, DECISIONS, HANDSHAKE_FAILURES, RELOADS, ROWS, RUNS,
+};
 
 /// The kinds of identity.
 const IDENTITY_KINDS: [&str; 4] = ["service", "machine", "external", "none"];
 
 /// The outcomes of calls: `OK`, and the reason of every error. A test of [`crate::api::error`]
 /// fails if one is missing.
-pub(crate) const CALL_OUTCOMES: [&str; 31] = [
+pub(crate) const CALL_OUTCOMES: [&str; 37] = [
     "OK",
     "APPLY_UNDER_WAY",
     "AUDIT_UNAVAILABLE",
@@ -22,12 +24,13 @@ pub(crate) const CALL_OUTCOMES: [&str; 31] = [
     "DATABASE_READ_ONLY",
     "DATABASE_REFUSES_UPDATES",
     "DATABASE_SCHEMA",
-    "ROWS_NOT_VISIBLE",
     "DATABASE_UNAVAILABLE",
     "DEADLINE_EXCEEDED",
     "DENIED_BY_POLICY",
+    "FAILURE_LIMIT",
     "INTERNAL",
     "INVALID_ORGANIZATION_ID",
+    "INVALID_RUN",
     "MACHINE_IDENTITY_DISABLED",
     "MALFORMED_REQUEST",
     "METADATA_TOO_LARGE",
@@ -35,13 +38,18 @@ pub(crate) const CALL_OUTCOMES: [&str; 31] = [
     "NOT_READY",
     "NOT_REPLICATED",
     "NO_IDENTITY",
+    "REQUEST_ID_REUSED",
+    "ROWS_NOT_VISIBLE",
     "SHUTTING_DOWN",
     "SLOW_REQUEST",
+    "STOPPED",
     "TOO_MANY_RUNS",
     "TRIGGER_CREATED",
     "UNEXPECTED_TARGET_KEY",
     "UNKNOWN_METHOD",
     "UNKNOWN_ORGANIZATION",
+    "UNKNOWN_RUN",
+    "WRONG_KEY_MATERIAL",
 ];
 
 /// The outcomes of authorization decisions.
@@ -90,7 +98,12 @@ pub(super) fn register() {
             counter!(DECISIONS, "identity_kind" => kind, "outcome" => outcome).absolute(0);
         }
     }
-    for mode in ["dry_run", "apply"] {
+    for kind in ["dry_run", "apply", "verify", "census"] {
+        for state in ["FINISHED", "STOPPED", "FAILED"] {
+            counter!(RUNS, "kind" => kind, "state" => state).absolute(0);
+        }
+    }
+    for mode in ["dry_run", "apply", "verify"] {
         for outcome in ["updated", "on_target", "failed", "gone"] {
             counter!(ROWS, "mode" => mode, "outcome" => outcome).absolute(0);
         }

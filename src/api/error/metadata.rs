@@ -36,12 +36,27 @@ impl ServiceError {
             Self::Denied(denied) if denied.denial == Denial::CasbinPolicy => {
                 vec![("action", ACTION.to_owned())]
             }
+            Self::ApplyUnderWay(Some(holder)) => vec![
+                ("run_id", holder.run_id.clone()),
+                ("caller", holder.caller.clone()),
+                ("instance", holder.instance.clone()),
+                ("start_time", holder.start_time.clone()),
+            ],
+            Self::UnknownRun(id) => vec![("run_id", format!("{id:.100}"))],
+            Self::RequestIdReused(id) => vec![("request_id", format!("{id:.100}"))],
+            Self::WrongKeyMaterial(wrong) => vec![
+                ("key_id", wrong.key_id.clone()),
+                ("check_value", wrong.check_value.to_string()),
+            ],
+            Self::FailureLimit(failed) => vec![("rows_failed", failed.to_string())],
             Self::NotReady(cause) => vec![("cause", cause.clone())],
             Self::Database(error) => vec![("cause", error.to_string())],
             Self::DatabaseSetup(problem) => setup(problem),
             Self::Compressed(encoding) => vec![("encoding", encoding.clone())],
             Self::Disabled
-            | Self::ApplyUnderWay
+            | Self::ApplyUnderWay(None)
+            | Self::InvalidRun(_)
+            | Self::Stopped
             | Self::InvalidOrganization(_)
             | Self::Denied(_)
             | Self::TooManyRuns

@@ -18,13 +18,14 @@ use crate::{
     audit::{NotRecorded, Outcome},
     auth::authorize::Denied,
     domain::organization::{InvalidOrganizationId, OrganizationId},
+    run::{guard::Holder, history::HistoryError, key_check::WrongKeyMaterial, record::RunProblem},
     store::{SetupError, StoreError},
 };
 
 pub use self::{counts::Counts, reasons::Reason};
 
 /// The domain of the reasons in `google.rpc.ErrorInfo`.
-const DOMAIN: &str = "nico-rewrap";
+pub(super) const DOMAIN: &str = "nico-rewrap";
 
 /// The header that lists the accepted message compressions (gRPC, "Compression").
 const ACCEPTED_COMPRESSION: &str = "grpc-accept-encoding";
@@ -47,9 +48,29 @@ pub enum ServiceError {
         /// The target key id that the call expects.
         expected: String,
     },
-    /// A site-wide apply is in progress in this process.
-    #[error("a site-wide apply is already in progress: wait for its end, then call again")]
-    ApplyUnderWay,
+    /// A site-wide apply is in progress, in this process or in another instance.
+    #[error("a site-wide apply is already in progress{}: wait for its end, then call again", by(.0.as_deref()))]
+    ApplyUnderWay(Option<Box<Holder>>),
+    /// The request of a run is incomplete or contradictory.
+    #[error("{0}")]
+    InvalidRun(&'static str),
+    /// There is no such run.
+    #[error("there is no run {0:.100}, or it was forgotten: only the last 100 runs are kept")]
+    UnknownRun(String),
+    /// The request id was used before with other parameters.
+    #[error("request_id {0:.100} was used before with other parameters: use a new id")]
+    RequestIdReused(String),
+    /// A key has other bytes here than in nico-api.
+    #[error(transparent)]
+    WrongKeyMaterial(#[from] WrongKeyMaterial),
+    /// Somebody stopped the run.
+    #[error("the run was stopped with StopRun. Committed rows stay committed; run again")]
+    Stopped,
+    /// As many rows failed as the caller allowed.
+    #[error(
+        "the run was stopped after {0} failed rows, as stop_after_failures asks. Committed rows stay committed"
+    )]
+    FailureLimit(u64),
     /// The organization id is blank or malformed.
     #[error(transparent)]
     InvalidOrganization(#[from] InvalidOrganizationId),
@@ -127,6 +148,16 @@ pub enum ServiceError {
     },
 }
 
+/// Who runs the other apply.
+fn by(holder: Option<&Holder>) -> String {
+    holder.map_or_else(String::new, |holder| {
+        format!(
+            " (run {} of {:.100}, at instance {:.100}, since {})",
+            holder.run_id, holder.caller, holder.instance, holder.start_time
+        )
+    })
+}
+
 /// The sentence about what the run waited for.
 fn waited(wait: Option<&str>) -> String {
     wait.map(|wait| format!(" At its end the run made no progress: {wait}."))
@@ -142,7 +173,44 @@ impl From<StoreError> for ServiceError {
     }
 }
 
+impl From<HistoryError> for ServiceError {
+    fn from(error: HistoryError) -> Self {
+        match error {
+            HistoryError::NoSuchRun(id) => Self::UnknownRun(id),
+            HistoryError::RequestIdReused(id) => Self::RequestIdReused(id),
+            HistoryError::Store(error) => error.into_unavailable().into(),
+        }
+    }
+}
+
 impl ServiceError {
+    /// Whether somebody or something stopped the run, which can simply be repeated.
+    pub(super) fn is_stop(&self) -> bool {
+        match self {
+            Self::EndedEarly { error, .. } => error.is_stop(),
+            Self::ShuttingDown
+            | Self::DeadlineExceeded
+            | Self::Cancelled
+            | Self::Stopped
+            | Self::FailureLimit(_) => true,
+            _ => false,
+        }
+    }
+
+    /// For the record of the run.
+    pub(super) fn problem(&self) -> RunProblem {
+        let reason = self.reason();
+        let parts = self.parts().into_iter();
+        RunProblem {
+            code: reason.code.into(),
+            reason: reason.name.to_owned(),
+            message: self.to_string(),
+            metadata: parts
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect(),
+        }
+    }
+
     /// For the audit record.
     pub(crate) fn outcome(&self) -> Outcome {
         Outcome {
@@ -172,8 +240,10 @@ impl ServiceError {
     #[must_use]
     pub fn into_status(self, run_id: &str) -> Status {
         let (reason, message) = (self.reason(), self.to_string());
-        let parts = self.parts().into_iter();
-        let parts = parts.chain([("run_id", run_id.to_owned())]);
+        // An error about another run names that run. The header has the id of this call.
+        let parts = [("run_id", run_id.to_owned())]
+            .into_iter()
+            .chain(self.parts());
         let parts: HashMap<String, String> = parts
             .map(|(name, value)| (name.to_owned(), value))
             .collect();

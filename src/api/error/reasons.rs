@@ -36,7 +36,7 @@ static INTERNAL: Reason = row(
 );
 
 /// All other reasons, in the order of `docs/reference/errors.md`.
-static TABLE: [Reason; 29] = [
+static TABLE: [Reason; 35] = [
     row(
         "MACHINE_IDENTITY_DISABLED",
         Code::FailedPrecondition,
@@ -201,6 +201,37 @@ static TABLE: [Reason; 29] = [
         "call from a machine near the server, or raise [rewrap].request_read_timeout",
     ),
     row("CANCELLED", Code::Cancelled, 400, "call again"),
+    row(
+        "INVALID_RUN",
+        Code::InvalidArgument,
+        400,
+        "correct the request as the message says",
+    ),
+    row(
+        "UNKNOWN_RUN",
+        Code::NotFound,
+        404,
+        "list the runs, and use one of their ids",
+    ),
+    row(
+        "REQUEST_ID_REUSED",
+        Code::AlreadyExists,
+        409,
+        "use a new request_id for another run",
+    ),
+    row(
+        "WRONG_KEY_MATERIAL",
+        Code::FailedPrecondition,
+        412,
+        "compare the check value of the key with that of nico-api, and correct the key",
+    ),
+    row("STOPPED", Code::Cancelled, 400, "run again"),
+    row(
+        "FAILURE_LIMIT",
+        Code::Aborted,
+        409,
+        "mend the failures, then run again",
+    ),
 ];
 
 /// The row of a reason.
@@ -221,7 +252,13 @@ impl ServiceError {
             Self::EndedEarly { error, .. } => error.reason_name(),
             Self::Disabled => "MACHINE_IDENTITY_DISABLED",
             Self::UnexpectedTarget { .. } => "UNEXPECTED_TARGET_KEY",
-            Self::ApplyUnderWay => "APPLY_UNDER_WAY",
+            Self::ApplyUnderWay(_) => "APPLY_UNDER_WAY",
+            Self::InvalidRun(_) => "INVALID_RUN",
+            Self::UnknownRun(_) => "UNKNOWN_RUN",
+            Self::RequestIdReused(_) => "REQUEST_ID_REUSED",
+            Self::WrongKeyMaterial(_) => "WRONG_KEY_MATERIAL",
+            Self::Stopped => "STOPPED",
+            Self::FailureLimit(_) => "FAILURE_LIMIT",
             Self::InvalidOrganization(InvalidOrganizationId::Blank) => "BLANK_ORGANIZATION_ID",
             Self::InvalidOrganization(InvalidOrganizationId::Characters) => {
                 "INVALID_ORGANIZATION_ID"

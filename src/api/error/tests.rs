@@ -8,7 +8,8 @@ use crate::{
         authorize::Denial,
         refusal::{Refusal, Rule},
     },
-    run::{Mode, Report},
+    domain::keyring::{KEY_BYTES, Kek, KeyId},
+    run::{Report, record::Kind},
     store::Hidden,
 };
 
@@ -37,7 +38,7 @@ fn setup(problem: SetupError) -> ServiceError {
 }
 
 fn early(error: ServiceError) -> ServiceError {
-    let counts = Counts::of(&Report::default(), Mode::Apply, true);
+    let counts = Counts::of(&Report::default(), Kind::Apply, true);
     let error = Box::new(error);
     ServiceError::EndedEarly {
         error,
@@ -53,6 +54,21 @@ fn table() -> Vec<(ServiceError, Expected)> {
     use Code::*;
     let id = || OrganizationId::parse("acme").unwrap();
     let text = || "a text".to_owned();
+    let holder = Holder {
+        run_id: "the-id".to_owned(),
+        caller: "alice".to_owned(),
+        instance: "one:1179".to_owned(),
+        start_time: "2026-11-30T00:00:00.000Z".to_owned(),
+    };
+    let kek = Kek::new(
+        KeyId::new("kv2").unwrap(),
+        &zeroize::Zeroizing::new([7; KEY_BYTES]),
+    );
+    let wrong_key = WrongKeyMaterial {
+        key_id: "kv2".to_owned(),
+        check_value: kek.check_value(),
+        tried: 3,
+    };
     let unexpected = ServiceError::UnexpectedTarget {
         target: "kv2".to_owned(),
         expected: "kv3".to_owned(),
@@ -92,8 +108,43 @@ fn table() -> Vec<(ServiceError, Expected)> {
             ),
         ),
         (
-            ServiceError::ApplyUnderWay,
+            ServiceError::ApplyUnderWay(None),
             (FailedPrecondition, "APPLY_UNDER_WAY", 409, &[]),
+        ),
+        (
+            ServiceError::ApplyUnderWay(Some(Box::new(holder))),
+            (
+                FailedPrecondition,
+                "APPLY_UNDER_WAY",
+                409,
+                &["caller", "instance", "start_time"],
+            ),
+        ),
+        (
+            ServiceError::InvalidRun("a text"),
+            (InvalidArgument, "INVALID_RUN", 400, &[]),
+        ),
+        (
+            ServiceError::UnknownRun("the-id".to_owned()),
+            (NotFound, "UNKNOWN_RUN", 404, &[]),
+        ),
+        (
+            ServiceError::RequestIdReused("r".to_owned()),
+            (AlreadyExists, "REQUEST_ID_REUSED", 409, &["request_id"]),
+        ),
+        (
+            wrong_key.into(),
+            (
+                FailedPrecondition,
+                "WRONG_KEY_MATERIAL",
+                412,
+                &["check_value", "key_id"],
+            ),
+        ),
+        (ServiceError::Stopped, (Cancelled, "STOPPED", 400, &[])),
+        (
+            ServiceError::FailureLimit(7),
+            (Aborted, "FAILURE_LIMIT", 409, &["rows_failed"]),
         ),
         (
             InvalidOrganizationId::Blank.into(),

@@ -4,19 +4,20 @@ use std::{sync::Arc, time::Duration};
 
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
-use super::proto::{
+use super::proto::forge::{
     ReencryptTenantIdentityFailure, ReencryptTenantIdentitySecretsRequest,
     ReencryptTenantIdentitySecretsResponse, forge_server::Forge,
 };
 use crate::{
     api::{
         audited::Audited,
-        call::{Answer, CallRequest, Calls},
+        call::{Answer, CallRequest, Calls, RunOptions},
+        error::ServiceError,
         run_id::RUN_ID_HEADER,
     },
     auth::peer::Peer,
     domain::organization::OrganizationId,
-    run::{Mode, Report, Scope},
+    run::{Report, Scope, record::Kind},
 };
 
 /// The path of the method, for the audit record.
@@ -53,15 +54,18 @@ fn call_request(request: &Request<ReencryptTenantIdentitySecretsRequest>) -> Cal
         peer: request.extensions().get::<Arc<Peer>>().cloned(),
         scope: match &message.organization_id {
             None => Ok(Scope::Site),
-            Some(id) => OrganizationId::parse(id).map(Scope::Organization),
+            Some(id) => OrganizationId::parse(id)
+                .map(Scope::Organization)
+                .map_err(ServiceError::from),
         },
-        mode: if message.dry_run {
-            Mode::DryRun
+        kind: Ok(if message.dry_run {
+            Kind::DryRun
         } else {
-            Mode::Apply
-        },
+            Kind::Apply
+        }),
         expected_target: expected_target(request.metadata()),
         deadline: deadline(request.metadata()),
+        options: RunOptions::default(),
     }
 }
 
@@ -104,13 +108,16 @@ fn deadline(metadata: &MetadataMap) -> Option<Duration> {
 }
 
 fn response(report: &Report, target: String) -> ReencryptTenantIdentitySecretsResponse {
+    // The counters of this message have 32 bits. They stop at their maximum.
+    let counter = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
+    let counts = &report.counts;
     ReencryptTenantIdentitySecretsResponse {
-        rows_examined: report.rows_examined(),
-        rows_updated: report.rows_updated,
-        rows_skipped_all_on_target: report.rows_on_target,
-        fields_reencrypted: report.fields_reencrypted,
-        fields_skipped_on_target: report.fields_on_target,
-        rows_failed: report.rows_failed,
+        rows_examined: counter(counts.rows_examined()),
+        rows_updated: counter(counts.rows_updated),
+        rows_skipped_all_on_target: counter(counts.rows_on_target),
+        fields_reencrypted: counter(counts.secrets_rewrapped),
+        fields_skipped_on_target: counter(counts.secrets_on_target),
+        rows_failed: counter(counts.rows_failed),
         failures: report
             .failures()
             .map(|failure| ReencryptTenantIdentityFailure {
@@ -126,6 +133,16 @@ fn response(report: &Report, target: String) -> ReencryptTenantIdentitySecretsRe
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counters_stop_at_their_maximum() {
+        let mut report = Report::default();
+        report.counts.rows_updated = u64::from(u32::MAX);
+        report.counts.rows_failed = 1;
+        let response = response(&report, "kv2".to_owned());
+        assert_eq!(response.rows_examined, u32::MAX);
+        assert_eq!((response.rows_updated, response.rows_failed), (u32::MAX, 1));
+    }
 
     #[test]
     fn deadlines_are_read_as_grpc_spells_them() {

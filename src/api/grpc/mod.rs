@@ -3,20 +3,31 @@
 
 mod forge;
 mod reflection;
+mod rewrap;
 
 use tonic::{server::NamedService, service::Routes};
 use tonic_reflection::server::{v1, v1alpha};
 
-use self::{forge::ForgeService, proto::forge_server::ForgeServer, reflection::Reflection};
+use self::{
+    forge::ForgeService,
+    proto::{forge::forge_server::ForgeServer, rewrap::rewrap_server::RewrapServer},
+    reflection::Reflection,
+    rewrap::RewrapService,
+};
 use super::{call::Calls, guard::MAX_REQUEST_BYTES};
 
 #[expect(unreachable_pub, clippy::pedantic, reason = "generated code")]
 mod proto {
-    tonic::include_proto!("forge");
-    pub(super) const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/forge.bin"));
+    pub(super) mod forge {
+        tonic::include_proto!("forge");
+    }
+    pub(super) mod rewrap {
+        tonic::include_proto!("nico.rewrap.v1");
+    }
+    pub(super) const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/services.bin"));
 }
 
-/// The services of this server: `forge.Forge`, health checking and reflection.
+/// The services of this server: `forge.Forge`, `nico.rewrap.v1.Rewrap`, health checking and reflection.
 ///
 /// # Errors
 ///
@@ -32,7 +43,11 @@ pub fn routes(calls: Calls) -> Result<Routes, prost::DecodeError> {
     let readiness = calls.readiness().clone();
     // Continues during shutdown, when clients need to see the change.
     tokio::spawn(async move {
-        let services = ["", ForgeServer::<ForgeService>::NAME];
+        let services = [
+            "",
+            ForgeServer::<ForgeService>::NAME,
+            RewrapServer::<RewrapService>::NAME,
+        ];
         readiness.report_to(&reporter, &services).await;
     });
     let mut routes = Routes::builder();
@@ -47,7 +62,11 @@ pub fn routes(calls: Calls) -> Result<Routes, prost::DecodeError> {
                 .max_decoding_message_size(MAX_REQUEST_BYTES),
         )
         .add_service(
-            ForgeServer::new(ForgeService(calls)).max_decoding_message_size(MAX_REQUEST_BYTES),
+            ForgeServer::new(ForgeService(calls.clone()))
+                .max_decoding_message_size(MAX_REQUEST_BYTES),
+        )
+        .add_service(
+            RewrapServer::new(RewrapService(calls)).max_decoding_message_size(MAX_REQUEST_BYTES),
         );
     Ok(routes.routes())
 }

@@ -57,7 +57,11 @@ const DENIALS_PER_SECOND: u32 = 10;
 const MAX_QUEUED_DENIALS: usize = 100;
 
 /// Prefixes of the services that any verified certificate may use.
-const PUBLIC_SERVICES: [&str; 2] = ["/grpc.health.v1.Health/", "/grpc.reflection."];
+const PUBLIC_SERVICES: [&str; 3] = [
+    "/grpc.health.v1.Health/",
+    "/grpc.reflection.",
+    "/nico.rewrap.v1.Rewrap/WhoAmI",
+];
 
 /// Size limit of a request's headers in bytes, counted as in HTTP/2 (RFC 9113, 6.5.2). The
 /// listener accepts larger headers, so that the guard can answer with a gRPC status.

@@ -77,6 +77,17 @@ impl Component {
     }
 }
 
+/// The setting whose rule identifies this leaf as an external user.
+pub(super) fn rule(leaf: &X509Certificate<'_>, rules: &TrustRules) -> &'static str {
+    let issuer = DistinguishedName::new(leaf.issuer());
+    let mut names = issuer.all(Attribute::CommonName).flatten();
+    if names.any(|name| rules.issuer_cns.contains(&name)) {
+        "[auth.trust].additional_issuer_cns"
+    } else {
+        "[auth.cli_certs]"
+    }
+}
+
 /// The external user that the leaf identifies, if its chain ends in the required bundle.
 pub(super) fn identify(
     leaf: &X509Certificate<'_>,

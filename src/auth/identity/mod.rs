@@ -140,6 +140,8 @@ pub enum Anchor {
 pub struct Caller {
     /// The identity. `None` if no rule gives the certificate one.
     pub identity: Option<Identity>,
+    /// The setting whose rule gives the identity. Empty if there is none.
+    pub rule: &'static str,
     /// Why there is no identity. `None` if there is one.
     pub refusal: Option<Refusal>,
     /// The serial number, in hexadecimal with colons.
@@ -165,8 +167,15 @@ impl Caller {
             Ok(identity) => (Some(identity), None),
             Err(refusal) => (None, Some(refusal)),
         };
+        let rule = match &identity {
+            None => "",
+            Some(Identity::Service { .. }) => "[auth.trust].spiffe_service_base_paths",
+            Some(Identity::Machine { .. }) => "[auth.trust].spiffe_machine_base_path",
+            Some(Identity::External { .. }) => external::rule(&leaf, rules),
+        };
         Self {
             identity,
+            rule,
             refusal,
             serial: leaf.raw_serial_as_string(),
             issuer: DistinguishedName::new(leaf.issuer()).to_string(),

@@ -134,6 +134,20 @@ impl Settings {
     /// A duration with a unit, from one millisecond to one hour.
     pub(in crate::config) fn duration(&mut self, key: &str) -> Duration {
         let range = Duration::from_millis(1)..=Duration::from_secs(3600);
+        self.duration_in(
+            key,
+            range,
+            "must be a duration with a unit, from \"1ms\" to \"1h\", like \"2s\"",
+        )
+    }
+
+    /// A duration in `range`. `rule` says what it must be.
+    pub(in crate::config) fn duration_in(
+        &mut self,
+        key: &str,
+        range: RangeInclusive<Duration>,
+        rule: &str,
+    ) -> Duration {
         let value = self.value_or_default(key);
         let duration = match value.map(|value| value.kind) {
             Some(ValueKind::String(text)) => humantime::parse_duration(&text).ok(),
@@ -142,10 +156,7 @@ impl Settings {
         match duration.filter(|duration| range.contains(duration)) {
             Some(duration) => duration,
             None => {
-                self.problem(
-                    key,
-                    "must be a duration with a unit, from \"1ms\" to \"1h\", like \"2s\"",
-                );
+                self.problem(key, rule);
                 *range.start()
             }
         }

@@ -30,6 +30,33 @@ pub(super) fn read<'b>(text: &str, buffers: &'b mut Buffers) -> Result<Envelope<
     })
 }
 
+/// Reads the key id from the first characters of a text that has no white space before it.
+/// `None` if the text does not begin as this program and nico-api write it, or if `prefix`
+/// is too short: then the whole text must decide.
+pub(super) fn read_key_id<'b>(prefix: &str, buffers: &'b mut Buffers) -> Option<Cow<'b, str>> {
+    let json = &mut buffers.json;
+    json.clear();
+    // Four characters of base64 are three bytes.
+    let whole_groups = prefix.get(..prefix.len() / 4 * 4)?;
+    base64_simd::STANDARD
+        .decode_append(whole_groups, json)
+        .ok()?;
+    let mut reader = Reader::new(json);
+    reader.expect(b'{', "").ok()?;
+    for (name, is_key_id) in [("scheme_version", false), ("key_id", true)] {
+        if reader.string().ok()? != name {
+            return None;
+        }
+        reader.expect(b':', "").ok()?;
+        if is_key_id {
+            break;
+        }
+        reader.scheme_version().ok()?;
+        reader.expect(b',', "").ok()?;
+    }
+    reader.key_id().ok()
+}
+
 /// Writes compact JSON with the members in the order of the format. `json` is scratch
 /// memory.
 pub(super) fn write(

@@ -97,6 +97,21 @@ impl<'b> Envelope<'b> {
     }
 }
 
+/// The key id that a text names, from its first characters only. The rest of the text is not
+/// checked. `None` if they do not say: then [`Envelope::parse`] of the whole text decides.
+#[must_use]
+pub fn key_id_of_prefix<'b>(prefix: &str, buffers: &'b mut Buffers) -> Option<Cow<'b, str>> {
+    codec::read_key_id(prefix.trim_start(), buffers)
+}
+
+/// The number of characters from which [`key_id_of_prefix`] can read `key_id`.
+#[must_use]
+pub fn prefix_length(key_id: &str) -> usize {
+    const BEFORE: usize = br#"{"scheme_version":1,"key_id":"#.len();
+    let quoted = serde_json::Value::from(key_id).to_string().len();
+    (BEFORE + quoted).div_ceil(3) * 4
+}
+
 /// Encrypts `plaintext` under `kek` with a fresh nonce from the operating system. Returns
 /// the text of a column: base64 of compact JSON, with the members in the order of the
 /// format.

@@ -185,6 +185,18 @@ impl Database {
         driver
     }
 
+    /// The name of the TLS mode: `none`, or the sslmode.
+    #[must_use]
+    pub fn tls_name(&self) -> &'static str {
+        match self.connector.ssl_mode.mode {
+            SslMode::Disable => "none",
+            SslMode::Prefer => "prefer",
+            SslMode::Require => "require",
+            SslMode::VerifyCa => "verify-ca",
+            SslMode::VerifyFull => "verify-full",
+        }
+    }
+
     /// The TLS settings, for cancel requests.
     pub(crate) fn tls(&self) -> MakeRustlsConnect {
         self.connector.tls.clone()

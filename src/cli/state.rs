@@ -1,0 +1,111 @@
+//! `state migrate`: creates or upgrades the schema `nico_rewrap`, in which all instances of a
+//! site keep runs, censuses and receipts.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Subcommand;
+
+use super::{ConfigFiles, EX_CONFIG, fail, runtime};
+use crate::{
+    config::{Environment, load_database},
+    store::{database::Database, state::STATE_VERSION},
+};
+
+/// The files of `migrations/state`, in order. The first one makes version 1.
+const MIGRATIONS: [&str; STATE_VERSION as usize] =
+    [include_str!("../../migrations/state/001_state.sql")];
+
+// One migration at a time. A concurrent one waits, and then finds nothing to do.
+const LOCK: &str = "-- state_lock
+    BEGIN ISOLATION LEVEL READ COMMITTED, READ WRITE; SELECT pg_advisory_xact_lock(hashtext('nico_rewrap state migrate'));
+    CREATE SCHEMA IF NOT EXISTS nico_rewrap";
+
+const EXISTS: &str = "-- state_exists
+    SELECT to_regclass('nico_rewrap.schema_version') IS NOT NULL";
+
+const VERSION: &str = "-- state_version
+    SELECT coalesce(max(version), 0) FROM nico_rewrap.schema_version";
+
+#[derive(Debug, Subcommand)]
+pub(super) enum State {
+    /// Create or upgrade the schema nico_rewrap.
+    ///
+    /// The database user of the configuration must be allowed to create a schema. Afterwards,
+    /// the server needs only the privileges that deploy/postgres/role.sql grants. The command
+    /// can be repeated at any time.
+    ///
+    /// The exit code is 0 if the schema is ready, 78 for a configuration error, and 1 for any
+    /// other error. After an error, nothing was changed.
+    Migrate(ConfigFiles),
+}
+
+impl State {
+    pub(super) fn run(&self, environment: &Environment) -> ExitCode {
+        let Self::Migrate(files) = self;
+        migrate_with(&files.config, environment)
+    }
+}
+
+fn migrate_with(files: &[PathBuf], environment: &Environment) -> ExitCode {
+    let database = match load_database(files, environment) {
+        Ok(database) => database,
+        Err(error) => return fail(&error, EX_CONFIG),
+    };
+    let migrated = runtime()
+        .map_err(|error| error.to_string())
+        .and_then(|runtime| runtime.block_on(migrate(&database)));
+    match migrated {
+        Ok(applied) => {
+            say(applied);
+            ExitCode::SUCCESS
+        }
+        Err(error) => fail(&error, 1),
+    }
+}
+
+/// Applies what is missing, in one transaction. Returns how many files it applied.
+async fn migrate(database: &Database) -> Result<usize, String> {
+    let problem = |error: tokio_postgres::Error| match error.code().map(|code| code.code()) {
+        Some("42501") => "the database user may not create the schema nico_rewrap (SQLSTATE \
+             42501): use a user that may create schemas in this database"
+            .to_owned(),
+        Some(code) => format!("the migration failed and was rolled back (SQLSTATE {code})"),
+        None => format!("the migration failed: {error}"),
+    };
+    let client = database
+        .connect()
+        .await
+        .map_err(|error| format!("database_url: {error}"))?;
+    client.batch_execute(LOCK).await.map_err(problem)?;
+    let exists = client.query_one(EXISTS, &[]).await.map_err(problem)?;
+    let version: i32 = if exists.try_get(0).map_err(problem)? {
+        let row = client.query_one(VERSION, &[]).await.map_err(problem)?;
+        row.try_get(0).map_err(problem)?
+    } else {
+        0
+    };
+    if version > STATE_VERSION {
+        return Err(format!(
+            "the schema nico_rewrap has version {version}, and this program knows only \
+             {STATE_VERSION}: use a newer nico-rewrap"
+        ));
+    }
+    let mut applied = 0;
+    for (sql, number) in MIGRATIONS
+        .iter()
+        .zip(1..)
+        .filter(|(_, number)| *number > version)
+    {
+        let record =
+            format!("{sql}; INSERT INTO nico_rewrap.schema_version (version) VALUES ({number})");
+        client.batch_execute(&record).await.map_err(problem)?;
+        applied += 1;
+    }
+    client.batch_execute("COMMIT").await.map_err(problem)?;
+    Ok(applied)
+}
+
+#[expect(clippy::print_stdout, reason = "this is what the command is for")]
+fn say(applied: usize) {
+    println!("schema nico_rewrap: version {STATE_VERSION}, {applied} migrations applied");
+}

@@ -1,0 +1,210 @@
+//! May a key be deleted? The verdict about a key id is a pure function of a series of
+//! censuses, the target key, the soak and the clock.
+//!
+//! An apply that ends without a failure does not prove that the old key is unused: nico-api
+//! can write an old envelope back, and an old process still writes under the old key. Only
+//! a period without such secrets is proof. A [`Ledger`] therefore remembers for every key id
+//! since when no census has seen a secret under it.
+//!
+//! No clock orders the censuses. A census counts only if no other census was recorded since
+//! it began. Otherwise it is late: it can end a series, but it cannot begin or extend one.
+
+mod explain;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
+
+use serde::{Deserialize, Serialize};
+
+/// A census, as far as verdicts depend on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CensusFacts {
+    /// The next transaction id of the database when the snapshot was taken.
+    pub moment: i64,
+    /// When the snapshot was taken, by the clock of the database.
+    pub start: SystemTime,
+    /// Secrets whose key id cannot be read.
+    pub unreadable: u64,
+    /// Secrets by key id. An id that is absent has none.
+    pub secrets: BTreeMap<String, u64>,
+}
+
+/// What the censuses have shown about one key id.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyRecord {
+    /// Secrets under this key in the last census.
+    pub secrets: u64,
+    /// The first census of the unbroken series of censuses without this key.
+    pub clean: Option<Point>,
+    /// Secrets that were found under this key after it had been clean.
+    pub stragglers: u64,
+    /// When the last straggler was found.
+    pub last_straggler: Option<SystemTime>,
+}
+
+/// The snapshot of a census.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Point {
+    /// As [`CensusFacts::moment`].
+    pub moment: i64,
+    /// As [`CensusFacts::start`].
+    pub start: SystemTime,
+}
+
+/// What a series of censuses has shown.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ledger {
+    /// The last census that was not late.
+    pub last: Option<LastCensus>,
+    /// By key id.
+    pub keys: BTreeMap<String, KeyRecord>,
+}
+
+/// The last census that was not late.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastCensus {
+    /// Its snapshot.
+    pub point: Point,
+    /// Secrets whose key id cannot be read.
+    pub unreadable: u64,
+}
+
+/// The answer to "may I delete this key?".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VerdictState {
+    /// The key is the target key.
+    Target,
+    /// The last census found a secret under the key.
+    InUse,
+    /// The key is clean, but not for long enough.
+    Soaking,
+    /// The key was clean for the whole soak.
+    Removable,
+    /// There is no census, or a secret is unreadable and may need any key.
+    CannotSay,
+}
+
+/// The verdict about a key id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// The answer.
+    pub state: VerdictState,
+    /// Why, in one or two sentences for the operator.
+    pub explanation: String,
+    /// Since when no census has seen a secret under the key.
+    pub clean_since: Option<SystemTime>,
+    /// When the soak is over.
+    pub removable_at: Option<SystemTime>,
+    /// Secrets that were found under the key after it had been clean.
+    pub stragglers: u64,
+    /// When the last straggler was found.
+    pub last_straggler: Option<SystemTime>,
+}
+
+impl Ledger {
+    /// Adds a census to the series. `is_late` says that another census was recorded since
+    /// this one began. `loaded` are the key ids that this instance holds, and `target` is its
+    /// target key. Returns the key ids that have stragglers in this census.
+    pub fn record<'a>(
+        &mut self,
+        census: &CensusFacts,
+        is_late: bool,
+        loaded: impl IntoIterator<Item = &'a str>,
+        target: &str,
+    ) -> Vec<String> {
+        let counted = census.secrets.keys().map(String::as_str);
+        for id in loaded
+            .into_iter()
+            .map(ToOwned::to_owned)
+            .chain(counted.map(ToOwned::to_owned))
+        {
+            self.keys.entry(id).or_default();
+        }
+        let point = Point {
+            moment: census.moment,
+            start: census.start,
+        };
+        let mut with_stragglers = Vec::new();
+        for (id, record) in &mut self.keys {
+            let secrets = census.secrets.get(id).copied().unwrap_or(0);
+            // A late census can have begun before the key became clean.
+            let was_clean = record
+                .clean
+                .is_some_and(|clean| !is_late || clean.moment <= census.moment);
+            if secrets > 0 && was_clean && id != target {
+                record.stragglers += secrets;
+                record.last_straggler = Some(census.start);
+                with_stragglers.push(id.clone());
+            }
+            if secrets > 0 || census.unreadable > 0 {
+                record.clean = record.clean.filter(|_| !was_clean);
+            } else if !is_late {
+                record.clean = record.clean.or(Some(point));
+            }
+            if !is_late {
+                record.secrets = secrets;
+            }
+        }
+        if !is_late {
+            self.last = Some(LastCensus {
+                point,
+                unreadable: census.unreadable,
+            });
+        }
+        with_stragglers
+    }
+
+    /// Whether a census that has just begun, with the snapshot `moment`, belongs to another
+    /// history of the database: the database was restored from a backup. `last` is the last
+    /// census that was recorded before this one began.
+    #[must_use]
+    pub fn is_other_history(last: Option<&LastCensus>, moment: i64) -> bool {
+        last.is_some_and(|last| moment < last.point.moment)
+    }
+
+    /// The verdict about the key `id`.
+    #[must_use]
+    pub fn verdict(&self, id: &str, target: &str, soak: Duration, now: SystemTime) -> Verdict {
+        let unknown = KeyRecord::default();
+        let record = self.keys.get(id).unwrap_or(&unknown);
+        let removable_at = record.clean.and_then(|clean| clean.start.checked_add(soak));
+        let state = self.state(id == target, record, removable_at, now);
+        let is_clean = matches!(state, VerdictState::Soaking | VerdictState::Removable);
+        let clean_since = record.clean.map(|clean| clean.start).filter(|_| is_clean);
+        Verdict {
+            state,
+            explanation: explain::explain(state, record, self.last.as_ref(), removable_at),
+            clean_since,
+            removable_at: removable_at.filter(|_| is_clean),
+            stragglers: record.stragglers,
+            last_straggler: record.last_straggler,
+        }
+    }
+
+    fn state(
+        &self,
+        is_target: bool,
+        record: &KeyRecord,
+        removable_at: Option<SystemTime>,
+        now: SystemTime,
+    ) -> VerdictState {
+        let last = match &self.last {
+            _ if is_target => return VerdictState::Target,
+            None => return VerdictState::CannotSay,
+            Some(_) if record.secrets > 0 => return VerdictState::InUse,
+            Some(last) if last.unreadable > 0 => return VerdictState::CannotSay,
+            Some(last) => last,
+        };
+        match removable_at {
+            // The clock can have been set back since the last census.
+            Some(at) if last.point.start > at && now >= at => VerdictState::Removable,
+            Some(_) => VerdictState::Soaking,
+            // No census has looked for this key yet, or a late census has seen it.
+            None => VerdictState::CannotSay,
+        }
+    }
+}

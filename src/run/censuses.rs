@@ -1,0 +1,243 @@
+//! What the censuses of the site have shown, for the verdicts. The schema `nico_rewrap` keeps
+//! it for all instances; without it, this process knows only its own censuses.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use super::{Census, Site, history::History};
+use crate::{
+    domain::verdict::{CensusFacts, Ledger, Verdict},
+    store::StoreError,
+};
+
+/// How often a census is recorded again because another instance has just recorded one.
+const ATTEMPTS: u32 = 20;
+
+/// The ledger, and how many censuses were recorded in it.
+#[derive(Debug, Clone, Default)]
+struct Known {
+    sequence: i64,
+    ledger: Ledger,
+    last: Option<Census>,
+}
+
+/// A position in the series of censuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SeriesPosition(i64);
+
+/// The last census, and the verdicts.
+#[derive(Debug, Clone)]
+pub struct KeyUse {
+    /// The last census; `None` if there was none.
+    pub last: Option<Census>,
+    ledger: Ledger,
+    target: String,
+    soak: Duration,
+}
+
+impl KeyUse {
+    /// The ids that a census has seen or that an instance holds.
+    pub fn key_ids(&self) -> impl Iterator<Item = &str> {
+        self.ledger.keys.keys().map(String::as_str)
+    }
+
+    /// The verdict about a key.
+    #[must_use]
+    pub fn verdict(&self, id: &str, now: SystemTime) -> Verdict {
+        self.ledger.verdict(id, &self.target, self.soak, now)
+    }
+}
+
+/// The censuses of a site.
+pub struct Censuses {
+    history: History,
+    soak: Duration,
+    /// What this process knows, if the database cannot be asked.
+    memory: Mutex<Known>,
+    /// What censuses have found that could not be written to the database.
+    unwritten: Mutex<Option<CensusFacts>>,
+}
+
+impl Censuses {
+    /// No census yet. A key must be clean for `soak` before it may be deleted.
+    #[must_use]
+    pub fn new(history: History, soak: Duration) -> Self {
+        Self {
+            history,
+            soak,
+            memory: Mutex::default(),
+            unwritten: Mutex::default(),
+        }
+    }
+
+    /// The position of a census that begins now.
+    pub async fn position(&self) -> SeriesPosition {
+        SeriesPosition(self.known(true).await.sequence)
+    }
+
+    /// Records a census that began at `position`. Logs the stragglers that it found, and
+    /// returns their number.
+    pub async fn record(&self, site: &Site, position: SeriesPosition, census: &Census) -> u64 {
+        let target = site.keyring.target().id().as_str();
+        let facts = census.facts();
+        let mut known;
+        let mut attempts = 0;
+        let stragglers = loop {
+            attempts += 1;
+            known = self.known(true).await;
+            let before = known.sequence;
+            let is_late = before != position.0;
+            if !is_late && Ledger::is_other_history(known.ledger.last.as_ref(), census.moment) {
+                tracing::warn!(
+                    "the database is older than the last census: it was restored, or replaced by \
+                     another one. The verdicts start again"
+                );
+                known.ledger = Ledger::default();
+            }
+            let loaded = || site.keyring.iter().map(|kek| kek.id().as_str());
+            if let Some(unwritten) = &*lock(&self.unwritten) {
+                known.ledger.record(unwritten, true, loaded(), target);
+            }
+            let stragglers = known.ledger.record(&facts, is_late, loaded(), target);
+            known.sequence += 1;
+            if !is_late {
+                known.last = Some(census.clone());
+            }
+            if !self.history.is_persistent() {
+                break stragglers;
+            }
+            match self.write(before, &known.ledger, census).await {
+                Ok(true) => {
+                    *lock(&self.unwritten) = None;
+                    break stragglers;
+                }
+                // Another instance has recorded a census: look again.
+                Ok(false) if attempts < ATTEMPTS => {}
+                Ok(false) => {
+                    tracing::warn!(
+                        "cannot read the censuses of other instances: this one counts late"
+                    );
+                    add(&mut lock(&self.unwritten), facts);
+                    break stragglers;
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        %error,
+                        "cannot write the census to the schema nico_rewrap: it counts late"
+                    );
+                    add(&mut lock(&self.unwritten), facts);
+                    break stragglers;
+                }
+            }
+        };
+        *lock(&self.memory) = known;
+        let mut sum = 0;
+        for id in &stragglers {
+            let Some(key) = census.tally.keys.get(id) else {
+                continue;
+            };
+            sum += key.secrets;
+            let columns = key.by_column().filter(|(_, secrets)| *secrets > 0);
+            tracing::warn!(
+                key_id = id,
+                secrets = key.secrets,
+                organizations = ?key.sample_organization_ids,
+                columns = ?columns.map(|(column, _)| column).collect::<Vec<_>>(),
+                "secrets are under a key that no secret used before: somebody still writes under it. \
+                 The soak starts again"
+            );
+        }
+        sum
+    }
+
+    /// The last census.
+    pub async fn last(&self) -> Option<Census> {
+        self.known(true).await.last
+    }
+
+    /// What is known now, for the keys of `site`.
+    pub async fn key_use(&self, site: &Site) -> KeyUse {
+        let mut known = self.known(false).await;
+        let target = site.keyring.target().id().as_str();
+        if let Some(unwritten) = &*lock(&self.unwritten) {
+            known.ledger.record(unwritten, true, [], target);
+        }
+        KeyUse {
+            last: known.last,
+            ledger: known.ledger,
+            target: target.to_owned(),
+            soak: self.soak,
+        }
+    }
+
+    async fn write(
+        &self,
+        before: i64,
+        ledger: &Ledger,
+        census: &Census,
+    ) -> Result<bool, StoreError> {
+        let Some(store) = self.history.store() else {
+            return Ok(true);
+        };
+        // No map in these has keys other than strings, so this cannot fail.
+        let ledger = serde_json::to_string(ledger).unwrap_or_default();
+        let document = serde_json::to_string(census).unwrap_or_default();
+        let recorded = store
+            .record_census(before, &ledger, &census.run_id, &document)
+            .await?;
+        if recorded {
+            store.prune_censuses().await?;
+        }
+        Ok(recorded)
+    }
+
+    /// What the database knows, or what this process knows. `ListKeys` can be called often, so it
+    /// does not `warn`.
+    async fn known(&self, warn: bool) -> Known {
+        if self.history.is_persistent() {
+            match self.read().await {
+                Ok(known) => return known,
+                Err(error) if warn => {
+                    tracing::warn!(%error, "cannot read the censuses from the schema nico_rewrap");
+                }
+                Err(_) => {}
+            }
+        }
+        lock(&self.memory).clone()
+    }
+
+    async fn read(&self) -> Result<Known, StoreError> {
+        let Some(store) = self.history.store() else {
+            return Ok(Known::default());
+        };
+        let stored = store.ledger().await?;
+        let last = store.last_census().await?;
+        Ok(Known {
+            sequence: stored.sequence,
+            // A document of an unknown form says nothing: the verdicts start again.
+            ledger: serde_json::from_str(&stored.document).unwrap_or_default(),
+            last: last.and_then(|last| serde_json::from_str(&last).ok()),
+        })
+    }
+}
+
+/// Adds a census to those that are not written. Together they count as one late census.
+fn add(unwritten: &mut Option<CensusFacts>, census: CensusFacts) {
+    let Some(sum) = unwritten else {
+        *unwritten = Some(census);
+        return;
+    };
+    sum.moment = sum.moment.max(census.moment);
+    sum.start = sum.start.max(census.start);
+    sum.unreadable += census.unreadable;
+    for (id, secrets) in census.secrets {
+        *sum.secrets.entry(id).or_default() += secrets;
+    }
+}
+
+fn lock<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic cannot leave the value half changed.
+    value.lock().unwrap_or_else(PoisonError::into_inner)
+}

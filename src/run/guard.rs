@@ -1,0 +1,233 @@
+//! Lets only one site-wide apply of a site run, whatever instance executes it.
+
+use std::{sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep},
+};
+
+use super::{Site, history::History, record::RunRecord};
+use crate::store::{PoolMode, SiteLock, StoreError};
+
+/// The name of the lease.
+const LEASE: &str = "site-wide apply";
+
+/// How long a lease holds, and how often it is renewed.
+const LEASE_SECONDS: f64 = 30.0;
+const RENEWAL: Duration = Duration::from_secs(5);
+
+/// A holder that could not renew its lease for this long must stop: soon another instance may
+/// take the lease.
+const RENEWAL_LIMIT: Duration = Duration::from_secs(20);
+
+/// The pause between two attempts to take the lock again.
+const LOCK_PAUSE: Duration = Duration::from_millis(200);
+/// How often, and with which pause, to look who holds the lock.
+const LOOKS: u32 = 10;
+const LOOK_PAUSE: Duration = Duration::from_millis(200);
+
+/// Who runs a site-wide apply.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// The id of the run.
+    pub run_id: String,
+    /// Who started it.
+    pub caller: String,
+    /// The instance that executes it.
+    pub instance: String,
+    /// When it started: RFC 3339.
+    pub start_time: String,
+}
+
+impl Holder {
+    /// The holder that executes this run.
+    #[must_use]
+    pub fn of(record: &RunRecord) -> Self {
+        Self {
+            run_id: record.id.clone(),
+            caller: record.caller.clone(),
+            instance: record.instance.clone(),
+            start_time: humantime::format_rfc3339_millis(record.start_time).to_string(),
+        }
+    }
+}
+
+/// The right to run a site-wide apply.
+pub enum SiteGuard<'a> {
+    /// A lock of a session of its own.
+    Lock {
+        /// The site.
+        site: &'a Arc<Site>,
+        /// The lock. It is taken again if its session is lost.
+        lock: Mutex<Box<SiteLock<'a>>>,
+    },
+    /// A lease, behind a pooler that changes the session with every transaction.
+    Lease {
+        /// The site.
+        site: &'a Arc<Site>,
+        /// The id of the run.
+        run_id: String,
+        /// The holder as JSON.
+        document: String,
+    },
+    /// Only the guard of this process. The log says why.
+    ProcessOnly,
+}
+
+/// The result of [`acquire`].
+pub enum Acquired<'a> {
+    /// The run may begin.
+    Guard(SiteGuard<'a>),
+    /// Another instance runs a site-wide apply; `None` if it is unknown which one.
+    Held(Option<Holder>),
+}
+
+/// Takes the guard for the run `record`.
+///
+/// # Errors
+///
+/// [`StoreError`] when the database does not answer.
+pub async fn acquire<'a>(
+    site: &'a Arc<Site>,
+    history: &History,
+    record: &RunRecord,
+) -> Result<Acquired<'a>, StoreError> {
+    if site.store.options().pool_mode == PoolMode::Session {
+        return acquire_lock(site, history).await;
+    }
+    if !history.is_persistent() {
+        tracing::warn!(
+            "with pool_mode = \"transaction\" and without the schema nico_rewrap, other instances \
+             are not kept from a site-wide apply at the same time: run `nico-rewrap state migrate`"
+        );
+        return Ok(Acquired::Guard(SiteGuard::ProcessOnly));
+    }
+    // A holder has only strings, so this cannot fail.
+    let document = serde_json::to_string(&Holder::of(record)).unwrap_or_default();
+    let store = &site.store;
+    let lease = store.take_lease(LEASE, &record.id, &document, LEASE_SECONDS);
+    if lease.await.map_err(StoreError::into_unavailable)? {
+        let run_id = record.id.clone();
+        return Ok(Acquired::Guard(SiteGuard::Lease {
+            site,
+            run_id,
+            document,
+        }));
+    }
+    let lease = store.lease(LEASE).await;
+    let lease = lease.map_err(StoreError::into_unavailable)?;
+    let holder = lease.and_then(|lease| serde_json::from_str(&lease.document).ok());
+    Ok(Acquired::Held(holder))
+}
+
+/// Takes the session lock. The holder takes the lock before its run is in the history, and gives
+/// it back after the end of the run, or its session ends a little later than the run. So this looks
+/// several times until the two agree.
+async fn acquire_lock<'a>(
+    site: &'a Arc<Site>,
+    history: &History,
+) -> Result<Acquired<'a>, StoreError> {
+    let mut looks = 0;
+    loop {
+        match site.store.try_lock_site().await {
+            Ok(Some(lock)) => {
+                return Ok(Acquired::Guard(SiteGuard::Lock {
+                    site,
+                    lock: Mutex::new(Box::new(lock)),
+                }));
+            }
+            Ok(None) => {}
+            Err(error) if error.is_connection_limit() => {
+                tracing::warn!(
+                    "Postgres allows no further connection, so other instances are not kept from a \
+                     site-wide apply at the same time. Raise the CONNECTION LIMIT of the role"
+                );
+                return Ok(Acquired::Guard(SiteGuard::ProcessOnly));
+            }
+            Err(error) => return Err(error),
+        }
+        looks += 1;
+        let holder = holder(history).await;
+        if holder.is_some() || looks >= LOOKS {
+            return Ok(Acquired::Held(holder));
+        }
+        sleep(LOOK_PAUSE).await;
+    }
+}
+
+/// The site-wide apply in progress, as far as the history knows. The newest one: an instance that
+/// was killed leaves an older one behind.
+async fn holder(history: &History) -> Option<Holder> {
+    let active = history.active().await.ok()?;
+    let applies = active.iter().filter(|run| run.is_site_apply());
+    applies.max_by_key(|run| run.start_time).map(Holder::of)
+}
+
+impl<'a> SiteGuard<'a> {
+    /// Takes the lock after its session was lost. `None` if another session holds it, or if the
+    /// database does not answer for a while.
+    async fn lock_again(site: &'a Arc<Site>) -> Option<Box<SiteLock<'a>>> {
+        let since = Instant::now();
+        loop {
+            match site.store.try_lock_site().await {
+                Ok(lock) => return lock.map(Box::new),
+                Err(_) if since.elapsed() > RENEWAL_LIMIT => return None,
+                Err(_) => sleep(LOCK_PAUSE).await,
+            }
+        }
+    }
+
+    /// Returns when the guard is lost. The run must stop then: another instance may begin.
+    pub async fn lost(&self) -> StoreError {
+        match self {
+            Self::ProcessOnly => std::future::pending().await,
+            Self::Lock { site, lock } => loop {
+                let held = lock.lock().await;
+                let lost = held.lost().await;
+                drop(held);
+                // A connection can die while the run goes on with others. Nobody else may have
+                // begun meanwhile.
+                match Self::lock_again(site).await {
+                    Some(again) => *lock.lock().await = again,
+                    None => break lost,
+                }
+            },
+            Self::Lease {
+                site,
+                run_id,
+                document,
+            } => {
+                let mut renewed = Instant::now();
+                loop {
+                    sleep(RENEWAL).await;
+                    let asked = Instant::now();
+                    let lease = site
+                        .store
+                        .take_lease(LEASE, run_id, document, LEASE_SECONDS);
+                    match lease.await {
+                        Ok(true) => renewed = asked,
+                        Ok(false) => break,
+                        Err(_) if renewed.elapsed() > RENEWAL_LIMIT => break,
+                        Err(_) => {}
+                    }
+                }
+                StoreError::Unavailable("the lease of the site-wide apply was lost".to_owned())
+            }
+        }
+    }
+
+    /// Gives the guard back.
+    pub async fn release(self) {
+        match self {
+            Self::ProcessOnly => {}
+            Self::Lock { lock, .. } => lock.into_inner().unlock().await,
+            Self::Lease { site, run_id, .. } => {
+                if let Err(error) = site.store.end_lease(LEASE, &run_id).await {
+                    tracing::warn!(%error, "the lease of the site-wide apply ends in 30 s only");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! The runs that this instance executes or has executed.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Bound,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::Request;
+use crate::{
+    run::record::{RunRecord, RunState},
+    store::state::StoredFailure,
+};
+
+/// How many runs are remembered.
+const RUNS: usize = 100;
+
+/// How many failures are remembered of one run, and of all runs together.
+const FAILURES: usize = 50_000;
+const ALL_FAILURES: usize = 100_000;
+
+/// By organization and column.
+type Failures = BTreeMap<(String, String), StoredFailure>;
+
+/// The runs of this instance.
+#[derive(Default)]
+pub(super) struct Memory {
+    /// Whether the schema was looked for.
+    pub(super) knows_schema: bool,
+    /// In the order in which they started.
+    runs: BTreeMap<u64, Arc<Remembered>>,
+    by_id: HashMap<String, u64>,
+    next: u64,
+}
+
+/// A run of this instance.
+pub(super) struct Remembered {
+    record: watch::Sender<RunRecord>,
+    request: Option<Request>,
+    stop: CancellationToken,
+    failures: Mutex<Failures>,
+}
+
+impl Memory {
+    pub(super) fn add(
+        &mut self,
+        record: RunRecord,
+        request: Option<Request>,
+        stop: CancellationToken,
+    ) -> Arc<Remembered> {
+        self.by_id.insert(record.id.clone(), self.next);
+        let run = Arc::new(Remembered {
+            record: watch::Sender::new(record),
+            request,
+            stop,
+            failures: Mutex::default(),
+        });
+        self.runs.insert(self.next, run.clone());
+        self.next += 1;
+        self.forget_old();
+        run
+    }
+
+    fn forget_old(&mut self) {
+        let excess = self.runs.len().saturating_sub(RUNS);
+        let ended = |run: &&Arc<Remembered>| run.record().state != RunState::Running;
+        let ids: Vec<String> = self
+            .runs
+            .values()
+            .take(excess)
+            .filter(ended)
+            .map(|run| run.record().id)
+            .collect();
+        for id in ids {
+            if let Some(number) = self.by_id.remove(&id) {
+                self.runs.remove(&number);
+            }
+        }
+    }
+
+    /// Forgets the failures of the oldest runs if there are too many.
+    pub(super) fn limit_failures(&self) {
+        let mut sum = 0;
+        for run in self.runs.values().rev() {
+            let mut failures = run.lock();
+            sum += failures.len();
+            if sum > ALL_FAILURES {
+                sum -= failures.len();
+                *failures = Failures::new();
+            }
+        }
+    }
+
+    pub(super) fn get(&self, id: &str) -> Option<Arc<Remembered>> {
+        self.runs.get(self.by_id.get(id)?).cloned()
+    }
+
+    /// The parameters and the run of a request.
+    pub(super) fn by_request(&self, id: &str) -> Option<(String, RunRecord)> {
+        self.runs.values().find_map(|run| {
+            let request = run.request.as_ref().filter(|request| request.id == id)?;
+            Some((request.parameters.clone(), run.record()))
+        })
+    }
+
+    /// At most `limit` runs, the newest first, from the one before `after` on.
+    pub(super) fn list(&self, after: Option<&str>, limit: usize) -> Vec<RunRecord> {
+        let end = match after {
+            None => Bound::Unbounded,
+            Some(id) => Bound::Excluded(self.by_id.get(id).copied().unwrap_or(0)),
+        };
+        let runs = self.runs.range((Bound::Unbounded, end)).rev();
+        runs.take(limit).map(|(_, run)| run.record()).collect()
+    }
+
+    pub(super) fn active(&self) -> Vec<RunRecord> {
+        let runs = self.runs.values().map(|run| run.record());
+        runs.filter(|run| run.state == RunState::Running).collect()
+    }
+}
+
+impl Remembered {
+    pub(super) fn record(&self) -> RunRecord {
+        self.record.borrow().clone()
+    }
+
+    pub(super) fn subscribe(&self) -> watch::Receiver<RunRecord> {
+        self.record.subscribe()
+    }
+
+    pub(super) fn update(&self, change: impl FnOnce(&mut RunRecord)) {
+        self.record.send_modify(change);
+    }
+
+    pub(super) fn stop(&self) {
+        self.stop.cancel();
+    }
+
+    /// Remembers failures: the first ones in the order of the organizations.
+    pub(super) fn add_failures(&self, failures: &[StoredFailure]) {
+        let mut kept = self.lock();
+        for failure in failures {
+            let key = (failure.organization_id.clone(), failure.field.clone());
+            kept.insert(key, failure.clone());
+            if kept.len() > FAILURES {
+                kept.pop_last();
+            }
+        }
+    }
+
+    /// Forgets failures that are in the database.
+    pub(super) fn forget_failures(&self, failures: &[StoredFailure]) {
+        let mut kept = self.lock();
+        for failure in failures {
+            kept.remove(&(failure.organization_id.clone(), failure.field.clone()));
+        }
+    }
+
+    /// At most `limit` failures after the given organization and column.
+    pub(super) fn failures(&self, after: (&str, &str), limit: usize) -> Vec<StoredFailure> {
+        let after = (after.0.to_owned(), after.1.to_owned());
+        let kept = self.lock();
+        let rest = kept.range((Bound::Excluded(after), Bound::Unbounded));
+        rest.take(limit)
+            .map(|(_, failure)| failure.clone())
+            .collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Failures> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

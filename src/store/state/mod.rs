@@ -1,0 +1,133 @@
+//! The schema `nico_rewrap`: what this program remembers in the database of the site.
+//!
+//! It lies next to the secrets, so that a restored database brings its own history back, and
+//! all instances share it. Only `nico-rewrap state migrate` creates it. The server works
+//! without it and then remembers only what it has seen itself.
+//!
+//! Runs, censuses and receipts are JSON documents that this module does not interpret.
+
+mod census;
+mod lease;
+mod receipt;
+mod run;
+
+use tokio_postgres::{Row as PgRow, types::ToSql};
+
+pub use self::{
+    census::StoredLedger,
+    lease::Lease as StateLease,
+    receipt::StoredReceipt,
+    run::{FailurePage, StartedRun, StoredFailure, StoredRun},
+};
+use super::{Store, StoreError, statement::Statement};
+
+/// The version of the schema that this program needs: the number of files in
+/// `migrations/state`.
+pub const STATE_VERSION: i32 = 1;
+
+/// Whether the schema can be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StateSchema {
+    /// It exists in the right version, and the role may use it.
+    Ready,
+    /// It does not exist.
+    Absent,
+    /// It has another version.
+    Version(i32),
+    /// The role lacks a privilege on it.
+    NoPrivilege,
+}
+
+impl std::fmt::Display for StateSchema {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ready => f.write_str("the schema nico_rewrap is ready"),
+            Self::Absent => f.write_str(
+                "the schema nico_rewrap does not exist: create it with `nico-rewrap state migrate`",
+            ),
+            Self::Version(found) if *found < STATE_VERSION => write!(
+                f,
+                "the schema nico_rewrap has version {found}, and this program needs {STATE_VERSION}: \
+                 run `nico-rewrap state migrate`"
+            ),
+            Self::Version(found) => write!(
+                f,
+                "the schema nico_rewrap has version {found}, and this program knows only \
+                 {STATE_VERSION}: use a newer nico-rewrap"
+            ),
+            Self::NoPrivilege => f.write_str(
+                "the database role lacks privileges on the schema nico_rewrap: run \
+                 deploy/postgres/role.sql again",
+            ),
+        }
+    }
+}
+
+// One row. Every table must be usable: a role can have some of the privileges only.
+const SCHEMA: Statement = Statement {
+    text: "-- state_schema\n\
+           SELECT to_regnamespace('nico_rewrap') IS NOT NULL, \
+             coalesce(has_schema_privilege(to_regnamespace('nico_rewrap')::oid, 'USAGE'), false), \
+             (SELECT bool_and(has_table_privilege(c.oid, 'SELECT') \
+                 AND (c.relname = 'schema_version' OR has_table_privilege(c.oid, 'INSERT') \
+                   AND has_table_privilege(c.oid, 'UPDATE') \
+                   AND has_table_privilege(c.oid, 'DELETE'))) \
+              FROM pg_class c WHERE c.relkind = 'r' \
+                AND c.relnamespace = to_regnamespace('nico_rewrap')::oid), \
+             EXISTS (SELECT FROM pg_class c WHERE c.relname = 'schema_version' \
+                AND c.relnamespace = to_regnamespace('nico_rewrap')::oid)",
+    types: &[],
+};
+
+const VERSION: Statement = Statement {
+    text: "-- state_version\nSELECT coalesce(max(version), 0) FROM nico_rewrap.schema_version",
+    types: &[],
+};
+
+impl Store {
+    /// Looks whether the schema can be used.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the database does not answer.
+    pub async fn state_schema(&self) -> Result<StateSchema, StoreError> {
+        let rows = self.state_query(&SCHEMA, &[]).await?;
+        let row = rows.first().ok_or_else(StoreError::no_answer)?;
+        let (exists, usable): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
+        let privileges: Option<bool> = row.try_get(2)?;
+        if !exists {
+            return Ok(StateSchema::Absent);
+        }
+        if !row.try_get::<_, bool>(3)? {
+            // Another program has made the schema.
+            return Ok(StateSchema::Version(0));
+        }
+        if privileges != Some(true) || !usable {
+            return Ok(StateSchema::NoPrivilege);
+        }
+        let rows = self.state_query(&VERSION, &[]).await?;
+        Ok(
+            match rows.first().ok_or_else(StoreError::no_answer)?.try_get(0)? {
+                STATE_VERSION => StateSchema::Ready,
+                other => StateSchema::Version(other),
+            },
+        )
+    }
+
+    /// Runs one statement on a connection for the state. Runs do not use that connection, so
+    /// this waits for no row.
+    async fn state_query(
+        &self,
+        sql: &'static Statement,
+        params: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<PgRow>, StoreError> {
+        let mut attempts = 0;
+        loop {
+            let lease = self.side_client().await?;
+            let rows = self.query(&lease, sql, params).await;
+            if let Some(rows) = self.conclude(lease, rows, &mut attempts).await? {
+                return Ok(rows);
+            }
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Receipts. They form a chain, and are never deleted.
+
+use tokio_postgres::types::Type;
+
+use super::super::{Store, StoreError, statement::Statement};
+
+/// A receipt as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredReceipt {
+    /// The SHA-256 of `document`, in hexadecimal.
+    pub sha256: String,
+    /// The receipt: the exact bytes that were hashed.
+    pub document: String,
+}
+
+// Only if the receipt before it is still the last one.
+const ADD_RECEIPT: Statement = Statement {
+    text: "-- add_receipt\n\
+           INSERT INTO nico_rewrap.receipts (run_id, sha256, document) SELECT $1, $2, $3 \
+           WHERE coalesce((SELECT sha256 FROM nico_rewrap.receipts \
+             ORDER BY sequence DESC LIMIT 1), '') = $4 \
+           ON CONFLICT DO NOTHING RETURNING sequence",
+    types: &[Type::TEXT, Type::TEXT, Type::TEXT, Type::TEXT],
+};
+
+const LAST_RECEIPT: Statement = Statement {
+    text: "-- last_receipt\n\
+           SELECT sha256, document FROM nico_rewrap.receipts ORDER BY sequence DESC LIMIT 1",
+    types: &[],
+};
+
+const READ_RECEIPT: Statement = Statement {
+    text: "-- read_receipt\nSELECT sha256, document FROM nico_rewrap.receipts WHERE run_id = $1",
+    types: &[Type::TEXT],
+};
+
+impl Store {
+    /// Adds the receipt of a run. Returns false and writes nothing if the last receipt is
+    /// not `previous`.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the state can't be written.
+    pub async fn add_receipt(
+        &self,
+        run_id: &str,
+        receipt: &StoredReceipt,
+        previous: &str,
+    ) -> Result<bool, StoreError> {
+        let rows = self
+            .state_query(
+                &ADD_RECEIPT,
+                &[&run_id, &receipt.sha256, &receipt.document, &previous],
+            )
+            .await?;
+        Ok(!rows.is_empty())
+    }
+
+    /// Reads the last receipt.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the state can't be read.
+    pub async fn last_receipt(&self) -> Result<Option<StoredReceipt>, StoreError> {
+        self.one_receipt(&LAST_RECEIPT, &[]).await
+    }
+
+    /// Reads the receipt of a run.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the state can't be read.
+    pub async fn receipt(&self, run_id: &str) -> Result<Option<StoredReceipt>, StoreError> {
+        self.one_receipt(&READ_RECEIPT, &[&run_id]).await
+    }
+
+    async fn one_receipt(
+        &self,
+        sql: &'static Statement,
+        params: &[&(dyn tokio_postgres::types::ToSql + Sync)],
+    ) -> Result<Option<StoredReceipt>, StoreError> {
+        let rows = self.state_query(sql, params).await?;
+        let Some(row) = rows.first() else {
+            return Ok(None);
+        };
+        Ok(Some(StoredReceipt {
+            sha256: row.try_get(0)?,
+            document: row.try_get(1)?,
+        }))
+    }
+}

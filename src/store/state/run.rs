@@ -1,0 +1,347 @@
+//! Runs and their failures.
+
+use std::time::SystemTime;
+
+use tokio_postgres::{Row as PgRow, types::Type};
+
+use super::super::{Store, StoreError, statement::Statement};
+
+/// A run as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredRun {
+    /// The id.
+    pub id: String,
+    /// When it started, by the clock of the database.
+    pub started: SystemTime,
+    /// `RUNNING`, `FINISHED`, `STOPPED` or `FAILED`.
+    pub state: String,
+    /// Whether the instance that executes the run has been silent for too long.
+    pub is_abandoned: bool,
+    /// The run as JSON.
+    pub document: String,
+}
+
+/// The result of [`Store::insert_run`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StartedRun {
+    /// The run is new.
+    New,
+    /// There is a run with this request id. It was started with this request.
+    Known {
+        /// The id of the run.
+        id: String,
+        /// What it was started with.
+        request: String,
+    },
+}
+
+/// A failure as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredFailure {
+    /// The organization.
+    pub organization_id: String,
+    /// The column; empty for the row as a whole.
+    pub field: String,
+    /// The stable reason.
+    pub reason: String,
+    /// The key id; empty if it is unknown.
+    pub key_id: String,
+    /// The text for the operator.
+    pub message: String,
+}
+
+/// Some failures of a run.
+pub type FailurePage = Vec<StoredFailure>;
+
+const INSERT_RUN: Statement = Statement {
+    text: "-- insert_run\n\
+           WITH known AS (SELECT id, request FROM nico_rewrap.runs WHERE request_id = $3), \
+           added AS (INSERT INTO nico_rewrap.runs (id, state, document, request_id, request) \
+             SELECT $1, 'RUNNING', $2, $3, $4 WHERE NOT EXISTS (SELECT FROM known) \
+             ON CONFLICT DO NOTHING RETURNING id) \
+           SELECT id, request FROM known",
+    types: &[Type::TEXT, Type::TEXT, Type::TEXT, Type::TEXT],
+};
+
+const RUN_OF_REQUEST: Statement = Statement {
+    text: "-- run_of_request\nSELECT id, request FROM nico_rewrap.runs WHERE request_id = $1",
+    types: &[Type::TEXT],
+};
+
+const UPDATE_RUN: Statement = Statement {
+    text: "-- update_run\n\
+           UPDATE nico_rewrap.runs SET state = $2, document = $3, heartbeat = now() \
+           WHERE id = $1 RETURNING stop_requested",
+    types: &[Type::TEXT, Type::TEXT, Type::TEXT],
+};
+
+const REQUEST_STOP: Statement = Statement {
+    text: "-- request_stop\n\
+           UPDATE nico_rewrap.runs SET stop_requested = true \
+           WHERE id = $1 AND state = 'RUNNING' RETURNING id",
+    types: &[Type::TEXT],
+};
+
+macro_rules! select_runs {
+    ($name:literal, $rest:expr) => {
+        concat!(
+            "-- ",
+            $name,
+            "\nSELECT id, started, state, \
+               state = 'RUNNING' AND heartbeat < now() - interval '30 s', document \
+             FROM nico_rewrap.runs ",
+            $rest
+        )
+    };
+}
+
+const READ_RUN: Statement = Statement {
+    text: select_runs!("read_run", "WHERE id = $1"),
+    types: &[Type::TEXT],
+};
+
+const LIST_RUNS: Statement = Statement {
+    text: select_runs!(
+        "list_runs",
+        "WHERE $1::text IS NULL OR (started, id) < (SELECT started, id FROM nico_rewrap.runs \
+           WHERE id = $1) ORDER BY started DESC, id DESC LIMIT $2"
+    ),
+    types: &[Type::TEXT, Type::INT8],
+};
+
+const ACTIVE_RUNS: Statement = Statement {
+    text: select_runs!(
+        "active_runs",
+        "WHERE state = 'RUNNING' AND heartbeat >= now() - interval '30 s' ORDER BY started, id \
+         LIMIT 100"
+    ),
+    types: &[],
+};
+
+const ADD_FAILURES: Statement = Statement {
+    text: "-- add_failures\n\
+           INSERT INTO nico_rewrap.failures \
+           SELECT $1, * FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[]) \
+           ON CONFLICT DO NOTHING",
+    types: &[
+        Type::TEXT,
+        Type::TEXT_ARRAY,
+        Type::TEXT_ARRAY,
+        Type::TEXT_ARRAY,
+        Type::TEXT_ARRAY,
+        Type::TEXT_ARRAY,
+    ],
+};
+
+const LIST_FAILURES: Statement = Statement {
+    text: "-- list_failures\n\
+           SELECT organization_id, field, reason, key_id, message FROM nico_rewrap.failures \
+           WHERE run_id = $1 AND (organization_id, field) > ($2, $3) \
+           ORDER BY organization_id, field LIMIT $4",
+    types: &[Type::TEXT, Type::TEXT, Type::TEXT, Type::INT8],
+};
+
+// Failures go with their run. A run whose instance was killed stays in the state RUNNING.
+const PRUNE_RUNS: Statement = Statement {
+    text: "-- prune_runs\n\
+           DELETE FROM nico_rewrap.runs \
+           WHERE (state <> 'RUNNING' OR heartbeat < now() - interval '10 min') AND id IN (\
+             SELECT id FROM nico_rewrap.runs ORDER BY started DESC, id DESC OFFSET 100)",
+    types: &[],
+};
+
+impl StoredRun {
+    fn from_pg(row: &PgRow) -> Result<Self, StoreError> {
+        Ok(Self {
+            id: row.try_get(0)?,
+            started: row.try_get(1)?,
+            state: row.try_get(2)?,
+            is_abandoned: row.try_get(3)?,
+            document: row.try_get(4)?,
+        })
+    }
+}
+
+impl Store {
+    /// Adds a run, unless there is one with the same request id.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the state can't be written.
+    pub async fn insert_run(
+        &self,
+        id: &str,
+        document: &str,
+        request: Option<(&str, &str)>,
+    ) -> Result<StartedRun, StoreError> {
+        let (request_id, request) = request.unzip();
+        // Two servers can insert the same request id at once. Then one of them inserts nothing,
+        // and finds the run of the other at the second look.
+        for _ in 0..2 {
+            let rows = self
+                .state_query(&INSERT_RUN, &[&id, &document, &request_id, &request])
+                .await?;
+            if let Some(row) = rows.first() {
+                let known: String = row.try_get(0)?;
+                if known == id {
+                    // An earlier attempt has added it, but its answer was lost.
+                    break;
+                }
+                return Ok(StartedRun::Known {
+                    id: known,
+                    request: row.try_get(1)?,
+                });
+            }
+            if self.stored_run(id).await?.is_some() {
+                break;
+            }
+        }
+        Ok(StartedRun::New)
+    }
+
+    /// The id of the run that a request has started, and what was requested.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the state can't be read.
+    pub async fn run_of_request(
+        &self,
+        request_id: &str,
+    ) -> Result<Option<(String, String)>, StoreError> {
+        let rows = self.state_query(&RUN_OF_REQUEST, &[&request_id]).await?;
+        let Some(row) = rows.first() else {
+            return Ok(None);
+        };
+        Ok(Some((row.try_get(0)?, row.try_get(1)?)))
+    }
+
+    /// Writes the state of a run. Returns whether somebody asked to stop it; `None` if the
+    /// run is not stored.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the state can't be written.
+    pub async fn update_run(
+        &self,
+        id: &str,
+        state: &str,
+        document: &str,
+    ) -> Result<Option<bool>, StoreError> {
+        let rows = self
+            .state_query(&UPDATE_RUN, &[&id, &state, &document])
+            .await?;
+        Ok(rows.first().map(|row| row.try_get(0)).transpose()?)
+    }
+
+    /// Asks the instance that executes a run to stop it. Returns whether the run is in
+    /// progress.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the state can't be written.
+    pub async fn request_stop(&self, id: &str) -> Result<bool, StoreError> {
+        Ok(!self.state_query(&REQUEST_STOP, &[&id]).await?.is_empty())
+    }
+
+    /// Reads a run.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the state can't be read.
+    pub async fn stored_run(&self, id: &str) -> Result<Option<StoredRun>, StoreError> {
+        let rows = self.state_query(&READ_RUN, &[&id]).await?;
+        rows.first().map(StoredRun::from_pg).transpose()
+    }
+
+    /// Reads at most `limit` runs, the newest first, from the one before `after` on.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the state can't be read.
+    pub async fn stored_runs(
+        &self,
+        after: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<StoredRun>, StoreError> {
+        let rows = self
+            .state_query(&LIST_RUNS, &[&after, &i64::from(limit)])
+            .await?;
+        rows.iter().map(StoredRun::from_pg).collect()
+    }
+
+    /// Reads the runs in progress, of all instances.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the state can't be read.
+    pub async fn active_runs(&self) -> Result<Vec<StoredRun>, StoreError> {
+        let rows = self.state_query(&ACTIVE_RUNS, &[]).await?;
+        rows.iter().map(StoredRun::from_pg).collect()
+    }
+
+    /// Adds failures to a run.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the state can't be written.
+    pub async fn add_failures(
+        &self,
+        run_id: &str,
+        failures: &[StoredFailure],
+    ) -> Result<(), StoreError> {
+        let column = |of: fn(&StoredFailure) -> &str| failures.iter().map(of).collect::<Vec<_>>();
+        self.state_query(
+            &ADD_FAILURES,
+            &[
+                &run_id,
+                &column(|failure| &failure.organization_id),
+                &column(|failure| &failure.field),
+                &column(|failure| &failure.reason),
+                &column(|failure| &failure.key_id),
+                &column(|failure| &failure.message),
+            ],
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// Reads at most `limit` failures of a run, in ascending order, after the given
+    /// organization and column.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the state can't be read.
+    pub async fn stored_failures(
+        &self,
+        run_id: &str,
+        after: (&str, &str),
+        limit: u32,
+    ) -> Result<FailurePage, StoreError> {
+        let rows = self
+            .state_query(
+                &LIST_FAILURES,
+                &[&run_id, &after.0, &after.1, &i64::from(limit)],
+            )
+            .await?;
+        let failure = |row: &PgRow| -> Result<_, StoreError> {
+            Ok(StoredFailure {
+                organization_id: row.try_get(0)?,
+                field: row.try_get(1)?,
+                reason: row.try_get(2)?,
+                key_id: row.try_get(3)?,
+                message: row.try_get(4)?,
+            })
+        };
+        rows.iter().map(failure).collect()
+    }
+
+    /// Deletes all runs but the last 100, with their failures.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the state can't be written.
+    pub async fn prune_runs(&self) -> Result<(), StoreError> {
+        self.state_query(&PRUNE_RUNS, &[]).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,110 @@
+//! The receipt of an apply: what it says, and the chain that it is part of.
+
+use std::time::{Duration, Instant};
+
+use nico_rewrap::run::receipt::verify_chain;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use tokio::time::sleep;
+
+use crate::grpcurl;
+use crate::outcome::seeded;
+use crate::rewrap_client::migrate_state;
+use crate::seed::{self, COLUMNS, Org};
+use crate::site::{Site, path};
+
+fn sha256(text: &str) -> String {
+    Sha256::digest(text)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// The lines of a file, when it has this many.
+async fn lines(file: &std::path::Path, count: usize) -> Vec<String> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        let lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        if lines.len() >= count {
+            return lines;
+        }
+        assert!(Instant::now() < deadline, "{text}");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn each_apply_that_writes_has_a_receipt_in_one_chain() {
+    for persistent in [true, false] {
+        let orgs: Vec<_> = (0..5)
+            .map(|i| Org::under(&format!("org-{i}"), "kv1"))
+            .collect();
+        let (database, client) = seeded(&orgs).await;
+        let site = Site::new(&database);
+        let file = site.dir().join("receipts.jsonl");
+        let site = site
+            .set("rewrap.receipt_log", path(&file))
+            .set("rewrap.census_interval", "\"1h\"");
+        if persistent {
+            migrate_state(&site);
+        }
+        let server = site.start().await;
+        let before = seed::snapshot(&client).await;
+        let first = grpcurl::run(&server, false).await;
+        let after = seed::snapshot(&client).await;
+        let receipt: Value = serde_json::from_str(&lines(&file, 1).await[0]).unwrap();
+        assert_eq!(receipt["runId"].as_str(), first.run_id.as_deref());
+        assert_eq!(
+            (&receipt["kind"], &receipt["version"]),
+            (&"Receipt".into(), &1.into())
+        );
+        assert_eq!(receipt["caller"], "alice");
+        assert_eq!(receipt["targetKeyId"], "kv2");
+        assert_eq!(receipt["censusAfter"]["kv2"], 10);
+        assert_eq!(receipt["previous"], "");
+
+        // By the same rule, from what the database held before and after.
+        let mut changes = Vec::new();
+        for (id, old) in &before {
+            let texts = COLUMNS.iter().zip(old.texts.iter().zip(&after[id].texts));
+            for (column, (old, new)) in texts {
+                if let (Some(old), Some(new)) = (old, new) {
+                    changes.push(format!("{id},{column},{},{}\n", sha256(old), sha256(new)));
+                }
+            }
+        }
+        changes.sort();
+        assert_eq!(receipt["changesSha256"], sha256(&changes.concat()).as_str());
+
+        // A run that writes nothing has no receipt; the next one that does follows the first.
+        grpcurl::run(&server, false).await;
+        seed::insert(&client, &[Org::under("late", "kv1")]).await;
+        grpcurl::run(&server, false).await;
+        let lines = lines(&file, 2).await;
+        assert_eq!(
+            verify_chain(&lines.join("\n")),
+            Ok(2),
+            "persistent: {persistent}"
+        );
+        let second: Value = serde_json::from_str(&lines[1]).unwrap();
+        assert_eq!(second["previous"], sha256(&lines[0]).as_str());
+        if persistent {
+            let rows = client
+                .query(
+                    "SELECT document, sha256 FROM nico_rewrap.receipts ORDER BY sequence",
+                    &[],
+                )
+                .await
+                .unwrap();
+            let stored: Vec<(String, String)> =
+                rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+            let expected: Vec<_> = lines
+                .iter()
+                .map(|line| (line.clone(), sha256(line)))
+                .collect();
+            assert_eq!(stored, expected);
+        }
+        assert_eq!(server.terminate().await, 0);
+    }
+}
