@@ -8,6 +8,7 @@
 #   SHAPES="…"            candidates for the ceiling: connections x statements in flight
 #   TENANT_RATE=100       writes per second that tenants make
 #   SETTINGS="…"          more settings of [rewrap] for the run with tenants, to measure their effect; lines end with \n
+#   AGAINST=FILE          another build of nico-rewrap, measured in the same rounds as ways named `before-…`
 #   MICRO=1               include the last results of criterion in the report
 #
 # Needs the release build of nico-rewrap and of the examples `seed` and `bench_rivals`. Results go to target/bench.
@@ -16,6 +17,7 @@ set -euo pipefail
 ROWS=${ROWS:-20000 200000}
 REPEAT=${REPEAT:-3}
 WAYS=${WAYS:-barrier each dry on-target reference python ceiling tenants}
+AGAINST=${AGAINST:-}
 RIVALS_UP_TO=${RIVALS_UP_TO:-200000}
 SHAPES=${SHAPES:-4x16 8x4 8x16 8x32 16x4 32x4}
 TENANT_RATE=${TENANT_RATE:-100}
@@ -171,6 +173,22 @@ service() {
     must_be "$7" "$1"
 }
 
+# both WAY ROWS LINE DRY_RUN UPDATED SKIPPED STATE PREPARE... : measures this build and then, if AGAINST is set, the other
+# one. PREPARE restores the rows that the call needs.
+both() {
+    local arguments=("${@:1:7}")
+    shift 7
+    "$@"
+    service "${arguments[@]}"
+    [ -n "$AGAINST" ] || return 0
+    "$@"
+    binary=$AGAINST
+    # Older builds need this setting.
+    service "before-${arguments[0]}" "${arguments[1]}" "${arguments[2]}
+secrets_file = \"$work/secrets.json\"" "${arguments[@]:3}"
+    binary=$release/nico-rewrap
+}
+
 start_rival() {
     rm -f to from
     mkfifo to from
@@ -289,21 +307,17 @@ for ((round = 1; round <= REPEAT; round++)); do
     for rows in "${row_counts[@]}"; do
         if wants dry || wants barrier || wants on-target; then
             reset "$rows"
-            ! wants dry || service dry "$rows" '' true "$rows" 0 "$expected"
-            { ! wants barrier && ! wants on-target; } || service barrier "$rows" '' false "$rows" 0 "$rewrapped"
+            ! wants dry || both dry "$rows" '' true "$rows" 0 "$expected" true
+            { ! wants barrier && ! wants on-target; } || both barrier "$rows" '' false "$rows" 0 "$rewrapped" reset "$rows"
         fi
-        if wants on-target; then
-            compact
-            service on-target "$rows" '' false 0 "$rows" "$rewrapped"
-        fi
+        ! wants on-target || both on-target "$rows" '' false 0 "$rows" "$rewrapped" compact
         # Right after the run that it is compared with, because the speed of the machine may change within minutes.
         if wants_ceiling "$rows"; then
             ceiling ceiling-barrier "$rows" barrier "$shape_barrier"
             [ "$round" -gt 1 ] || proven "$rows"
         fi
         if wants each; then
-            reset "$rows"
-            service each "$rows" 'durability = "per_row"' false "$rows" 0 "$rewrapped"
+            both each "$rows" 'durability = "per_row"' false "$rows" 0 "$rewrapped" reset "$rows"
         fi
         ! wants_ceiling "$rows" || ceiling ceiling-each "$rows" each "$shape_each"
         [ "$rows" -le "$RIVALS_UP_TO" ] || continue

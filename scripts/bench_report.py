@@ -32,6 +32,8 @@ GOALS = [
     ("each / its ceiling", "each", "ceiling-each", 0.9),
     ("dry run / barrier", "dry", "barrier", 4),
     ("all on target / barrier", "on-target", "barrier", 4),
+    # With AGAINST, each way is measured with another build, too.
+    *((f"{way} / before", way, f"before-{way}", 0.97) for way in ("dry", "barrier", "on-target", "each")),
 ]
 
 # An apply does the work of a dry run, and it writes. Each entry compares an apply with these two parts, measured one

@@ -24,6 +24,7 @@ what=$(basename "$0" .sh)
 umask 077
 work=$(mktemp -d "${TMPDIR:-/tmp}/nico-rewrap-$what.XXXXXX")
 cd "$work" || exit
+binary=$release/nico-rewrap
 postgres_pid='' service_pid='' database_url='' port='' http_port='' kv1='' kv2=''
 
 # ---- output ----------------------------------------------------------------------------------------------------------
@@ -48,7 +49,7 @@ fail() {
 
 # With these functions, the commands look the same as on an operator's machine.
 grpcurl() { "$GRPCURL" "$@"; }
-nico-rewrap() { "$release/nico-rewrap" "$@"; }
+nico-rewrap() { "$binary" "$@"; }
 seed() { "$release/examples/seed" "$@"; }
 
 # ---- cleanup ---------------------------------------------------------------------------------------------------------
@@ -233,7 +234,7 @@ is_ready() {
 }
 
 launch_service() {
-    "$release/nico-rewrap" serve --config site.toml >serve.log 2>&1 &
+    "$binary" serve --config site.toml >serve.log 2>&1 &
     service_pid=$!
     wait_for 20 "$service_pid" is_ready || fail "the service did not become ready"
 }

@@ -5,11 +5,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::sleep;
 use tracing::Instrument;
 
-use super::{
-    call::{Calls, Inner},
-    error::ServiceError,
-    run_id::run_id,
-};
+use super::{call::Calls, context::Inner, error::ServiceError, run_id::run_id};
 use crate::{
     run::{
         Meter, RunError, RunSpec, Runner, Scope,

@@ -17,8 +17,9 @@ use tracing::Instrument;
 
 use super::{
     admission::decide,
-    call::{CallRequest, Inner},
+    context::Inner,
     error::{Counts, ServiceError},
+    request::{CallRequest, Ending},
 };
 use crate::{
     audit::{Outcome, Record},
@@ -39,9 +40,6 @@ const PROGRESS: Duration = Duration::from_millis(500);
 
 /// How long an ended run waits until its last failures are in the database.
 const KEEP_LIMIT: Duration = Duration::from_millis(300);
-
-/// The report and the target key id, or why there is none.
-pub(super) type Ending = Result<(Report, String), ServiceError>;
 
 /// One call.
 pub(super) struct Execution {
@@ -126,8 +124,9 @@ impl Execution {
         let caller = permit.identity().name();
         let record = RunRecord::started(&spec, &target, caller, &context.info.name);
         let stop = inner.shutdown.child_token();
-        let _slots = inner
-            .run_slots(&spec.id, record.is_site_apply(), &stop)
+        let slots = &inner.slots;
+        let _slots = slots
+            .acquire(&spec.id, record.is_site_apply(), &stop, history)
             .await?;
         let site_guard = if record.is_site_apply() {
             match acquire(runner.site(), history, &record).await? {

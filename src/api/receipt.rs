@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use tracing::Instrument;
 
-use super::call::Inner;
+use super::context::Inner;
 use crate::{
     run::{
         Census, Runner, Scope,

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 
 use super::{AppError, self_test::self_test};
 use crate::{
-    api::call::LateRunner,
+    api::context::LateRunner,
     config::{InVault, MachineIdentity, SiteKeys},
     domain::keyring::Keyring,
     run::{self, RateOptions, Runner},

@@ -35,7 +35,8 @@ use self::{
 pub use self::{error::AppError, listeners::Listeners};
 use crate::{
     api::{
-        call::{CallContext, Calls, InstanceInfo},
+        call::Calls,
+        context::{CallContext, InstanceInfo},
         grpc,
         guard::Guard,
     },

@@ -11,8 +11,9 @@ use super::proto::forge::{
 use crate::{
     api::{
         audited::Audited,
-        call::{Answer, CallRequest, Calls, RunOptions},
+        call::Calls,
         error::ServiceError,
+        request::{Answer, CallRequest, RunOptions},
         run_id::RUN_ID_HEADER,
     },
     auth::peer::Peer,

@@ -17,8 +17,9 @@ use super::proto::rewrap::{self as pb, rewrap_server::Rewrap};
 use crate::{
     api::{
         audited::Audited,
-        call::{Answer, CallRequest, Calls, RunOptions},
+        call::Calls,
         error::ServiceError,
+        request::{Answer, CallRequest, RunOptions},
         run_id::{RUN_ID_HEADER, run_id},
     },
     auth::{authorize::Permit, peer::Peer},

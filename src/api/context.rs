@@ -1,0 +1,94 @@
+//! What calls share: the parts of the server that they use, and their limits.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::{Duration, SystemTime},
+};
+
+use tokio::sync::{Notify, watch::Receiver};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{error::ServiceError, slots::Slots};
+use crate::{
+    audit::AuditLog,
+    auth::authorize::Policy,
+    run::{Runner, censuses::Censuses, history::History},
+    store::SetupError,
+    telemetry::readiness::Readiness,
+};
+
+/// What the server knows about itself.
+#[derive(Debug)]
+pub struct InstanceInfo {
+    /// The name of this instance.
+    pub name: String,
+    /// When this instance started.
+    pub start_time: SystemTime,
+    /// TLS with the database.
+    pub database_tls: String,
+}
+
+/// What calls need from the rest of the server.
+pub struct CallContext {
+    /// Makes the runs. Without it, machine identity is disabled on this site.
+    pub runner: Option<LateRunner>,
+    /// The runs of the site.
+    pub history: History,
+    /// What censuses have shown.
+    pub censuses: Arc<Censuses>,
+    /// About this instance.
+    pub info: InstanceInfo,
+    /// Who may call.
+    pub policy: Policy,
+    /// Whether calls may run.
+    pub readiness: Readiness,
+    /// Why the start cannot use the database, if somebody must change something first.
+    pub setup_problem: Receiver<Option<SetupError>>,
+    /// Where the records go.
+    pub audit: AuditLog,
+    /// Maximum number of concurrent runs.
+    pub max_runs: u32,
+    /// The file for receipts.
+    pub receipt_log: Option<PathBuf>,
+    /// The interval of censuses. Zero means none.
+    pub census_interval: Duration,
+}
+
+/// The runner. It is set when the keys have been read.
+pub type LateRunner = Arc<OnceLock<Runner>>;
+
+/// What all clones of `Calls` share.
+pub(super) struct Inner {
+    pub(super) context: CallContext,
+    /// Limits the runs of this process.
+    pub(super) slots: Slots,
+    /// Says that a census is due.
+    pub(super) census_due: Notify,
+    pub(super) tasks: TaskTracker,
+    pub(super) shutdown: CancellationToken,
+}
+
+impl Inner {
+    /// The runner, when the keys have been read.
+    pub(super) fn runner(&self) -> Result<&Runner, ServiceError> {
+        let runner = self.context.runner.as_ref().ok_or(ServiceError::Disabled)?;
+        runner.get().ok_or_else(|| {
+            let reason = self.context.readiness.check().err();
+            let reason = reason.unwrap_or_else(|| "the keys are not read yet".to_owned());
+            ServiceError::NotReady(reason)
+        })
+    }
+
+    /// Checks whether calls may run. A problem that no retry mends has its own reason.
+    pub(super) fn check_readiness(&self) -> Result<(), ServiceError> {
+        if self.shutdown.is_cancelled() {
+            return Err(ServiceError::ShuttingDown);
+        }
+        let Err(reason) = self.context.readiness.check() else {
+            return Ok(());
+        };
+        let problem = self.context.setup_problem.borrow().clone();
+        Err(problem.map_or(ServiceError::NotReady(reason), ServiceError::DatabaseSetup))
+    }
+}

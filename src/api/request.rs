@@ -1,0 +1,49 @@
+//! The request of a call and its answer, whatever the transport.
+
+use std::{sync::Arc, time::Duration};
+
+use super::error::ServiceError;
+use crate::{
+    auth::peer::Peer,
+    run::{Report, Scope, history, record::Kind},
+};
+
+/// The request of a call.
+pub(super) struct CallRequest {
+    /// The method, for the audit record.
+    pub(super) method: &'static str,
+    /// The client; `None` is a bug of the server.
+    pub(super) peer: Option<Arc<Peer>>,
+    /// The organization or the site; an error if the request is invalid.
+    pub(super) scope: Result<Scope, ServiceError>,
+    /// What the run does; an error if the request is invalid.
+    pub(super) kind: Result<Kind, ServiceError>,
+    /// The target key ids that the client expects. Each must be the target of this server.
+    pub(super) expected_target: Vec<String>,
+    /// The time limit that the client set for the call.
+    pub(super) deadline: Option<Duration>,
+    /// What else the client asked for.
+    pub(super) options: RunOptions,
+}
+
+/// What a client can ask for beside kind and scope.
+#[derive(Debug, Default)]
+pub(super) struct RunOptions {
+    /// Maximum number of rows per second. Zero means no limit.
+    pub(super) max_rows_per_second: u32,
+    /// The number of failed rows after which the run stops. Zero means no limit.
+    pub(super) stop_after_failures: u32,
+    /// The id of the request, so that it starts only one run.
+    pub(super) request: Option<history::Request>,
+}
+
+/// The result of a call.
+pub(super) struct Answer<T> {
+    /// The id of the run.
+    pub(super) run_id: String,
+    /// The result, or why there is none.
+    pub(super) result: Result<T, ServiceError>,
+}
+
+/// The report and the target key id, or why there is none.
+pub(super) type Ending = Result<(Report, String), ServiceError>;
