@@ -179,7 +179,9 @@ both() {
     local arguments=("${@:1:7}")
     shift 7
     "$@"
-    service "${arguments[@]}"
+    # A census at the start of the service would share the processors with the call.
+    service "${arguments[0]}" "${arguments[1]}" "${arguments[2]}
+census_interval = \"0s\"" "${arguments[@]:3}"
     [ -n "$AGAINST" ] || return 0
     "$@"
     binary=$AGAINST
