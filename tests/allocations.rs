@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use allocation_counter::measure;
-use nico_rewrap::auth::authorize::{Policy, authorize};
+use nico_rewrap::auth::authorize::{Access, Policy, authorize};
 use nico_rewrap::auth::identity::{Caller, Identity};
 use nico_rewrap::domain::keyring::{Kek, KeyId, Keyring};
 use nico_rewrap::domain::rewrap::{Decision, Scratch, decide};
@@ -138,8 +138,9 @@ fn permit() -> nico_rewrap::auth::authorize::Permit {
         allowed_services: vec!["tests".to_owned()],
         casbin: None,
         permissive: false,
+        local_may_apply: false,
     };
-    authorize(&policy, &caller).unwrap()
+    authorize(&policy, &caller, Access::Read).unwrap()
 }
 
 fn dry_run() -> RunSpec {

@@ -39,6 +39,8 @@ mod source_imports;
 
 mod adaptive_rate;
 mod admin_bundle;
+mod admin_socket;
+mod admin_socket_file;
 mod allocations;
 mod anchors;
 mod audit_log;
