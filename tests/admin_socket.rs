@@ -56,6 +56,14 @@ fn orgs() -> Vec<Org> {
     ["a", "b", "c"].map(|id| Org::under(id, "kv1")).into()
 }
 
+/// Enough for a run of a minute with one row a second, after the burst.
+fn many_orgs() -> Vec<Org> {
+    let id = |number| format!("org-{number:03}");
+    (0..80)
+        .map(|number| Org::under(&id(number), "kv1"))
+        .collect()
+}
+
 fn request(kind: &str) -> Value {
     json!({"kind": kind, "site": {}, "expectTargetKeyId": "kv2"})
 }
@@ -187,7 +195,7 @@ async fn with_the_setting_an_apply_runs_and_names_its_caller() {
 
 #[tokio::test]
 async fn the_emergency_stop_needs_no_right_to_apply() {
-    let (database, _client) = seeded(&orgs()).await;
+    let (database, _client) = seeded(&many_orgs()).await;
     let (site, socket) = with_socket(Site::new(&database));
     let server = site.start().await;
     let run = start_slow(&server, "RUN_KIND_APPLY", 1).await;
@@ -274,7 +282,7 @@ async fn another_user_is_refused_even_if_the_file_is_open_to_everybody() {
     let site = site.set("machine_identity.enabled", "false");
     let server = site.set("rewrap.admin_socket", path(&socket)).start().await;
     std::fs::set_permissions(&socket, PermissionsExt::from_mode(0o666)).unwrap();
-    let connect = r#"use IO::Socket::UNIX;
+    let connect = r#"use IO::Socket::UNIX; $SIG{PIPE} = 'IGNORE';
         my $socket = IO::Socket::UNIX->new(Peer => $ARGV[0]) or die "$!";
         syswrite $socket, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
         print sysread($socket, my $answer, 1) || 0"#;
@@ -364,7 +372,7 @@ async fn a_slow_request_and_an_idle_connection_end_as_with_tls() {
 
 #[tokio::test]
 async fn a_shutdown_waits_for_the_calls_at_the_socket() {
-    let (database, _client) = seeded(&orgs()).await;
+    let (database, _client) = seeded(&many_orgs()).await;
     let (site, socket) = with_socket(Site::new(&database));
     let slow = site
         .set("rewrap.admin_socket_may_apply", "true")
@@ -374,7 +382,7 @@ async fn a_shutdown_waits_for_the_calls_at_the_socket() {
     server.wait_log("run started").await;
     assert_eq!(server.terminate().await, 0);
     drop(client);
-    assert!(server.audited_rows("SHUTTING_DOWN").await < 3);
+    assert!(server.audited_rows("SHUTTING_DOWN").await < 80);
     assert!(is_ours(&server.wait_log("call").await));
 }
 
@@ -408,15 +416,15 @@ async fn without_the_setting_there_is_no_socket_and_the_right_to_apply_is_pointl
 
 #[tokio::test]
 async fn runs_of_both_kinds_of_callers_share_their_limit() {
-    let (database, _client) = seeded(&orgs()).await;
+    let (database, _client) = seeded(&many_orgs()).await;
     let (site, socket) = with_socket(Site::new(&database));
     let server = site.set("rewrap.max_runs", "1").start().await;
-    let slow = start_slow(&server, "RUN_KIND_DRY_RUN", 1).await;
+    let slow = start_slow(&server, "RUN_KIND_APPLY", 1).await;
     let error = ask(&socket, "StartRun", request("RUN_KIND_DRY_RUN")).await;
     assert_eq!(error.unwrap_err().reason().unwrap(), "TOO_MANY_RUNS");
     ask(&socket, "StopRun", json!({"runId": slow["id"]}))
         .await
         .unwrap();
     ended(&server, &slow).await;
-    assert_eq!(run(&server, true).await.rows_examined, 3);
+    assert_eq!(run(&server, true).await.rows_examined, 80);
 }
