@@ -99,7 +99,7 @@ fn the_allocations_of_each_row_are_limited() {
     );
 }
 
-async fn site_of(rows: usize, key_id: &str) -> Runner {
+pub(crate) async fn site_of(rows: usize, key_id: &str) -> Runner {
     let database = Database::migrated().await;
     let text = seal(signing_key_pem(), key_id);
     let orgs: Vec<_> = (0..rows)
@@ -127,7 +127,8 @@ async fn site_of(rows: usize, key_id: &str) -> Runner {
     Runner::new(Arc::new(Site { keyring, store }), speed)
 }
 
-fn permit() -> nico_rewrap::auth::authorize::Permit {
+/// A permit for everything except an apply.
+pub(crate) fn permit() -> nico_rewrap::auth::authorize::Permit {
     let caller = Caller {
         identity: Some(Identity::Service {
             name: "tests".to_owned(),
@@ -143,7 +144,7 @@ fn permit() -> nico_rewrap::auth::authorize::Permit {
     authorize(&policy, &caller, Access::Read).unwrap()
 }
 
-fn dry_run() -> RunSpec {
+pub(crate) fn dry_run() -> RunSpec {
     RunSpec {
         id: String::new(),
         kind: Kind::DryRun,

@@ -92,6 +92,7 @@ mod new_keys;
 mod notices;
 mod old_schema;
 mod pem_files;
+mod permits;
 mod policies;
 mod pooler;
 mod property;
