@@ -56,6 +56,7 @@ mod client_connection;
 mod client_documents;
 mod client_local;
 mod client_old_server;
+mod client_socket;
 mod command_line;
 mod config_sources;
 mod configuration;
