@@ -38,6 +38,7 @@ mod seed;
 mod server;
 mod site;
 mod source_imports;
+mod terminal;
 
 mod adaptive_rate;
 mod admin_bundle;
@@ -54,6 +55,7 @@ mod client_connection;
 mod client_documents;
 mod client_local;
 mod client_old_server;
+mod client_rotate;
 mod command_line;
 mod config_sources;
 mod configuration;

@@ -56,6 +56,28 @@ enum Command {
     /// target key and the same key bytes? It shows each key with its verdict, the run in
     /// progress, and the failures of the last run.
     Status(client::Status),
+    /// Check everything that a rotation needs, without changing anything.
+    ///
+    /// The command asks every instance, takes a census and makes a dry run. It also checks whether
+    /// nico-api has the same bytes under the target key: a secret that nico-api wrote under it must
+    /// open.
+    ///
+    /// The exit code is 0 if nothing prevents a rotation, 3 if a check failed, and 4 if the server
+    /// refused the census or the dry run.
+    Check(client::Check),
+    /// Rotate the key: check, ask, re-wrap every secret, and show the verdict.
+    ///
+    /// The command makes the checks of `check`, says what will happen, and asks. It re-wraps the
+    /// canary organizations first, then all others. After a census it shows which keys are still in
+    /// use. If somebody wrote under an old key in the meantime, it re-wraps again.
+    ///
+    /// The run lives on the server. Ctrl-C asks whether to leave, to stop or to continue. Without a
+    /// terminal, SIGTERM leaves the run to the server.
+    ///
+    /// The exit code is 0 if every secret is under the target key, 3 if rows or the canary check
+    /// failed, 4 if nothing was changed, 5 if the run is incomplete, and 8 if secrets are still
+    /// written under an old key.
+    Rotate(client::Rotate),
     /// Re-wrap the secrets, or say with --dry-run what an apply would do.
     ///
     /// The run lives on the server. If this command ends early, the run continues.
@@ -199,6 +221,8 @@ pub fn main() -> ExitCode {
         Command::Receipt(receipt) => receipt.run(&variables),
         Command::Context(context) => context.run(&variables),
         Command::Status(status) => client::run(&status, &variables),
+        Command::Check(check) => client::run(&check, &variables),
+        Command::Rotate(rotate) => client::run(&rotate, &variables),
         Command::Reencrypt(reencrypt) => client::run(&reencrypt, &variables),
         Command::Census(census) => client::run(&census, &variables),
         Command::Verify(verify) => client::run(&verify, &variables),

@@ -4,6 +4,7 @@
 //! everything else to standard error. `exit.rs` has the exit codes.
 
 mod can_i_delete;
+mod check;
 mod connection;
 mod context_command;
 mod exit;
@@ -12,6 +13,7 @@ mod options;
 mod output;
 mod problem;
 mod receipt;
+mod rotate;
 mod run;
 mod runs;
 mod status;
@@ -24,10 +26,12 @@ use tokio::time::Instant;
 
 pub(super) use self::{
     can_i_delete::CanIDelete,
+    check::Check,
     context_command::ContextCommand,
     exit::{Exit, HELP as EXIT_CODES},
     keys::List as ListKeys,
     receipt::Show as ShowReceipt,
+    rotate::Rotate,
     run::{Census, Reencrypt, Verify},
     runs::Runs,
     status::Status,
