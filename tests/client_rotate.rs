@@ -176,8 +176,7 @@ async fn a_rotation_at_a_terminal() {
     terminal.type_in("yes\n");
     terminal.wait_for("canary check of org001").await;
     // The bar of the apply of the site.
-    terminal.wait_for("apply: ").await;
-    sleep(Duration::from_secs(1)).await;
+    terminal.wait_after("canary check of", "of 61 rows").await;
     terminal.type_in("\x03");
     terminal.wait_for("Type d, s or c, and Enter:").await;
     terminal.type_in("c\n");
@@ -199,7 +198,6 @@ async fn an_operator_can_stop_or_leave_a_rotation() {
         let args = Operator::of(&server).args(&["rotate", "--yes"]);
         let mut terminal = Terminal::start(&args, &[("NO_COLOR", "1")]);
         terminal.wait_for("apply: ").await;
-        sleep(Duration::from_secs(1)).await;
         terminal.type_in("\x03");
         terminal.wait_for("Type d, s or c, and Enter:").await;
         terminal.type_in(answer);

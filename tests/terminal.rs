@@ -85,9 +85,19 @@ impl Terminal {
 
     /// Waits until the screen has shown this text.
     pub(crate) async fn wait_for(&self, text: &str) {
+        self.wait_after("", text).await;
+    }
+
+    /// Waits until the screen has shown this text after the last `start`.
+    pub(crate) async fn wait_after(&self, start: &str, text: &str) {
         let deadline = Instant::now() + TIME_LIMIT;
-        while !self.screen().contains(text) {
-            assert!(Instant::now() < deadline, "no {text:?}:\n{}", self.screen());
+        loop {
+            let screen = self.screen();
+            let from = screen.rfind(start).filter(|_| !start.is_empty());
+            if screen[from.unwrap_or(0)..].contains(text) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "no {text:?}:\n{screen}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

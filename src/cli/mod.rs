@@ -7,7 +7,9 @@ mod healthcheck;
 mod keygen;
 mod migrate;
 mod notify;
+mod pages;
 mod receipt;
+mod reference;
 mod secrets_file;
 mod serve;
 mod signals;
@@ -15,7 +17,7 @@ mod state;
 
 use std::{ffi::OsString, num::NonZero, path::PathBuf, process::ExitCode, time::Duration};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use zeroize::Zeroizing;
 
 use crate::{
@@ -140,6 +142,12 @@ enum Command {
     /// The exit code is 0 if the server is ready, 1 if it is not, and 78 for a configuration
     /// error.
     Healthcheck(healthcheck::Healthcheck),
+    /// Print a completion script for a shell.
+    ///
+    /// For bash: nico-rewrap completion bash > /etc/bash_completion.d/nico-rewrap
+    Completion(pages::Completion),
+    /// Print the manual page.
+    Man(pages::Man),
     /// Commands for development and tests.
     #[command(subcommand)]
     Dev(Dev),
@@ -178,6 +186,9 @@ enum Dev {
     ///
     /// In production, nico-api owns the tables. The server never creates or alters tables.
     Migrate(ConfigFiles),
+    /// Print docs/reference/cli.md.
+    #[command(hide = true)]
+    CliReference,
 }
 
 #[derive(Debug, Args)]
@@ -211,6 +222,9 @@ pub fn main() -> ExitCode {
         Command::Migrate(files) | Command::Dev(Dev::Migrate(files)) => {
             return migrate::run(&files.config, &environment);
         }
+        Command::Dev(Dev::CliReference) => pages::print(reference::page(Cli::command()).as_bytes()),
+        Command::Completion(completion) => completion.run(Cli::command()),
+        Command::Man(man) => man.run(Cli::command()),
         Command::State(state) => return state.run(&environment),
         Command::Keys(Keys::Generate(keygen)) | Command::Keygen(keygen) => {
             return keygen.run(&environment);

@@ -22,7 +22,10 @@ mod whoami;
 
 use std::future::Future;
 
-use tokio::time::Instant;
+use tokio::{
+    sync::{Mutex, MutexGuard, OnceCell},
+    time::Instant,
+};
 
 pub(super) use self::{
     can_i_delete::CanIDelete,
@@ -43,6 +46,7 @@ use self::{
     options::Common,
     output::Output,
     problem::Problem,
+    run::Signals,
 };
 
 /// A command with the options of every command.
@@ -63,6 +67,8 @@ pub(super) struct Client {
     deadline: Option<Instant>,
     /// Whether the command must not ask.
     no_input: bool,
+    /// Ctrl-C and SIGTERM, from the first time that a command waits for them.
+    signals: OnceCell<Mutex<Signals>>,
 }
 
 impl Client {
@@ -74,9 +80,18 @@ impl Client {
                 settings,
                 deadline: common.timeout.map(|timeout| Instant::now() + timeout),
                 no_input: common.no_input,
+                signals: OnceCell::new(),
             }),
             Err(problem) => Err((output, problem)),
         }
+    }
+
+    /// The signals. Until this is called, they end the process.
+    async fn signals(&self) -> Result<MutexGuard<'_, Signals>, Problem> {
+        let signals = self
+            .signals
+            .get_or_try_init(|| async { Signals::install().map(Mutex::new) });
+        Ok(signals.await?.lock().await)
     }
 
     /// Connects to one instance.

@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal};
 
 use tokio::task::spawn_blocking;
 
-use crate::cli::client::{Client, exit::Exit, output::note, problem::Problem, run::Signals};
+use crate::cli::client::{Client, exit::Exit, output::note, problem::Problem};
 
 /// Asks for permission, unless an option has given it.
 pub(super) async fn ask(client: &Client, yes: bool, confirm: Option<&str>) -> Result<(), Problem> {
@@ -30,7 +30,7 @@ pub(super) async fn ask(client: &Client, yes: bool, confirm: Option<&str>) -> Re
         None => ("\nType yes to start:".to_owned(), "yes".to_owned()),
     };
     note(&prompt);
-    let mut signals = Signals::install()?;
+    let mut signals = client.signals().await?;
     let answer = spawn_blocking(|| {
         let mut line = String::new();
         io::stdin().read_line(&mut line).map(|_| line)

@@ -6,7 +6,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::client::{exit::Exit, output::note, problem::Problem};
 
-/// The signals that end a command.
+/// The signals that end a command. A signal that arrives while nobody waits is not lost.
+#[derive(Debug)]
 pub(crate) struct Signals {
     interrupt: Signal,
     terminate: Signal,

@@ -17,7 +17,6 @@ use super::{
     options::{Common, Format},
     output::text::plain,
     problem::Problem,
-    run::Signals,
 };
 
 /// How often `--watch` asks.
@@ -59,7 +58,7 @@ impl Command for Status {
 
 /// Shows the screen again and again.
 async fn watch(client: &Client) -> Result<Exit, Problem> {
-    let mut signals = Signals::install()?;
+    let mut signals = client.signals().await?;
     loop {
         let next = Instant::now() + INTERVAL;
         let asked = tokio::select! {
