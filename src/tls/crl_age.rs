@@ -68,19 +68,6 @@ impl Ages {
         }
         Ok(())
     }
-
-    /// Keeps the ages of loaded lists that are missing here, and returns the names of their
-    /// issuers. Without the age of a missing list, a later reload could bring back an older one.
-    pub(super) fn keep_missing(&mut self, loaded: &Self) -> Vec<String> {
-        let mut missing = Vec::new();
-        for (issuer, (age, name)) in &loaded.0 {
-            if !self.0.contains_key(issuer) {
-                missing.push(name.clone());
-                self.0.insert(issuer.clone(), (age.clone(), name.clone()));
-            }
-        }
-        missing
-    }
 }
 
 #[cfg(test)]
