@@ -35,7 +35,7 @@ impl Runner {
             .await
             .ok_or(RunError::Stopped)?;
         check_preflight(&preflight?, batches.mode())?;
-        // A trigger could be created after the check, and this costs one row hardly more.
+        // A trigger could be created after the check. For one row, the second read costs little.
         batches.verify_writes(true);
         match row {
             Ok(Some(row)) => {
@@ -120,8 +120,8 @@ impl Runner {
     }
 
     /// Counts the organizations whose rows are in a part of the table that Postgres cannot
-    /// read, as far as their ids are known. The answer to the call has no list of failures,
-    /// so this logs the first ones.
+    /// read, if their ids are known. The answer to the call has no list of failures, so this
+    /// function logs the first failures.
     async fn name_unreadable(
         &self,
         stop: &CancellationToken,
@@ -188,7 +188,7 @@ impl Runner {
                 batches.count_rows(vec![outcome]).await;
             }
             page = if store.options().database_pool_size == 1 || has_large_rows(&rows) {
-                // The batches need the only connection, or the memory.
+                // The batches need the only connection, or the rows need most of the memory.
                 batches.start_all(rows).await?;
                 batches.finish().await?;
                 read(next).await?
