@@ -57,7 +57,7 @@ impl Calls {
         &self.0.context.history
     }
 
-    /// What censuses have shown.
+    /// The results of the censuses.
     pub(super) fn censuses(&self) -> &Censuses {
         &self.0.context.censuses
     }
@@ -82,7 +82,8 @@ impl Calls {
         Ok(decide(&self.0.context.policy, peer)?)
     }
 
-    /// Why the client may not call, if it may not. This is not counted as a decision.
+    /// The reason of a denial, if the client may not call. The metric of decisions does not
+    /// count it.
     pub(super) fn denial(&self, peer: &Peer) -> Option<Denied> {
         authorize(&self.0.context.policy, &peer.caller).err()
     }

@@ -1,5 +1,5 @@
-//! Compares the site config and the secrets file with what was read at the start. Nothing is
-//! reloaded.
+//! Compares the site config and the secrets file with their content at the start. The program
+//! does not reload them.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ pub(super) fn register() {
     }
 }
 
-/// Looks at the files every `period`, and whenever `reload_signal` changes.
+/// Compares the files every `period`, and whenever `reload_signal` changes.
 pub(super) async fn watch(
     mut on_disk: OnDisk,
     period: Duration,

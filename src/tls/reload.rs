@@ -147,7 +147,8 @@ impl Reloader {
         }
     }
 
-    /// Reads the files once. `requested`: a signal asked for it, so the log tells the result.
+    /// Reads the files once. `requested` means that a signal asked for this, so the log has the
+    /// result.
     async fn poll(&mut self, requested: bool) {
         if requested {
             regular_file::try_again();
@@ -197,9 +198,9 @@ impl Reloader {
         }
     }
 
-    /// Refuses a state that lost the admin bundle. The file may be missing only for the moment in
-    /// which it is replaced, and the new state would stop the runs of all administrators. The
-    /// loaded bundle admits nobody whom it did not admit before.
+    /// Refuses a state that lost the admin bundle. The file may be missing only for the moment
+    /// in which it is replaced, and the new state would stop the runs of all administrators.
+    /// The loaded bundle admits no additional CA.
     fn reject_lost_bundle(&self, loaded: Option<Renewed>) -> Result<Option<Renewed>, ReloadError> {
         if let Some((_, state)) = &loaded
             && self.current.borrow().has_admin_bundle()
@@ -212,7 +213,7 @@ impl Reloader {
     }
 
     /// Refuses a state with a revocation list that is older than the loaded one. Warns about
-    /// loaded lists that are missing: the CA may have a new key, so this is no error.
+    /// loaded lists that are missing: the CA may have a new key, so this is not an error.
     fn compare_lists(&self, loaded: Option<Renewed>) -> Result<Option<Renewed>, ReloadError> {
         let Some((fingerprint, mut state)) = loaded else {
             return Ok(None);
@@ -248,7 +249,7 @@ impl Reloader {
     }
 }
 
-/// Has the metrics say when the loaded certificates and lists end.
+/// Sets the metrics with the expiry times of the loaded certificates and lists.
 fn report_expiry(expiry: &Expiry) {
     telemetry::certificate_expiry("server", expiry.server);
     telemetry::certificate_expiry("root_ca", expiry.root_ca);
@@ -260,11 +261,11 @@ fn report_expiry(expiry: &Expiry) {
     }
 }
 
-/// `None` where the files are as they were.
+/// Reads the files. `None` if they have not changed.
 fn renewed(files: TlsFiles, known: Fingerprint) -> Result<Option<Renewed>, ReloadError> {
     let paths = Paths::from(files);
     let mut material = TlsFileContents::read(&paths);
-    // The fingerprint of an unreadable file is that of an empty one.
+    // An unreadable file has the fingerprint of an empty file.
     if !material.faults.is_empty() {
         return Err(ReloadError::Files(std::mem::take(&mut material.faults)));
     }

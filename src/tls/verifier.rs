@@ -163,8 +163,8 @@ fn rank(answer: &Result<ClientCertVerified, Error>) -> u8 {
             | E::ExpiredRevocationList
             | E::ExpiredRevocationListContext { .. },
         )) => 2,
-        // webpki reports the first of several errors that it ranks equally. This may be that
-        // the certificate is not signed with this key either.
+        // webpki reports the first of several errors that it ranks equally. Perhaps this key
+        // did not sign the certificate, and another combination gives `Ok`.
         Err(
             Error::InvalidCertRevocationList(_)
             | Error::InvalidCertificate(

@@ -1,9 +1,9 @@
 //! Authorization in front of the routes, and the answers that no handler gives.
 //!
-//! Every verified certificate may use reflection and health checks. Every other method needs
-//! a permit, even an unknown one. If a call fails before a handler runs (an unknown method, a
-//! malformed request), the guard writes the audit record and answers with a run id and one of
-//! our statuses. If a handler does not mark its response as `Audited`, the guard writes the
+//! Every verified certificate may use reflection and health checks. Every other method needs a
+//! permit, even an unknown one. If a call fails before a handler runs (an unknown method, a
+//! malformed request), the guard writes the audit record and answers with a run id and a status
+//! of this server. If a handler does not mark its response as `Audited`, the guard writes the
 //! record of the call.
 //!
 //! Every certificate holder can cause denied calls, and each writes an audit record. Denied
@@ -303,9 +303,9 @@ fn run_id_of(response: &Result<Response<Body>, ServiceError>) -> String {
     given.map_or_else(run_id, str::to_owned)
 }
 
-/// The outcome of a response without an audit record. A handler's own response stays as it is. An
-/// error that tonic made, because there is no such method or the request cannot be decoded, becomes
-/// one of ours.
+/// The outcome of a response without an audit record. A handler's own response stays as it is.
+/// An error that tonic made, because there is no such method or the request cannot be decoded,
+/// becomes an error of this server.
 fn unrecorded(response: Response<Body>) -> Result<(Outcome, Response<Body>), ServiceError> {
     let outcome = match Status::from_header_map(response.headers()) {
         None => Outcome::OK,

@@ -1,4 +1,4 @@
-//! The words of a verdict.
+//! The explanation of a verdict.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
