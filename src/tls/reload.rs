@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    Expiry, Fault, Paths, TlsFiles, TlsState,
+    Expiry, FileError, Paths, TlsFiles, TlsState,
     check::check,
     file_contents::{CRLS, Fingerprint, TlsFileContents},
     format_time,
@@ -38,10 +38,10 @@ impl fmt::Debug for Loaded {
 
 /// Loads the files for the first time. `Ok(None)` if a required setting is missing and the other
 /// files are without errors. The server's certificate need not be valid now.
-pub(crate) fn load(paths: &Paths) -> Result<Option<Loaded>, Vec<Fault>> {
-    let material = TlsFileContents::read(paths);
-    let fingerprint = material.fingerprint();
-    let state = state(material, paths, false)?;
+pub(crate) fn load(paths: &Paths) -> Result<Option<Loaded>, Vec<FileError>> {
+    let contents = TlsFileContents::read(paths);
+    let fingerprint = contents.fingerprint();
+    let state = state(contents, paths, false)?;
     Ok(paths.complete().zip(state).map(|(files, state)| Loaded {
         files,
         fingerprint,
@@ -50,18 +50,18 @@ pub(crate) fn load(paths: &Paths) -> Result<Option<Loaded>, Vec<Fault>> {
 }
 
 fn state(
-    material: TlsFileContents,
+    contents: TlsFileContents,
     paths: &Paths,
     new_certificate: bool,
-) -> Result<Option<TlsState>, Vec<Fault>> {
-    let checked = check(material, new_certificate)?;
+) -> Result<Option<TlsState>, Vec<FileError>> {
+    let checked = check(contents, new_certificate)?;
     let wants_admin_bundle = paths.admin_root_ca.is_some();
     let state = checked.map(|checked| TlsState::new(checked, paths.crl_policy, wants_admin_bundle));
     // Everything else has been checked, so the cause must be the lists.
     let setting = CRLS;
     state
         .transpose()
-        .map_err(|error| vec![Fault { setting, error }])
+        .map_err(|error| vec![FileError { setting, error }])
 }
 
 /// Watches the files, and publishes a new [`TlsState`] when they change and are valid.
@@ -87,7 +87,7 @@ type Renewed = (Fingerprint, TlsState);
 #[derive(Debug, Error)]
 enum ReloadError {
     #[error("{}", all(.0))]
-    Files(Vec<Fault>),
+    Files(Vec<FileError>),
     #[error("timed out while reading the TLS files: check that their file system is available")]
     ReadTimeout,
     #[error("loading the files panicked: this is a bug")]
@@ -101,8 +101,8 @@ enum ReloadError {
     AdminBundleGone(PathBuf),
 }
 
-fn all(faults: &[Fault]) -> String {
-    let texts: Vec<_> = faults.iter().map(Fault::to_string).collect();
+fn all(errors: &[FileError]) -> String {
+    let texts: Vec<_> = errors.iter().map(FileError::to_string).collect();
     texts.join("; ")
 }
 
@@ -223,7 +223,7 @@ impl Reloader {
         state
             .crl_ages
             .check_not_before(ages)
-            .map_err(|error| ReloadError::Files(vec![Fault { setting, error }]))?;
+            .map_err(|error| ReloadError::Files(vec![FileError { setting, error }]))?;
         for issuer in state.crl_ages.keep_missing(ages) {
             tracing::warn!(
                 %issuer,
@@ -264,17 +264,17 @@ fn report_expiry(expiry: &Expiry) {
 /// Reads the files. `None` if they have not changed.
 fn renewed(files: TlsFiles, known: Fingerprint) -> Result<Option<Renewed>, ReloadError> {
     let paths = Paths::from(files);
-    let mut material = TlsFileContents::read(&paths);
+    let mut contents = TlsFileContents::read(&paths);
     // An unreadable file has the fingerprint of an empty file.
-    if !material.faults.is_empty() {
-        return Err(ReloadError::Files(std::mem::take(&mut material.faults)));
+    if !contents.errors.is_empty() {
+        return Err(ReloadError::Files(std::mem::take(&mut contents.errors)));
     }
-    let fingerprint = material.fingerprint();
+    let fingerprint = contents.fingerprint();
     if fingerprint == known {
         return Ok(None);
     }
     // A server certificate that expired while in use must not block a new revocation list.
     let new_certificate = fingerprint.certificate != known.certificate;
-    let state = state(material, &paths, new_certificate).map_err(ReloadError::Files)?;
+    let state = state(contents, &paths, new_certificate).map_err(ReloadError::Files)?;
     Ok(state.map(|state| (fingerprint, state)))
 }
