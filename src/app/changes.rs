@@ -36,11 +36,11 @@ pub(super) async fn watch(
             Ok(()) = reload_signal.changed() => {}
         }
         // Blocking: the disk may be slow. The time for each file is limited.
-        let look = tokio::task::spawn_blocking(move || {
+        let comparison = tokio::task::spawn_blocking(move || {
             let changes = on_disk.changes();
             (on_disk, changes)
         });
-        let Ok((same, changes)) = look.await else {
+        let Ok((same, changes)) = comparison.await else {
             tracing::error!("comparing the files with the start panicked: this is a bug");
             return;
         };

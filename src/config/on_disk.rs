@@ -131,7 +131,7 @@ fn add(hash: &mut Sha256, value: Option<&ValueKind>) {
 pub(super) struct SecretsOnDisk {
     path: PathBuf,
     keys: Keys,
-    /// The bytes of the last look, and its result: the file is parsed only if it has changed,
+    /// The bytes of the last comparison, and its result: the file is parsed only if it changed,
     /// because it may hold the credentials of many machines.
     last: Option<(Fingerprint, Option<String>)>,
 }

@@ -244,13 +244,13 @@ impl Runner {
 
 /// Checks whether a run may begin, or whether it could have missed rows.
 pub(super) fn check_preflight(preflight: &Preflight, mode: Mode) -> Result<(), StoreError> {
-    if let Some(fault) = &preflight.unfit {
-        return Err(fault.clone().into());
+    if let Some(problem) = &preflight.unfit {
+        return Err(problem.clone().into());
     }
     match (&preflight.unwritable, mode) {
-        (Some(fault), Mode::Apply) => Err(fault.clone().into()),
-        (Some(fault), Mode::DryRun) => {
-            tracing::warn!(reason = fault.reason(), %fault, "no row could be written");
+        (Some(problem), Mode::Apply) => Err(problem.clone().into()),
+        (Some(problem), Mode::DryRun) => {
+            tracing::warn!(reason = problem.reason(), %problem, "no row could be written");
             Ok(())
         }
         (None, Mode::Apply) if preflight.is_standby => Err(StoreError::Unavailable(
