@@ -1,4 +1,4 @@
-//! The CA bundle in which a chain ends decides what it proves. With an admin bundle, only the CAs
+//! The CA bundle in which a chain ends decides the identity. With an admin bundle, only the CAs
 //! of that bundle make administrators, whatever the certificate says and whatever else the client
 //! sends.
 

@@ -1,4 +1,4 @@
-//! A census counts every secret once, whatever is stored, and needs little memory.
+//! A census counts every secret once, even if the texts are invalid, and needs little memory.
 
 use serde_json::{Value, json};
 

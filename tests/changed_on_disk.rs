@@ -1,5 +1,5 @@
-//! Files that no longer say what was read at the start: a warning, a metric and a line in `/readyz`.
-//! Nothing is reloaded.
+//! Files that change after the start: a warning, a metric and a line in `/readyz`. The server
+//! does not reload them.
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,5 @@
 //! Keys in environment variables, in the format of nico-api. The server reads them only if this is
-//! enabled, and before the secrets file. A message names the variable of each fault. The process
+//! enabled, and before the secrets file. A message names the variable of each error. The process
 //! keeps no copy of a key.
 
 use std::os::unix::fs::FileExt;

@@ -1,5 +1,5 @@
 //! Triggers that run after the UPDATE of a row and undo it: at the end of the statement, or at
-//! COMMIT. Only the affected rows fail, and nothing of them is written.
+//! COMMIT. Only the affected rows fail, and they stay unchanged.
 
 use serde_json::json;
 use tokio_postgres::Client;

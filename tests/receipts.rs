@@ -1,4 +1,4 @@
-//! The receipt of an apply: what it says, and the chain that it is part of.
+//! The receipt of an apply: its content, and the chain of receipts.
 
 use std::time::{Duration, Instant};
 

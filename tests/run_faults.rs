@@ -1,4 +1,4 @@
-//! Runs whose instance or client goes away, and the stream of `WatchRun`.
+//! Runs whose instance ends or whose client disconnects, and the stream of `WatchRun`.
 
 use std::time::Duration;
 

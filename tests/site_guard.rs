@@ -1,4 +1,4 @@
-//! Only one site-wide apply of a site runs, whatever instance executes it.
+//! Only one site-wide apply of a site runs at a time, over all instances.
 
 use std::time::{Duration, Instant};
 

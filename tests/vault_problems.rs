@@ -1,5 +1,5 @@
-//! A Vault that does not answer is waited for. A setup that waiting does not mend ends the start
-//! with exit code 78.
+//! The server waits for a Vault that does not answer. If waiting cannot solve a problem, the
+//! start ends with exit code 78.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! May a key be deleted? Censuses, verdicts, and what survives a restart.
+//! May a key be deleted? Censuses, verdicts, and the history after a restart.
 
 use std::time::{Duration, Instant};
 
