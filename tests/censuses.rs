@@ -259,7 +259,7 @@ async fn a_verify_without_a_privilege_says_so() {
     }
 }
 
-/// The background census of a site with the usual settings.
+/// The automatic census of a site with the usual settings.
 #[tokio::test]
 async fn the_background_census_of_a_usual_site_ends_with_the_server() {
     let database = Database::migrated().await;

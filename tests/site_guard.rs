@@ -90,7 +90,7 @@ async fn opposite_targets(site: impl Fn() -> Site) {
         assert_refused(refused, &holder);
         ask(server, "StopRun", json!({"runId": holder["id"]})).await;
         assert_eq!(ended(server, &holder).await["state"], "RUN_STATE_STOPPED");
-        // The guard is given back before the end is published, or soon after.
+        // The server releases the guard before it publishes the end, or soon after.
         sleep(Duration::from_millis(300)).await;
     }
     let holder = apply_when_free(&kv1, "kv1").await;

@@ -155,7 +155,7 @@ async fn an_address_with_the_other_scheme_is_refused() {
     ends(site, &[words]).await;
 }
 
-/// The token must not go to a server that nobody has named.
+/// The token must not go to a server that no setting names.
 #[tokio::test]
 async fn a_redirect_is_not_followed() {
     let database = Database::migrated().await;
