@@ -16,10 +16,10 @@ use crate::seed::{self, Org};
 use crate::server::Server;
 use crate::site::Site;
 
-const NO_CONNECTION: &str = "Postgres allows no further connection, so other instances are not kept \
-    from a site-wide apply at the same time. Raise the CONNECTION LIMIT of the role";
+const NO_CONNECTION: &str = "Postgres allows no further connection, so other instances can do a \
+    site-wide apply at the same time. Raise the CONNECTION LIMIT of the role";
 const NO_SCHEMA: &str = "with pool_mode = \"transaction\" and without the schema nico_rewrap, other \
-    instances are not kept from a site-wide apply at the same time: run `nico-rewrap state migrate`";
+    instances can do a site-wide apply at the same time: run `nico-rewrap state migrate`";
 
 /// An instance, `kv1` or `kv2`, whose target is its name.
 async fn instance(site: Site, target: &str) -> Server {

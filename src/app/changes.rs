@@ -63,7 +63,10 @@ fn report(last: &[Change], changes: &[Change], readiness: &Readiness) {
                 change = now,
                 "changed on disk since the start: restart nico-rewrap to read it"
             ),
-            (Some(_), None) => tracing::info!(source, "on disk as at the start again"),
+            (Some(_), None) => tracing::info!(
+                source,
+                "the content on disk is the same as at the start again"
+            ),
             _ => {}
         }
         telemetry::changed_on_disk(source, find(changes).is_some());

@@ -117,7 +117,7 @@ impl Censuses {
                 Ok(false) if attempts < ATTEMPTS => {}
                 Ok(false) => {
                     tracing::warn!(
-                        "cannot read the censuses of other instances: this one counts late"
+                        "cannot read the censuses of other instances: this census counts as late"
                     );
                     add(&mut lock(&self.unwritten), facts);
                     break stragglers;
@@ -125,7 +125,7 @@ impl Censuses {
                 Err(error) => {
                     tracing::warn!(
                         %error,
-                        "cannot write the census to the schema nico_rewrap: it counts late"
+                        "cannot write the census to the schema nico_rewrap: it counts as late"
                     );
                     add(&mut lock(&self.unwritten), facts);
                     break stragglers;

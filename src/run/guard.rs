@@ -100,7 +100,7 @@ pub async fn acquire<'a>(
     if !history.is_persistent() {
         tracing::warn!(
             "with pool_mode = \"transaction\" and without the schema nico_rewrap, other instances \
-             are not kept from a site-wide apply at the same time: run `nico-rewrap state migrate`"
+             can do a site-wide apply at the same time: run `nico-rewrap state migrate`"
         );
         return Ok(Acquired::Guard(SiteGuard::ProcessOnly));
     }
@@ -141,8 +141,8 @@ async fn acquire_lock<'a>(
             Ok(None) => {}
             Err(error) if error.is_connection_limit() => {
                 tracing::warn!(
-                    "Postgres allows no further connection, so other instances are not kept from a \
-                     site-wide apply at the same time. Raise the CONNECTION LIMIT of the role"
+                    "Postgres allows no further connection, so other instances can do a site-wide \
+                     apply at the same time. Raise the CONNECTION LIMIT of the role"
                 );
                 return Ok(Acquired::Guard(SiteGuard::ProcessOnly));
             }
@@ -225,7 +225,7 @@ impl<'a> SiteGuard<'a> {
             Self::Lock { lock, .. } => lock.into_inner().unlock().await,
             Self::Lease { site, run_id, .. } => {
                 if let Err(error) = site.store.end_lease(LEASE, &run_id).await {
-                    tracing::warn!(%error, "the lease of the site-wide apply ends in 30 s only");
+                    tracing::warn!(%error, "cannot end the lease of the site-wide apply: it expires within 30 s");
                 }
             }
         }

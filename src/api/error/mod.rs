@@ -68,7 +68,7 @@ pub enum ServiceError {
     Stopped,
     /// The number of failed rows has reached the limit of the request.
     #[error(
-        "the run was stopped after {0} failed rows, as stop_after_failures asks. Committed rows stay committed"
+        "the run was stopped after {0} failed rows, the limit in stop_after_failures. Committed rows stay committed"
     )]
     FailureLimit(u64),
     /// The organization id is blank or malformed.
@@ -94,8 +94,8 @@ pub enum ServiceError {
     DatabaseSetup(SetupError),
     /// The rows are committed, but the synchronous standby may not have them.
     #[error(
-        "a commit's wait for the synchronous standby was cancelled, so the standby may lack rows \
-         that this run read or wrote: call again"
+        "somebody cancelled the wait of a commit for the synchronous standby, so the standby may \
+         lack rows that this run read or wrote: call again"
     )]
     NotReplicated,
     /// The record of the call cannot be written.

@@ -95,8 +95,8 @@ impl History {
         } else if !is_ready && (first || was_ready) {
             tracing::warn!(
                 reason = %schema,
-                "runs and censuses are kept in memory only, and verdicts know only what this process \
-                 has seen"
+                "runs and censuses are kept in memory only, and verdicts use only the censuses of this \
+                 process"
             );
         }
     }
