@@ -199,7 +199,7 @@ pub struct RunRecord {
     pub failure_groups: Vec<FailureGroup>,
     /// Why the run did not finish.
     pub problem: Option<RunProblem>,
-    /// Whether the reported changes survive a crash of the database.
+    /// Whether everything in the report survives a crash of the database.
     pub durable: bool,
 }
 

@@ -134,7 +134,7 @@ impl Report {
 pub struct Ended<E = RunError> {
     /// The counts. A run that ended early has counts too.
     pub report: Report,
-    /// Whether the reported changes survive a crash of Postgres.
+    /// Whether everything in the report survives a crash of Postgres.
     pub durable: bool,
     /// The result of a census.
     pub census: Option<Census>,
