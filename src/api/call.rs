@@ -82,8 +82,7 @@ impl Calls {
         Ok(decide(&self.0.context.policy, peer)?)
     }
 
-    /// The reason of a denial, if the client may not call. The metric of decisions does not
-    /// count it.
+    /// Why the client may not call, if it may not. This is not counted as a decision.
     pub(super) fn denial(&self, peer: &Peer) -> Option<Denied> {
         authorize(&self.0.context.policy, &peer.caller).err()
     }

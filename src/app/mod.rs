@@ -254,8 +254,8 @@ fn instance_name(options: &ServerOptions, listener: &TcpListener) -> String {
     })
 }
 
-/// Compacts the histograms. Without this, a histogram keeps every sample until the next scrape,
-/// and possibly nobody scrapes.
+/// Compacts the histograms. Without this, a histogram keeps every sample until the next
+/// scrape, and there may be none.
 async fn upkeep(metrics: PrometheusHandle) {
     loop {
         metrics.run_upkeep();

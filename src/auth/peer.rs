@@ -9,6 +9,6 @@ use super::identity::Caller;
 pub struct Peer {
     /// The remote address.
     pub address: SocketAddr,
-    /// The caller, from the verified certificate.
+    /// What the verified certificate says.
     pub caller: Caller,
 }

@@ -282,10 +282,10 @@ impl Batch {
         let target = self.context.site.keyring.target().id();
         let mut tries = 0;
         // After a lost connection, the content of the row is unknown.
-        let mut must_read = pending.has_doubts();
+        let mut look = pending.has_doubts();
         loop {
             pending.sent = Some(Instant::now());
-            if must_read {
+            if look {
                 let Some(row) = writer.row(&pending.row.organization_id).await? else {
                     return Ok(Some(RowOutcome::Gone));
                 };
@@ -317,7 +317,7 @@ impl Batch {
             pending.progress = Progress::Open;
             match replaced {
                 CasOutcome::Applied => return Ok(Some(pending.take_outcome())),
-                CasOutcome::Conflict => must_read = true,
+                CasOutcome::Conflict => look = true,
             }
         }
     }

@@ -168,8 +168,7 @@ impl Receipt {
         }
     }
 
-    /// The JSON document of the receipt, as the successor of the receipt with the hash
-    /// `previous`. Also returns the hash of the document.
+    /// The document after the receipt with the hash `previous`, and the hash of the document.
     #[must_use]
     pub fn seal(&self, previous: &str) -> (String, String) {
         let receipt = Self {

@@ -7,8 +7,7 @@
 //! certificate can't fill that limit. `max_connections_per_client` limits each client.
 //!
 //! The server reads a client's certificate once per connection and passes the result to every
-//! request as [`crate::auth::peer::Peer`]. The server verifies the certificate again at every
-//! poll of the TLS files.
+//! request as [`crate::auth::peer::Peer`]. It verifies the certificate again at every poll of the TLS files.
 
 mod client_quota;
 mod connection;

@@ -245,7 +245,7 @@ pub(crate) fn audit_failed() {
     counter!(AUDIT_FAILURES).increment(1);
 }
 
-/// The result of a probe of the database: the latency of its commit, the latency without the run,
+/// What a probe of the database found: the latency of its commit, the latency without the run,
 /// the lag of the slowest replica, and the rate that the run may have now.
 pub(crate) fn database_load(
     commit: Duration,

@@ -8,7 +8,7 @@ use std::{
 use tokio::sync::watch;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-/// The latches of this process. Clones share the same state.
+/// The latches that keep this process from being ready. Clones share the same state.
 #[derive(Debug, Clone)]
 pub struct Readiness {
     latches: Arc<watch::Sender<Waiting>>,

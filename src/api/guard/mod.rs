@@ -1,9 +1,9 @@
 //! Authorization in front of the routes, and the answers that no handler gives.
 //!
-//! Every verified certificate may use reflection and health checks. Every other method needs a
-//! permit, even an unknown one. If a call fails before a handler runs (an unknown method, a
-//! malformed request), the guard writes the audit record and answers with a run id and a status
-//! of this server. If a handler does not mark its response as `Audited`, the guard writes the
+//! Every verified certificate may use reflection and health checks. Every other method needs
+//! a permit, even an unknown one. If a call fails before a handler runs (an unknown method, a
+//! malformed request), the guard writes the audit record and answers with a run id and one of
+//! our statuses. If a handler does not mark its response as `Audited`, the guard writes the
 //! record of the call.
 //!
 //! Every certificate holder can cause denied calls, and each writes an audit record. Denied

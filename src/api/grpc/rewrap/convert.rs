@@ -244,7 +244,7 @@ pub(super) fn database(status: Option<DatabaseStatus>, tls: &str) -> pb::Databas
     }
 }
 
-/// A caller, and the reason if its calls are denied.
+/// A caller, and why it may not call, if so.
 pub(super) fn caller(caller: &Caller, denied: Option<Denied>) -> pb::Caller {
     let identity = caller.identity.as_ref();
     let text = |part: fn(&Identity) -> Option<&str>| {
