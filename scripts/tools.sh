@@ -26,7 +26,7 @@ have() { command -v "$1" >/dev/null 2>&1; }
 no_install() { [ "${NO_INSTALL:-0}" != 0 ]; }
 can_be_root() { [ "$(id -u)" -eq 0 ] || { have sudo && [ ! -e "$state/sudo_refused" ]; }; }
 
-# What the printed commands begin with.
+# The prefix of the printed commands.
 sudo=''
 if [ "$(id -u)" -ne 0 ] && have sudo; then sudo='sudo '; fi
 
@@ -64,7 +64,7 @@ apt_update() {
     [ -e "$state/apt_updated" ] || { as_root apt-get -qq update >&2 && touch "$state/apt_updated"; }
 }
 
-# apt_install COMMAND PACKAGE... : COMMAND is what to tell the user if it fails. stdout belongs to the paths.
+# apt_install COMMAND PACKAGE... : If it fails, the user is told to run COMMAND. Only paths go to stdout.
 apt_install() {
     local command=$1
     shift

@@ -23,10 +23,10 @@ const RATE: u32 = 400;
 
 const AGAIN: &str = "the census begins again";
 
-/// The session lock of background censuses.
+/// The session lock of automatic censuses.
 const LOCK: &str = "pg_advisory_lock(1852400495, 1667591795)";
 
-/// The number of sessions that hold the lock of background censuses in this database.
+/// The number of sessions that hold the lock of automatic censuses in this database.
 const HOLDERS: &str = "(SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted
     AND classid = 1852400495 AND objid = 1667591795
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))";
@@ -35,7 +35,7 @@ fn site(database: &Database) -> Site {
     Site::new(database).set("rewrap.soak", "\"1ms\"")
 }
 
-/// A site whose instances take censuses by themselves.
+/// A site whose instances take automatic censuses.
 fn with_background(database: &Database) -> Site {
     site(database).set("rewrap.census_interval", "\"1h\"")
 }

@@ -143,7 +143,7 @@ impl Vault {
     }
 
     fn set_up(&self) {
-        // The development server has one of its own at "secret".
+        // The development server already has an engine at "secret".
         let path = format!("-path={}", self.mount);
         self.root(&["secrets", "enable", &path, "kv-v2"]);
         let policy = std::fs::read_to_string(deployed("policy.hcl")).unwrap();

@@ -1,4 +1,4 @@
-//! Only one site-wide apply of a site runs, whatever instance executes it.
+//! Only one site-wide apply of a site runs at a time, over all instances.
 
 use std::time::{Duration, Instant};
 
@@ -16,10 +16,10 @@ use crate::seed::{self, Org};
 use crate::server::Server;
 use crate::site::Site;
 
-const NO_CONNECTION: &str = "Postgres allows no further connection, so other instances are not kept \
-    from a site-wide apply at the same time. Raise the CONNECTION LIMIT of the role";
+const NO_CONNECTION: &str = "Postgres allows no further connection, so other instances can do a \
+    site-wide apply at the same time. Raise the CONNECTION LIMIT of the role";
 const NO_SCHEMA: &str = "with pool_mode = \"transaction\" and without the schema nico_rewrap, other \
-    instances are not kept from a site-wide apply at the same time: run `nico-rewrap state migrate`";
+    instances can do a site-wide apply at the same time: run `nico-rewrap state migrate`";
 
 /// An instance, `kv1` or `kv2`, whose target is its name.
 async fn instance(site: Site, target: &str) -> Server {
@@ -90,7 +90,7 @@ async fn opposite_targets(site: impl Fn() -> Site) {
         assert_refused(refused, &holder);
         ask(server, "StopRun", json!({"runId": holder["id"]})).await;
         assert_eq!(ended(server, &holder).await["state"], "RUN_STATE_STOPPED");
-        // The guard is given back before the end is published, or soon after.
+        // The server releases the guard before it publishes the end, or soon after.
         sleep(Duration::from_millis(300)).await;
     }
     let holder = apply_when_free(&kv1, "kv1").await;

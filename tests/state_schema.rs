@@ -16,8 +16,8 @@ use crate::server::field;
 use crate::site::Site;
 
 const CENSUS: &str = "RUN_KIND_CENSUS";
-const MEMORY_ONLY: &str = "runs and censuses are kept in memory only, and verdicts know only what \
-                           this process has seen";
+const MEMORY_ONLY: &str = "runs and censuses are kept in memory only, and verdicts use only the \
+                           censuses of this process";
 
 #[tokio::test]
 async fn a_schema_that_cannot_be_used_is_named_and_runs_are_kept_in_memory() {

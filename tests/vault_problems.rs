@@ -1,5 +1,5 @@
-//! A Vault that does not answer is waited for. A setup that waiting does not mend ends the start
-//! with exit code 78.
+//! The server waits for a Vault that does not answer. If waiting cannot solve a problem, the
+//! start ends with exit code 78.
 
 use std::time::Duration;
 
@@ -194,7 +194,7 @@ async fn an_address_with_the_other_scheme_is_refused() {
     ends(site, &[words]).await;
 }
 
-/// The token must not go to a server that nobody has named.
+/// The token must not go to a server that no setting names.
 #[tokio::test]
 async fn a_redirect_is_not_followed() {
     let database = Database::migrated().await;

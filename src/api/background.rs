@@ -1,4 +1,4 @@
-//! The censuses that the server takes by itself.
+//! The automatic censuses of the server.
 
 use std::time::{Duration, SystemTime};
 
@@ -19,12 +19,12 @@ use crate::{
 /// How long to wait after a census that failed.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// How long to wait until the first contact with the database.
+/// How often to check for the first contact with the database.
 const START: Duration = Duration::from_millis(200);
 
 impl Calls {
     /// Takes a census now, then every `interval`, and after each apply that wrote a row.
-    /// Returns at shutdown. Zero means that no census is taken by itself.
+    /// Returns at shutdown. Zero means no automatic census.
     pub async fn take_censuses(&self, interval: Duration) {
         let inner = &self.0;
         if inner.context.runner.is_none() || interval.is_zero() {
@@ -45,7 +45,8 @@ impl Calls {
         let mut is_due = false;
         while !shutdown.is_cancelled() {
             let pause = if is_due || inner.is_old(interval).await {
-                // Not dropped at shutdown, which stops it: its end must be recorded.
+                // A shutdown stops the census but does not drop this future, because the end
+                // must be recorded.
                 inner.take_census(runner).await.map_or(RETRY, |()| interval)
             } else {
                 // Another instance has taken one.
@@ -142,7 +143,7 @@ impl Inner {
             record.durable = true;
         })
         .await;
-        // The census of the other instance is as good.
+        // The census of the other instance replaces this one.
         if is_elsewhere { Ok(()) } else { result }
     }
 }

@@ -57,7 +57,7 @@ impl Calls {
         &self.0.context.history
     }
 
-    /// What censuses have shown.
+    /// The results of the censuses.
     pub(super) fn censuses(&self) -> &Censuses {
         &self.0.context.censuses
     }

@@ -198,7 +198,7 @@ impl Execution {
         finished.await;
         if kind == Kind::Apply && counts.rows_updated > 0 {
             match finished_record {
-                // This takes a census, too.
+                // The task for the receipt also takes a census.
                 Some(record) if inner.keeps_receipts() => {
                     inner.spawn_receipt(record, changes, before);
                 }
@@ -263,7 +263,7 @@ impl Execution {
                 let _ = timeout(KEEP_LIMIT, keep.as_mut()).await;
                 ended
             }
-            // The queue has ended, so the run is about to.
+            // The queue of failures has ended, so the run ends soon.
             () = keep.as_mut() => run.await,
         };
         drop(keep);
@@ -305,7 +305,7 @@ impl Execution {
     }
 
     /// Drives a run, and stops it if the client disconnects, its deadline passes, or the guard
-    /// is lost. Also returns what to call the end of a stopped run.
+    /// is lost. Also returns the error for a stopped run.
     async fn stopped_for<T>(
         &self,
         run: impl Future<Output = T>,
@@ -322,7 +322,7 @@ impl Execution {
         let lost = async {
             let lost = site_guard.lost().await;
             if stop.is_cancelled() {
-                // The run is about to end, and this is not why.
+                // The run was stopped for another reason and ends soon.
                 pending().await
             }
             lost
@@ -343,7 +343,7 @@ impl Execution {
         };
         stop.cancel();
         let ended = run.await;
-        // The guard and the rows lose the database at once, perhaps just before a shutdown.
+        // If the database fails just before a shutdown, the shutdown is the reason.
         let stopped_for = match stopped_for {
             ServiceError::Database(_) if self.inner.shutdown.is_cancelled() => {
                 ServiceError::ShuttingDown
@@ -363,7 +363,7 @@ impl Execution {
         if spec.kind != Kind::Apply || spec.scope != crate::run::Scope::Site {
             return Ok(());
         }
-        // Without a census, no secret is known that must open.
+        // Without a census, there is no known secret to open.
         let last = self.inner.context.censuses.last().await;
         let Some(census) = last else {
             return Ok(());
@@ -391,8 +391,8 @@ async fn publish(live: &LiveRun, meter: &Meter) -> Infallible {
     }
 }
 
-/// Runs to the end. Also returns what the run waited for then. The run clears its own text when it
-/// ends.
+/// Runs to the end. Also returns what the run waited for at its end. The run itself clears this
+/// text when it ends.
 async fn remember_wait(
     run: impl Future<Output = Ended>,
     mut stall: Receiver<Option<String>>,

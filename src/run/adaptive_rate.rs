@@ -1,10 +1,10 @@
 //! Adapts the rate of writes while others use the database.
 //!
-//! A run that is alone on the database writes without a limit. If others use the database,
-//! the run starts slowly. It becomes faster while a durable commit takes hardly longer than
+//! A run that is alone on the database writes without a limit. If others use the database, the
+//! run starts slowly. It becomes faster while a durable commit takes only a little longer than
 //! without the run. It becomes slower when commits take longer, or when a replica lags.
 //!
-//! All thresholds are factors, because a site may be a laptop or a rack. The run measures
+//! The limit for the latency is a factor, because disks are very different. The run measures
 //! the latency of a commit without its own load before it starts. It repeats this in pauses
 //! of a few milliseconds, because the latency of a disk changes over time.
 
@@ -187,8 +187,8 @@ impl RateRule {
         if behind || is_slow {
             self.limit *= DECREASE;
         } else if rate > self.limit / 2.0 {
-            // The run does not use the limit, so a fast commit says nothing about a higher
-            // one.
+            // Only if the run uses the limit. Otherwise, a fast commit says nothing about a
+            // higher limit.
             self.limit *= INCREASE;
         }
         self.limit = self.limit.max(MIN_RATE * self.scale);

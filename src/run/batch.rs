@@ -35,13 +35,13 @@ const STOP_GRACE: Duration = Duration::from_millis(300);
 /// Time limit for finding out the outcome of writes that got no answer.
 const SETTLE_LIMIT: Duration = Duration::from_secs(1);
 
-/// What the rows of a batch share.
+/// The parts that all rows of a batch share.
 pub(super) struct Batch {
     pub(super) context: Arc<Context>,
     pub(super) mode: Mode,
     /// Whether these rows belong to a site-wide run.
     pub(super) is_site: bool,
-    /// Whether the run keeps what it writes for a receipt.
+    /// Whether the run keeps its changes for a receipt.
     pub(super) with_receipt: bool,
     /// Limits the rate of the run.
     pub(super) pacer: Arc<Pacer>,
@@ -64,7 +64,7 @@ pub(super) struct BatchEnd {
     pub(super) gone: Vec<String>,
     /// Number of rows whose last write has an unknown outcome.
     pub(super) in_doubt: u64,
-    /// What was written, for the receipt.
+    /// The changes, for the receipt.
     pub(super) changes: Changes,
     /// Why some rows were not processed.
     pub(super) result: Result<(), RunError>,
@@ -182,7 +182,7 @@ impl Batch {
         }
     }
 
-    /// Concludes the row at which a session got stuck and was ended. Statements on a
+    /// Sets the outcome of the row at which a session was stuck and was ended. Statements on a
     /// connection run one after the other, so this is the row that was sent first. The other
     /// rows stay open.
     async fn fail_silent_row(&self, rows: &mut [Pending], limit: Duration) -> Result<(), RunError> {
@@ -293,8 +293,7 @@ impl Batch {
                     return Ok(Some(outcome));
                 }
                 if row.texts == pending.texts {
-                    // The row has the new texts, but its version was not bumped: a trigger
-                    // on tenants did that.
+                    // The row has the new texts, but a trigger on tenants kept its old version.
                     return Err(RowError::NotBumped.into());
                 }
                 match self.decide(&row) {
@@ -309,8 +308,8 @@ impl Batch {
             pending.progress = Progress::Sent;
             let replaced = writer.replace(&pending.row, &pending.texts, target).await;
             if replaced.as_ref().is_err_and(StoreError::is_damage) {
-                // For a small table, Postgres reads every block, and so a damaged one. Under
-                // the lock, it follows the index.
+                // For a small table, Postgres reads every block, including a damaged block.
+                // Under the lock, it uses the index.
                 pending.progress = Progress::Open;
                 return Ok(None);
             }

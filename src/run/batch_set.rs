@@ -118,7 +118,7 @@ impl BatchSet {
         &self.report
     }
 
-    /// How far the run is.
+    /// The progress of the run.
     pub(super) fn meter(&self) -> Arc<Meter> {
         self.io.meter.clone()
     }
@@ -128,7 +128,7 @@ impl BatchSet {
         self.io.meter.set_total(rows);
     }
 
-    /// Returns what was written, and forgets it.
+    /// Returns the changes that were written, and removes them from the set.
     pub(super) fn take_changes(&mut self) -> Changes {
         mem::take(&mut self.changes)
     }
@@ -241,7 +241,7 @@ impl BatchSet {
         end.result
     }
 
-    /// Stops the run if as many rows have failed as the caller allows.
+    /// Stops the run if the number of failed rows has reached its limit.
     pub(super) fn check_failure_limit(&self) -> Result<(), RunError> {
         let failed = self.report.counts.rows_failed;
         if self.stop_after_failures > 0 && failed >= self.stop_after_failures {

@@ -1,4 +1,5 @@
-//! How far a run is. A run only adds to a counter; whoever watches computes the rest.
+//! The progress of a run. The run only adds to counters. The reader computes the rate and the
+//! remaining time.
 
 use std::{
     sync::atomic::{AtomicU32, AtomicU64, Ordering},
@@ -44,7 +45,7 @@ impl Meter {
             .store(limit.unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// The limit that is in force.
+    /// The current limit.
     fn limit(&self) -> Option<f64> {
         let configured = f64::from(self.configured_limit.load(Ordering::Relaxed));
         let adaptive = f64::from_bits(self.rate_limit.load(Ordering::Relaxed));

@@ -1,4 +1,4 @@
-//! Receipts: what an apply has done, in a form that can be checked later.
+//! Receipts: records of applies that can be checked later.
 //!
 //! Each receipt is one JSON document. `previous` is the SHA-256 of the receipt before it, so
 //! that no receipt can be changed or removed without a trace. Texts appear only as hashes.
@@ -48,7 +48,7 @@ impl Changes {
         }
     }
 
-    /// Adds what another part of the run has re-wrapped.
+    /// Adds the changes of another part of the run.
     pub(super) fn append(&mut self, mut other: Self) {
         self.0.append(&mut other.0);
     }
@@ -71,11 +71,11 @@ impl Changes {
     }
 }
 
-/// What an apply has done.
+/// The receipt of an apply.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Receipt {
-    /// `Receipt`.
+    /// The type of the document: `Receipt`.
     pub kind: String,
     /// The version of this form: 1.
     pub version: u32,
@@ -99,7 +99,7 @@ pub struct Receipt {
     pub check_values: BTreeMap<String, String>,
     /// The counters.
     pub counts: Counts,
-    /// Whether no crash of the database can undo the run.
+    /// Whether the changes of the run survive a crash of the database.
     pub durable: bool,
     /// Secrets by key id in the last census before the run. `None` if there was none.
     pub census_before: Option<BTreeMap<String, u64>>,
@@ -133,7 +133,7 @@ pub enum BrokenChain {
 }
 
 impl Receipt {
-    /// The receipt of an apply, without a place in the chain.
+    /// The receipt of an apply that is not in the chain yet.
     #[must_use]
     pub fn new(
         record: &RunRecord,
@@ -175,7 +175,7 @@ impl Receipt {
             previous: previous.to_owned(),
             ..self.clone()
         };
-        // No map in it has keys other than strings, so this cannot fail.
+        // All maps in it have strings as keys, so this cannot fail.
         let document = serde_json::to_string(&receipt).unwrap_or_default();
         let sha256 = sha256(&document);
         (document, sha256)

@@ -200,8 +200,8 @@ pub(crate) fn connection_revoked(reason: &'static str) {
     counter!(CONNECTIONS_REVOKED, "reason" => reason).increment(1);
 }
 
-/// When a certificate of the TLS files expires, in seconds since the epoch: that of the server, or
-/// the first one of a bundle.
+/// When a certificate of the TLS files expires, in seconds since the epoch: the certificate of
+/// the server, or the first certificate of a bundle.
 #[expect(
     clippy::cast_precision_loss,
     reason = "seconds since the epoch are far below 2^52"
@@ -210,7 +210,7 @@ pub(crate) fn certificate_expiry(certificate: &'static str, end: i64) {
     gauge!(CERTIFICATE_EXPIRY, "certificate" => certificate).set(end as f64);
 }
 
-/// When the first revocation list goes out of date, in seconds since the epoch.
+/// When the first revocation list expires, in seconds since the epoch.
 #[expect(
     clippy::cast_precision_loss,
     reason = "seconds since the epoch are far below 2^52"
@@ -230,7 +230,7 @@ pub(crate) fn tls_reload_failing(failing: bool) {
     gauge!(RELOAD_FAILING).set(f64::from(u8::from(failing)));
 }
 
-/// Whether the files of this source no longer say what was read at the start.
+/// Whether this source has changed on disk since the start.
 pub(crate) fn changed_on_disk(source: &'static str, changed: bool) {
     gauge!(CHANGED_ON_DISK, "source" => source).set(f64::from(u8::from(changed)));
 }

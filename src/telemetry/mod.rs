@@ -1,6 +1,6 @@
-//! What this process says of itself: log, metrics, readiness.
+//! The log, the metrics and the readiness of this process.
 //!
-//! Nothing here knows the layers above: metrics take labels and numbers.
+//! This module imports no layer above it: metrics take labels and numbers.
 
 mod logging;
 mod metrics;

@@ -86,14 +86,14 @@ impl Readiness {
         note.clone()
     }
 
-    /// Sets the texts about files that no longer say what was read at the start. They do not
+    /// Sets the texts about sources that have changed on disk since the start. They do not
     /// change the readiness.
     pub fn set_changed_on_disk(&self, texts: Vec<String>) {
         let changed = &self.changed_on_disk;
         *changed.lock().unwrap_or_else(PoisonError::into_inner) = texts;
     }
 
-    /// The texts about files that no longer say what was read at the start.
+    /// The texts about sources that have changed on disk since the start.
     #[must_use]
     pub fn changed_on_disk(&self) -> Vec<String> {
         let changed = &self.changed_on_disk;

@@ -18,8 +18,8 @@ pub(super) struct Age {
 }
 
 impl Age {
-    /// Whether the number or the time goes back. A CA increases both with every list. A list
-    /// without a number has its time only.
+    /// Whether the number or the time goes back. A CA increases both with every list. For a
+    /// list without a number, only the time counts.
     fn is_before(&self, other: &Self) -> bool {
         let both_numbered = !self.number.is_empty() && !other.number.is_empty();
         let order = |age: &Self| (age.number.len(), age.number.clone());

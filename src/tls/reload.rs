@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    Expiry, Fault, Paths, TlsFiles, TlsState,
+    Expiry, FileError, Paths, TlsFiles, TlsState,
     check::check,
     file_contents::{CRLS, Fingerprint, TlsFileContents},
     format_time,
@@ -39,10 +39,10 @@ impl fmt::Debug for Loaded {
 
 /// Loads the files for the first time. `Ok(None)` if a required setting is missing and the other
 /// files are without errors. The server's certificate need not be valid now.
-pub(crate) fn load(paths: &Paths) -> Result<Option<Loaded>, Vec<Fault>> {
-    let material = TlsFileContents::read(paths);
-    let fingerprint = material.fingerprint();
-    let state = state(material, paths, false, &[])?;
+pub(crate) fn load(paths: &Paths) -> Result<Option<Loaded>, Vec<FileError>> {
+    let contents = TlsFileContents::read(paths);
+    let fingerprint = contents.fingerprint();
+    let state = state(contents, paths, false, &[])?;
     Ok(paths.complete().zip(state).map(|(files, state)| Loaded {
         files,
         fingerprint,
@@ -51,12 +51,12 @@ pub(crate) fn load(paths: &Paths) -> Result<Option<Loaded>, Vec<Fault>> {
 }
 
 fn state(
-    material: TlsFileContents,
+    contents: TlsFileContents,
     paths: &Paths,
     new_certificate: bool,
     loaded: &[RevocationList],
-) -> Result<Option<TlsState>, Vec<Fault>> {
-    let checked = check(material, new_certificate)?;
+) -> Result<Option<TlsState>, Vec<FileError>> {
+    let checked = check(contents, new_certificate)?;
     let wants_admin_bundle = paths.admin_root_ca.is_some();
     let policy = paths.crl_policy;
     let state = checked.map(|checked| TlsState::new(checked, policy, wants_admin_bundle, loaded));
@@ -64,7 +64,7 @@ fn state(
     let setting = CRLS;
     state
         .transpose()
-        .map_err(|error| vec![Fault { setting, error }])
+        .map_err(|error| vec![FileError { setting, error }])
 }
 
 /// Watches the files, and publishes a new [`TlsState`] when they change and are valid.
@@ -90,7 +90,7 @@ type Renewed = (Fingerprint, TlsState);
 #[derive(Debug, Error)]
 enum ReloadError {
     #[error("{}", all(.0))]
-    Files(Vec<Fault>),
+    Files(Vec<FileError>),
     #[error("timed out while reading the TLS files: check that their file system is available")]
     ReadTimeout,
     #[error("loading the files panicked: this is a bug")]
@@ -104,8 +104,8 @@ enum ReloadError {
     AdminBundleGone(PathBuf),
 }
 
-fn all(faults: &[Fault]) -> String {
-    let texts: Vec<_> = faults.iter().map(Fault::to_string).collect();
+fn all(errors: &[FileError]) -> String {
+    let texts: Vec<_> = errors.iter().map(FileError::to_string).collect();
     texts.join("; ")
 }
 
@@ -221,7 +221,7 @@ impl Reloader {
             state
                 .crl_ages
                 .check_not_before(&self.current.borrow().crl_ages)
-                .map_err(|error| ReloadError::Files(vec![Fault { setting, error }]))?;
+                .map_err(|error| ReloadError::Files(vec![FileError { setting, error }]))?;
         }
         Ok(loaded)
     }
@@ -260,18 +260,18 @@ fn renewed(
     loaded: &TlsState,
 ) -> Result<Option<Renewed>, ReloadError> {
     let paths = Paths::from(files);
-    let mut material = TlsFileContents::read(&paths);
+    let mut contents = TlsFileContents::read(&paths);
     // The fingerprint of an unreadable file is that of an empty one.
-    if !material.faults.is_empty() {
-        return Err(ReloadError::Files(std::mem::take(&mut material.faults)));
+    if !contents.errors.is_empty() {
+        return Err(ReloadError::Files(std::mem::take(&mut contents.errors)));
     }
-    let fingerprint = material.fingerprint();
+    let fingerprint = contents.fingerprint();
     if fingerprint == known {
         return Ok(None);
     }
     // A server certificate that expired while in use must not block a new revocation list.
     let new_certificate = fingerprint.certificate != known.certificate;
     let state =
-        state(material, &paths, new_certificate, &loaded.lists).map_err(ReloadError::Files)?;
+        state(contents, &paths, new_certificate, &loaded.lists).map_err(ReloadError::Files)?;
     Ok(state.map(|state| (fingerprint, state)))
 }

@@ -101,7 +101,8 @@ pub(super) fn lists(
         .collect()
 }
 
-/// The lists of all files, the newest first. If an issuer has several, rustls uses the first.
+/// The lists of all files, the newest first. If an issuer has several lists, rustls uses the
+/// first one.
 pub(super) fn in_order(mut lists: Vec<RevocationList>) -> Result<Vec<RevocationList>, TlsError> {
     // cRLNumber decides between two lists of the same second.
     lists.sort_by(|a, b| {

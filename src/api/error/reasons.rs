@@ -230,7 +230,7 @@ static TABLE: [Reason; 35] = [
         "FAILURE_LIMIT",
         Code::Aborted,
         409,
-        "mend the failures, then run again",
+        "correct the failures, then run again",
     ),
 ];
 

@@ -1,4 +1,4 @@
-//! Reads whole rows for a verify: the secrets, and what nico-api stores about them.
+//! Reads whole rows for a verify: the secrets, and the data that nico-api stores about them.
 
 use std::collections::HashMap;
 
@@ -56,7 +56,7 @@ const DECLARE: &str = "DECLARE nico_rewrap_verify NO SCROLL CURSOR FOR \
          + coalesce(octet_length(c.encrypted_auth_method_config), 0) \
      FROM tenant_identity_config c";
 
-/// A row that was read, or why it could not be.
+/// A row that was read, or the reason why Postgres cannot read it.
 pub type Read = Result<(String, VerifyRow), Unreadable>;
 
 /// Reads the whole rows of a table in one snapshot.

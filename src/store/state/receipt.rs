@@ -13,7 +13,7 @@ pub struct StoredReceipt {
     pub document: String,
 }
 
-// Only if the receipt before it is still the last one.
+// Adds the receipt only if the previous receipt is still the last one.
 const ADD_RECEIPT: Statement = Statement {
     text: "-- add_receipt\n\
            INSERT INTO nico_rewrap.receipts (run_id, sha256, document) SELECT $1, $2, $3 \
