@@ -268,17 +268,21 @@ impl Execution {
         };
         drop(keep);
         live.remember(&mut failures);
+        let last = live.record().progress;
+        let rows_done = meter.rows_done();
         let progress = Progress {
+            rows_done,
+            // Now the number of rows is known.
+            rows_total: if ended.result.is_ok() {
+                rows_done
+            } else {
+                last.rows_total
+            },
             rate_limit: None,
             remaining: None,
-            ..live.record().progress
+            ..last
         };
-        live.update(|record| {
-            record.progress = Progress {
-                rows_done: meter.rows_done(),
-                ..progress
-            };
-        });
+        live.update(|record| record.progress = progress);
         if let (Some(census), Some(position)) = (&ended.census, position) {
             censuses.record(runner.site(), position, census).await;
         }

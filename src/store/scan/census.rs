@@ -27,7 +27,7 @@ use crate::{
     store::{Store, StoreError, statement::Statement},
 };
 
-const FETCH: Statement = fetch!("nico_rewrap_census");
+const FETCH: Statement = fetch!("rewrap_census");
 
 macro_rules! whole {
     ($column:literal) => {
@@ -141,7 +141,7 @@ fn declare(mode: ScanMode) -> String {
         };
     }
     format!(
-        "DECLARE nico_rewrap_census NO SCROLL CURSOR FOR \
+        "DECLARE rewrap_census NO SCROLL CURSOR FOR \
          SELECT c.ctid, c.organization_id{columns} FROM tenant_identity_config c"
     )
 }

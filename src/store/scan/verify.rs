@@ -14,7 +14,7 @@ use crate::{
     store::{RowError, Store, StoreError, Unreadable, statement::Statement},
 };
 
-const FETCH: Statement = fetch!("nico_rewrap_verify");
+const FETCH: Statement = fetch!("rewrap_verify");
 
 macro_rules! columns {
     () => {
@@ -49,7 +49,7 @@ const ONE_ROW: Statement = Statement {
     types: &[Type::TEXT],
 };
 
-const DECLARE: &str = "DECLARE nico_rewrap_verify NO SCROLL CURSOR FOR \
+const DECLARE: &str = "DECLARE rewrap_verify NO SCROLL CURSOR FOR \
      SELECT c.ctid, c.organization_id, \
        coalesce(octet_length(c.encrypted_signing_key_1), 0)::bigint \
          + coalesce(octet_length(c.encrypted_signing_key_2), 0) \
