@@ -39,6 +39,8 @@ mod source_imports;
 
 mod adaptive_rate;
 mod admin_bundle;
+mod admin_socket;
+mod admin_socket_file;
 mod allocations;
 mod anchors;
 mod audit_log;
@@ -90,6 +92,7 @@ mod new_keys;
 mod notices;
 mod old_schema;
 mod pem_files;
+mod permits;
 mod policies;
 mod pooler;
 mod property;

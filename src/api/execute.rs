@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     audit::{Outcome, Record},
-    auth::authorize::Permit,
+    auth::authorize::{Access, Permit},
     run::{
         Ended, Meter, Report, RunError, RunIo, RunSpec, Runner, Sampler,
         guard::{Acquired, SiteGuard, acquire},
@@ -99,7 +99,12 @@ impl Execution {
         let inner = self.inner.clone();
         let context = &inner.context;
         let peer = request.peer.ok_or(ServiceError::Internal)?;
-        let permit = decide(&context.policy, &peer)?;
+        // Without a kind, the request is invalid, and the next line says so.
+        let access = match request.kind {
+            Ok(Kind::Apply) => Access::Apply,
+            Ok(Kind::DryRun | Kind::Verify | Kind::Census) | Err(_) => Access::Read,
+        };
+        let permit = decide(&context.policy, &peer, access)?;
         let (scope, kind) = (request.scope?, request.kind?);
         let runner = inner.runner()?;
         let target = runner.keyring().target().id().to_string();
@@ -295,8 +300,10 @@ impl Execution {
                 RunError::Store(error) => error.into(),
                 RunError::NotReplicated => ServiceError::NotReplicated,
                 RunError::FailureLimit(failed) => ServiceError::FailureLimit(failed),
-                RunError::CensusElsewhere | RunError::Panicked => {
-                    tracing::error!("a task of the run panicked: this is a bug");
+                error @ (RunError::CensusElsewhere
+                | RunError::NotPermitted
+                | RunError::Panicked) => {
+                    tracing::error!(%error, "the run failed: this is a bug");
                     ServiceError::Internal
                 }
             };

@@ -43,7 +43,7 @@ use crate::{
     audit::AuditLog,
     config::{Config, OnDisk},
     run::{censuses::Censuses, history::History},
-    server::{self, ServerOptions, probes},
+    server::{self, ServerOptions, admin_socket::AdminSocket, probes},
     telemetry::readiness::Readiness,
     tls::Reloader,
 };
@@ -97,7 +97,8 @@ pub async fn run(
         Some(Err(panicked)) => Err(AppError::Bug(panicked.to_string())),
         Some(Ok(Err(error))) => Err(error),
         Some(Ok(Ok(app))) => {
-            app.serve(listeners.grpc, &probes, readiness, reload_signal, shutdown)
+            let grpc = (listeners.grpc, listeners.admin_socket);
+            app.serve(grpc, &probes, readiness, reload_signal, shutdown)
                 .await
         }
     };
@@ -146,7 +147,7 @@ impl App {
 
     async fn serve(
         self,
-        listener: TcpListener,
+        (listener, admin_socket): (TcpListener, Option<AdminSocket>),
         probes: &TaskTracker,
         readiness: Readiness,
         reload_signal: Receiver<u64>,
@@ -205,6 +206,7 @@ impl App {
             probes: probes.clone(),
             grpc: spawn_tracked(server::serve(
                 listener,
+                admin_socket,
                 self.tls.states(),
                 Arc::new(self.trust),
                 guard,

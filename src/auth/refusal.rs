@@ -27,6 +27,8 @@ pub enum Rule {
     AllowedServices,
     /// The Casbin policy denies the call.
     CasbinPolicy,
+    /// The admin socket may not start an apply.
+    SocketMayApply,
 }
 
 impl Rule {
@@ -42,6 +44,7 @@ impl Rule {
             Self::AdminBundle | Self::AdminBundleMissing => "[tls].admin_root_cafile_path",
             Self::AllowedServices => "[rewrap].allowed_services",
             Self::CasbinPolicy => "[auth].casbin_policy_file",
+            Self::SocketMayApply => "[rewrap].admin_socket_may_apply",
         }
     }
 }

@@ -229,6 +229,7 @@ fn server(settings: &mut Settings) -> ServerOptions {
     ServerOptions {
         listen: settings.address("rewrap.listen"),
         metrics_endpoint: metrics_endpoint(settings),
+        admin_socket: admin_socket(settings),
         receipt_log: settings
             .non_empty_string("rewrap.receipt_log")
             .map(PathBuf::from),
@@ -246,6 +247,16 @@ fn server(settings: &mut Settings) -> ServerOptions {
             .number("rewrap.max_connections_per_client", 1..=65_536),
         max_runs: settings.number("rewrap.max_runs", 1..=1_024),
     }
+}
+
+fn admin_socket(settings: &mut Settings) -> Option<PathBuf> {
+    const SOCKET: &str = "rewrap.admin_socket";
+    let path = PathBuf::from(settings.non_empty_string(SOCKET)?);
+    if !path.is_absolute() {
+        let example = "write the whole path, like \"/run/nico-rewrap/admin.sock\"";
+        settings.problem(SOCKET, format!("is not an absolute path: {example}"));
+    }
+    Some(path)
 }
 
 fn audit(settings: &mut Settings) -> AuditOptions {

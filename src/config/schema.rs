@@ -84,6 +84,17 @@ pub const SETTINGS: &[Setting] = &[
          set `0.0.0.0:1180`",
     ),
     derived(
+        "admin_socket",
+        "",
+        "path of the [admin socket](../access.md#admin-socket), a Unix socket for root and for the user of \
+         nico-rewrap. Its directory must exist",
+    ),
+    bool(
+        "admin_socket_may_apply",
+        false,
+        "whether a caller at the admin socket may start an apply",
+    ),
+    derived(
         "vault_key_ids",
         "",
         "the ids of the keys in [Vault](../install/vault.md#which-keys-are-read), if the policy does \

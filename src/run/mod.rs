@@ -53,7 +53,7 @@ pub use self::{
     report::{Ended, Report},
 };
 use crate::{
-    auth::authorize::Permit,
+    auth::authorize::{Access, Permit},
     domain::{keyring::Keyring, organization::OrganizationId},
     store::{Store, StoreError, Writer},
 };
@@ -162,6 +162,9 @@ pub enum RunError {
     /// Another instance takes an automatic census now.
     #[error("another instance takes a census now")]
     CensusElsewhere,
+    /// The permit does not cover the kind of the run: a bug in this program.
+    #[error("the permit of the run does not cover its kind")]
+    NotPermitted,
     /// A bug in this program.
     #[error("a task of the run panicked")]
     Panicked,
@@ -255,7 +258,7 @@ impl Runner {
     /// Runs to the end. After `stop`, it returns within two seconds.
     pub async fn run(
         &self,
-        _permit: &Permit,
+        permit: &Permit,
         spec: &RunSpec,
         io: RunIo,
         stop: &CancellationToken,
@@ -264,6 +267,9 @@ impl Runner {
             return Box::pin(self.census(spec, false, &io.meter, stop)).await;
         }
         let writes = spec.kind == Kind::Apply;
+        if writes && permit.access() != Access::Apply {
+            return Ended::without_rows(Err(RunError::NotPermitted));
+        }
         let shared = if writes {
             self.context.max_rows_per_second
         } else {

@@ -8,12 +8,13 @@ use super::metrics::{
 };
 
 /// The kinds of identity.
-const IDENTITY_KINDS: [&str; 4] = ["service", "machine", "external", "none"];
+const IDENTITY_KINDS: [&str; 5] = ["service", "machine", "external", "local", "none"];
 
 /// The outcomes of calls: `OK`, and the reason of every error. A test of [`crate::api::error`]
 /// fails if one is missing.
-pub(crate) const CALL_OUTCOMES: [&str; 37] = [
+pub(crate) const CALL_OUTCOMES: [&str; 38] = [
     "OK",
+    "ADMIN_SOCKET_READ_ONLY",
     "APPLY_UNDER_WAY",
     "AUDIT_UNAVAILABLE",
     "BLANK_ORGANIZATION_ID",
@@ -53,12 +54,13 @@ pub(crate) const CALL_OUTCOMES: [&str; 37] = [
 ];
 
 /// The outcomes of authorization decisions.
-const DECISION_OUTCOMES: [&str; 5] = [
+const DECISION_OUTCOMES: [&str; 6] = [
     "allowed",
     "allowed_by_permissive_mode",
     "denied_by_policy",
     "no_identity",
     "not_allowed",
+    "socket_read_only",
 ];
 
 /// Reasons to refuse a certificate.
@@ -75,14 +77,16 @@ pub(crate) const CERTIFICATE_REASONS: [&str; 10] = [
     "unsupported_signature",
 ];
 
-/// Other reasons for the end of a connection before HTTP/2.
-pub(crate) const HANDSHAKE_REASONS: [&str; 9] = [
+/// Other reasons for the end of a connection before HTTP/2. `not_accepted_uid` is of the admin
+/// socket.
+pub(crate) const HANDSHAKE_REASONS: [&str; 10] = [
     "client_alert",
     "closed",
     "incompatible",
     "internal",
     "no_certificate",
     "no_h2",
+    "not_accepted_uid",
     "protocol_error",
     "timeout",
     "too_many",
