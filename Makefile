@@ -27,12 +27,13 @@ demo: ## do a complete rotation on a throwaway site with 1,000 organizations
 	cargo build --release --locked --bin nico-rewrap --example seed
 	@scripts/demo.sh
 
-test: ## run all tests, with a real Postgres, PgBouncer and grpcurl
-	@$(TOOL) rust cc openssl postgres pgbouncer grpcurl kubectl bao >/dev/null
+test: ## run all tests, with a real Postgres, PgBouncer, Prometheus, Chromium and grpcurl
+	@$(TOOL) rust cc openssl postgres pgbouncer prometheus chromium grpcurl kubectl bao >/dev/null
 	$(call at_first,debug/nico-rewrap,building the tests: about 4 minutes on two cores the first time)
 	@PG_BIN=$$($(TOOL) postgres) && PGBOUNCER=$$($(TOOL) pgbouncer) && GRPCURL=$$($(TOOL) grpcurl) && \
-		KUBECTL=$$($(TOOL) kubectl) && BAO=$$($(TOOL) bao) && \
-		export PG_BIN PGBOUNCER GRPCURL KUBECTL BAO && \
+		KUBECTL=$$($(TOOL) kubectl) && BAO=$$($(TOOL) bao) && PROMETHEUS=$$($(TOOL) prometheus) && \
+		CHROMIUM=$$($(TOOL) chromium) && \
+		export PG_BIN PGBOUNCER GRPCURL KUBECTL BAO PROMETHEUS CHROMIUM && \
 		echo "cargo test --locked" && cargo test --locked
 
 fuzz: ## fuzz each target for five minutes; settings: TIME=seconds, TARGETS=names; see fuzz/README.md

@@ -109,12 +109,12 @@ impl Standstill {
     }
 }
 
-/// Waits until a gauge of the server has a fitting value.
-async fn until_shown(server: &Server, gauge: &str, fits: impl Fn(f64) -> bool) {
+/// Waits until a gauge of the server has a fitting value, or none.
+async fn until_shown(server: &Server, gauge: &str, fits: impl Fn(Option<f64>) -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let shown = server.metric(gauge, &[]).await;
-        if shown.is_some_and(&fits) {
+        if fits(shown) {
             return;
         }
         assert!(Instant::now() < deadline, "{gauge} is {shown:?}");
@@ -145,12 +145,12 @@ async fn a_run_gives_way_until_the_end_of(standstill: Standstill) {
     client.batch_execute(hold).await.unwrap();
     standstill.begin(&replicated).await;
     let meanwhile = async {
-        until_shown(&server, LAG, |lag| lag > BEHIND).await;
+        until_shown(&server, LAG, |lag| lag.is_some_and(|lag| lag > BEHIND)).await;
         // There are no other clients now, so the limit comes from the replica.
-        until_shown(&server, LIMIT, |limit| limit == LEAST).await;
+        until_shown(&server, LIMIT, |limit| limit == Some(LEAST)).await;
         standstill.end(&replicated).await;
-        until_shown(&server, LAG, |lag| lag < BEHIND).await;
-        until_shown(&server, LIMIT, |limit| limit == 0.0).await;
+        until_shown(&server, LAG, |lag| lag.is_none_or(|lag| lag < BEHIND)).await;
+        until_shown(&server, LIMIT, |limit| limit.is_none()).await;
     };
     let mut report = std::pin::pin!(run(&server, false));
     tokio::select! {

@@ -1,11 +1,16 @@
 //! The automatic censuses of the server.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use tokio::time::sleep;
 use tracing::Instrument;
 
-use super::{call::Calls, context::Inner, error::ServiceError, run_id::run_id};
+use super::{
+    call::Calls, context::Inner, error::ServiceError, execute::in_progress, run_id::run_id,
+};
 use crate::{
     run::{
         Meter, RunError, RunSpec, Runner, Scope,
@@ -114,8 +119,10 @@ impl Inner {
         };
         let censuses = &self.context.censuses;
         let position = censuses.position().await;
-        let meter = Meter::default();
+        let meter = Arc::new(Meter::default());
+        let in_progress = in_progress(&spec, &meter);
         let ended = Box::pin(runner.census(&spec, true, &meter, &stop)).await;
+        drop(in_progress);
         if let Some(census) = &ended.census {
             censuses.record(runner.site(), position, census).await;
         }

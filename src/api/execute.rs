@@ -25,7 +25,7 @@ use crate::{
     audit::{Outcome, Record},
     auth::authorize::{Access, Permit},
     run::{
-        Ended, Meter, Report, RunError, RunIo, RunSpec, Runner, Sampler,
+        Ended, Meter, Report, RunError, RunIo, RunSpec, Runner, Sampler, Scope,
         guard::{Acquired, SiteGuard, acquire},
         history::{Begun, LiveRun},
         key_check::check_keys,
@@ -190,10 +190,15 @@ impl Execution {
             Err(_) => RunState::Failed,
         };
         telemetry::run_ended(kind.label(), state.name());
+        let end = SystemTime::now();
+        let is_clean = state == RunState::Finished && counts.rows_failed == 0 && durable;
+        if kind == Kind::Apply && spec.scope == Scope::Site && is_clean {
+            telemetry::apply_succeeded(end);
+        }
         let mut finished_record = None;
         let finished = live.finish(|record| {
             record.state = state;
-            record.end_time = Some(SystemTime::now());
+            record.end_time = Some(end);
             record.counts = Some(counts);
             record.failure_groups = groups;
             record.problem = problem;
@@ -246,6 +251,7 @@ impl Execution {
         }
         let deadline = deadline.map(|deadline| deadline.saturating_sub(began.elapsed()));
         let meter = Arc::new(Meter::default());
+        let _in_progress = in_progress(spec, &meter);
         let (queue, mut failures) = LiveRun::queue();
         let io = RunIo {
             meter: meter.clone(),
@@ -371,7 +377,7 @@ impl Execution {
         spec: &RunSpec,
         stop: &CancellationToken,
     ) -> Result<(), ServiceError> {
-        if spec.kind != Kind::Apply || spec.scope != crate::run::Scope::Site {
+        if spec.kind != Kind::Apply || spec.scope != Scope::Site {
             return Ok(());
         }
         // Without a census, there is no known secret to open.
@@ -388,6 +394,13 @@ impl Execution {
             Some(Ok(None)) | None => Ok(()),
         }
     }
+}
+
+/// Counts a run in the metrics until the value is dropped.
+pub(super) fn in_progress(spec: &RunSpec, meter: &Arc<Meter>) -> impl Drop + use<> {
+    let meter = meter.clone();
+    let is_site = spec.scope == Scope::Site;
+    telemetry::run_started(spec.kind.label(), is_site, move || meter.gauges())
 }
 
 /// Publishes the progress of a run until the future is dropped.

@@ -8,11 +8,11 @@ use std::{
 
 use tokio::{sync::watch::Sender, time::sleep};
 
-use super::{AppError, DATABASE};
+use super::AppError;
 use crate::{
     run::history::History,
     store::{Ping, SchemaError, SetupError, Store, StoreError},
-    telemetry::readiness::Readiness,
+    telemetry::readiness::{Readiness, latches::DATABASE},
 };
 
 /// How often to try again until the database answers for the first time.

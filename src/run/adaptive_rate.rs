@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{pacer::Pacer, progress::Meter};
 use crate::{
     store::{LoadProbe, LoadSample, Store, StoreError},
-    telemetry,
+    telemetry::LoadGauges,
 };
 
 /// Time between two load samples.
@@ -58,6 +58,7 @@ pub(super) struct RateController<'a> {
     pacer: &'a Pacer,
     meter: &'a Meter,
     rule: RateRule,
+    gauges: LoadGauges,
 }
 
 impl<'a> RateController<'a> {
@@ -92,6 +93,7 @@ impl<'a> RateController<'a> {
             pacer,
             meter,
             rule: RateRule::new(baseline, scale),
+            gauges: LoadGauges::new(),
         };
         if let Some(sample) = last {
             controller.apply(&sample, 0.0);
@@ -144,7 +146,8 @@ impl<'a> RateController<'a> {
         let limit = self.rule.next(sample, rate);
         self.pacer.limit_rate_to(limit);
         self.meter.set_rate_limit(limit);
-        telemetry::database_load(sample.commit, self.rule.baseline, sample.replica_lag, limit);
+        self.gauges
+            .set(sample.commit, self.rule.baseline, sample.replica_lag);
         limit
     }
 }
@@ -152,7 +155,7 @@ impl<'a> RateController<'a> {
 impl Drop for RateController<'_> {
     fn drop(&mut self) {
         self.pacer.limit_rate_to(None);
-        telemetry::backed_off(None);
+        self.meter.set_rate_limit(None);
     }
 }
 

@@ -24,6 +24,7 @@ use super::{
 use crate::{
     domain::rewrap::{Decision, Envelopes, Scratch, decide},
     store::{CasOutcome, Row, RowError, StoreError, Writer},
+    telemetry,
 };
 
 /// Compare-and-set attempts before the row is locked for the last attempt.
@@ -317,7 +318,10 @@ impl Batch {
             pending.progress = Progress::Open;
             match replaced {
                 CasOutcome::Applied => return Ok(Some(pending.take_outcome())),
-                CasOutcome::Conflict => look = true,
+                CasOutcome::Conflict => {
+                    telemetry::row_raced();
+                    look = true;
+                }
             }
         }
     }

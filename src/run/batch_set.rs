@@ -13,7 +13,7 @@ use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Context, Mode, Report, RunError, RunIo, RunSpec, Scope,
+    Context, Failure, Mode, Report, RunError, RunIo, RunSpec, Scope,
     batch::{Batch, BatchEnd},
     pacer::Pacer,
     progress::Meter,
@@ -264,6 +264,7 @@ impl BatchSet {
             }
             self.report.add(outcome);
         }
+        count_failures(&failures);
         if let Some(queue) = self.io.failures.as_ref().filter(|_| !failures.is_empty()) {
             // An error means that nobody keeps failures.
             let _ = queue.send(failures).await;
@@ -271,5 +272,23 @@ impl BatchSet {
         for (outcome, rows) in done {
             telemetry::rows_done(self.label, outcome, rows);
         }
+    }
+}
+
+/// Counts failures in the metrics.
+fn count_failures(failures: &[Failure]) {
+    let mut reasons: BTreeMap<_, u64> = BTreeMap::new();
+    let mut closed: BTreeMap<_, u64> = BTreeMap::new();
+    for failure in failures {
+        *reasons.entry(failure.reason).or_default() += 1;
+        if let Some(kind) = failure.undecrypted_kind() {
+            *closed.entry(kind).or_default() += 1;
+        }
+    }
+    for (reason, count) in reasons {
+        telemetry::failed(reason, count);
+    }
+    for (kind, secrets) in closed {
+        telemetry::not_decrypted(kind, secrets);
     }
 }

@@ -6,10 +6,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use tokio::sync::watch;
+
 use super::{Census, Site, history::History};
 use crate::{
     domain::verdict::{CensusFacts, Ledger, Verdict},
     store::StoreError,
+    telemetry,
 };
 
 /// How often to try to record a census while other instances record theirs.
@@ -58,6 +61,8 @@ pub struct Censuses {
     memory: Mutex<Known>,
     /// Results of censuses that could not be written to the database.
     unwritten: Mutex<Option<CensusFacts>>,
+    /// How many censuses this process has recorded.
+    changes: watch::Sender<u64>,
 }
 
 impl Censuses {
@@ -69,7 +74,14 @@ impl Censuses {
             soak,
             memory: Mutex::default(),
             unwritten: Mutex::default(),
+            changes: watch::Sender::new(0),
         }
+    }
+
+    /// Changes when this process has recorded a census.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     /// The position of a census that begins now.
@@ -133,6 +145,7 @@ impl Censuses {
             }
         };
         *lock(&self.memory) = known;
+        self.changes.send_modify(|count| *count += 1);
         let mut sum = 0;
         for id in &stragglers {
             let Some(key) = census.tally.keys.get(id) else {
@@ -149,6 +162,7 @@ impl Censuses {
                  The soak starts again"
             );
         }
+        telemetry::stragglers(sum);
         sum
     }
 

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use super::{
-    Census,
+    Census, Scope,
     record::{Counts, RunRecord},
 };
 use crate::domain::rewrap::{COLUMNS, Envelopes};
@@ -166,6 +166,22 @@ impl Receipt {
             changes_sha256: changes.sha256(),
             previous: FIRST.to_owned(),
         }
+    }
+
+    /// When a site-wide apply without a failed row ended, if the census after it found every
+    /// secret under its target key. A receipt does not say whether the run was stopped early, but
+    /// the census does.
+    #[must_use]
+    pub fn end_of_clean_site_apply(document: &str) -> Option<SystemTime> {
+        let receipt: Self = serde_json::from_str(document).ok()?;
+        let after = receipt.census_after.as_ref()?;
+        let is_on_target = after
+            .iter()
+            .all(|(id, secrets)| *id == receipt.target_key_id || *secrets == 0);
+        let is_clean = receipt.counts.rows_failed == 0 && receipt.durable && is_on_target;
+        let is_site = receipt.scope == Scope::Site.to_string();
+        let end = humantime::parse_rfc3339(&receipt.end_time).ok();
+        end.filter(|_| is_site && is_clean)
     }
 
     /// The document after the receipt with the hash `previous`, and the hash of the document.

@@ -17,7 +17,6 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinSet,
@@ -27,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     limits::connection_slots::{ConnectionSlots, Slot},
     server::accept,
-    telemetry::readiness::Readiness,
+    telemetry::{Metrics, readiness::Readiness},
 };
 
 /// The maximum number of connections. When it is reached, a new connection evicts the oldest one
@@ -41,7 +40,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(10);
 pub async fn serve(
     listener: TcpListener,
     readiness: Readiness,
-    metrics: PrometheusHandle,
+    metrics: Metrics,
     shutdown: CancellationToken,
 ) {
     let router = Router::new()
