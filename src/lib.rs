@@ -41,6 +41,7 @@
 //! 0  domain, auth         pure: envelope, keyring, re-wrap | identity, policy, permit
 //!    limits, telemetry    connection slots, rate limiter | log, metrics, readiness
 //!    regular_file         reads a file without blocking on it
+//!    failpoint            where tests make a run fail; not in a release
 //! ```
 //!
 //! Start with [`domain::rewrap`] and [`domain::envelope`], then [`run`], then [`store`].
@@ -52,6 +53,7 @@ pub mod auth;
 pub mod cli;
 pub mod config;
 pub mod domain;
+mod failpoint;
 pub mod keys;
 mod limits;
 mod regular_file;

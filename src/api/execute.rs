@@ -24,6 +24,7 @@ use super::{
 use crate::{
     audit::{Outcome, Record},
     auth::authorize::{Access, Permit},
+    failpoint::{Point, reach},
     run::{
         Ended, Meter, Report, RunError, RunIo, RunSpec, Runner, Sampler, Scope,
         guard::{Acquired, SiteGuard, acquire},
@@ -179,6 +180,7 @@ impl Execution {
             &live,
         ))
         .await;
+        reach(Point::BeforeReport);
         site_guard.release().await;
         let counts = ended.report.counts;
         let changes = std::mem::take(&mut ended.changes);

@@ -121,6 +121,8 @@ pub fn main() -> ExitCode {
         .map(|(name, value)| (name.to_string_lossy().into_owned(), text(value)))
         .collect();
     forbid_core_dumps();
+    #[cfg(all(feature = "failpoints", debug_assertions))]
+    crate::failpoint::arm(|name| environment.get(name)?.as_ref().map(|text| text.to_string()));
     match cli.command {
         Command::Serve(files) => serve::run(&files.config, environment),
         Command::Migrate(files) => migrate::run(&files.config, &environment),

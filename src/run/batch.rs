@@ -23,6 +23,7 @@ use super::{
 };
 use crate::{
     domain::rewrap::{Decision, Envelopes, Scratch, decide},
+    failpoint::{Point, reach},
     store::{CasOutcome, Row, RowError, StoreError, Writer},
     telemetry,
 };
@@ -307,7 +308,9 @@ impl Batch {
             }
             tries += 1;
             pending.progress = Progress::Sent;
+            reach(Point::BeforeWrite);
             let replaced = writer.replace(&pending.row, &pending.texts, target).await;
+            reach(Point::AfterWrite);
             if replaced.as_ref().is_err_and(StoreError::is_damage) {
                 // For a small table, Postgres reads every block, including a damaged block.
                 // Under the lock, it uses the index.
@@ -386,6 +389,7 @@ impl Batch {
     /// The texts to write and the outcome after that, or the outcome if there is nothing to
     /// write.
     fn decide(&self, row: &Row) -> Result<(Envelopes, RowOutcome), RowOutcome> {
+        reach(Point::BeforeDecide);
         // After a panic the content is undefined, but every decision overwrites it.
         let scratch = self.scratch.lock();
         let mut scratch = scratch.unwrap_or_else(PoisonError::into_inner);

@@ -55,6 +55,7 @@ pub use self::{
 use crate::{
     auth::authorize::{Access, Permit},
     domain::{keyring::Keyring, organization::OrganizationId},
+    failpoint::{Point, reach},
     store::{Store, StoreError, Writer},
 };
 
@@ -359,6 +360,7 @@ impl Runner {
         };
         // Flush even if this run only read: another run may have written these rows and
         // not flushed them yet.
+        reach(Point::BeforeBarrier);
         let mut durable = true;
         if report.rows_examined() > 0 || report.counts.rows_in_doubt > 0 {
             // A server that is silent on every connection will not answer here either.

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     domain::organization::OrganizationId,
+    failpoint::{Point, reach},
     store::{Hidden, Page, Position, Preflight, Row, RowError, SetupError, StoreError},
 };
 
@@ -179,6 +180,7 @@ impl Runner {
             }
             // An index in a wrong order can lead back to an earlier position.
             next = next.filter(|next| positions.insert(next.clone()));
+            reach(Point::PageRead);
             for row in &rows {
                 batches.visited.add(row.organization_id.as_bytes());
             }
