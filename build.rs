@@ -16,7 +16,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     std::fs::write(out.join("services.bin"), protos.encode_to_vec())?;
 
     tonic_prost_build::configure()
-        .build_client(false)
         .build_transport(false)
         .extern_path(".google.rpc", "::tonic_types::pb")
         .compile_fds(protos)?;

@@ -29,7 +29,7 @@
 //! Every folder imports only folders below it. `tests/structure.rs` holds the list.
 //!
 //! ```text
-//! 9  main, cli            arguments, exit codes
+//! 9  main, cli            arguments, exit codes; cli/client is the operator's client
 //! 8  app                  composition root: bind, check, serve, drain
 //! 7  config               files and environment -> the options of every folder below
 //! 6  server               accept, TLS handshake, connections, quotas, probes
@@ -40,6 +40,7 @@
 //! 1  keys                 where keys come from: a file, the environment, answers of Vault
 //! 0  domain, auth         pure: envelope, keyring, re-wrap | identity, policy, permit
 //!    limits, telemetry    connection slots, rate limiter | log, metrics, readiness
+//!    proto                the generated messages, clients and servers of gRPC
 //!    regular_file         reads a file without blocking on it
 //!    failpoint            where tests make a run fail; not in a release
 //! ```
@@ -56,6 +57,7 @@ pub mod domain;
 mod failpoint;
 pub mod keys;
 mod limits;
+mod proto;
 mod regular_file;
 pub mod run;
 pub mod server;

@@ -414,6 +414,26 @@ async fn without_the_setting_there_is_no_socket_and_the_right_to_apply_is_pointl
     assert_eq!(error.reason().unwrap(), "MACHINE_IDENTITY_DISABLED");
 }
 
+/// When no certificate works any longer, the operator of the machine still sees why.
+#[tokio::test]
+async fn the_socket_needs_no_valid_server_certificate() {
+    let expired = certs::server_cert().expired().signed_by(certs::root_ca());
+    let database = Database::migrated().await;
+    let (site, socket) = with_socket(Site::new(&database));
+    let site = site
+        .set("tls.identity_pemfile_path", path(&expired.cert_chain))
+        .set("tls.identity_keyfile_path", path(&expired.key));
+    let server = site.start_unready().await;
+    server.wait_log("database reached").await;
+    assert_eq!(server.get("/readyz").await.0, 503);
+    let status = ask(&socket, "GetStatus", json!({})).await.unwrap();
+    assert_eq!(status["database"]["reachable"], true);
+    let error = ask(&socket, "StartRun", request("RUN_KIND_DRY_RUN")).await;
+    let error = error.unwrap_err();
+    assert_eq!(error.reason().unwrap(), "NOT_READY");
+    assert!(error.message.contains("certificate"), "{}", error.message);
+}
+
 #[tokio::test]
 async fn runs_of_both_kinds_of_callers_share_their_limit() {
     let (database, _client) = seeded(&many_orgs()).await;

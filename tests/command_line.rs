@@ -35,11 +35,13 @@ async fn version_and_help_give_the_basic_facts() {
         (
             &["--help"],
             &[
+                "status",
+                "can-i-delete",
                 "serve",
-                "migrate",
+                "state",
                 "keys",
-                "keygen",
                 "healthcheck",
+                "dev",
                 "machine-identity secrets",
                 "current_encryption_key_id",
                 "dry_run",
@@ -59,7 +61,7 @@ async fn version_and_help_give_the_basic_facts() {
             ],
         ),
         (
-            &["migrate", "--help"],
+            &["dev", "migrate", "--help"],
             &[
                 "--config <FILE>",
                 "empty database",
@@ -98,7 +100,7 @@ async fn version_and_help_give_the_basic_facts() {
 async fn unknown_arguments_are_refused() {
     let cases: &[(&[&str], &str)] = &[
         (&[], "Usage"),
-        (&["reencrypt"], "unrecognized subcommand 'reencrypt'"),
+        (&["rewrap"], "unrecognized subcommand 'rewrap'"),
         (&["serve"], "--config <FILE>"),
         (
             &["serve", "--config", "/dev/null", "--port", "1"],

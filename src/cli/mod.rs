@@ -1,9 +1,13 @@
 //! The command line: arguments, subcommands and exit codes.
 
+mod check_value;
+mod client;
+mod config_check;
 mod healthcheck;
 mod keygen;
 mod migrate;
 mod notify;
+mod receipt;
 mod secrets_file;
 mod serve;
 mod signals;
@@ -38,7 +42,7 @@ pub const VERSION: &str = concat!(
 /// and start this server. Then call forge.Forge/ReencryptTenantIdentitySecrets, first with
 /// dry_run. docs/rotate.md describes the whole procedure.
 #[derive(Debug, Parser)]
-#[command(name = "nico-rewrap", version = VERSION)]
+#[command(name = "nico-rewrap", version = VERSION, max_term_width = 100, after_long_help = client::EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -46,6 +50,44 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show the whole site on one screen, and what to do next.
+    ///
+    /// The command asks every address of the endpoint's name: do all instances have the same
+    /// target key and the same key bytes? It shows each key with its verdict, the run in
+    /// progress, and the failures of the last run.
+    Status(client::Status),
+    /// Re-wrap the secrets, or say with --dry-run what an apply would do.
+    ///
+    /// The run lives on the server. If this command ends early, the run continues.
+    ///
+    /// The exit code is 0 if every row is done, 3 if rows failed, 4 if the server refused the
+    /// run, and 5 if the run is incomplete and has to be repeated.
+    Reencrypt(client::Reencrypt),
+    /// Count the secrets by key id, and show the keys.
+    Census(client::Census),
+    /// Open every secret and check its meaning. Writes nothing.
+    Verify(client::Verify),
+    /// Answer the question whether a key may be deleted.
+    ///
+    /// The exit code is 0 for yes, 8 for no or not yet, and 9 if nobody can say.
+    CanIDelete(client::CanIDelete),
+    /// List, show, watch and stop runs.
+    #[command(subcommand)]
+    Runs(client::Runs),
+    /// List and create keys.
+    #[command(subcommand)]
+    Keys(Keys),
+    /// Show and check the receipts of applies.
+    #[command(subcommand)]
+    Receipt(receipt::Receipt),
+    /// Show how the server sees you, and whether you may call it.
+    ///
+    /// The exit code is 0 if you may call the server, and 7 if not.
+    #[command(name = "whoami")]
+    WhoAmI(client::WhoAmI),
+    /// List and choose the servers in ~/.config/nico-rewrap/config.toml.
+    #[command(subcommand)]
+    Context(client::ContextCommand),
     /// Run the server.
     ///
     /// The server reads nico-api's site config and secrets file. Its own settings are in the
@@ -61,18 +103,12 @@ enum Command {
     /// other error.
     #[command(after_long_help = config::help())]
     Serve(ConfigFiles),
-    /// Create nico-api's tables in an empty database, for development and tests.
-    ///
-    /// In production, nico-api owns the tables. The server never creates or alters tables.
-    Migrate(ConfigFiles),
+    /// Check the configuration of the server.
+    #[command(subcommand)]
+    Config(config_check::ConfigCommand),
     /// Prepare the schema in which all instances keep runs, censuses and receipts.
     #[command(subcommand)]
     State(state::State),
-    /// Create keys.
-    #[command(subcommand)]
-    Keys(Keys),
-    /// The same as `keys generate`.
-    Keygen(keygen::Keygen),
     /// Check whether a running server is ready.
     ///
     /// Meant for the health check of a container without curl. Queries /readyz at
@@ -82,10 +118,23 @@ enum Command {
     /// The exit code is 0 if the server is ready, 1 if it is not, and 78 for a configuration
     /// error.
     Healthcheck(healthcheck::Healthcheck),
+    /// Commands for development and tests.
+    #[command(subcommand)]
+    Dev(Dev),
+    /// The same as `keys generate`.
+    #[command(hide = true)]
+    Keygen(keygen::Keygen),
+    /// The same as `dev migrate`: create nico-api's tables in an empty database, for development.
+    #[command(hide = true)]
+    Migrate(ConfigFiles),
 }
 
 #[derive(Debug, Subcommand)]
 enum Keys {
+    /// List every key id, where it is used, and whether it may be deleted.
+    ///
+    /// The numbers come from the last census.
+    List(client::ListKeys),
     /// Create a random key, and print it or add it to a secrets file.
     ///
     /// The key is 32 bytes from the operating system. By default, the command prints a line for
@@ -95,6 +144,18 @@ enum Keys {
     /// The exit code is 4 if the id is taken or the file cannot be changed. In both cases,
     /// nothing was changed.
     Generate(keygen::Keygen),
+    /// Read a key in base64 from standard input, and print its check value.
+    ///
+    /// Two programs with the same check value have the same key.
+    CheckValue(check_value::CheckValue),
+}
+
+#[derive(Debug, Subcommand)]
+enum Dev {
+    /// Create nico-api's tables in an empty database, for development and tests.
+    ///
+    /// In production, nico-api owns the tables. The server never creates or alters tables.
+    Migrate(ConfigFiles),
 }
 
 #[derive(Debug, Args)]
@@ -123,13 +184,40 @@ pub fn main() -> ExitCode {
     forbid_core_dumps();
     #[cfg(all(feature = "failpoints", debug_assertions))]
     crate::failpoint::arm(|name| environment.get(name)?.as_ref().map(|text| text.to_string()));
-    match cli.command {
-        Command::Serve(files) => serve::run(&files.config, environment),
-        Command::Migrate(files) => migrate::run(&files.config, &environment),
-        Command::State(state) => state.run(&environment),
-        Command::Keys(Keys::Generate(keygen)) | Command::Keygen(keygen) => keygen.run(&environment),
-        Command::Healthcheck(healthcheck) => healthcheck.run(&environment),
-    }
+    let variables = client_variables(&environment);
+    let exit = match cli.command {
+        Command::Serve(files) => return serve::run(&files.config, environment),
+        Command::Config(command) => return command.run(&environment),
+        Command::Migrate(files) | Command::Dev(Dev::Migrate(files)) => {
+            return migrate::run(&files.config, &environment);
+        }
+        Command::State(state) => return state.run(&environment),
+        Command::Keys(Keys::Generate(keygen)) | Command::Keygen(keygen) => {
+            return keygen.run(&environment);
+        }
+        Command::Healthcheck(healthcheck) => return healthcheck.run(&environment),
+        Command::Keys(Keys::CheckValue(check_value)) => check_value.run(),
+        Command::Keys(Keys::List(list)) => client::run(&list, &variables),
+        Command::Receipt(receipt) => receipt.run(&variables),
+        Command::Context(context) => context.run(&variables),
+        Command::Status(status) => client::run(&status, &variables),
+        Command::Reencrypt(reencrypt) => client::run(&reencrypt, &variables),
+        Command::Census(census) => client::run(&census, &variables),
+        Command::Verify(verify) => client::run(&verify, &variables),
+        Command::CanIDelete(question) => client::run(&question, &variables),
+        Command::Runs(runs) => client::run(&runs, &variables),
+        Command::WhoAmI(whoami) => client::run(&whoami, &variables),
+    };
+    exit.into()
+}
+
+/// What the client reads from the environment.
+fn client_variables(environment: &Environment) -> client::Variables {
+    let all = environment.iter();
+    client::Variables::from(all.map(|(name, value)| {
+        let value = value.as_ref().map(|value| value.as_str());
+        (name.as_str(), value)
+    }))
 }
 
 /// The value as text, or `None` if it is not UTF-8. Both are wiped on drop: a value with one

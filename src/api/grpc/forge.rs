@@ -4,10 +4,6 @@ use std::{sync::Arc, time::Duration};
 
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
-use super::proto::forge::{
-    ReencryptTenantIdentityFailure, ReencryptTenantIdentitySecretsRequest,
-    ReencryptTenantIdentitySecretsResponse, forge_server::Forge,
-};
 use crate::{
     api::{
         audited::Audited,
@@ -18,6 +14,10 @@ use crate::{
     },
     auth::peer::Peer,
     domain::organization::OrganizationId,
+    proto::forge::{
+        ReencryptTenantIdentityFailure, ReencryptTenantIdentitySecretsRequest,
+        ReencryptTenantIdentitySecretsResponse, forge_server::Forge,
+    },
     run::{Report, Scope, record::Kind},
 };
 

@@ -1,5 +1,5 @@
-//! gRPC: conversion between messages and calls, and server reflection. No other folder sees
-//! the generated messages.
+//! gRPC: conversion between messages and calls, and server reflection. No other folder of the
+//! server sees the generated messages.
 
 mod forge;
 mod reflection;
@@ -8,24 +8,9 @@ mod rewrap;
 use tonic::{server::NamedService, service::Routes};
 use tonic_reflection::server::{v1, v1alpha};
 
-use self::{
-    forge::ForgeService,
-    proto::{forge::forge_server::ForgeServer, rewrap::rewrap_server::RewrapServer},
-    reflection::Reflection,
-    rewrap::RewrapService,
-};
+use self::{forge::ForgeService, reflection::Reflection, rewrap::RewrapService};
 use super::{call::Calls, guard::MAX_REQUEST_BYTES};
-
-#[expect(unreachable_pub, clippy::pedantic, reason = "generated code")]
-mod proto {
-    pub(super) mod forge {
-        tonic::include_proto!("forge");
-    }
-    pub(super) mod rewrap {
-        tonic::include_proto!("nico.rewrap.v1");
-    }
-    pub(super) const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/services.bin"));
-}
+use crate::proto::{self, forge::forge_server::ForgeServer, rewrap::rewrap_server::RewrapServer};
 
 /// The services of this server: `forge.Forge`, `nico.rewrap.v1.Rewrap`, health checking and reflection.
 ///

@@ -248,7 +248,7 @@ mod tests {
     #[test]
     fn every_kind_of_symbol_is_found_and_an_unknown_one_is_answered() {
         let reflection = Reflection::new(&[
-            super::super::proto::DESCRIPTORS,
+            crate::proto::DESCRIPTORS,
             tonic_health::pb::FILE_DESCRIPTOR_SET,
         ])
         .unwrap();

@@ -21,7 +21,7 @@ use self::memory::{Memory, Remembered};
 use super::record::{RunProblem, RunRecord, RunState};
 use crate::store::{
     Store, StoreError,
-    state::{StartedRun, StateSchema, StoredFailure, StoredRun},
+    state::{StartedRun, StateSchema, StoredFailure, StoredReceipt, StoredRun},
 };
 
 /// Why the history could not answer.
@@ -244,6 +244,19 @@ impl History {
             store.request_stop(id).await?;
         }
         Ok(record)
+    }
+
+    /// The receipt of a run. `None` if the run has none, or if the schema does not exist.
+    ///
+    /// # Errors
+    ///
+    /// As [`History::get`].
+    pub async fn receipt(&self, id: &str) -> Result<Option<StoredReceipt>, HistoryError> {
+        self.get(id).await?;
+        match self.state() {
+            Some(store) => Ok(store.receipt(id).await?),
+            None => Ok(None),
+        }
     }
 
     /// At most `limit` failures of a run, in ascending order, after the given organization

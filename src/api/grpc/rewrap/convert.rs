@@ -6,7 +6,6 @@ use prost::Message;
 use prost_types::{Any, Timestamp};
 use tonic_types::pb::{ErrorInfo, Status as RpcStatus};
 
-use super::super::proto::rewrap as pb;
 use crate::{
     api::{error::DOMAIN, remedy::remedy},
     auth::{
@@ -18,6 +17,7 @@ use crate::{
         keyring::{Kek, KeySource},
         verdict::{Verdict, VerdictState},
     },
+    proto::rewrap as pb,
     run::{
         Census, FailureGroup, Scope,
         record::{Counts, Kind, Progress, RunProblem, RunRecord, RunState},

@@ -13,7 +13,6 @@ use self::{
     convert::{key, loaded_key},
     page::{FailureToken, page_size},
 };
-use super::proto::rewrap::{self as pb, rewrap_server::Rewrap};
 use crate::{
     api::{
         audited::Audited,
@@ -27,6 +26,7 @@ use crate::{
         peer::Peer,
     },
     domain::organization::OrganizationId,
+    proto::rewrap::{self as pb, rewrap_server::Rewrap},
     run::{Scope, history, record::Kind},
 };
 
@@ -183,6 +183,20 @@ impl Rewrap for RewrapService {
             keys: keys.collect(),
             census: known.last.as_ref().map(pb::Census::from),
         }))
+    }
+
+    async fn get_receipt(
+        &self,
+        request: Request<pb::GetReceiptRequest>,
+    ) -> Result<Response<pb::Receipt>, Status> {
+        self.permit(&request)?;
+        let receipt = self.0.history().receipt(&request.get_ref().run_id).await;
+        let receipt = receipt.map_err(|error| status(error.into()))?;
+        // A run without a receipt has an empty one.
+        let (document, sha256) = receipt
+            .map(|receipt| (receipt.document, receipt.sha256))
+            .unwrap_or_default();
+        Ok(Response::new(pb::Receipt { document, sha256 }))
     }
 
     async fn get_status(

@@ -7,9 +7,10 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::{super::proto::rewrap as pb, status};
+use super::status;
 use crate::{
     api::error::ServiceError,
+    proto::rewrap as pb,
     run::{
         history::History,
         record::{RunRecord, RunState},

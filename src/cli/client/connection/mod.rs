@@ -1,0 +1,16 @@
+//! The way to the server: where it is, who calls, the connection, and one call.
+
+pub(super) mod contexts;
+mod credentials;
+mod endpoint;
+mod session;
+pub(super) mod settings;
+mod source;
+mod transport;
+
+use std::time::Duration;
+
+pub(super) use self::session::{Session, Sessions};
+
+/// Time limit for a name, a connection, and a TLS handshake, each.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

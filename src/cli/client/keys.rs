@@ -1,0 +1,90 @@
+//! `keys list`: every key id, where it is used, and whether it may be deleted.
+
+use clap::Args;
+
+use super::{
+    Client, Command,
+    exit::Exit,
+    options::Common,
+    output::{
+        document::{self, document, verdict_name},
+        run_text::census_words,
+        table::table,
+        text::count,
+    },
+    problem::Problem,
+};
+use crate::proto::rewrap as pb;
+
+/// Options of `keys list`.
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    #[command(flatten)]
+    common: Common,
+}
+
+impl Command for List {
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    async fn execute(&self, client: &Client) -> Result<Exit, Problem> {
+        let session = client.connect().await?;
+        let keys = session
+            .ask(session.rewrap().list_keys(pb::ListKeysRequest {}))
+            .await?;
+        show(client, &keys);
+        Ok(Exit::Done)
+    }
+}
+
+/// Writes the keys.
+pub(super) fn show(client: &Client, keys: &pb::ListKeysResponse) {
+    let document = document("Keys", document::Keys::from(keys));
+    client.output.result(Exit::Done, &document, || {
+        format!(
+            "Last census: {}\n\n{}",
+            census_words(keys.census.as_ref()),
+            keys_table(keys)
+        )
+    });
+}
+
+/// The table of the keys. Numbers of a census that never was are not shown.
+pub(super) fn keys_table(keys: &pb::ListKeysResponse) -> String {
+    let has_census = keys.census.is_some();
+    let number = |value: u64| {
+        if has_census {
+            count(value)
+        } else {
+            "-".to_owned()
+        }
+    };
+    let rows = keys.keys.iter().map(|key| {
+        let verdict = key.verdict.clone().unwrap_or_default();
+        vec![
+            key.key_id.clone(),
+            if key.in_secrets {
+                key.check_value.clone()
+            } else {
+                "not loaded".to_owned()
+            },
+            number(key.secrets),
+            number(key.organizations),
+            verdict_name(verdict.state()).to_owned(),
+            verdict.explanation,
+        ]
+    });
+    table(
+        &[
+            "KEY",
+            "CHECK VALUE",
+            "SECRETS",
+            "ORGANIZATIONS",
+            "VERDICT",
+            "WHY",
+        ],
+        &[2, 3],
+        rows.collect(),
+    )
+}

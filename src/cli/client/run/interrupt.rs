@@ -1,0 +1,81 @@
+//! Ctrl-C and SIGTERM while a run is watched.
+
+use std::io::{self, IsTerminal};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::cli::client::{exit::Exit, output::note, problem::Problem};
+
+/// The signals that end a command.
+pub(super) struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+/// What a signal asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// Somebody pressed Ctrl-C.
+    Interrupt,
+    /// The process has to end.
+    Terminate,
+}
+
+impl Signals {
+    pub(super) fn install() -> Result<Self, Problem> {
+        let install = |kind| {
+            signal(kind)
+                .map_err(|error| Problem::new(Exit::Bug, format!("no signal handler ({error})")))
+        };
+        Ok(Self {
+            interrupt: install(SignalKind::interrupt())?,
+            terminate: install(SignalKind::terminate())?,
+        })
+    }
+
+    pub(super) async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.interrupt.recv() => Asked::Interrupt,
+            _ = self.terminate.recv() => Asked::Terminate,
+        }
+    }
+}
+
+/// What the operator wants after Ctrl-C.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Choice {
+    /// Leave. The run continues on the server.
+    Detach,
+    /// Stop the run.
+    Stop,
+    /// Go on watching.
+    Continue,
+}
+
+/// Whether somebody can answer a question.
+pub(super) fn can_ask() -> bool {
+    io::stdin().is_terminal() && io::stderr().is_terminal()
+}
+
+/// Asks what to do. Blocks.
+pub(super) fn ask() -> Choice {
+    note(
+        "\nThe run continues on the server. What do you want to do?\n  d  detach: leave this command, the run continues\n  \
+         s  stop: the run stops after the current rows, committed rows stay committed\n  c  continue: watch the run again",
+    );
+    loop {
+        note("Type d, s or c, and Enter:");
+        let mut line = String::new();
+        match io::stdin().read_line(&mut line) {
+            // Nobody is there any longer.
+            Ok(0) | Err(_) => return Choice::Detach,
+            Ok(_) => {}
+        }
+        match line.trim() {
+            "d" => return Choice::Detach,
+            "s" => return Choice::Stop,
+            "c" => return Choice::Continue,
+            _ => {}
+        }
+    }
+}
