@@ -40,6 +40,7 @@ mod source_imports;
 
 mod adaptive_rate;
 mod admin_bundle;
+mod alerts;
 mod allocations;
 mod anchors;
 mod audit_log;
@@ -55,6 +56,7 @@ mod configuration;
 mod crl_reload;
 mod crowds;
 mod damaged_blocks;
+mod dashboard;
 mod database_faults;
 mod database_tls;
 mod database_urls;
