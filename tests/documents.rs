@@ -329,7 +329,9 @@ fn the_debian_package_has_every_page_and_picture() {
         .filter_map(toml::Value::as_array)
         .collect();
     let mut documents = pages();
-    documents.extend(files("docs/pictures", ".svg"));
+    for ending in [".svg", ".png"] {
+        documents.extend(files("docs/pictures", ending));
+    }
     for document in documents {
         let (folder, ending) = (document.parent().unwrap(), document.extension().unwrap());
         let pattern = folder.join("*").with_extension(ending);

@@ -43,7 +43,7 @@ use crate::{
     audit::AuditLog,
     config::{Config, OnDisk},
     run::{censuses::Censuses, history::History},
-    server::{self, ServerOptions, probes},
+    server::{self, ServerOptions, probes, status::StatusPage},
     telemetry::{
         self, Metrics,
         readiness::{
@@ -87,10 +87,12 @@ pub async fn run(
     changes::register();
     telemetry::build(env!("CARGO_PKG_VERSION"), env!("NICO_REWRAP_REVISION"));
     let probes_over = CancellationToken::new();
+    let page = StatusPage::new(readiness.clone());
     let probes = spawn_tracked(probes::serve(
         listeners.http,
         readiness.clone(),
         metrics,
+        page.clone(),
         probes_over.clone(),
     ));
     // Blocking: a file may be on a disk that hangs.
@@ -100,8 +102,14 @@ pub async fn run(
         Some(Err(panicked)) => Err(AppError::Bug(panicked.to_string())),
         Some(Ok(Err(error))) => Err(error),
         Some(Ok(Ok(app))) => {
-            app.serve(listeners.grpc, &probes, readiness, reload_signal, shutdown)
-                .await
+            app.serve(
+                listeners.grpc,
+                (&probes, &page),
+                readiness,
+                reload_signal,
+                shutdown,
+            )
+            .await
         }
     };
     probes_over.cancel();
@@ -150,7 +158,7 @@ impl App {
     async fn serve(
         self,
         listener: TcpListener,
-        probes: &TaskTracker,
+        (probes, page): (&TaskTracker, &StatusPage),
         readiness: Readiness,
         reload_signal: Receiver<u64>,
         shutdown: CancellationToken,
@@ -180,6 +188,7 @@ impl App {
             census_interval,
         };
         let calls = Calls::new(context, tasks.clone(), shutdown.clone());
+        page.set_calls(calls.clone());
         let censuses = calls.clone();
         tasks.spawn(async move { censuses.take_censuses(census_interval).await });
         let routes = grpc::routes(calls).map_err(|error| AppError::Bug(error.to_string()))?;

@@ -13,6 +13,7 @@ mod client_quota;
 mod connection;
 mod options;
 pub mod probes;
+pub mod status;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
