@@ -24,10 +24,10 @@ const BASELINE: &str = "nico_rewrap_database_commit_baseline_seconds";
 pub(crate) const ROWS: usize = 2500;
 
 /// A tenant that writes until this value is dropped.
-struct Busy(tokio::task::JoinHandle<()>);
+pub(crate) struct Busy(tokio::task::JoinHandle<()>);
 
 impl Busy {
-    fn with(client: Client) -> Self {
+    pub(crate) fn with(client: Client) -> Self {
         Self(tokio::spawn(async move {
             loop {
                 let write = "UPDATE tenants SET organization_name = 'busy' WHERE organization_id = 'org000'";

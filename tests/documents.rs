@@ -44,7 +44,7 @@ fn prose(page: &str) -> String {
 }
 
 /// The anchors that GitHub derives from the headings.
-fn anchors(page: &str) -> BTreeSet<String> {
+pub(crate) fn anchors(page: &str) -> BTreeSet<String> {
     let mut anchors = BTreeSet::new();
     for line in prose(page).lines().filter(|line| line.starts_with('#')) {
         let heading = line.trim_start_matches('#').trim().to_lowercase();
@@ -329,7 +329,9 @@ fn the_debian_package_has_every_page_and_picture() {
         .filter_map(toml::Value::as_array)
         .collect();
     let mut documents = pages();
-    documents.extend(files("docs/pictures", ".svg"));
+    for ending in [".svg", ".png"] {
+        documents.extend(files("docs/pictures", ending));
+    }
     for document in documents {
         let (folder, ending) = (document.parent().unwrap(), document.extension().unwrap());
         let pattern = folder.join("*").with_extension(ending);

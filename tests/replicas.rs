@@ -24,9 +24,9 @@ const LEAST: f64 = 200.0;
 const BEHIND: f64 = 5.0;
 
 /// A database with organizations under `kv1`, and a standby of its server.
-struct Replicated {
-    database: Database,
-    client: Client,
+pub(crate) struct Replicated {
+    pub(crate) database: Database,
+    pub(crate) client: Client,
     /// A connection to the standby.
     standby_admin: Client,
     _standby: pg::Server,
@@ -34,7 +34,7 @@ struct Replicated {
 }
 
 impl Replicated {
-    async fn with(organizations: usize) -> Self {
+    pub(crate) async fn with(organizations: usize) -> Self {
         let primary = primary();
         let database = Database::migrated_on(&primary).await;
         let client = database.client().await;

@@ -43,7 +43,7 @@ use crate::{
     audit::AuditLog,
     config::{Config, OnDisk},
     run::{censuses::Censuses, history::History},
-    server::{self, ServerOptions, admin_socket::AdminSocket, probes},
+    server::{self, ServerOptions, admin_socket::AdminSocket, probes, status::StatusPage},
     telemetry::{
         self, Metrics,
         readiness::{
@@ -87,10 +87,12 @@ pub async fn run(
     changes::register();
     telemetry::build(env!("CARGO_PKG_VERSION"), env!("NICO_REWRAP_REVISION"));
     let probes_over = CancellationToken::new();
+    let page = StatusPage::new(readiness.clone());
     let probes = spawn_tracked(probes::serve(
         listeners.http,
         readiness.clone(),
         metrics,
+        page.clone(),
         probes_over.clone(),
     ));
     // Blocking: a file may be on a disk that hangs.
@@ -101,7 +103,8 @@ pub async fn run(
         Some(Ok(Err(error))) => Err(error),
         Some(Ok(Ok(app))) => {
             let grpc = (listeners.grpc, listeners.admin_socket);
-            app.serve(grpc, &probes, readiness, reload_signal, shutdown)
+            let http = (&probes, &page);
+            app.serve(grpc, http, readiness, reload_signal, shutdown)
                 .await
         }
     };
@@ -151,7 +154,7 @@ impl App {
     async fn serve(
         self,
         (listener, admin_socket): (TcpListener, Option<AdminSocket>),
-        probes: &TaskTracker,
+        (probes, page): (&TaskTracker, &StatusPage),
         readiness: Readiness,
         reload_signal: Receiver<u64>,
         shutdown: CancellationToken,
@@ -181,6 +184,7 @@ impl App {
             census_interval,
         };
         let calls = Calls::new(context, tasks.clone(), shutdown.clone());
+        page.set_calls(calls.clone());
         let censuses = calls.clone();
         tasks.spawn(async move { censuses.take_censuses(census_interval).await });
         let routes = grpc::routes(calls).map_err(|error| AppError::Bug(error.to_string()))?;

@@ -80,7 +80,7 @@ pub const SETTINGS: &[Setting] = &[
     text(
         "metrics_endpoint",
         "[::]:1180",
-        "address of plain HTTP with `/livez`, `/readyz` and `/metrics`. If the kernel has no IPv6, \
+        "address of plain HTTP with `/livez`, `/readyz`, `/metrics` and [`/status`](status.md). If the kernel has no IPv6, \
          set `0.0.0.0:1180`",
     ),
     derived(

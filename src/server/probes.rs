@@ -1,4 +1,4 @@
-//! Plain HTTP for probes and Prometheus: `/livez`, `/readyz` and `/metrics`.
+//! Plain HTTP for probes, Prometheus and people: `/livez`, `/readyz`, `/metrics` and `/status`.
 //!
 //! These endpoints need no authentication. They expose no secrets and change no state. The
 //! number of connections is limited.
@@ -25,7 +25,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     limits::connection_slots::{ConnectionSlots, Slot},
-    server::accept,
+    server::{
+        accept,
+        status::{StatusPage, status},
+    },
     telemetry::{Metrics, readiness::Readiness},
 };
 
@@ -41,10 +44,12 @@ pub async fn serve(
     listener: TcpListener,
     readiness: Readiness,
     metrics: Metrics,
+    page: StatusPage,
     shutdown: CancellationToken,
 ) {
     let router = Router::new()
         .route("/livez", get(|| async { "ok\n" }))
+        .route("/status", get(status).with_state(page))
         .route("/readyz", get(ready).with_state(readiness))
         .route(
             "/metrics",
