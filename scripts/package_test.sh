@@ -24,7 +24,8 @@ expect "the service is neither enabled nor started" '
 expect "the user of the service exists and cannot log in" '[ "$(getent passwd nico-rewrap | cut -d: -f7)" = /usr/sbin/nologin ]'
 expect "the settings of nico-rewrap are a conffile" 'dpkg-query -Wf "\${Conffiles}" nico-rewrap | grep >/dev/null /etc/nico-rewrap/rewrap.toml'
 expect "the package has the files that the pages name" '
-    cd /usr/share/nico-rewrap && ls vault/{agent.hcl,policy.hcl,secrets.json.ctmpl} postgres/role.sql systemd/root-only-secrets.conf'
+    cd /usr/share/nico-rewrap && ls vault/{agent.hcl,policy.hcl,secrets.json.ctmpl} postgres/role.sql systemd/root-only-secrets.conf \
+        prometheus/rules.yaml grafana/nico-rewrap.json'
 expect "a start without the site config reports the missing file" '
     ! systemctl start nico-rewrap && journalctl --sync && journalctl -u nico-rewrap | grep >/dev/null "Assertion failed"'
 
@@ -49,6 +50,17 @@ expect "only root and the service can read the secrets file" '
 expect "the service answers an administrator" '
     grpcurl -cacert /etc/nico/root.pem -cert /etc/nico/admin.pem -key /etc/nico/admin.key -d "{\"dry_run\": true}" \
         localhost:1179 forge.Forge/ReencryptTenantIdentitySecrets | grep >/dev/null "\"currentEncryptionKeyId\": \"kv2\""'
+socket=/run/nico-rewrap/admin.sock
+local_call="grpcurl -plaintext -unix -authority localhost -emit-defaults"
+expect "only the service and root can open the admin socket" "
+    [ \"\$(stat -c '%U %a' /run/nico-rewrap $socket | tr '\n' ' ')\" = 'nico-rewrap 700 nico-rewrap 600 ' ]
+    $local_call $socket nico.rewrap.v1.Rewrap/WhoAmI | grep >/dev/null '\"name\": \"local:uid=0\"'
+    runuser -u nico-rewrap -- $local_call $socket nico.rewrap.v1.Rewrap/WhoAmI |
+        grep >/dev/null \"\\\"name\\\": \\\"local:uid=\$(id -u nico-rewrap)\\\"\"
+    ! runuser -u nobody -- $local_call -connect-timeout 1 $socket list"
+expect "root may start an apply at the admin socket, and it is in the audit log" "
+    $local_call $socket forge.Forge/ReencryptTenantIdentitySecrets | grep >/dev/null '\"rowsFailed\": 0'
+    grep '\"identity\":\"local:uid=0\"' /var/log/nico-rewrap/audit.log | grep >/dev/null '\"dry_run\":false'"
 expect "the call is in the audit log, which other users cannot read" '
     grep >/dev/null "\"identity\":\"alice\"" /var/log/nico-rewrap/audit.log
     [ "$(stat -c "%U %a" /var/log/nico-rewrap /var/log/nico-rewrap/audit.log | sort -u | tr "\n" " ")" = "nico-rewrap 600 nico-rewrap 750 " ]'
@@ -67,6 +79,7 @@ wait_for "the reload reopens the audit log" '[ -e /var/log/nico-rewrap/audit.log
 
 expect "the service is killed" 'systemctl kill -s KILL nico-rewrap'
 wait_for "systemd restarts the service, and it is ready" "[ \"\$(systemctl show -P NRestarts nico-rewrap)\" = 1 ] && $ready"
+expect "the admin socket is there again" "$local_call $socket list | grep >/dev/null forge.Forge"
 expect "the service is restarted with a wrong configuration" '
     sed -i "s/\"kv2\"/\"kv3\"/" /etc/nico-rewrap/site.toml
     systemctl restart nico-rewrap || true'
@@ -95,6 +108,7 @@ expect "an upgrade keeps changed settings and restarts the service" "
 wait_for "the service is ready after the upgrade" "$ready"
 expect "an upgrade does not start a stopped service" '
     systemctl stop nico-rewrap
+    [ ! -e /run/nico-rewrap ]
     dpkg -i --force-confold old/nico-rewrap_*.deb
     [ "$(systemctl is-active nico-rewrap)" = inactive ] && systemctl start nico-rewrap'
 

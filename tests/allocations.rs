@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use allocation_counter::measure;
-use nico_rewrap::auth::authorize::{Policy, authorize};
+use nico_rewrap::auth::authorize::{Access, Policy, authorize};
 use nico_rewrap::auth::identity::{Caller, Identity};
 use nico_rewrap::domain::keyring::{Kek, KeyId, Keyring};
 use nico_rewrap::domain::rewrap::{Decision, Scratch, decide};
@@ -99,7 +99,7 @@ fn the_allocations_of_each_row_are_limited() {
     );
 }
 
-async fn site_of(rows: usize, key_id: &str) -> Runner {
+pub(crate) async fn site_of(rows: usize, key_id: &str) -> Runner {
     let database = Database::migrated().await;
     let text = seal(signing_key_pem(), key_id);
     let orgs: Vec<_> = (0..rows)
@@ -127,7 +127,8 @@ async fn site_of(rows: usize, key_id: &str) -> Runner {
     Runner::new(Arc::new(Site { keyring, store }), speed)
 }
 
-fn permit() -> nico_rewrap::auth::authorize::Permit {
+/// A permit for everything except an apply.
+pub(crate) fn permit() -> nico_rewrap::auth::authorize::Permit {
     let caller = Caller {
         identity: Some(Identity::Service {
             name: "tests".to_owned(),
@@ -138,11 +139,12 @@ fn permit() -> nico_rewrap::auth::authorize::Permit {
         allowed_services: vec!["tests".to_owned()],
         casbin: None,
         permissive: false,
+        local_may_apply: false,
     };
-    authorize(&policy, &caller).unwrap()
+    authorize(&policy, &caller, Access::Read).unwrap()
 }
 
-fn dry_run() -> RunSpec {
+pub(crate) fn dry_run() -> RunSpec {
     RunSpec {
         id: String::new(),
         kind: Kind::DryRun,

@@ -94,6 +94,7 @@ impl GrpcError {
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     address: String,
+    has_tls: bool,
     leaf: Option<Leaf>,
     options: Vec<String>,
 }
@@ -104,9 +105,22 @@ impl Call {
     pub(crate) fn new(server: &Server, leaf: &Leaf) -> Self {
         Self {
             address: server.grpc.clone(),
+            has_tls: true,
             leaf: Some(leaf.clone()),
             options: Vec::new(),
         }
+    }
+
+    /// A call at this admin socket, by reflection.
+    pub(crate) fn at_socket(path: &Path) -> Self {
+        let socket = Self {
+            address: path.to_str().unwrap().to_owned(),
+            has_tls: false,
+            leaf: None,
+            options: Vec::new(),
+        };
+        // Otherwise, grpcurl sends the path as the authority, which is none in HTTP/2.
+        socket.option(&["-plaintext", "-unix", "-authority", "localhost"])
     }
 
     /// Adds a request header, `name: value`. grpcurl does not send it with reflection.
@@ -279,7 +293,9 @@ impl Call {
     fn args(&self, options: &[&str], after: &[&str]) -> Vec<OsString> {
         // If the server ends the connection in the handshake, grpcurl retries for this long.
         let mut args: Vec<OsString> = vec!["-connect-timeout".into(), "5".into()];
-        args.extend(["-cacert".into(), certs::root_ca().cert.clone().into()]);
+        if self.has_tls {
+            args.extend(["-cacert".into(), certs::root_ca().cert.clone().into()]);
+        }
         if let Some(leaf) = &self.leaf {
             args.extend(["-cert".into(), leaf.cert_chain.clone().into()]);
             args.extend(["-key".into(), leaf.key.clone().into()]);

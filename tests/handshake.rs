@@ -36,9 +36,9 @@ pub(crate) async fn handshake(
 }
 
 /// The HTTP/2 preface and an empty SETTINGS frame.
-const GREETING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+pub(crate) const GREETING: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 /// The server's SETTINGS frame that acknowledges ours.
-const ACKNOWLEDGED: &[u8] = b"\0\0\0\x04\x01\0\0\0\0";
+pub(crate) const ACKNOWLEDGED: &[u8] = b"\0\0\0\x04\x01\0\0\0\0";
 
 /// A connection that `openssl` keeps open. It sends what the test asks for and never answers a
 /// frame.

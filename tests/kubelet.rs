@@ -141,12 +141,18 @@ pub(crate) fn cluster(database: &Database, certificate: (&str, &Leaf)) -> Object
         .collect()
 }
 
-/// Writes every mounted file under `root`, and adds `root` to the mount paths in its text.
+/// Writes every mounted file under `root`, and adds `root` to the mount paths in its text. An
+/// `emptyDir` is an empty directory.
 pub(crate) fn mount(root: &Path, pod: &Value, container: &Value, objects: &Objects) {
     let mounts = container["volumeMounts"].as_array().unwrap();
     for mount in mounts {
-        assert_eq!(mount["readOnly"], true, "{mount}");
         let volume = named(&pod["volumes"], &mount["name"]);
+        let directory = root.join(mount["mountPath"].as_str().unwrap().trim_start_matches('/'));
+        std::fs::create_dir_all(&directory).unwrap();
+        if volume["emptyDir"].is_object() {
+            continue;
+        }
+        assert_eq!(mount["readOnly"], true, "{mount}");
         let name = volume["configMap"]["name"].as_str();
         let name = name
             .or_else(|| volume["secret"]["secretName"].as_str())
@@ -154,8 +160,6 @@ pub(crate) fn mount(root: &Path, pod: &Value, container: &Value, objects: &Objec
         let files = objects
             .get(name)
             .unwrap_or_else(|| panic!("no object {name}"));
-        let directory = root.join(mount["mountPath"].as_str().unwrap().trim_start_matches('/'));
-        std::fs::create_dir_all(&directory).unwrap();
         for (file, text) in files {
             std::fs::write(directory.join(file), moved(root, text)).unwrap();
         }
@@ -166,6 +170,7 @@ fn moved(root: &Path, text: &str) -> String {
     let to = |below: &str| format!("{}{below}", root.display());
     text.replace("/etc/", &to("/etc/"))
         .replace("/var/run/", &to("/var/run/"))
+        .replace("/run/nico-rewrap/", &to("/run/nico-rewrap/"))
 }
 
 /// The container's variables, with `$(NAME)` of earlier ones replaced.

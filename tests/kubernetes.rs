@@ -5,18 +5,21 @@
 //! against the schemas of Kubernetes.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
 
+use crate::admin_socket::ask;
 use crate::certs;
 use crate::database::Database;
+use crate::grpcurl::Call;
 use crate::kubelet::{arguments, cluster, container, environment, mount, named, rendered};
 use crate::leaks;
 use crate::pki::{Cert, Leaf};
 use crate::process::{self, temp_dir};
 use crate::seed::{Org, one_under_kv1};
-use crate::server::Server;
+use crate::server::{Server, field};
 use crate::site::BINARY;
 
 const STANDALONE: &str = "nico-rewrap-certificate";
@@ -221,6 +224,23 @@ async fn the_job_calls_a_sidecar_by_nico_apis_name() {
     let refused = call("call", &database, &server, &[]).output().unwrap();
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(said.contains("certificate is valid for"), "{said}");
+}
+
+#[tokio::test]
+async fn a_client_in_the_container_can_look_and_apply_nothing() {
+    let database = one_under_kv1().await;
+    for (folder, certificate) in [("standalone", STANDALONE), ("sidecar", SIDECAR)] {
+        let server = started(&rendered(folder), &database, (certificate, &of_nico_api())).await;
+        let listening = server.wait_log("listening").await;
+        let socket = Path::new(field(&listening, "admin_socket").unwrap().as_str().unwrap());
+        let status = ask(socket, "GetStatus", json!({})).await.unwrap();
+        assert_eq!(status["targetKeyId"], "kv2");
+        let local = Call::at_socket(socket);
+        let dry = local.reencrypt(&json!({"dryRun": true})).await.unwrap();
+        assert_eq!(dry.rows_updated, 1, "{folder}");
+        let error = local.reencrypt(&json!({})).await.unwrap_err();
+        assert_eq!(error.reason().unwrap(), "ADMIN_SOCKET_READ_ONLY");
+    }
 }
 
 #[tokio::test]

@@ -201,6 +201,10 @@ fn mounted_files_are_readable_for_the_non_root_user() {
         let in_group = pod["securityContext"]["fsGroup"] == 65532;
         for mount in container["volumeMounts"].as_array().unwrap() {
             let volume = named(&pod["volumes"], &mount["name"]);
+            // Writable for everybody in the container.
+            if volume["emptyDir"].is_object() {
+                continue;
+            }
             let source = if volume["secret"].is_object() {
                 &volume["secret"]
             } else {
@@ -218,6 +222,56 @@ fn mounted_files_are_readable_for_the_non_root_user() {
     }
     let dockerfile = include_str!("../Dockerfile");
     assert!(dockerfile.contains("\nUSER 65532:65532\n"));
+}
+
+/// The path of the admin socket and whether it may start an apply, of a settings file.
+fn socket_settings(text: &str) -> (String, bool) {
+    let settings: toml::Table = text.parse().unwrap();
+    let settings = &settings["rewrap"];
+    let may_apply = settings.get("admin_socket_may_apply");
+    let may_apply = may_apply.is_some_and(|value| value.as_bool().unwrap());
+    let path = settings["admin_socket"].as_str().unwrap();
+    (path.to_owned(), may_apply)
+}
+
+#[test]
+fn the_admin_socket_has_a_directory_of_its_own_and_is_read_only_in_a_cluster() {
+    let expected = "/run/nico-rewrap/admin.sock".to_owned();
+    for folder in ["standalone", "sidecar"] {
+        let manifests = rendered(folder);
+        let settings = manifests["ConfigMap"]["data"]["rewrap.toml"].as_str();
+        assert_eq!(
+            socket_settings(settings.unwrap()),
+            (expected.clone(), false)
+        );
+        let pod = &pods(&manifests["Deployment"])["spec"];
+        let writable = |mount: &&Value| mount["readOnly"] != true;
+        for one in pod["containers"].as_array().unwrap() {
+            let mounts = one["volumeMounts"].as_array().map(Vec::as_slice);
+            let mounts: Vec<_> = mounts.unwrap_or_default().iter().filter(writable).collect();
+            if one["name"] != "nico-rewrap" {
+                assert_eq!(mounts, Vec::<&Value>::new(), "{folder}: {}", one["name"]);
+                continue;
+            }
+            assert_eq!(mounts.len(), 1, "{folder}: {mounts:?}");
+            assert_eq!(mounts[0]["mountPath"], "/run/nico-rewrap");
+            let volume = named(&pod["volumes"], &mounts[0]["name"]);
+            assert_eq!(
+                volume["emptyDir"],
+                json!({"medium": "Memory", "sizeLimit": "1Mi"})
+            );
+            assert_eq!(one["securityContext"]["readOnlyRootFilesystem"], true);
+        }
+    }
+    let compose = include_str!("../deploy/compose/rewrap.toml");
+    assert_eq!(socket_settings(compose), (expected.clone(), false));
+    let compose = include_str!("../deploy/compose/docker-compose.yml");
+    assert!(compose.contains(r#"tmpfs: ["/run/nico-rewrap:uid=65532,gid=65532,mode=0700"]"#));
+    // On a machine, root may apply.
+    let debian = include_str!("../deploy/debian/rewrap.toml");
+    assert_eq!(socket_settings(debian), (expected, true));
+    let unit = include_str!("../deploy/systemd/nico-rewrap.service");
+    assert!(unit.contains("\nRuntimeDirectory=nico-rewrap\nRuntimeDirectoryMode=0700\n"));
 }
 
 #[test]

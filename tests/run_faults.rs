@@ -1,4 +1,4 @@
-//! Runs whose instance or client goes away, and the stream of `WatchRun`.
+//! Runs whose instance ends or whose client disconnects, and the stream of `WatchRun`.
 
 use std::time::Duration;
 
@@ -56,7 +56,7 @@ async fn a_watch_at_another_instance_ends_when_the_instance_is_killed() {
         .map(|run| number(&run["progress"]["rowsDone"]))
         .collect();
     assert!(rising.is_sorted(), "{rising:?}");
-    // The site works on.
+    // The site still works.
     assert_eq!(run(&two, APPLY).await["state"], "RUN_STATE_FINISHED");
     let seen = ask(&two, "GetRun", json!({"runId": started["id"]})).await;
     assert_eq!(reason(&seen), "INSTANCE_GONE");

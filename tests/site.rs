@@ -53,6 +53,7 @@ pub(crate) struct Site {
     secrets: (String, Option<String>),
     env: Vec<(String, OsString)>,
     run_secrets: Option<PathBuf>,
+    prefix: Vec<String>,
 }
 
 /// Mounts a copy of the directory `$1` at /run/secrets, which is /var/run/secrets too, in a mount
@@ -87,6 +88,7 @@ impl Site {
             secrets: (String::new(), None),
             env: Vec::new(),
             run_secrets: None,
+            prefix: Vec::new(),
         };
         let leaf = certs::server();
         site.set("database_url", quote(database_url))
@@ -119,7 +121,7 @@ impl Site {
             .set("rewrap.listen", "\"127.0.0.1:0\"")
             .set("rewrap.metrics_endpoint", "\"127.0.0.1:0\"")
             .set("rewrap.log_format", "\"json\"")
-            // Most tests look at what their own calls do.
+            // Most tests are about their own calls only.
             .set("rewrap.census_interval", "\"0s\"")
             .target("kv2")
             .keys(&keys(&["kv1", "kv2"]))
@@ -202,9 +204,15 @@ impl Site {
         self
     }
 
+    /// Starts the program with this program and its arguments, like `unshare -U`.
+    pub(crate) fn prefix(mut self, words: &[&str]) -> Self {
+        self.prefix = words.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
     /// The command line of the program, with `args`.
     fn command(&self, args: Vec<String>) -> Vec<String> {
-        let mut command = Vec::new();
+        let mut command = self.prefix.clone();
         if let Some(directory) = &self.run_secrets {
             let directory = directory.to_str().unwrap();
             let words = [

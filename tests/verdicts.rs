@@ -1,4 +1,4 @@
-//! May a key be deleted? Censuses, verdicts, and what survives a restart.
+//! May a key be deleted? Censuses, verdicts, and the history after a restart.
 
 use std::time::{Duration, Instant};
 
@@ -18,8 +18,8 @@ const CENSUS: &str = "RUN_KIND_CENSUS";
 const STRAGGLER: &str = "secrets are under a key that no secret used before: somebody still writes \
                          under it. The soak starts again";
 
-const MEMORY_ONLY: &str = "runs and censuses are kept in memory only, and verdicts know only what \
-                           this process has seen";
+const MEMORY_ONLY: &str = "runs and censuses are kept in memory only, and verdicts use only the \
+                           censuses of this process";
 
 fn site(database: &Database) -> Site {
     Site::new(database)

@@ -78,6 +78,7 @@ fn texts(caller: &Caller) -> Vec<&str> {
     match &caller.identity {
         None => {}
         Some(Identity::Service { name } | Identity::Machine { id: name }) => texts.push(name),
+        Some(Identity::Local { .. }) => panic!("a certificate makes nobody a local user"),
         Some(Identity::External {
             organization,
             group,

@@ -2,7 +2,7 @@
 
 use crate::{
     auth::{
-        authorize::{ACTION, Denial, Denied, Permit, Policy, authorize},
+        authorize::{ACTION, Access, Denial, Denied, Permit, Policy, authorize},
         peer::Peer,
     },
     telemetry,
@@ -10,9 +10,9 @@ use crate::{
 
 /// Authorizes one call and counts the decision. Logs a warning if the call is denied, or if only
 /// the permissive mode allows it.
-pub(crate) fn decide(policy: &Policy, peer: &Peer) -> Result<Permit, Denied> {
+pub(crate) fn decide(policy: &Policy, peer: &Peer, access: Access) -> Result<Permit, Denied> {
     let caller = &peer.caller;
-    let decision = authorize(policy, caller);
+    let decision = authorize(policy, caller, access);
     let outcome = match &decision {
         Ok(permit) if permit.overrides_casbin() => "allowed_by_permissive_mode",
         Ok(_) => "allowed",
@@ -20,18 +20,20 @@ pub(crate) fn decide(policy: &Policy, peer: &Peer) -> Result<Permit, Denied> {
             Denial::NoIdentity | Denial::NoAdminBundle => "no_identity",
             Denial::NotAllowed => "not_allowed",
             Denial::CasbinPolicy => "denied_by_policy",
+            Denial::SocketReadOnly => "socket_read_only",
         },
     };
     telemetry::decided(caller.kind(), outcome);
     if let Err(Denied { refusal, .. }) = &decision {
+        let certificate = caller.certificate();
         tracing::warn!(
             reason = outcome,
             rule = refusal.rule.setting(),
             seen = refusal.seen,
             expected = refusal.expected,
             peer = %peer.address,
-            certificate_serial = caller.serial,
-            certificate_issuer = caller.issuer,
+            certificate_serial = certificate.map(|(serial, _)| serial),
+            certificate_issuer = certificate.map(|(_, issuer)| issuer),
             "call denied"
         );
     }

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     auth::{
-        authorize::{Denied, Permit, authorize},
+        authorize::{Access, Denied, Permit, authorize},
         peer::Peer,
     },
     run::{Report, Runner, Site, censuses::Censuses, history::History, record::RunRecord},
@@ -57,7 +57,7 @@ impl Calls {
         &self.0.context.history
     }
 
-    /// What censuses have shown.
+    /// The results of the censuses.
     pub(super) fn censuses(&self) -> &Censuses {
         &self.0.context.censuses
     }
@@ -79,12 +79,12 @@ impl Calls {
 
     /// Authorizes a call that starts no run.
     pub(super) fn authorize(&self, peer: &Peer) -> Result<Permit, ServiceError> {
-        Ok(decide(&self.0.context.policy, peer)?)
+        Ok(decide(&self.0.context.policy, peer, Access::Read)?)
     }
 
-    /// Why the client may not call, if it may not. This is not counted as a decision.
-    pub(super) fn denial(&self, peer: &Peer) -> Option<Denied> {
-        authorize(&self.0.context.policy, &peer.caller).err()
+    /// Why the client does not have this access, if it does not. This is not counted as a decision.
+    pub(super) fn denial(&self, peer: &Peer, access: Access) -> Option<Denied> {
+        authorize(&self.0.context.policy, &peer.caller, access).err()
     }
 
     /// Carries out the call and writes its audit record. Dropping the future means that the

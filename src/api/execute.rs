@@ -23,9 +23,10 @@ use super::{
 };
 use crate::{
     audit::{Outcome, Record},
-    auth::authorize::Permit,
+    auth::authorize::{Access, Permit},
+    failpoint::{Point, reach},
     run::{
-        Ended, Meter, Report, RunError, RunIo, RunSpec, Runner, Sampler,
+        Ended, Meter, Report, RunError, RunIo, RunSpec, Runner, Sampler, Scope,
         guard::{Acquired, SiteGuard, acquire},
         history::{Begun, LiveRun},
         key_check::check_keys,
@@ -99,7 +100,12 @@ impl Execution {
         let inner = self.inner.clone();
         let context = &inner.context;
         let peer = request.peer.ok_or(ServiceError::Internal)?;
-        let permit = decide(&context.policy, &peer)?;
+        // Without a kind, the request is invalid, and the next line says so.
+        let access = match request.kind {
+            Ok(Kind::Apply) => Access::Apply,
+            Ok(Kind::DryRun | Kind::Verify | Kind::Census) | Err(_) => Access::Read,
+        };
+        let permit = decide(&context.policy, &peer, access)?;
         let (scope, kind) = (request.scope?, request.kind?);
         let runner = inner.runner()?;
         let target = runner.keyring().target().id().to_string();
@@ -174,6 +180,7 @@ impl Execution {
             &live,
         ))
         .await;
+        reach(Point::BeforeReport);
         site_guard.release().await;
         let counts = ended.report.counts;
         let changes = std::mem::take(&mut ended.changes);
@@ -185,10 +192,15 @@ impl Execution {
             Err(_) => RunState::Failed,
         };
         telemetry::run_ended(kind.label(), state.name());
+        let end = SystemTime::now();
+        let is_clean = state == RunState::Finished && counts.rows_failed == 0 && durable;
+        if kind == Kind::Apply && spec.scope == Scope::Site && is_clean {
+            telemetry::apply_succeeded(end);
+        }
         let mut finished_record = None;
         let finished = live.finish(|record| {
             record.state = state;
-            record.end_time = Some(SystemTime::now());
+            record.end_time = Some(end);
             record.counts = Some(counts);
             record.failure_groups = groups;
             record.problem = problem;
@@ -198,7 +210,7 @@ impl Execution {
         finished.await;
         if kind == Kind::Apply && counts.rows_updated > 0 {
             match finished_record {
-                // This takes a census, too.
+                // The task for the receipt also takes a census.
                 Some(record) if inner.keeps_receipts() => {
                     inner.spawn_receipt(record, changes, before);
                 }
@@ -241,6 +253,7 @@ impl Execution {
         }
         let deadline = deadline.map(|deadline| deadline.saturating_sub(began.elapsed()));
         let meter = Arc::new(Meter::default());
+        let _in_progress = in_progress(spec, &meter);
         let (queue, mut failures) = LiveRun::queue();
         let io = RunIo {
             meter: meter.clone(),
@@ -263,22 +276,26 @@ impl Execution {
                 let _ = timeout(KEEP_LIMIT, keep.as_mut()).await;
                 ended
             }
-            // The queue has ended, so the run is about to.
+            // The queue of failures has ended, so the run ends soon.
             () = keep.as_mut() => run.await,
         };
         drop(keep);
         live.remember(&mut failures);
+        let last = live.record().progress;
+        let rows_done = meter.rows_done();
         let progress = Progress {
+            rows_done,
+            // Now the number of rows is known.
+            rows_total: if ended.result.is_ok() {
+                rows_done
+            } else {
+                last.rows_total
+            },
             rate_limit: None,
             remaining: None,
-            ..live.record().progress
+            ..last
         };
-        live.update(|record| {
-            record.progress = Progress {
-                rows_done: meter.rows_done(),
-                ..progress
-            };
-        });
+        live.update(|record| record.progress = progress);
         if let (Some(census), Some(position)) = (&ended.census, position) {
             censuses.record(runner.site(), position, census).await;
         }
@@ -291,8 +308,10 @@ impl Execution {
                 RunError::Store(error) => error.into(),
                 RunError::NotReplicated => ServiceError::NotReplicated,
                 RunError::FailureLimit(failed) => ServiceError::FailureLimit(failed),
-                RunError::CensusElsewhere | RunError::Panicked => {
-                    tracing::error!("a task of the run panicked: this is a bug");
+                error @ (RunError::CensusElsewhere
+                | RunError::NotPermitted
+                | RunError::Panicked) => {
+                    tracing::error!(%error, "the run failed: this is a bug");
                     ServiceError::Internal
                 }
             };
@@ -305,7 +324,7 @@ impl Execution {
     }
 
     /// Drives a run, and stops it if the client disconnects, its deadline passes, or the guard
-    /// is lost. Also returns what to call the end of a stopped run.
+    /// is lost. Also returns the error for a stopped run.
     async fn stopped_for<T>(
         &self,
         run: impl Future<Output = T>,
@@ -322,7 +341,7 @@ impl Execution {
         let lost = async {
             let lost = site_guard.lost().await;
             if stop.is_cancelled() {
-                // The run is about to end, and this is not why.
+                // The run was stopped for another reason and ends soon.
                 pending().await
             }
             lost
@@ -343,7 +362,7 @@ impl Execution {
         };
         stop.cancel();
         let ended = run.await;
-        // The guard and the rows lose the database at once, perhaps just before a shutdown.
+        // If the database fails just before a shutdown, the shutdown is the reason.
         let stopped_for = match stopped_for {
             ServiceError::Database(_) if self.inner.shutdown.is_cancelled() => {
                 ServiceError::ShuttingDown
@@ -360,10 +379,10 @@ impl Execution {
         spec: &RunSpec,
         stop: &CancellationToken,
     ) -> Result<(), ServiceError> {
-        if spec.kind != Kind::Apply || spec.scope != crate::run::Scope::Site {
+        if spec.kind != Kind::Apply || spec.scope != Scope::Site {
             return Ok(());
         }
-        // Without a census, no secret is known that must open.
+        // Without a census, there is no known secret to open.
         let last = self.inner.context.censuses.last().await;
         let Some(census) = last else {
             return Ok(());
@@ -379,6 +398,13 @@ impl Execution {
     }
 }
 
+/// Counts a run in the metrics until the value is dropped.
+pub(super) fn in_progress(spec: &RunSpec, meter: &Arc<Meter>) -> impl Drop + use<> {
+    let meter = meter.clone();
+    let is_site = spec.scope == Scope::Site;
+    telemetry::run_started(spec.kind.label(), is_site, move || meter.gauges())
+}
+
 /// Publishes the progress of a run until the future is dropped.
 async fn publish(live: &LiveRun, meter: &Meter) -> Infallible {
     let mut sampler = Sampler::new();
@@ -391,8 +417,8 @@ async fn publish(live: &LiveRun, meter: &Meter) -> Infallible {
     }
 }
 
-/// Runs to the end. Also returns what the run waited for then. The run clears its own text when it
-/// ends.
+/// Runs to the end. Also returns what the run waited for at its end. The run itself clears this
+/// text when it ends.
 async fn remember_wait(
     run: impl Future<Output = Ended>,
     mut stall: Receiver<Option<String>>,

@@ -9,6 +9,7 @@ pub mod error;
 mod execute;
 pub mod grpc;
 pub mod guard;
+pub mod overview;
 mod receipt;
 mod remedy;
 mod request;

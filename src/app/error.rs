@@ -1,10 +1,10 @@
 //! Why the server did not start, or ended without a shutdown signal.
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, path::PathBuf};
 
 use thiserror::Error;
 
-use crate::store::SchemaError;
+use crate::{server::admin_socket::AdminSocketError, store::SchemaError};
 
 /// Why the server did not start, or ended without a shutdown signal.
 #[derive(Debug, Error)]
@@ -33,6 +33,14 @@ pub enum AppError {
         /// The error of the operating system.
         source: io::Error,
     },
+    /// The admin socket cannot be created.
+    #[error("[rewrap].admin_socket: can't listen on {}: {problem}", path.display())]
+    AdminSocket {
+        /// The value of the setting.
+        path: PathBuf,
+        /// What is wrong.
+        problem: AdminSocketError,
+    },
     /// A bug.
     #[error("{0}")]
     Bug(String),
@@ -44,7 +52,11 @@ impl AppError {
     pub fn is_configuration(&self) -> bool {
         matches!(
             self,
-            Self::Schema(_) | Self::TargetKey(_) | Self::Keys(_) | Self::Audit(_)
+            Self::Schema(_)
+                | Self::TargetKey(_)
+                | Self::Keys(_)
+                | Self::Audit(_)
+                | Self::AdminSocket { .. }
         )
     }
 }

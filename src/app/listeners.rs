@@ -1,25 +1,28 @@
-//! Binds the two listeners.
+//! Binds the listeners.
 
 use std::{
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
+    path::Path,
 };
 
 use tokio::net::{TcpListener, TcpSocket};
 
 use super::error::AppError;
-use crate::server::ServerOptions;
+use crate::server::{ServerOptions, admin_socket::AdminSocket};
 
 /// Maximum number of connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
 
-/// The two bound listeners.
+/// The bound listeners.
 #[derive(Debug)]
 pub struct Listeners {
     /// The listener for gRPC.
     pub grpc: TcpListener,
     /// The listener for probes and metrics.
     pub http: TcpListener,
+    /// The admin socket, if one is configured.
+    pub admin_socket: Option<AdminSocket>,
 }
 
 impl Listeners {
@@ -27,13 +30,33 @@ impl Listeners {
     ///
     /// # Errors
     ///
-    /// [`AppError::Bind`] with the setting whose address cannot be bound.
+    /// [`AppError::Bind`] with the setting whose address cannot be bound, or
+    /// [`AppError::AdminSocket`].
     pub async fn bind(options: &ServerOptions) -> Result<Self, AppError> {
         Ok(Self {
             grpc: bind("listen", options.listen).await?,
             http: bind("metrics_endpoint", options.metrics_endpoint).await?,
+            admin_socket: options
+                .admin_socket
+                .as_deref()
+                .map(bind_admin)
+                .transpose()?,
         })
     }
+}
+
+fn bind_admin(path: &Path) -> Result<AdminSocket, AppError> {
+    let socket = AdminSocket::bind(path).map_err(|problem| AppError::AdminSocket {
+        path: path.to_owned(),
+        problem,
+    })?;
+    if !socket.users().include_own() {
+        tracing::warn!(
+            "[rewrap].admin_socket: only root may connect: this process runs as the user that the \
+             kernel shows for all users without an id in this user namespace; run it as another user"
+        );
+    }
+    Ok(socket)
 }
 
 async fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpListener, AppError> {
@@ -67,6 +90,10 @@ pub(super) fn log_listening(listeners: &Listeners) {
     tracing::info!(
         grpc = address(&listeners.grpc),
         http = address(&listeners.http),
+        admin_socket = listeners
+            .admin_socket
+            .as_ref()
+            .map(|socket| socket.path().display().to_string()),
         "listening"
     );
 }

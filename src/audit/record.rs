@@ -126,6 +126,7 @@ impl Record {
     fn common(&self, message: &'static str) -> Common<'_> {
         let caller = self.peer.as_ref().map(|peer| &peer.caller);
         let identity = caller.and_then(|caller| caller.identity.as_ref());
+        let certificate = caller.and_then(Caller::certificate);
         let kind = self.asked.as_ref().and_then(|(_, kind)| *kind);
         Common {
             timestamp: humantime::format_rfc3339_micros(SystemTime::now()).to_string(),
@@ -138,8 +139,8 @@ impl Record {
             identity: identity.map(Identity::name),
             identity_organization: identity.and_then(Identity::organization),
             identity_group: identity.and_then(Identity::group),
-            certificate_serial: caller.map(|caller| caller.serial.as_str()),
-            certificate_issuer: caller.map(|caller| caller.issuer.as_str()),
+            certificate_serial: certificate.map(|(serial, _)| serial),
+            certificate_issuer: certificate.map(|(_, issuer)| issuer),
             peer: self.peer.as_ref().map(|peer| peer.address.to_string()),
             scope: self.asked.as_ref().map_or("unknown", |(scope, _)| scope),
             kind: kind.map(Kind::label),
@@ -268,7 +269,7 @@ impl Formatter for Ascii {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::identity::{Caller, Identity};
+    use crate::auth::peer::PeerAddress;
 
     #[test]
     fn no_text_can_forge_a_line() {
@@ -284,7 +285,7 @@ mod tests {
         ];
         for name in hostile {
             let peer = Peer {
-                address: "[::1]:1".parse().unwrap(),
+                address: PeerAddress::Tcp("[::1]:1".parse().unwrap()),
                 caller: Caller {
                     identity: Some(Identity::Service {
                         name: name.to_owned(),

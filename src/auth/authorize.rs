@@ -1,11 +1,15 @@
-//! Decides whether a caller may re-wrap.
+//! Decides whether a caller may make a call.
 //!
 //! The decision is a pure function that returns a [`Permit`], and a run can't start without
 //! one. Everything that is not explicitly allowed is denied.
 //!
-//! Two rules must both allow the call: the rule of identities, and the site's Casbin policy if
-//! there is one. The rule of identities allows external users and the services of
-//! `[rewrap].allowed_services`.
+//! For a caller with a certificate, two rules must both allow the call: the rule of identities,
+//! and the site's Casbin policy if there is one. The rule of identities allows external users and
+//! the services of `[rewrap].allowed_services`.
+//!
+//! A local user at the admin socket may do everything except an apply. An apply needs
+//! `[rewrap].admin_socket_may_apply`. The Casbin policy is about certificates and does not apply:
+//! a local user is root or the user of this process, and both control this process anyway.
 
 use std::sync::Arc;
 
@@ -20,6 +24,16 @@ use crate::auth::{
 /// The action of a call in a Casbin policy, in nico-api's spelling.
 pub const ACTION: &str = "forge/ReencryptTenantIdentitySecrets";
 
+/// What a caller asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Everything that writes no secret: all questions, dry run, verify, census, and the stop of a
+    /// run.
+    Read,
+    /// An apply.
+    Apply,
+}
+
 /// Who may re-wrap.
 #[derive(Debug, Clone)]
 pub struct Policy {
@@ -31,12 +45,15 @@ pub struct Policy {
     /// `[auth].permissive_mode`: a call that the Casbin policy denies is allowed and recorded as
     /// such. The rule of identities still applies.
     pub permissive: bool,
+    /// `[rewrap].admin_socket_may_apply`: whether a local user may start an apply.
+    pub local_may_apply: bool,
 }
 
-/// Proof that a caller was allowed to re-wrap. Only [`authorize`] makes one.
+/// Proof that a caller was allowed to make its call. Only [`authorize`] makes one.
 #[derive(Debug)]
 pub struct Permit {
     identity: Identity,
+    access: Access,
     overrides_casbin: bool,
 }
 
@@ -47,6 +64,12 @@ impl Permit {
         &self.identity
     }
 
+    /// What was allowed.
+    #[must_use]
+    pub fn access(&self) -> Access {
+        self.access
+    }
+
     /// Whether the Casbin policy denied the call and permissive mode allowed it.
     #[must_use]
     pub fn overrides_casbin(&self) -> bool {
@@ -54,7 +77,7 @@ impl Permit {
     }
 }
 
-/// Why a caller may not re-wrap.
+/// Why a caller may not make its call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum Denial {
     /// The certificate is verified, but no rule gives it an identity.
@@ -83,6 +106,12 @@ pub enum Denial {
          [auth].casbin_policy_file and restart nico-rewrap"
     )]
     CasbinPolicy,
+    /// A local user asks for an apply, and the admin socket is read-only.
+    #[error(
+        "the admin socket may not start an apply: set [rewrap].admin_socket_may_apply = true and \
+         restart nico-rewrap, or call with an admin certificate"
+    )]
+    SocketReadOnly,
 }
 
 /// A denial, and the rule that decided. The client gets the denial only.
@@ -116,6 +145,14 @@ impl Denied {
         }
     }
 
+    fn socket_read_only(identity: &Identity) -> Self {
+        let expected = "true, for an apply";
+        Self {
+            denial: Denial::SocketReadOnly,
+            refusal: Refusal::new(Rule::SocketMayApply, identity.name(), expected),
+        }
+    }
+
     fn casbin_policy(principals: &[String]) -> Self {
         let seen = quoted(principals.iter().map(String::as_str));
         let expected = format!("a rule that allows one of these names {ACTION}");
@@ -126,19 +163,28 @@ impl Denied {
     }
 }
 
-/// Decides whether `caller` may re-wrap under `policy`.
+/// Decides whether `caller` has this access under `policy`.
 ///
 /// # Errors
 ///
 /// [`Denied`] if the caller may not.
-pub fn authorize(policy: &Policy, caller: &Caller) -> Result<Permit, Denied> {
+pub fn authorize(policy: &Policy, caller: &Caller, access: Access) -> Result<Permit, Denied> {
     let Some(identity) = &caller.identity else {
         return Err(Denied::no_identity(caller));
+    };
+    let permit = |overrides_casbin| Permit {
+        identity: identity.clone(),
+        access,
+        overrides_casbin,
     };
     let allowed = match identity {
         Identity::External { .. } => true,
         Identity::Service { name } => policy.allowed_services.contains(name),
         Identity::Machine { .. } => false,
+        Identity::Local { .. } if access == Access::Apply && !policy.local_may_apply => {
+            return Err(Denied::socket_read_only(identity));
+        }
+        Identity::Local { .. } => return Ok(permit(false)),
     };
     if !allowed {
         return Err(Denied::not_allowed(policy, identity));
@@ -152,10 +198,7 @@ pub fn authorize(policy: &Policy, caller: &Caller) -> Result<Permit, Denied> {
     if overrides_casbin && !policy.permissive {
         return Err(Denied::casbin_policy(&principals));
     }
-    Ok(Permit {
-        identity: identity.clone(),
-        overrides_casbin,
-    })
+    Ok(permit(overrides_casbin))
 }
 
 #[cfg(test)]
@@ -167,6 +210,7 @@ mod tests {
             allowed_services: vec!["nico-api".to_owned()],
             casbin: casbin.map(|text| Arc::new(CasbinPolicy::parse(text).unwrap())),
             permissive,
+            local_may_apply: false,
         }
     }
 
@@ -176,9 +220,13 @@ mod tests {
             identity,
             ..Caller::default()
         };
-        authorize(policy, &caller)
-            .map(|permit| permit.overrides_casbin())
-            .map_err(|denied| denied.denial)
+        let [read, apply] = [Access::Read, Access::Apply].map(|access| {
+            authorize(policy, &caller, access)
+                .map(|permit| permit.overrides_casbin())
+                .map_err(|denied| denied.denial)
+        });
+        assert_eq!(read, apply, "a certificate gives both or none");
+        read
     }
 
     fn service(name: &str) -> Option<Identity> {
@@ -261,13 +309,49 @@ mod tests {
     }
 
     #[test]
+    fn a_local_user_reads_whatever_the_policy_says_and_applies_only_with_the_setting() {
+        let local = Caller {
+            identity: Some(Identity::Local {
+                name: "local:uid=0".to_owned(),
+            }),
+            ..Caller::default()
+        };
+        for casbin in [None, Some(""), Some("p, trusted-certificate, **")] {
+            for permissive in [false, true] {
+                let read_only = policy(casbin, permissive);
+                let permit = authorize(&read_only, &local, Access::Read).unwrap();
+                assert_eq!(permit.access(), Access::Read);
+                assert!(!permit.overrides_casbin());
+                let denied = authorize(&read_only, &local, Access::Apply).unwrap_err();
+                assert_eq!(denied.denial, Denial::SocketReadOnly);
+                assert_eq!(denied.refusal.rule, Rule::SocketMayApply);
+                assert_eq!(denied.refusal.seen, "local:uid=0");
+                let writes = Policy {
+                    local_may_apply: true,
+                    ..read_only
+                };
+                let permit = authorize(&writes, &local, Access::Apply).unwrap();
+                assert_eq!(permit.access(), Access::Apply);
+            }
+        }
+        // The setting gives nothing to a certificate.
+        let writes = Policy {
+            local_may_apply: true,
+            ..policy(None, false)
+        };
+        assert_eq!(decide(&writes, machine("m")), Err(Denial::NotAllowed));
+    }
+
+    #[test]
     fn a_denial_names_the_rule_and_what_it_saw() {
         let refusal = |policy: &Policy, identity| {
             let caller = Caller {
                 identity,
                 ..Caller::default()
             };
-            authorize(policy, &caller).unwrap_err().refusal
+            authorize(policy, &caller, Access::Read)
+                .unwrap_err()
+                .refusal
         };
         let listed = refusal(&policy(None, false), service("nico-dhcp"));
         assert_eq!(listed.rule, Rule::AllowedServices);

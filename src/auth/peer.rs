@@ -1,14 +1,36 @@
-//! Who is at the other end of a connection.
+//! The client of a connection.
 
-use std::net::SocketAddr;
+use std::{fmt, net::SocketAddr};
 
 use super::identity::Caller;
 
-/// Who is at the other end of a connection: read once, and the same for all its calls.
+/// The client of a connection. It is read once, and is the same for all calls of the connection.
 #[derive(Debug)]
 pub struct Peer {
-    /// The remote address.
-    pub address: SocketAddr,
-    /// What the verified certificate says.
+    /// The other end.
+    pub address: PeerAddress,
+    /// What the verified certificate, or the kernel, says.
     pub caller: Caller,
+}
+
+/// The other end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeerAddress {
+    /// A client with TLS.
+    Tcp(SocketAddr),
+    /// A process at the admin socket.
+    Local {
+        /// The id of the process that connected. `None` if this process can't see it.
+        pid: Option<u32>,
+    },
+}
+
+impl fmt::Display for PeerAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Local { pid: Some(pid) } => write!(f, "local:pid={pid}"),
+            Self::Local { pid: None } => f.write_str("local"),
+        }
+    }
 }

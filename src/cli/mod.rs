@@ -215,6 +215,8 @@ pub fn main() -> ExitCode {
         .map(|(name, value)| (name.to_string_lossy().into_owned(), text(value)))
         .collect();
     forbid_core_dumps();
+    #[cfg(all(feature = "failpoints", debug_assertions))]
+    crate::failpoint::arm(|name| environment.get(name)?.as_ref().map(|text| text.to_string()));
     let variables = client_variables(&environment);
     let exit = match cli.command {
         Command::Serve(files) => return serve::run(&files.config, environment),

@@ -60,10 +60,19 @@ pub(super) fn policy(settings: &mut Settings, warnings: &mut Vec<String>) -> Pol
             settings.source(PERMISSIVE)
         ));
     }
+    let local_may_apply = settings.bool(LOCAL_MAY_APPLY);
+    if local_may_apply && !settings.is_set("rewrap.admin_socket") {
+        warnings.push(format!(
+            "{}: [rewrap].admin_socket_may_apply is true, but there is no admin socket; set \
+             [rewrap].admin_socket, or remove this setting",
+            settings.source(LOCAL_MAY_APPLY)
+        ));
+    }
     Policy {
         allowed_services: allowed_services(settings),
         casbin: casbin_policy(settings, warnings).map(Arc::new),
         permissive,
+        local_may_apply,
     }
 }
 
@@ -85,6 +94,7 @@ fn allowed_services(settings: &mut Settings) -> Vec<String> {
     names
 }
 
+const LOCAL_MAY_APPLY: &str = "rewrap.admin_socket_may_apply";
 const PERMISSIVE: &str = "auth.permissive_mode";
 const POLICY_FILE: &str = "auth.casbin_policy_file";
 

@@ -69,7 +69,7 @@ pub struct Config {
     pub log: LogOptions,
     /// Likely mistakes that do not prevent the start.
     pub warnings: Vec<String>,
-    /// What the files say, to compare with later.
+    /// The content of the files, for later comparisons.
     pub on_disk: OnDisk,
 }
 
@@ -84,9 +84,9 @@ pub struct MachineIdentity {
     pub store: StoreOptions,
     /// Limits of the rate of runs.
     pub rate: RateOptions,
-    /// TLS with the database: `none`, or the sslmode.
+    /// TLS to the database: `none`, or the sslmode.
     pub database_tls: &'static str,
-    /// The interval of censuses. Zero means none.
+    /// The interval of the automatic censuses. Zero means no automatic census.
     pub census_interval: Duration,
     /// How long a key must be clean before it may be deleted.
     pub soak: Duration,
@@ -229,6 +229,7 @@ fn server(settings: &mut Settings) -> ServerOptions {
     ServerOptions {
         listen: settings.address("rewrap.listen"),
         metrics_endpoint: metrics_endpoint(settings),
+        admin_socket: admin_socket(settings),
         receipt_log: settings
             .non_empty_string("rewrap.receipt_log")
             .map(PathBuf::from),
@@ -246,6 +247,16 @@ fn server(settings: &mut Settings) -> ServerOptions {
             .number("rewrap.max_connections_per_client", 1..=65_536),
         max_runs: settings.number("rewrap.max_runs", 1..=1_024),
     }
+}
+
+fn admin_socket(settings: &mut Settings) -> Option<PathBuf> {
+    const SOCKET: &str = "rewrap.admin_socket";
+    let path = PathBuf::from(settings.non_empty_string(SOCKET)?);
+    if !path.is_absolute() {
+        let example = "write the whole path, like \"/run/nico-rewrap/admin.sock\"";
+        settings.problem(SOCKET, format!("is not an absolute path: {example}"));
+    }
+    Some(path)
 }
 
 fn audit(settings: &mut Settings) -> AuditOptions {

@@ -5,9 +5,8 @@
 //! randomness for nonces. So a decision can be tested alone and repeated when a row
 //! changes.
 //!
-//! Every secret is decrypted, even if its label already names the target key, because the
-//! label may be wrong. Every new text is decrypted again and compared before it is
-//! returned.
+//! Every secret is decrypted, even if its envelope already names the target key, because the
+//! key id may be wrong. Every new text is decrypted again and compared before it is returned.
 
 use thiserror::Error;
 
@@ -31,7 +30,8 @@ pub const COLUMNS: [&str; COLUMN_COUNT] = [
 /// `None` is NULL.
 pub type Envelopes = [Option<String>; COLUMN_COUNT];
 
-/// Replaces a text of more than 1 MiB, which is not read. It is not a valid envelope.
+/// Stands for a text of more than 1 MiB, which the program does not read. It is not a valid
+/// envelope.
 pub const OVERSIZED: &str = "<more than 1 MiB>";
 
 /// The decision about a row.
@@ -248,7 +248,7 @@ mod tests {
         Kek::new(KeyId::new(id).unwrap(), &Zeroizing::new([byte; KEY_BYTES]))
     }
 
-    /// `kv1` and `kv2`, wrapping to `kv2`.
+    /// `kv1` and `kv2`, with the target `kv2`.
     fn keyring() -> Keyring {
         Keyring::new([kek("kv1", 1), kek("kv2", 2)], KeyId::new("kv2").unwrap()).unwrap()
     }
@@ -316,7 +316,7 @@ mod tests {
 
     #[test]
     fn a_wrong_label_is_a_failure() {
-        // The label says kv2, but the text is sealed with other key bytes.
+        // The envelope names kv2, but is sealed with other key bytes.
         let texts = [sealed(&kek("kv2", 9), b"a"), None, None];
         assert_eq!(
             errors(&texts),

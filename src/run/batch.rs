@@ -23,7 +23,9 @@ use super::{
 };
 use crate::{
     domain::rewrap::{Decision, Envelopes, Scratch, decide},
+    failpoint::{Point, reach},
     store::{CasOutcome, Row, RowError, StoreError, Writer},
+    telemetry,
 };
 
 /// Compare-and-set attempts before the row is locked for the last attempt.
@@ -35,13 +37,13 @@ const STOP_GRACE: Duration = Duration::from_millis(300);
 /// Time limit for finding out the outcome of writes that got no answer.
 const SETTLE_LIMIT: Duration = Duration::from_secs(1);
 
-/// What the rows of a batch share.
+/// The parts that all rows of a batch share.
 pub(super) struct Batch {
     pub(super) context: Arc<Context>,
     pub(super) mode: Mode,
     /// Whether these rows belong to a site-wide run.
     pub(super) is_site: bool,
-    /// Whether the run keeps what it writes for a receipt.
+    /// Whether the run keeps its changes for a receipt.
     pub(super) with_receipt: bool,
     /// Limits the rate of the run.
     pub(super) pacer: Arc<Pacer>,
@@ -64,7 +66,7 @@ pub(super) struct BatchEnd {
     pub(super) gone: Vec<String>,
     /// Number of rows whose last write has an unknown outcome.
     pub(super) in_doubt: u64,
-    /// What was written, for the receipt.
+    /// The changes, for the receipt.
     pub(super) changes: Changes,
     /// Why some rows were not processed.
     pub(super) result: Result<(), RunError>,
@@ -182,7 +184,7 @@ impl Batch {
         }
     }
 
-    /// Concludes the row at which a session got stuck and was ended. Statements on a
+    /// Sets the outcome of the row at which a session was stuck and was ended. Statements on a
     /// connection run one after the other, so this is the row that was sent first. The other
     /// rows stay open.
     async fn fail_silent_row(&self, rows: &mut [Pending], limit: Duration) -> Result<(), RunError> {
@@ -293,8 +295,7 @@ impl Batch {
                     return Ok(Some(outcome));
                 }
                 if row.texts == pending.texts {
-                    // The row has the new texts, but its version was not bumped: a trigger
-                    // on tenants did that.
+                    // The row has the new texts, but a trigger on tenants kept its old version.
                     return Err(RowError::NotBumped.into());
                 }
                 match self.decide(&row) {
@@ -307,10 +308,12 @@ impl Batch {
             }
             tries += 1;
             pending.progress = Progress::Sent;
+            reach(Point::BeforeWrite);
             let replaced = writer.replace(&pending.row, &pending.texts, target).await;
+            reach(Point::AfterWrite);
             if replaced.as_ref().is_err_and(StoreError::is_damage) {
-                // For a small table, Postgres reads every block, and so a damaged one. Under
-                // the lock, it follows the index.
+                // For a small table, Postgres reads every block, including a damaged block.
+                // Under the lock, it uses the index.
                 pending.progress = Progress::Open;
                 return Ok(None);
             }
@@ -318,7 +321,10 @@ impl Batch {
             pending.progress = Progress::Open;
             match replaced {
                 CasOutcome::Applied => return Ok(Some(pending.take_outcome())),
-                CasOutcome::Conflict => look = true,
+                CasOutcome::Conflict => {
+                    telemetry::row_raced();
+                    look = true;
+                }
             }
         }
     }
@@ -383,6 +389,7 @@ impl Batch {
     /// The texts to write and the outcome after that, or the outcome if there is nothing to
     /// write.
     fn decide(&self, row: &Row) -> Result<(Envelopes, RowOutcome), RowOutcome> {
+        reach(Point::BeforeDecide);
         // After a panic the content is undefined, but every decision overwrites it.
         let scratch = self.scratch.lock();
         let mut scratch = scratch.unwrap_or_else(PoisonError::into_inner);

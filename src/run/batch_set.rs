@@ -13,7 +13,7 @@ use tokio::task::{Id, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Context, Mode, Report, RunError, RunIo, RunSpec, Scope,
+    Context, Failure, Mode, Report, RunError, RunIo, RunSpec, Scope,
     batch::{Batch, BatchEnd},
     pacer::Pacer,
     progress::Meter,
@@ -118,7 +118,7 @@ impl BatchSet {
         &self.report
     }
 
-    /// How far the run is.
+    /// The progress of the run.
     pub(super) fn meter(&self) -> Arc<Meter> {
         self.io.meter.clone()
     }
@@ -128,7 +128,7 @@ impl BatchSet {
         self.io.meter.set_total(rows);
     }
 
-    /// Returns what was written, and forgets it.
+    /// Returns the changes that were written, and removes them from the set.
     pub(super) fn take_changes(&mut self) -> Changes {
         mem::take(&mut self.changes)
     }
@@ -241,7 +241,7 @@ impl BatchSet {
         end.result
     }
 
-    /// Stops the run if as many rows have failed as the caller allows.
+    /// Stops the run if the number of failed rows has reached its limit.
     pub(super) fn check_failure_limit(&self) -> Result<(), RunError> {
         let failed = self.report.counts.rows_failed;
         if self.stop_after_failures > 0 && failed >= self.stop_after_failures {
@@ -264,6 +264,7 @@ impl BatchSet {
             }
             self.report.add(outcome);
         }
+        count_failures(&failures);
         if let Some(queue) = self.io.failures.as_ref().filter(|_| !failures.is_empty()) {
             // An error means that nobody keeps failures.
             let _ = queue.send(failures).await;
@@ -271,5 +272,23 @@ impl BatchSet {
         for (outcome, rows) in done {
             telemetry::rows_done(self.label, outcome, rows);
         }
+    }
+}
+
+/// Counts failures in the metrics.
+fn count_failures(failures: &[Failure]) {
+    let mut reasons: BTreeMap<_, u64> = BTreeMap::new();
+    let mut closed: BTreeMap<_, u64> = BTreeMap::new();
+    for failure in failures {
+        *reasons.entry(failure.reason).or_default() += 1;
+        if let Some(kind) = failure.undecrypted_kind() {
+            *closed.entry(kind).or_default() += 1;
+        }
+    }
+    for (reason, count) in reasons {
+        telemetry::failed(reason, count);
+    }
+    for (kind, secrets) in closed {
+        telemetry::not_decrypted(kind, secrets);
     }
 }

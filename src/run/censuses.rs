@@ -1,18 +1,21 @@
-//! What the censuses of the site have shown, for the verdicts. The schema `nico_rewrap` keeps
-//! it for all instances; without it, this process knows only its own censuses.
+//! The results of the censuses of the site, for the verdicts. The schema `nico_rewrap` keeps
+//! them for all instances. Without the schema, this process knows only its own censuses.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
+use tokio::sync::watch;
+
 use super::{Census, Site, history::History};
 use crate::{
     domain::verdict::{CensusFacts, Ledger, Verdict},
     store::StoreError,
+    telemetry,
 };
 
-/// How often a census is recorded again because another instance has just recorded one.
+/// How often to try to record a census while other instances record theirs.
 const ATTEMPTS: u32 = 20;
 
 /// The ledger, and how many censuses were recorded in it.
@@ -54,14 +57,16 @@ impl KeyUse {
 pub struct Censuses {
     history: History,
     soak: Duration,
-    /// What this process knows, if the database cannot be asked.
+    /// The results that this process knows, for when the database does not answer.
     memory: Mutex<Known>,
-    /// What censuses have found that could not be written to the database.
+    /// Results of censuses that could not be written to the database.
     unwritten: Mutex<Option<CensusFacts>>,
+    /// How many censuses this process has recorded.
+    changes: watch::Sender<u64>,
 }
 
 impl Censuses {
-    /// No census yet. A key must be clean for `soak` before it may be deleted.
+    /// Starts without a census. A key must be clean for `soak` before it may be deleted.
     #[must_use]
     pub fn new(history: History, soak: Duration) -> Self {
         Self {
@@ -69,7 +74,14 @@ impl Censuses {
             soak,
             memory: Mutex::default(),
             unwritten: Mutex::default(),
+            changes: watch::Sender::new(0),
         }
+    }
+
+    /// Changes when this process has recorded a census.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     /// The position of a census that begins now.
@@ -113,11 +125,11 @@ impl Censuses {
                     *lock(&self.unwritten) = None;
                     break stragglers;
                 }
-                // Another instance has recorded a census: look again.
+                // Another instance has recorded a census: read the ledger again.
                 Ok(false) if attempts < ATTEMPTS => {}
                 Ok(false) => {
                     tracing::warn!(
-                        "cannot read the censuses of other instances: this one counts late"
+                        "cannot read the censuses of other instances: this census counts as late"
                     );
                     add(&mut lock(&self.unwritten), facts);
                     break stragglers;
@@ -125,7 +137,7 @@ impl Censuses {
                 Err(error) => {
                     tracing::warn!(
                         %error,
-                        "cannot write the census to the schema nico_rewrap: it counts late"
+                        "cannot write the census to the schema nico_rewrap: it counts as late"
                     );
                     add(&mut lock(&self.unwritten), facts);
                     break stragglers;
@@ -133,6 +145,7 @@ impl Censuses {
             }
         };
         *lock(&self.memory) = known;
+        self.changes.send_modify(|count| *count += 1);
         let mut sum = 0;
         for id in &stragglers {
             let Some(key) = census.tally.keys.get(id) else {
@@ -149,6 +162,7 @@ impl Censuses {
                  The soak starts again"
             );
         }
+        telemetry::stragglers(sum);
         sum
     }
 
@@ -157,7 +171,7 @@ impl Censuses {
         self.known(true).await.last
     }
 
-    /// What is known now, for the keys of `site`.
+    /// The current results, for the keys of `site`.
     pub async fn key_use(&self, site: &Site) -> KeyUse {
         let mut known = self.known(false).await;
         let target = site.keyring.target().id().as_str();
@@ -181,7 +195,7 @@ impl Censuses {
         let Some(store) = self.history.store() else {
             return Ok(true);
         };
-        // No map in these has keys other than strings, so this cannot fail.
+        // All maps in these documents have strings as keys, so this cannot fail.
         let ledger = serde_json::to_string(ledger).unwrap_or_default();
         let document = serde_json::to_string(census).unwrap_or_default();
         let recorded = store
@@ -193,8 +207,8 @@ impl Censuses {
         Ok(recorded)
     }
 
-    /// What the database knows, or what this process knows. `ListKeys` can be called often, so it
-    /// does not `warn`.
+    /// The results in the database. If the database does not answer, the results that this
+    /// process knows. `warn` is false for `ListKeys`, because clients can call it often.
     async fn known(&self, warn: bool) -> Known {
         if self.history.is_persistent() {
             match self.read().await {
@@ -216,14 +230,14 @@ impl Censuses {
         let last = store.last_census().await?;
         Ok(Known {
             sequence: stored.sequence,
-            // A document of an unknown form says nothing: the verdicts start again.
+            // A document of an unknown form counts as empty: the verdicts start again.
             ledger: serde_json::from_str(&stored.document).unwrap_or_default(),
             last: last.and_then(|last| serde_json::from_str(&last).ok()),
         })
     }
 }
 
-/// Adds a census to those that are not written. Together they count as one late census.
+/// Adds a census to the unwritten censuses. Together they count as one late census.
 fn add(unwritten: &mut Option<CensusFacts>, census: CensusFacts) {
     let Some(sum) = unwritten else {
         *unwritten = Some(census);

@@ -16,7 +16,7 @@ use crate::{
     store::StoreError,
 };
 
-/// A key needs this many secrets to be judged.
+/// The minimum number of secrets for a decision about a key.
 const SAMPLE: usize = 3;
 
 /// A key whose bytes open none of the secrets under its id.

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     domain::organization::OrganizationId,
+    failpoint::{Point, reach},
     store::{Hidden, Page, Position, Preflight, Row, RowError, SetupError, StoreError},
 };
 
@@ -35,7 +36,7 @@ impl Runner {
             .await
             .ok_or(RunError::Stopped)?;
         check_preflight(&preflight?, batches.mode())?;
-        // A trigger could be created after the check, and this costs one row hardly more.
+        // A trigger could be created after the check. For one row, the second read costs little.
         batches.verify_writes(true);
         match row {
             Ok(Some(row)) => {
@@ -120,8 +121,8 @@ impl Runner {
     }
 
     /// Counts the organizations whose rows are in a part of the table that Postgres cannot
-    /// read, as far as their ids are known. The answer to the call has no list of failures,
-    /// so this logs the first ones.
+    /// read, if their ids are known. The answer to the call has no list of failures, so this
+    /// function logs the first failures.
     async fn name_unreadable(
         &self,
         stop: &CancellationToken,
@@ -179,6 +180,7 @@ impl Runner {
             }
             // An index in a wrong order can lead back to an earlier position.
             next = next.filter(|next| positions.insert(next.clone()));
+            reach(Point::PageRead);
             for row in &rows {
                 batches.visited.add(row.organization_id.as_bytes());
             }
@@ -188,7 +190,7 @@ impl Runner {
                 batches.count_rows(vec![outcome]).await;
             }
             page = if store.options().database_pool_size == 1 || has_large_rows(&rows) {
-                // The batches need the only connection, or the memory.
+                // The batches need the only connection, or the rows need most of the memory.
                 batches.start_all(rows).await?;
                 batches.finish().await?;
                 read(next).await?
@@ -244,13 +246,13 @@ impl Runner {
 
 /// Checks whether a run may begin, or whether it could have missed rows.
 pub(super) fn check_preflight(preflight: &Preflight, mode: Mode) -> Result<(), StoreError> {
-    if let Some(fault) = &preflight.unfit {
-        return Err(fault.clone().into());
+    if let Some(problem) = &preflight.unfit {
+        return Err(problem.clone().into());
     }
     match (&preflight.unwritable, mode) {
-        (Some(fault), Mode::Apply) => Err(fault.clone().into()),
-        (Some(fault), Mode::DryRun) => {
-            tracing::warn!(reason = fault.reason(), %fault, "no row could be written");
+        (Some(problem), Mode::Apply) => Err(problem.clone().into()),
+        (Some(problem), Mode::DryRun) => {
+            tracing::warn!(reason = problem.reason(), %problem, "no row could be written");
             Ok(())
         }
         (None, Mode::Apply) if preflight.is_standby => Err(StoreError::Unavailable(

@@ -1,4 +1,4 @@
-//! A verify: decrypts every secret and checks its meaning. It writes nothing.
+//! A verify: decrypts every secret and checks its content. It writes nothing.
 
 use std::sync::Arc;
 

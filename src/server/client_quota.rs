@@ -66,10 +66,12 @@ impl Drop for QuotaGuard {
 /// its identity counts. The names of people are not unique, so the certificate counts.
 fn client(caller: &Caller) -> Caller {
     match &caller.identity {
-        Some(Identity::Service { .. } | Identity::Machine { .. }) => Caller {
-            identity: caller.identity.clone(),
-            ..Caller::default()
-        },
+        Some(Identity::Service { .. } | Identity::Machine { .. } | Identity::Local { .. }) => {
+            Caller {
+                identity: caller.identity.clone(),
+                ..Caller::default()
+            }
+        }
         Some(Identity::External { .. }) | None => caller.clone(),
     }
 }

@@ -1,14 +1,16 @@
-//! The options of the two listeners.
+//! The options of the listeners.
 
 use std::{net::SocketAddr, time::Duration};
 
-/// Addresses, timeouts and limits of the two listeners.
+/// Addresses, timeouts and limits of the listeners.
 #[derive(Debug, Clone)]
 pub struct ServerOptions {
     /// The address of the gRPC listener.
     pub listen: SocketAddr,
     /// The address of the plain HTTP listener: `/livez`, `/readyz` and `/metrics`.
     pub metrics_endpoint: SocketAddr,
+    /// The path of the admin socket.
+    pub admin_socket: Option<std::path::PathBuf>,
     /// The file for receipts.
     pub receipt_log: Option<std::path::PathBuf>,
     /// The name of this instance; `None` means host name and port.

@@ -36,7 +36,7 @@ static INTERNAL: Reason = row(
 );
 
 /// All other reasons, in the order of `docs/reference/errors.md`.
-static TABLE: [Reason; 35] = [
+static TABLE: [Reason; 36] = [
     row(
         "MACHINE_IDENTITY_DISABLED",
         Code::FailedPrecondition,
@@ -152,6 +152,12 @@ static TABLE: [Reason; 35] = [
         "add a rule to [auth].casbin_policy_file and restart nico-rewrap",
     ),
     row(
+        "ADMIN_SOCKET_READ_ONLY",
+        Code::PermissionDenied,
+        403,
+        "set [rewrap].admin_socket_may_apply = true and restart nico-rewrap, or use a certificate",
+    ),
+    row(
         "TOO_MANY_RUNS",
         Code::ResourceExhausted,
         429,
@@ -230,7 +236,7 @@ static TABLE: [Reason; 35] = [
         "FAILURE_LIMIT",
         Code::Aborted,
         409,
-        "mend the failures, then run again",
+        "correct the failures, then run again",
     ),
 ];
 
@@ -268,6 +274,7 @@ impl ServiceError {
                 Denial::NoIdentity | Denial::NoAdminBundle => "NO_IDENTITY",
                 Denial::NotAllowed => "NOT_ALLOWED",
                 Denial::CasbinPolicy => "DENIED_BY_POLICY",
+                Denial::SocketReadOnly => "ADMIN_SOCKET_READ_ONLY",
             },
             Self::TooManyRuns => "TOO_MANY_RUNS",
             Self::NotReady(_) => "NOT_READY",

@@ -175,6 +175,10 @@ fn table() -> Vec<(ServiceError, Expected)> {
             (PermissionDenied, "DENIED_BY_POLICY", 403, &["action"]),
         ),
         (
+            denied(Denial::SocketReadOnly),
+            (PermissionDenied, "ADMIN_SOCKET_READ_ONLY", 403, &[]),
+        ),
+        (
             ServiceError::TooManyRuns,
             (ResourceExhausted, "TOO_MANY_RUNS", 429, &[]),
         ),

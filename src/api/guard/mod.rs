@@ -1,7 +1,8 @@
 //! Authorization in front of the routes, and the answers that no handler gives.
 //!
-//! Every verified certificate may use reflection and health checks. Every other method needs
-//! a permit, even an unknown one. If a call fails before a handler runs (an unknown method, a
+//! Every verified certificate and every accepted local user may use reflection and health checks.
+//! Every other method needs a permit, even an unknown one. The permit for an apply is that of the
+//! handler: only it knows what the request asks for. If a call fails before a handler runs (an unknown method, a
 //! malformed request), the guard writes the audit record and answers with a run id and one of
 //! our statuses. If a handler does not mark its response as `Audited`, the guard writes the
 //! record of the call.
@@ -41,7 +42,7 @@ use super::{
 use crate::{
     audit::{AuditLog, Outcome, Record},
     auth::{
-        authorize::{Policy, authorize},
+        authorize::{Access, Policy, authorize},
         peer::Peer,
     },
     limits::rate_limit::RateLimiter,
@@ -143,7 +144,7 @@ impl Guard {
             return self.open(request).await;
         }
         match peer {
-            Some(peer) if authorize(&self.policy, &peer.caller).is_err() => {
+            Some(peer) if authorize(&self.policy, &peer.caller, Access::Read).is_err() => {
                 self.throttle_denied(request, peer, path).await
             }
             peer => self.dispatch(request, peer, path).await,
@@ -224,7 +225,7 @@ impl Guard {
         let span = tracing::error_span!("rewrap", run_id);
         let denied = span.in_scope(|| {
             let peer = peer.as_ref().ok_or(ServiceError::Internal)?;
-            decide(&self.policy, peer).map_err(ServiceError::from)
+            decide(&self.policy, peer, Access::Read).map_err(ServiceError::from)
         });
         let answer = match (denied, response) {
             (Err(error), _) | (Ok(_), Err(error)) => Err(error),
@@ -303,9 +304,9 @@ fn run_id_of(response: &Result<Response<Body>, ServiceError>) -> String {
     given.map_or_else(run_id, str::to_owned)
 }
 
-/// The outcome of a response without an audit record. A handler's own response stays as it is. An
-/// error that tonic made, because there is no such method or the request cannot be decoded, becomes
-/// one of ours.
+/// The outcome of a response without an audit record. A handler's own response stays as it is.
+/// An error that tonic made, because there is no such method or the request cannot be decoded,
+/// becomes an error of this server.
 fn unrecorded(response: Response<Body>) -> Result<(Outcome, Response<Body>), ServiceError> {
     let outcome = match Status::from_header_map(response.headers()) {
         None => Outcome::OK,

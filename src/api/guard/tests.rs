@@ -9,7 +9,10 @@ use tonic::Response as Answer;
 use super::*;
 use crate::{
     audit::AuditOptions,
-    auth::identity::{Caller, Identity},
+    auth::{
+        identity::{Caller, Identity},
+        peer::PeerAddress,
+    },
 };
 
 const OK: &str = "/test.Test/Ok";
@@ -44,6 +47,7 @@ fn guard(file: &Path) -> Guard {
         allowed_services: vec!["allowed".to_owned()],
         casbin: None,
         permissive: false,
+        local_may_apply: false,
     };
     let options = AuditOptions {
         file: Some(file.to_owned()),
@@ -62,7 +66,7 @@ async fn call(guard: &Guard, service: &str, path: &str) -> (Code, Option<String>
         ..Caller::default()
     };
     let peer = Peer {
-        address: "[::1]:1".parse().unwrap(),
+        address: PeerAddress::Tcp("[::1]:1".parse().unwrap()),
         caller,
     };
     let request = Request::post(path)

@@ -41,16 +41,22 @@ pub enum Identity {
         /// Subject CN, or the name by `username_from` or `username`.
         name: Option<String>,
     },
+    /// A user of this machine, at the admin socket. No certificate gives this identity.
+    Local {
+        /// `local:uid=` and the user id.
+        name: String,
+    },
 }
 
 impl Identity {
-    /// `service`, `machine` or `external`.
+    /// `service`, `machine`, `external` or `local`.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Service { .. } => "service",
             Self::Machine { .. } => "machine",
             Self::External { .. } => "external",
+            Self::Local { .. } => "local",
         }
     }
 
@@ -58,7 +64,7 @@ impl Identity {
     #[must_use]
     pub fn name(&self) -> &str {
         match self {
-            Self::Service { name } => name,
+            Self::Service { name } | Self::Local { name } => name,
             Self::Machine { id } => id,
             Self::External { name, .. } => name.as_deref().unwrap_or_default(),
         }
@@ -69,7 +75,7 @@ impl Identity {
     pub fn organization(&self) -> Option<&str> {
         match self {
             Self::External { organization, .. } => organization.as_deref(),
-            Self::Service { .. } | Self::Machine { .. } => None,
+            Self::Service { .. } | Self::Machine { .. } | Self::Local { .. } => None,
         }
     }
 
@@ -78,16 +84,17 @@ impl Identity {
     pub fn group(&self) -> Option<&str> {
         match self {
             Self::External { group, .. } => group.as_deref(),
-            Self::Service { .. } | Self::Machine { .. } => None,
+            Self::Service { .. } | Self::Machine { .. } | Self::Local { .. } => None,
         }
     }
 
-    /// The names of the caller in a Casbin policy, in nico-api's spelling. Every caller is also
-    /// `trusted-certificate`, and no caller is `anonymous`. A user without a group has no role;
-    /// nico-api would use `external-role/`.
+    /// The names of the caller in a Casbin policy, in nico-api's spelling. Every caller with a
+    /// certificate is also `trusted-certificate`, and no caller is `anonymous`. A user without a
+    /// group has no role; nico-api would use `external-role/`. A local user has no name in a policy.
     #[must_use]
     pub fn principals(&self) -> Vec<String> {
         let own = match self {
+            Self::Local { .. } => return Vec::new(),
             Self::Service { name } => Some(format!("spiffe-service-id/{name}")),
             Self::Machine { .. } => Some("spiffe-machine-id".to_owned()),
             Self::External { group, .. } => group
@@ -135,7 +142,8 @@ pub enum Anchor {
 }
 
 /// The caller: the identity that the certificate gives, if any, and the fields of the
-/// certificate for the audit record.
+/// certificate for the audit record. A local user has no certificate: see
+/// [`crate::auth::local`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Caller {
     /// The identity. `None` if no rule gives the certificate one.
@@ -168,7 +176,8 @@ impl Caller {
             Err(refusal) => (None, Some(refusal)),
         };
         let rule = match &identity {
-            None => "",
+            // A certificate makes nobody a local user.
+            None | Some(Identity::Local { .. }) => "",
             Some(Identity::Service { .. }) => "[auth.trust].spiffe_service_base_paths",
             Some(Identity::Machine { .. }) => "[auth.trust].spiffe_machine_base_path",
             Some(Identity::External { .. }) => external::rule(&leaf, rules),
@@ -180,6 +189,13 @@ impl Caller {
             serial: leaf.raw_serial_as_string(),
             issuer: DistinguishedName::new(leaf.issuer()).to_string(),
         }
+    }
+
+    /// The serial number and the issuer of the certificate. `None` for a local user, and if the
+    /// certificate cannot be read.
+    #[must_use]
+    pub fn certificate(&self) -> Option<(&str, &str)> {
+        (!self.serial.is_empty()).then_some((&self.serial, &self.issuer))
     }
 
     /// The kind of the identity, or `none`.

@@ -6,8 +6,9 @@
 //! a period without such secrets is proof. A [`Ledger`] therefore remembers for every key id
 //! since when no census has seen a secret under it.
 //!
-//! No clock orders the censuses. A census counts only if no other census was recorded since
-//! it began. Otherwise it is late: it can end a series, but it cannot begin or extend one.
+//! The order of the censuses does not depend on a clock. If another census was recorded since a
+//! census began, this census is late. A late census can end a series, but it cannot begin or
+//! extend one.
 
 mod explain;
 #[cfg(test)]
@@ -20,7 +21,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-/// A census, as far as verdicts depend on it.
+/// The parts of a census on which verdicts depend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CensusFacts {
     /// The next transaction id of the database when the snapshot was taken.
@@ -29,11 +30,11 @@ pub struct CensusFacts {
     pub start: SystemTime,
     /// Secrets whose key id cannot be read.
     pub unreadable: u64,
-    /// Secrets by key id. An id that is absent has none.
+    /// Secrets by key id. An absent id has no secret.
     pub secrets: BTreeMap<String, u64>,
 }
 
-/// What the censuses have shown about one key id.
+/// The results of the censuses for one key id.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyRecord {
     /// Secrets under this key in the last census.
@@ -55,7 +56,7 @@ pub struct Point {
     pub start: SystemTime,
 }
 
-/// What a series of censuses has shown.
+/// The results of a series of censuses.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ledger {
     /// The last census that was not late.

@@ -259,7 +259,7 @@ proptest! {
         let mut clock = 100_000_i64;
         let (mut moment, mut nanos) = (0, 0);
         let mut taken: Vec<CensusFacts> = Vec::new();
-        // A census whose result arrives after that of the next one.
+        // A census whose result arrives after the result of the next census.
         let mut waiting: Option<CensusFacts> = None;
         for event in events {
             match event {

@@ -1,8 +1,8 @@
 //! The runs of a site: in the memory of the instance that executes them, and in the schema
 //! `nico_rewrap` for all instances and for the time after a restart.
 //!
-//! The schema is a convenience for a run, not a condition. If it is absent or cannot be
-//! written, the run continues, and this instance alone remembers it.
+//! A run does not depend on the schema. If the schema is absent or cannot be written, the run
+//! continues, and only this instance remembers it.
 
 mod live;
 mod memory;
@@ -55,7 +55,7 @@ pub struct Request {
     pub parameters: String,
 }
 
-/// The runs of a site. All clones are the same history.
+/// The runs of a site. All clones share one history.
 #[derive(Clone)]
 pub struct History(Arc<Inner>);
 
@@ -78,7 +78,7 @@ impl History {
         }))
     }
 
-    /// Looks whether the schema can be used. Logs a change, and what to do.
+    /// Checks whether the schema can be used, and logs a change.
     pub async fn look_for_schema(&self) {
         let Some(store) = &self.0.store else {
             return;
@@ -95,8 +95,8 @@ impl History {
         } else if !is_ready && (first || was_ready) {
             tracing::warn!(
                 reason = %schema,
-                "runs and censuses are kept in memory only, and verdicts know only what this process \
-                 has seen"
+                "runs and censuses are kept in memory only, and verdicts use only the censuses of this \
+                 process"
             );
         }
     }
@@ -272,7 +272,8 @@ impl History {
         limit: u32,
     ) -> Result<Vec<StoredFailure>, HistoryError> {
         let run = self.memory().get(id);
-        // Usually one of the two is empty: memory keeps what the database did not take.
+        // Usually one of the two is empty: memory keeps only the failures that are not in the
+        // database.
         let mut failures = match &run {
             Some(run) => run.failures(after, limit as usize),
             None => {
@@ -307,7 +308,8 @@ impl History {
         self.0.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The record of a stored run. This instance knows its own runs better.
+    /// The newest record of a stored run. For its own runs, this instance has a newer record in
+    /// memory.
     fn newest(&self, stored: &StoredRun) -> Option<RunRecord> {
         match self.memory().get(&stored.id) {
             Some(run) => Some(run.record()),
@@ -318,7 +320,7 @@ impl History {
 
 /// The JSON of a record.
 fn document(record: &RunRecord) -> String {
-    // No map in it has keys other than strings, so this cannot fail.
+    // All maps in it have strings as keys, so this cannot fail.
     serde_json::to_string(record).unwrap_or_default()
 }
 

@@ -1,4 +1,4 @@
-//! Censuses, and the ledger of what they have shown.
+//! Censuses, and the ledger with their results.
 
 use tokio_postgres::types::Type;
 

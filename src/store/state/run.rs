@@ -26,11 +26,11 @@ pub struct StoredRun {
 pub enum StartedRun {
     /// The run is new.
     New,
-    /// There is a run with this request id. It was started with this request.
+    /// A run with this request id exists.
     Known {
         /// The id of the run.
         id: String,
-        /// What it was started with.
+        /// The parameters of the request that started it.
         request: String,
     },
 }
@@ -141,7 +141,8 @@ const LIST_FAILURES: Statement = Statement {
     types: &[Type::TEXT, Type::TEXT, Type::TEXT, Type::INT8],
 };
 
-// Failures go with their run. A run whose instance was killed stays in the state RUNNING.
+// A deleted run takes its failures with it. A run whose instance was killed stays in the state
+// RUNNING.
 const PRUNE_RUNS: Statement = Statement {
     text: "-- prune_runs\n\
            DELETE FROM nico_rewrap.runs \
@@ -176,7 +177,7 @@ impl Store {
     ) -> Result<StartedRun, StoreError> {
         let (request_id, request) = request.unzip();
         // Two servers can insert the same request id at once. Then one of them inserts nothing,
-        // and finds the run of the other at the second look.
+        // and finds the run of the other at the second attempt.
         for _ in 0..2 {
             let rows = self
                 .state_query(&INSERT_RUN, &[&id, &document, &request_id, &request])
@@ -199,7 +200,7 @@ impl Store {
         Ok(StartedRun::New)
     }
 
-    /// The id of the run that a request has started, and what was requested.
+    /// The id of the run that a request has started, and the parameters of the request.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Converts what the program knows into the messages of `nico.rewrap.v1`.
+//! Converts the types of the program into the messages of `nico.rewrap.v1`.
 
 use std::time::{Duration, SystemTime};
 
@@ -226,7 +226,7 @@ pub(super) fn loaded_key(kek: &Kek, is_target: bool) -> pb::LoadedKey {
     }
 }
 
-/// The database as it answers now. `None` means that it does not answer.
+/// The current state of the database. `None` means that it does not answer.
 pub(super) fn database(status: Option<DatabaseStatus>, tls: &str) -> pb::Database {
     let tls = tls.to_owned();
     match status {
@@ -244,8 +244,12 @@ pub(super) fn database(status: Option<DatabaseStatus>, tls: &str) -> pb::Databas
     }
 }
 
-/// A caller, and why it may not call, if so.
-pub(super) fn caller(caller: &Caller, denied: Option<Denied>) -> pb::Caller {
+/// A caller, and why it may not call or not start an apply, if so.
+pub(super) fn caller(
+    caller: &Caller,
+    denied: Option<Denied>,
+    denied_apply: Option<Denied>,
+) -> pb::Caller {
     let identity = caller.identity.as_ref();
     let text = |part: fn(&Identity) -> Option<&str>| {
         identity.and_then(part).unwrap_or_default().to_owned()
@@ -257,6 +261,8 @@ pub(super) fn caller(caller: &Caller, denied: Option<Denied>) -> pb::Caller {
         group: text(Identity::group),
         rule: caller.rule.to_owned(),
         allowed: denied.is_none(),
-        reason: denied.map_or_else(String::new, |denied| denied.denial.to_string()),
+        reason: denied
+            .or(denied_apply)
+            .map_or_else(String::new, |denied| denied.denial.to_string()),
     }
 }

@@ -21,7 +21,10 @@ use crate::{
         request::{Answer, CallRequest, RunOptions},
         run_id::{RUN_ID_HEADER, run_id},
     },
-    auth::{authorize::Permit, peer::Peer},
+    auth::{
+        authorize::{Access, Permit},
+        peer::Peer,
+    },
     domain::organization::OrganizationId,
     proto::rewrap::{self as pb, rewrap_server::Rewrap},
     run::{Scope, history, record::Kind},
@@ -240,7 +243,8 @@ impl Rewrap for RewrapService {
         let peer = peer.ok_or(ServiceError::Internal).map_err(status)?;
         Ok(Response::new(convert::caller(
             &peer.caller,
-            self.0.denial(peer),
+            self.0.denial(peer, Access::Read),
+            self.0.denial(peer, Access::Apply),
         )))
     }
 }
