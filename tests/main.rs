@@ -97,6 +97,7 @@ mod least_privilege;
 mod live_writers;
 mod locked_rows;
 mod locks_and_retries;
+mod logs_page;
 mod manifests;
 mod many_failures;
 mod memory;
