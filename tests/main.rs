@@ -41,6 +41,7 @@ mod adaptive_rate;
 mod admin_bundle;
 mod allocations;
 mod anchors;
+mod another_decoder;
 mod audit_log;
 mod bad_files;
 mod callers;

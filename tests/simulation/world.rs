@@ -125,10 +125,14 @@ impl World {
             .set("rewrap.adaptive_rate", "false")
             .set("rewrap.soak", format!("{SOAK:?}"))
             .set("rewrap.lock_timeout", "\"200ms\"")
-            .set("rewrap.page_size", self.rng.u32(2..9).to_string())
+            .set("rewrap.page_size", self.rng.u32(2..30).to_string())
             .set("rewrap.pipeline_depth", self.rng.u32(1..5).to_string())
             .set("rewrap.database_pool_size", self.rng.u32(1..4).to_string())
-            .set("rewrap.max_rows_per_second", "60")
+            // Slow, so that much can happen between the read of a row and its write.
+            .set(
+                "rewrap.max_rows_per_second",
+                self.rng.u32(10..50).to_string(),
+            )
     }
 
     /// Starts an instance, after the end of one with the same number.
