@@ -50,6 +50,8 @@ impl World {
 
 async fn simulate(seed: u64, until: Option<Instant>) {
     let mut world = World::new(seed).await;
+    world.start_instance(0).await;
+    world.change_target().await;
     for _ in 0..STEPS {
         if until.is_some_and(|until| Instant::now() > until) {
             break;
