@@ -40,8 +40,8 @@ impl World {
             74..79 => self.lock_or_unlock().await,
             79..83 => self.damage_or_repair_index().await,
             83..88 => self.change_target().await,
-            88..91 => self.restart_nico_api(),
-            91..93 => self.add_key().await,
+            88..90 => self.restart_nico_api(),
+            90..93 => self.add_key().await,
             93..97 => self.remove_key().await,
             _ => self.census().await,
         }
