@@ -29,7 +29,16 @@ const SEEDS: [u64; 3] = [1, 2, 3];
 impl World {
     /// One random step.
     async fn step(&mut self) {
-        match self.rng.u32(..100) {
+        // During a run, tenants mostly write, and they do it all the time.
+        let events = match self.runs.is_empty() || self.rng.u32(..5) == 0 {
+            true => 100,
+            false => 45,
+        };
+        if !self.runs.is_empty() {
+            let pause = Duration::from_millis(self.rng.u64(..60));
+            tokio::time::sleep(pause).await;
+        }
+        match self.rng.u32(..events) {
             0..28 => self.tenants_write().await,
             28..37 => self.begin_set().await,
             37..45 => self.end_set().await,
