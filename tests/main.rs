@@ -49,6 +49,7 @@ mod admin_socket_file;
 mod alerts;
 mod allocations;
 mod anchors;
+mod another_decoder;
 mod audit_log;
 mod bad_files;
 mod callers;

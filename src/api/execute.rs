@@ -208,6 +208,9 @@ impl Execution {
             finished_record = Some(record.clone());
         });
         finished.await;
+        if kind == Kind::Apply && counts.rows_updated + counts.rows_in_doubt > 0 {
+            context.censuses.rewrapped(runner.site()).await;
+        }
         if kind == Kind::Apply && counts.rows_updated > 0 {
             match finished_record {
                 // The task for the receipt also takes a census.
