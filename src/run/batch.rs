@@ -102,10 +102,11 @@ impl Batch {
         }
         for mut row in pending {
             let id = std::mem::take(&mut row.row.organization_id);
-            if self.with_receipt
-                && let Some((old, new)) = row.change()
-            {
-                end.changes.add(&id, old, new);
+            if let Some((old, new)) = row.change() {
+                self.context.own_texts.add(old, new);
+                if self.with_receipt {
+                    end.changes.add(&id, old, new);
+                }
             }
             let outcome = row.into_outcome();
             if outcome == Some(RowOutcome::Gone) {

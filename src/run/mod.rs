@@ -22,6 +22,7 @@ mod groups;
 pub mod guard;
 pub mod history;
 pub mod key_check;
+mod own_texts;
 mod pacer;
 mod pending;
 mod progress;
@@ -44,7 +45,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{adaptive_rate::RateController, batch_set::BatchSet, pacer::Pacer, record::Kind};
+use self::{
+    adaptive_rate::RateController, batch_set::BatchSet, own_texts::OwnTexts, pacer::Pacer,
+    record::Kind,
+};
 pub use self::{
     failure::Failure,
     groups::FailureGroup,
@@ -190,6 +194,8 @@ struct Context {
     adaptive_rate: bool,
     /// What a run without progress waits for.
     stall: watch::Sender<Option<String>>,
+    /// The texts that this process has written.
+    own_texts: OwnTexts,
 }
 
 impl Context {
@@ -228,6 +234,7 @@ impl Runner {
                 max_rows_per_second: speed.max_rows_per_second,
                 adaptive_rate: speed.adaptive_rate,
                 stall: watch::Sender::new(None),
+                own_texts: OwnTexts::default(),
             }),
         }
     }
