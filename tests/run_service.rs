@@ -1,11 +1,13 @@
 //! Runs that live on the server: start, progress, history, failures and stop.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use crate::certs;
 use crate::grpcurl::{self, Call};
 use crate::outcome::seeded;
-use crate::rewrap_client::{ask, ended, migrate_state, run, start, try_ask};
+use crate::rewrap_client::{ask, ended, migrate_state, run, start, start_slow, try_ask};
 use crate::seal::seal;
 use crate::seed::{Org, signing_key_pem};
 use crate::site::Site;
@@ -221,6 +223,23 @@ async fn a_run_continues_without_its_client_and_can_be_stopped() {
         .unwrap();
     assert!(updated < 200, "{stopped}");
     assert_eq!(stopped["progress"]["rateLimitRowsPerSecond"], Value::Null);
+}
+
+#[tokio::test]
+async fn the_rate_limit_of_a_request_covers_a_dry_run() {
+    let orgs: Vec<_> = (0..200)
+        .map(|i| Org::under(&format!("org{i:03}"), "kv1"))
+        .collect();
+    let (database, _client) = seeded(&orgs).await;
+    let server = site(&database).start().await;
+    for kind in ["RUN_KIND_DRY_RUN", "RUN_KIND_APPLY"] {
+        let started = Instant::now();
+        let run = start_slow(&server, kind, 100).await;
+        let run = ended(&server, &run).await;
+        assert_eq!(run["report"]["rowsUpdated"], "200", "{run}");
+        let took = started.elapsed();
+        assert!(took >= Duration::from_millis(1800), "{kind}: {took:?}");
+    }
 }
 
 #[tokio::test]

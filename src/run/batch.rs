@@ -83,11 +83,22 @@ impl Batch {
             result: Ok(()),
         };
         let mut pending = Vec::new();
+        // Number of rows that may be evaluated now. In an apply, the writes are paced.
+        let mut due = match self.mode {
+            Mode::Apply => rows.len(),
+            Mode::DryRun => 0,
+        };
+        let mut left = rows.len();
         for row in rows {
+            if due == 0 {
+                let acquire = self.pacer.acquire(left);
+                due = self.stop.run_until_cancelled(acquire).await.unwrap_or(0);
+            }
             if self.stop.is_cancelled() {
                 end.result = Err(RunError::Stopped);
                 return end;
             }
+            (due, left) = (due.saturating_sub(1), left - 1);
             match self.decide(&row) {
                 Ok((texts, outcome)) if self.mode == Mode::Apply => {
                     pending.push(Pending::new(row, texts, outcome));
