@@ -18,6 +18,7 @@ mod batch_set;
 mod census;
 pub mod censuses;
 mod failure;
+mod failure_limit;
 mod groups;
 pub mod guard;
 pub mod history;
@@ -361,6 +362,10 @@ impl Runner {
         let finished = batches.finish().await;
         result = result.and(finished);
         let report = batches.take_report();
+        if let Err(RunError::FailureLimit(failed)) = &mut result {
+            // Rows that had started may have failed since then.
+            *failed = report.counts.rows_failed;
+        }
         let server = match server {
             Ok(server) => server,
             Err(error) => return Ended::without_rows(Err(error)),
