@@ -387,7 +387,11 @@ async fn publish(live: &LiveRun, meter: &Meter) -> Infallible {
     loop {
         ticks.tick().await;
         let progress = sampler.sample(meter);
-        live.update(|record| record.progress = progress);
+        let counts = meter.counts();
+        live.update(|record| {
+            record.progress = progress;
+            record.counts_so_far = counts;
+        });
     }
 }
 

@@ -239,6 +239,7 @@ impl BatchSet {
         }
         self.add_rows(end.outcomes).await;
         self.report.counts.rows_in_doubt += end.in_doubt;
+        self.io.meter.set_counts(self.report.counts);
         self.changes.append(end.changes);
         end.result
     }
@@ -278,6 +279,7 @@ impl BatchSet {
             }
             self.report.add(outcome);
         }
+        self.io.meter.set_counts(self.report.counts);
         count_failures(&failures);
         if let Some(queue) = self.io.failures.as_ref().filter(|_| !failures.is_empty()) {
             // An error means that nobody keeps failures.
