@@ -90,6 +90,7 @@ mod grpc_surface;
 mod healthcheck;
 mod identities;
 mod interruptions;
+mod key_checks;
 mod key_sources;
 mod keys_in_the_environment;
 mod kubernetes;

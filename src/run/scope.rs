@@ -173,6 +173,7 @@ impl Runner {
                 batches.visited.add(row.organization_id.as_bytes());
             }
             for row in broken {
+                batches.check_failure_limit()?;
                 batches.visited.add(&row.id);
                 let outcome = unreadable(&row.organization_id(), &row.error);
                 batches.count_rows(vec![outcome]).await;
