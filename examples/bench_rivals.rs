@@ -59,7 +59,7 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Way {
-    /// The algorithm of the reference product: one row after the other, on one connection.
+    /// The algorithm of nico-api: one row after the other, on one connection.
     Reference,
     /// nico-rewrap's row transaction with texts that are computed beforehand. It shows how
     /// fast Postgres can commit one transaction per row.
@@ -107,7 +107,7 @@ fn main() -> Result<()> {
     }
 }
 
-// ---- the reference product's algorithm
+// ---- nico-api's algorithm
 
 fn reference(args: &Args) -> Result<()> {
     let keys = read_keys(args)?;

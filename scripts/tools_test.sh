@@ -8,7 +8,7 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-unset NO_INSTALL PG_BIN PGBOUNCER GRPCURL
+unset NO_INSTALL PG_BIN PGBOUNCER PROMETHEUS CHROMIUM GRPCURL
 bash=$(command -v bash)
 setting=$work/etc/postgresql-common/createcluster.d/nico-rewrap.conf
 
@@ -39,7 +39,7 @@ machine() {
     done
     stand_in id "echo $2"
     stand_in sudo "echo \"sudo \$*\" >>$work/calls; exec \"\$@\""
-    # Installs openssl, PostgreSQL or PgBouncer, and records the setting that exists during the installation.
+    # Installs openssl, PostgreSQL, PgBouncer or Prometheus, and records the setting that exists during the installation.
     stand_in apt-get "PATH=$PATH
         echo \"apt-get \$*\" >>$work/calls
         echo 'apt-get is called' >&2
@@ -54,6 +54,10 @@ machine() {
         *pgbouncer)
             cat $work/usr/sbin/policy-rc.d >$work/seen
             ln -s /bin/true $work/usr/sbin/pgbouncer
+            ;;
+        *prometheus)
+            cat $work/usr/sbin/policy-rc.d >$work/seen
+            ln -s /bin/true $work/bin/prometheus
             ;;
         esac"
     : >"$work/calls"
@@ -178,6 +182,22 @@ grep -qx 'exit 101' "$work/seen" || fail 'PgBouncer could start'
 setting_is_gone
 [ ! -e "$work/usr/sbin/policy-rc.d" ] || fail 'policy-rc.d is still there'
 [ "$(grep -c '^apt-get .*update' "$work/calls")" -eq 1 ] || fail 'the package lists must be updated once'
+
+machine 'Prometheus is installed without its service' 1000
+tools prometheus
+ends_well
+[ "$stdout" = "$work/bin/prometheus" ] || fail "stdout: $stdout"
+grep -qx 'exit 101' "$work/seen" || fail 'Prometheus could start'
+[ ! -e "$work/usr/sbin/policy-rc.d" ] || fail 'policy-rc.d is still there'
+
+machine 'a variable names a program' 1000
+stand_in mine true
+tools NO_INSTALL=1 PROMETHEUS="$work/bin/mine" prometheus
+ends_well
+[ "$stdout" = "$work/bin/mine" ] || fail "stdout: $stdout"
+tools NO_INSTALL=1 PROMETHEUS="$work/bin/none" prometheus
+ends_badly
+says "PROMETHEUS=$work/bin/none is not a program"
 
 machine 'the setting goes away if the installation fails' 1000
 touch "$work/apt-fails"

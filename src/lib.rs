@@ -5,10 +5,10 @@
 //! Each secret is in an *envelope*: AES-256-GCM under a *site master key* (KEK),
 //! labelled with the id of that key. When the site changes the key, this program opens
 //! every secret under the old key and seals it under the new one, the *target key*.
-//! Tenants go on changing their secrets meanwhile. One pass over the secrets is a
+//! Meanwhile, tenants continue to change their secrets. One pass over the secrets is a
 //! *run*. A *dry run* does everything except writing.
 //!
-//! # The way of one row
+//! # Steps for one row
 //!
 //! 1. [`store`] reads the row as part of a page, in a READ ONLY transaction that ends
 //!    with the page.
@@ -18,9 +18,9 @@
 //! 3. [`store::Writer::replace`] writes the new envelopes if the row still holds the old
 //!    ones, and bumps the organization's version. Both happen in one statement, which is
 //!    one transaction.
-//! 4. If the row has changed, [`run`] reads it and decides again. After a few attempts it
-//!    does so under a row lock.
-//! 5. A [`run::Report`] counts what became of the row.
+//! 4. If the row has changed, [`run`] reads it and decides again. After a few attempts, it does
+//!    so under a row lock.
+//! 5. A [`run::Report`] counts the outcome of the row.
 //! 6. Before the run reports, it flushes everything to disk ([`store::Store::barrier`])
 //!    and compares the table with the rows that it visited.
 //!
@@ -42,6 +42,7 @@
 //!    limits, telemetry    connection slots, rate limiter | log, metrics, readiness
 //!    proto                the generated messages, clients and servers of gRPC
 //!    regular_file         reads a file without blocking on it
+//!    failpoint            where tests make a run fail; not in a release
 //! ```
 //!
 //! Start with [`domain::rewrap`] and [`domain::envelope`], then [`run`], then [`store`].
@@ -53,6 +54,7 @@ pub mod auth;
 pub mod cli;
 pub mod config;
 pub mod domain;
+mod failpoint;
 pub mod keys;
 mod limits;
 mod proto;

@@ -57,8 +57,8 @@ async fn a_missing_bundle_makes_no_administrators() {
     assert_outcomes(&without, &table).await;
 }
 
-/// The installation of the reference product: administrators below the service root, and the path
-/// of a bundle that does not exist.
+/// The installation of nico-api's reference chart: administrators below the service root, and
+/// the path of a bundle that does not exist.
 #[tokio::test]
 async fn the_reference_install_needs_one_line() {
     let bundle = &missing()[0];

@@ -1,6 +1,6 @@
-//! The CA bundle in which a chain ends decides what it proves. With an admin bundle, only the CAs
-//! of that bundle make administrators, whatever the certificate says and whatever else the client
-//! sends.
+//! The CA bundle in which a chain ends decides the identity. With an admin bundle, only the CAs
+//! of that bundle make administrators. Names in the certificate and other certificates from the
+//! client do not change this.
 
 use std::path::PathBuf;
 use std::process::Command;

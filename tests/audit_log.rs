@@ -108,7 +108,7 @@ async fn every_call_has_one_record_and_one_before_it_touches_anything() {
 }
 
 #[tokio::test]
-async fn what_a_certificate_says_forges_no_line() {
+async fn a_certificate_cannot_forge_a_log_line() {
     let database = Database::migrated().await;
     let dir = temp_dir("audit");
     let file = dir.path().join("audit.log");
@@ -146,7 +146,7 @@ async fn a_call_without_a_record_is_refused_before_anything_is_touched() {
     let before = seed::snapshot(&client).await;
     let dir = temp_dir("audit");
     let link = dir.path().join("audit.log");
-    // A disk that is full, for as long as it takes.
+    // A full disk, until the test replaces the link.
     std::os::unix::fs::symlink("/dev/full", &link).unwrap();
     let server = site(&database, &link).await;
     for dry_run in [true, false] {
@@ -167,7 +167,7 @@ async fn a_call_without_a_record_is_refused_before_anything_is_touched() {
     assert_eq!(denied.reason().unwrap(), "NOT_ALLOWED");
     assert_eq!(seed::snapshot(&client).await, before);
     assert!(server.logs_with("run started").is_empty());
-    // The records are in the log, which is better than nowhere.
+    // The server writes the records to the log instead.
     let outcomes = |server: &Server| {
         told(
             &server.logs_with("call"),
@@ -252,7 +252,7 @@ async fn a_file_that_is_renamed_is_left_when_there_is_none_or_at_the_next_sighup
     run(&server, true).await;
     assert_eq!((records(&old).len(), records(&file).len()), (3, 2));
 
-    // Another one in its place, as logrotate leaves it.
+    // A new file in its place, as after logrotate.
     std::fs::rename(&file, &old).unwrap();
     std::fs::write(&file, "").unwrap();
     run(&server, true).await;
@@ -262,7 +262,7 @@ async fn a_file_that_is_renamed_is_left_when_there_is_none_or_at_the_next_sighup
     run(&server, true).await;
     assert_eq!((records(&old).len(), records(&file).len()), (4, 2));
 
-    // Where it can't be opened again, the one that is open goes on.
+    // If the file can't be opened again, the server continues to use the open file.
     std::fs::rename(&file, &old).unwrap();
     std::fs::create_dir(&file).unwrap();
     server.signal("HUP");
@@ -367,7 +367,7 @@ async fn a_refusal_has_its_record_if_the_client_goes_while_it_is_written() {
 }
 
 #[tokio::test]
-async fn a_log_that_takes_its_time_for_ever_is_one_that_takes_no_line() {
+async fn an_audit_log_that_hangs_counts_as_failed() {
     let database = Database::migrated().await;
     let client = database.client().await;
     seed::insert(&client, &[Org::under("acme", "kv1")]).await;
@@ -392,7 +392,7 @@ async fn a_log_that_takes_its_time_for_ever_is_one_that_takes_no_line() {
         server.wait_log("call").await["outcome"],
         "AUDIT_UNAVAILABLE"
     );
-    // It wakes up: the one line that was under way arrives, and calls are carried out.
+    // After a read, the pending line arrives, and calls succeed.
     let mut old = vec![0; filled];
     pipe.read_exact(&mut old).unwrap();
     assert_eq!(run(&server, false).await.rows_updated, 1);

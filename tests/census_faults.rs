@@ -23,10 +23,10 @@ const RATE: u32 = 400;
 
 const AGAIN: &str = "the census begins again";
 
-/// The session lock of background censuses.
+/// The session lock of automatic censuses.
 const LOCK: &str = "pg_advisory_lock(1852400495, 1667591795)";
 
-/// The number of sessions that hold the lock of background censuses in this database.
+/// The number of sessions that hold the lock of automatic censuses in this database.
 const HOLDERS: &str = "(SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted
     AND classid = 1852400495 AND objid = 1667591795
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))";
@@ -35,7 +35,7 @@ fn site(database: &Database) -> Site {
     Site::new(database).set("rewrap.soak", "\"1ms\"")
 }
 
-/// A site whose instances take censuses by themselves.
+/// A site whose instances take automatic censuses.
 fn with_background(database: &Database) -> Site {
     site(database).set("rewrap.census_interval", "\"1h\"")
 }
@@ -44,7 +44,7 @@ fn with_background(database: &Database) -> Site {
 async fn until_scanning(watch: &Client) {
     let scanning = "EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
         AND application_name = 'nico-rewrap' AND state = 'idle in transaction'
-        AND query LIKE '%nico_rewrap_census%')";
+        AND query LIKE '%rewrap_census%')";
     until(watch, scanning).await;
 }
 
@@ -149,7 +149,7 @@ async fn a_census_whose_session_is_killed_begins_again() {
     let census = start_slow(&server, CENSUS, RATE).await;
     until_scanning(&client).await;
     let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-        WHERE datname = current_database() AND query LIKE '%nico_rewrap_census%'
+        WHERE datname = current_database() AND query LIKE '%rewrap_census%'
         AND application_name = 'nico-rewrap'";
     client.batch_execute(kill).await.unwrap();
     server.wait_log(AGAIN).await;

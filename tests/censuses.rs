@@ -1,4 +1,4 @@
-//! A census counts every secret once, whatever is stored, and needs little memory.
+//! A census counts every secret once, even if the texts are invalid, and needs little memory.
 
 use serde_json::{Value, json};
 
@@ -259,7 +259,7 @@ async fn a_verify_without_a_privilege_says_so() {
     }
 }
 
-/// The background census of a site with the usual settings.
+/// The automatic census of a site with the usual settings.
 #[tokio::test]
 async fn the_background_census_of_a_usual_site_ends_with_the_server() {
     let database = Database::migrated().await;

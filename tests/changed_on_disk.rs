@@ -1,5 +1,5 @@
-//! Files that no longer say what was read at the start: a warning, a metric and a line in `/readyz`.
-//! Nothing is reloaded.
+//! Files that change after the start: a warning, a metric and a line in `/readyz`. The server
+//! does not reload them.
 
 use std::path::{Path, PathBuf};
 
@@ -107,7 +107,7 @@ async fn a_changed_key_is_told_until_it_is_as_before() {
         server.metric(METRIC, &[("source", "site_config")]).await,
         Some(0.0)
     );
-    // Once for each change, not once for each look.
+    // Once for each change, not once for each comparison.
     let words = "changed on disk since the start: restart nico-rewrap to read it";
     let warnings = server.logs_with(words);
     assert_eq!(warnings.len(), 5, "{warnings:?}");
@@ -116,7 +116,8 @@ async fn a_changed_key_is_told_until_it_is_as_before() {
     leaks::assert_none(&server.log_text());
 }
 
-/// nico-api's file holds the credentials of many machines, and other settings than ours.
+/// nico-api's file holds the credentials of many machines, and settings that nico-rewrap does
+/// not read.
 #[tokio::test]
 async fn other_credentials_and_settings_may_change() {
     let database = Database::migrated().await;

@@ -57,7 +57,7 @@ async fn an_older_list_is_refused_and_the_loaded_one_stays_in_use() {
 }
 
 #[tokio::test]
-async fn a_list_that_disappears_is_logged_and_an_older_one_cannot_take_its_place() {
+async fn a_list_that_disappears_stays_in_use_and_an_older_one_cannot_take_its_place() {
     let files = Files::new();
     let bad = service("nico-api");
     let newest = || Crl::of(root_ca()).revokes(&bad.key).number(7);
@@ -66,17 +66,24 @@ async fn a_list_that_disappears_is_logged_and_an_older_one_cannot_take_its_place
     let is_refused = async || handshake(&server, Some(&bad), &[]).await.is_err();
     files.install("crl.pem", &Crl::of(admin_issuer()).number(1).issue());
     until_reloaded(&server, "success", 1.0).await;
-    let words = "[rewrap].crl_files has no list of this issuer and key any longer: crl_policy decides about its \
-                 certificates";
+    let words = "[rewrap].crl_files no longer has the list of this issuer and key: the loaded list stays in use until \
+                 a restart. Put the list back, or restart nico-rewrap";
     let warning = server.wait_log(words).await;
     assert_eq!(warning["issuer"], "O=NICo, CN=site-root");
+    // The policy accepts an issuer without a list.
+    assert!(is_refused().await);
+
+    // The list of the third state is that of the first.
+    files.install("crl.pem", &Crl::of(admin_issuer()).number(2).issue());
+    until_reloaded(&server, "success", 2.0).await;
+    assert!(is_refused().await);
 
     files.install("crl.pem", &Crl::of(root_ca()).number(6).issue());
     until_reloaded(&server, "failure", 1.0).await;
     let error = server.wait_log(NOT_RELOADED).await["error"].to_string();
     assert!(error.contains("older than the loaded one"), "{error}");
     files.install("crl.pem", &newest().issue());
-    until_reloaded(&server, "success", 2.0).await;
+    until_reloaded(&server, "success", 3.0).await;
     assert!(is_refused().await);
 }
 

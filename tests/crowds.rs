@@ -1,5 +1,5 @@
-//! Many clients at once, and slow clients: they cannot affect other clients. What they send is in
-//! `floods.rs`.
+//! Many clients at once, and slow clients: they cannot affect other clients. `floods.rs` tests
+//! the content of their requests.
 
 use std::time::Duration;
 

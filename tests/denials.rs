@@ -1,5 +1,5 @@
-//! What a denial says: to the log and the audit record the rule, what it saw and what it expected;
-//! to the client the reason only.
+//! The texts of a denial. The log and the audit record have the rule, the value that it saw and
+//! the value that it expected. The client gets only the reason.
 
 use serde_json::{Value, json};
 

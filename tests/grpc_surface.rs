@@ -198,13 +198,13 @@ async fn no_text_of_a_certificate_can_forge_a_line() {
             let written = name.as_str().unwrap();
             let escaped = written.escape_debug().to_string();
             for field in ["identity", "identity_organization", "identity_group"] {
-                // A text that is not there has no field, but for the name.
+                // An absent text has no field, except the name.
                 let recorded = record[field].as_str().unwrap_or_default();
                 assert!(recorded == written || recorded == escaped, "{record}");
             }
         }
         for line in server.logs() {
-            // Neither is anything else than a line in its format.
+            // Every other line of the log is in its format, too.
             assert!(line.is_object(), "{line}");
             assert_ne!(line["message"], "forged");
         }
@@ -254,7 +254,7 @@ async fn every_error_carries_its_reason_and_domain() {
         ),
     ];
     for (call, request, reason) in table {
-        // With reflection, so that the details come in readable form: an operator sees them.
+        // With reflection, so that grpcurl prints the details in readable form, as for an operator.
         let error = call.reencrypt(&request).await.unwrap_err();
         assert!(error.details[0]["reason"].is_string(), "{error:?}");
         let info = error.error_info().unwrap();
@@ -378,7 +378,7 @@ async fn both_versions_of_reflection_are_served() {
                 "{name}: {answer}"
             );
         }
-        // What is not known is an answer in the stream, which goes on.
+        // An unknown symbol gets an error in the stream, and the stream stays open.
         let unknown = json!({"fileContainingSymbol": "no.Such"});
         let (answer, _) = call.unary(&method, &unknown).await.unwrap();
         assert_eq!(answer["errorResponse"]["errorCode"], 5, "{answer}");

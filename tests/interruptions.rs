@@ -80,7 +80,7 @@ async fn a_deadline_that_passes_stops_the_run_even_if_the_client_says_nothing() 
         .max_time(3.0)
         .start(&json!({}));
     until_written(&client, 1).await;
-    // It can't cancel: only the deadline that it sent along ends the run.
+    // The client can't cancel: only the deadline in its request ends the run.
     signal(&[call.id().unwrap()], "STOP");
     let updated = server.audited_rows("DEADLINE_EXCEEDED").await;
     drop(call);
@@ -153,7 +153,7 @@ async fn a_row_in_hand_does_not_outlast_the_grace_period() {
         .unwrap();
     let stop = async {
         until_blocked(&watch).await;
-        // As long as the lock is held: whoever waited for it would never end.
+        // The lock is still held: a run that waited for it would never end.
         server.terminate().await
     };
     let (answer, code) = tokio::join!(reencrypt(&server, certs::admin(), json!({})), stop);
@@ -215,7 +215,7 @@ fn assert_refused(answer: Result<Report, GrpcError>, code: &str, reason: &str, a
 async fn runs_that_would_be_too_many_are_refused_and_are_not_afterwards() {
     let apply = json!({});
     let dry_run = json!({"dryRun": true});
-    // A setting, a call beside a site-wide apply, and what it is told; `None`: it is carried out.
+    // A setting, a call during a site-wide apply, and its error. `None` means that it succeeds.
     let table = [
         (
             "max_runs",

@@ -108,7 +108,7 @@ async fn the_site_config_of_nico_api_wins_over_its_variable() {
 #[tokio::test]
 async fn a_file_of_ours_wins_and_a_difference_from_nico_api_is_told() {
     let database = one_under_kv1().await;
-    // The variable over the setting, and each over both of nico-api's.
+    // The variable precedes the setting, and each of them precedes both settings of nico-api.
     let ours: [(&str, Vary); 3] = [
         ("[rewrap].secrets_file", |files, good, _| {
             files.set("rewrap.secrets_file", path(good))
@@ -168,7 +168,7 @@ async fn the_same_file_under_another_name_is_no_difference() {
         .env(OURS, &link);
     let server = has_good(site, "link").await;
     assert!(!warned(&server, "secrets file"), "{}", server.log_text());
-    // One that can't be read here is told of, and no reason not to start.
+    // A file of nico-api that can't be read causes a warning, and the server starts.
     let Files { site, good, .. } = Files::new(&database);
     let site = site
         .set("credentials.file.path", "\"/nowhere\"")

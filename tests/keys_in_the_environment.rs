@@ -1,5 +1,5 @@
 //! Keys in environment variables, in the format of nico-api. The server reads them only if this is
-//! enabled, and before the secrets file. A message names the variable of each fault. The process
+//! enabled, and before the secrets file. A message names the variable of each error. The process
 //! keeps no copy of a key.
 
 use std::os::unix::fs::FileExt;
@@ -97,7 +97,7 @@ async fn the_environment_is_read_only_where_it_is_switched_on() {
 #[tokio::test]
 async fn the_environment_wins_over_the_file_key_by_key() {
     let database = one_under_kv1().await;
-    // kv1 from the file, kv2 from the environment: of the file's own kv2, nothing is left.
+    // kv1 comes from the file, kv2 from the environment. The kv2 of the file is not used.
     let mut others = keys(&["kv1", "kv2"]);
     others.insert("kv2".to_owned(), key("another"));
     let on = |site: Site| site.env(ON, "true").env(KV2, &text("kv2"));
@@ -115,7 +115,7 @@ async fn the_environment_wins_over_the_file_key_by_key() {
     let words = format!(r#"key \"kv2\" has key check value {check} in environment variable "#);
     assert!(said.contains(&words), "{log}");
 
-    // The same bytes twice, or a file without keys, is nothing to speak of.
+    // The same bytes twice, or a file without keys, cause no warning.
     for file in [
         Site::new(&database),
         Site::new(&database)
@@ -169,7 +169,7 @@ async fn every_fault_names_its_variable() {
         on(site).env(KV1, &text("kv1")).target("KV1")
     })
     .await;
-    // The file that is named has to be there, whatever the environment has.
+    // A named file must exist, even if the environment has all keys.
     let missing = ["[rewrap].secrets_file: ", "can't be read ("];
     refused(&database, &missing, |site| {
         site.missing_secrets()
@@ -231,7 +231,7 @@ async fn no_copy_of_a_variable_is_kept() {
         let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
         let address = |hex| u64::from_str_radix(hex, 16).unwrap();
         let mut bytes = vec![0; usize::try_from(address(end) - address(start)).unwrap()];
-        // A region can go while this looks at it.
+        // A region can disappear while this function reads it.
         let read = memory.read_at(&mut bytes, address(start)).unwrap_or(0);
         searched += read;
         for id in ["kv1", "kv2"] {

@@ -140,16 +140,21 @@ fn address_of_service() -> String {
     )
 }
 
-/// The report of a Job that succeeds.
+/// What a Job that succeeds prints, with `-o json`.
 fn called(folder: &str, database: &Database, server: &Server, more: &[&str]) -> Value {
     let more = [&["-o", "json"], more].concat();
     let text = process::run(&mut job(folder, database, server, &more));
-    let run: Value = serde_json::from_str(&text).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+/// The rows that the dry run of a check would re-wrap.
+fn to_rewrap(check: &Value) -> &Value {
     assert_eq!(
-        (&run["state"], &run["targetKeyId"]),
-        (&json!("FINISHED"), &json!("kv2"))
+        (&check["kind"], &check["ok"]),
+        (&json!("Check"), &json!(true))
     );
-    run["report"].clone()
+    assert_eq!(check["dryRun"]["report"]["rowsFailed"], 0, "{check}");
+    &check["dryRun"]["report"]["rowsUpdated"]
 }
 
 #[tokio::test]
@@ -159,16 +164,17 @@ async fn the_job_calls_the_deployment() {
     let certificate = issued(&manifests["Certificate"]);
     let server = started(&manifests, &database, (STANDALONE, &certificate)).await;
     for _ in 0..2 {
-        let dry = called("call", &database, &server, &[]);
-        assert_eq!(
-            (&dry["rowsUpdated"], &dry["rowsFailed"]),
-            (&json!(1), &json!(0))
-        );
+        assert_eq!(to_rewrap(&called("call", &database, &server, &[])), 1);
     }
-    let applied = called("call-apply", &database, &server, &[]);
-    assert_eq!(applied["rowsUpdated"], 1);
-    let after = called("call", &database, &server, &[]);
-    assert_eq!(after["rowsOnTarget"], 1, "{after}");
+    let rotation = called("call-apply", &database, &server, &[]);
+    assert_eq!(rotation["targetKeyId"], "kv2", "{rotation}");
+    assert_eq!(rotation["applies"][0]["report"]["rowsUpdated"], 1);
+    let keys = rotation["keys"].as_array().unwrap();
+    assert!(
+        keys.iter().all(|key| key["verdict"]["state"].is_string()),
+        "{rotation}"
+    );
+    assert_eq!(to_rewrap(&called("call", &database, &server, &[])), 0);
 }
 
 #[tokio::test]
@@ -176,57 +182,47 @@ async fn the_job_fails_with_the_code_of_the_client() {
     let database = one_under_kv1().await;
     let client = database.client().await;
     Org::under("under-a-lost-key", "kv0").insert(&client).await;
-    let certificate = issued(&rendered("standalone")["Certificate"]);
-    let server = started(
-        &rendered("standalone"),
-        &database,
-        (STANDALONE, &certificate),
-    )
-    .await;
-    let output = job("call-apply", &database, &server, &[]).output().unwrap();
-    assert_eq!(output.status.code(), Some(3));
-    let text = String::from_utf8_lossy(&output.stdout);
-    for expected in ["KEY_NOT_IN_SECRETS", "under-a-lost-key"] {
-        assert!(text.contains(expected), "{text}");
+    let manifests = rendered("standalone");
+    let certificate = issued(&manifests["Certificate"]);
+    let server = started(&manifests, &database, (STANDALONE, &certificate)).await;
+    for folder in ["call", "call-apply"] {
+        let output = job(folder, &database, &server, &[]).output().unwrap();
+        assert_eq!(output.status.code(), Some(3), "{folder}");
+        let text = String::from_utf8_lossy(&output.stdout);
+        for expected in ["KEY_NOT_IN_SECRETS", "under-a-lost-key"] {
+            assert!(text.contains(expected), "{text}");
+        }
     }
-    let mut wrong = job("call-apply", &database, &server, &[]);
-    let refused = wrong.arg("--expect-target=kv9").output().unwrap();
-    assert_eq!(refused.status.code(), Some(2), "given twice");
-    let mut wrong = job("call", &database, &server, &[]);
-    wrong.env("REWRAP_KEY", "/nonexistent");
-    assert_eq!(wrong.output().unwrap().status.code(), Some(78));
+    let mut without_key = job("call", &database, &server, &[]);
+    without_key.env("REWRAP_KEY", "/nonexistent");
+    assert_eq!(without_key.output().unwrap().status.code(), Some(78));
 }
 
+/// A server that still has the old target key has nothing to do. The Job must not succeed there.
 #[tokio::test]
-async fn the_job_of_another_target_key_is_refused() {
+async fn the_job_of_another_target_key_changes_nothing() {
     let database = one_under_kv1().await;
     let manifests = rendered("standalone");
     let certificate = issued(&manifests["Certificate"]);
     let server = started(&manifests, &database, (STANDALONE, &certificate)).await;
-    let manifests = rendered("call-apply");
-    let variables = container(&manifests["Job"], "call")["env"].clone();
-    let target = named(&variables, &json!("TARGET"))["value"].clone();
-    let unchanged = job("call-apply", &database, &server, &[]);
-    let args = unchanged.get_args().map(|argument| {
-        let argument = argument.to_str().unwrap();
-        argument.replace("kv2", target.as_str().unwrap())
-    });
-    let args: Vec<_> = args.collect();
-    assert!(args.contains(&"--expect-target=the-new-key-id".to_owned()));
-    let envs = unchanged.get_envs();
-    let envs = envs.map(|(name, value)| (name.to_owned(), value.unwrap().to_owned()));
-    let envs: Vec<_> = envs.collect();
-    let mut unchanged = Command::new(BINARY);
-    let output = unchanged
-        .env_clear()
-        .args(args)
-        .envs(envs)
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(4));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("the-new-key-id"), "{said}");
-    assert_eq!(called("call", &database, &server, &[])["rowsUpdated"], 1);
+    for (folder, code) in [("call", 3), ("call-apply", 4)] {
+        let usual = job(folder, &database, &server, &[]);
+        let args = usual.get_args().map(|argument| argument.to_str().unwrap());
+        let args: Vec<_> = args
+            .map(|argument| argument.replace("kv2", "kv9"))
+            .collect();
+        assert!(args.contains(&"--expect-target=kv9".to_owned()));
+        let envs = usual.get_envs();
+        let envs = envs.map(|(name, value)| (name.to_owned(), value.unwrap().to_owned()));
+        let mut other = Command::new(BINARY);
+        let output = other.env_clear().args(args).envs(envs).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        let line = "the target key is kv2, and --expect-target is kv9";
+        assert!(text.contains(line), "{text}");
+        assert!(text.contains("#check-expected-target"), "{text}");
+    }
+    assert_eq!(to_rewrap(&called("call", &database, &server, &[])), 1);
 }
 
 #[tokio::test]
@@ -236,7 +232,7 @@ async fn the_job_calls_a_sidecar_by_nico_apis_name() {
     let argument = "--server-name=nico-api.nico-system.svc.cluster.local";
     assert!(include_str!("../docs/install/kubernetes.md").contains(&format!("`{argument}`")));
     let dry = called("call", &database, &server, &[argument]);
-    assert_eq!(dry["rowsUpdated"], 1);
+    assert_eq!(to_rewrap(&dry), 1);
     let refused = job("call", &database, &server, &[]).output().unwrap();
     assert_eq!(refused.status.code(), Some(6));
     let said = String::from_utf8_lossy(&refused.stderr);

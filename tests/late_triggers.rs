@@ -1,5 +1,5 @@
 //! Triggers that run after the UPDATE of a row and undo it: at the end of the statement, or at
-//! COMMIT. Only the affected rows fail, and nothing of them is written.
+//! COMMIT. Only the affected rows fail, and they stay unchanged.
 
 use serde_json::json;
 use tokio_postgres::Client;
@@ -164,7 +164,7 @@ async fn a_trigger_that_undoes_nothing_or_is_not_in_force_fails_no_row() {
     let table = [
         "CREATE TRIGGER audit AFTER UPDATE ON tenants FOR EACH ROW EXECUTE FUNCTION audit();
             CREATE TRIGGER audit AFTER UPDATE ON tenant_identity_config FOR EACH ROW EXECUTE FUNCTION audit()",
-        // A bump of its own.
+        // A second bump, by a trigger.
         "CREATE FUNCTION bump() RETURNS trigger LANGUAGE plpgsql AS
             $$ BEGIN IF pg_trigger_depth() = 1 THEN UPDATE tenants SET version = 'V99-T1'
                 WHERE organization_id = NEW.organization_id; END IF; RETURN NULL; END $$;
@@ -179,7 +179,7 @@ async fn a_trigger_that_undoes_nothing_or_is_not_in_force_fails_no_row() {
         undo(&client, UNDO_TEXT).await;
         client.batch_execute(audit).await.unwrap();
         client.batch_execute(trigger).await.unwrap();
-        // Rows that change during the run are evaluated again, as ever.
+        // As without triggers, the run evaluates changed rows again.
         let miss = "IF OLD.organization_id IN ('org007', 'org050') AND nextval('misses') <= 4 THEN RETURN NULL; END IF;";
         client
             .batch_execute("CREATE SEQUENCE misses")

@@ -54,7 +54,7 @@ async fn the_commit_goes_out_before_the_write_is_answered() {
             proxy.hold_answers();
             let open = "SELECT pg_advisory_unlock(1)";
             gate.batch_execute(open).await.unwrap();
-            // The lock is given back, and nothing was heard of the write.
+            // Postgres has released the lock, but the answer to the write has not arrived.
             until_written(&watch, 1).await;
             match cut {
                 true => proxy.cut(),
@@ -73,7 +73,8 @@ async fn the_commit_goes_out_before_the_write_is_answered() {
 
 #[tokio::test]
 async fn what_fails_under_the_lock_is_told_and_not_written() {
-    // What happens in the trigger, at COMMIT, and what the failure must name; nothing if there is none.
+    // The action of the trigger, the action at COMMIT, and a word of the failure. `None` means
+    // that the row does not fail.
     let raise =
         |sqlstate: &str| format!("RAISE EXCEPTION 'made by a test' USING ERRCODE = '{sqlstate}';");
     let twice = |sqlstate| format!("IF nextval('tries') <= 7 THEN {} END IF;", raise(sqlstate));
@@ -144,7 +145,8 @@ async fn a_version_that_is_kept_from_counting_is_told_under_the_lock_too() {
 
 #[tokio::test]
 async fn a_write_under_lock_that_is_given_up_leaves_no_transaction_behind() {
-    // Where it waits when it is given up: for its lock, or, with the COMMIT sent, in the write.
+    // The table for which the write waits when it is given up: it waits for its lock, or in the
+    // write after the COMMIT was sent.
     for table in ["tenant_identity_config", "tenants"] {
         for pooler in [PoolMode::Session, PoolMode::Transaction] {
             let database = Database::migrated().await;

@@ -44,13 +44,13 @@ impl Memory {
             let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
             let address = |hex| u64::from_str_radix(hex, 16).unwrap();
             let mut bytes = vec![0; usize::try_from(address(end) - address(start)).unwrap()];
-            // A region can go while this looks at it.
+            // A region can disappear while this function reads it.
             let read = memory.read_at(&mut bytes, address(start)).unwrap_or(0);
             bytes.truncate(read);
             regions.push((line.to_owned(), bytes));
         }
         let memory = Self(regions);
-        // So the search finds what is there: the configuration has this name in it.
+        // The search works: it finds this name of the configuration.
         assert!(!memory.places(&[b"nico.local"])[0].is_empty());
         Some(memory)
     }
@@ -91,7 +91,7 @@ fn assert_clean(server: &Server, when: &str) {
     let pem_line = signing_key_pem().lines().nth(2).unwrap();
     let mut needles: Vec<(&str, usize, &[u8])> = Vec::new();
     for text in &texts {
-        // Parts too: allocators write over the beginning of what is freed.
+        // Search for parts, too: allocators overwrite the beginning of freed memory.
         for part in [&text[..20], &text[12..32], &text[24..]] {
             needles.push(("the text of a key", 0, part.as_bytes()));
         }

@@ -1,4 +1,4 @@
-//! The memory of a run has a limit, whatever is stored.
+//! The memory of a run has a limit, even if the stored texts are very large.
 
 use crate::faults::orgs;
 use crate::grpcurl::run;

@@ -24,7 +24,7 @@ async fn old_site(n: usize) -> (Database, tokio_postgres::Client) {
 #[tokio::test]
 async fn the_old_column_is_updated_with_the_texts_but_causes_no_write() {
     let (database, client) = old_site(2).await;
-    // Only this row needs a re-wrap. Its label is wrong, but nobody reads it.
+    // Only this row needs a re-wrap. Its column has a wrong key id, but nobody reads the column.
     Org::under("wrong-label", "kv1")
         .encryption_key_id("no-such-key")
         .insert(&client)

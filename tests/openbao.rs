@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::pg_host::free_port;
+use crate::pki::Leaf;
 use crate::process::{self, Supervised, temp_dir};
 use crate::seal::key;
 use crate::site::Site;
@@ -56,6 +57,25 @@ impl Vault {
         vault
     }
 
+    /// A server without TLS, and the address of its second listener, which has TLS with this
+    /// certificate.
+    pub(crate) fn with_certificate(leaf: &Leaf) -> (Self, String) {
+        let mut vault = Self::absent("secrets");
+        let address = format!("127.0.0.1:{}", free_port());
+        let config = json!({"listener": [{"tcp": {
+            "address": address,
+            "tls_cert_file": leaf.cert_chain,
+            "tls_key_file": leaf.key,
+        }}]});
+        std::fs::write(vault.config_file(), config.to_string()).unwrap();
+        vault.run();
+        (vault, format!("https://{address}"))
+    }
+
+    fn config_file(&self) -> PathBuf {
+        self.dir.path().join("config.json")
+    }
+
     /// The address of a server that does not run yet.
     pub(crate) fn absent(mount: &str) -> Self {
         let port = free_port();
@@ -87,6 +107,9 @@ impl Vault {
         if self.is_tls {
             args.push("-dev-tls".to_owned());
             args.push(format!("-dev-tls-cert-dir={}", self.dir.path().display()));
+        }
+        if self.config_file().exists() {
+            args.push(format!("-config={}", self.config_file().display()));
         }
         let log = std::fs::File::create(self.dir.path().join("server.log")).unwrap();
         let home = self.dir.path().to_owned();
@@ -120,7 +143,7 @@ impl Vault {
     }
 
     fn set_up(&self) {
-        // The development server has one of its own at "secret".
+        // The development server already has an engine at "secret".
         let path = format!("-path={}", self.mount);
         self.root(&["secrets", "enable", &path, "kv-v2"]);
         let policy = std::fs::read_to_string(deployed("policy.hcl")).unwrap();

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::ca::Ca;
 use crate::certs::{self, admin_root, root_ca, server_cert};
@@ -498,7 +499,7 @@ async fn warnings_about_unusual_certificates_give_line_and_subject() {
         let bundle = written(&(text(&root_ca().cert) + &odd));
         let site = disabled().set("tls.root_cafile_path", path(bundle));
         let server = site.start().await;
-        let warning = warning_of(&server, "tls.root_cafile_path");
+        let warning = warning_of(&server, "tls.root_cafile_path").await;
         assert!(warning["message"].as_str().unwrap().contains(words));
         assert_eq!(warning["line"], lines + 1);
         assert_eq!(warning["subject"], "O=Acme, CN=odd");
@@ -507,11 +508,18 @@ async fn warnings_about_unusual_certificates_give_line_and_subject() {
     let chain = text(&certs::server().cert_chain) + &text(&certs::other_ca().cert);
     files.write("server.pem", chain.as_bytes());
     let server = files.site(disabled()).start().await;
-    let warning = warning_of(&server, "tls.identity_pemfile_path");
+    let warning = warning_of(&server, "tls.identity_pemfile_path").await;
     assert_eq!(warning["subject"], "O=Elsewhere, CN=Other Root");
 }
 
-fn warning_of(server: &Server, setting: &str) -> serde_json::Value {
+/// Waits for a warning about a setting.
+async fn warning_of(server: &Server, setting: &str) -> serde_json::Value {
     let of = |line: &serde_json::Value| line["level"] == "WARN" && line["setting"] == setting;
-    server.logs().into_iter().find(of).unwrap()
+    for _ in 0..1000 {
+        if let Some(warning) = server.logs().into_iter().find(of) {
+            return warning;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("no warning about {setting}: {}", server.log_text());
 }

@@ -46,7 +46,7 @@ impl PgBouncer {
             fs::write(dir.join("pgbouncer.ini"), config).unwrap();
             fs::write(dir.join("users"), format!("\"{OWNER}\" \"{PASSWORD}\"\n")).unwrap();
             let log = fs::File::create(dir.join("log")).unwrap();
-            // From 1.23 on, TERM waits for every client to go by itself.
+            // From 1.23 on, TERM waits until every client has disconnected.
             let process = Supervised::spawn(&binary(), ["pgbouncer.ini"], "KILL", |command| {
                 as_postgres(command).current_dir(&dir).stderr(log);
             });

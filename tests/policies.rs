@@ -180,7 +180,7 @@ async fn a_casbin_policy_must_also_allow_the_call() {
         "site-admin",
         "viewers",
         "nico-api",
-        "carbide",
+        "carbide-api",
     ] {
         assert!(!metrics.contains(name), "{name}: {metrics}");
     }

@@ -1,4 +1,4 @@
-//! The receipt of an apply: what it says, and the chain that it is part of.
+//! The receipt of an apply: its content, and the chain of receipts.
 
 use std::time::{Duration, Instant};
 
@@ -64,7 +64,7 @@ async fn each_apply_that_writes_has_a_receipt_in_one_chain() {
         assert_eq!(receipt["censusAfter"]["kv2"], 10);
         assert_eq!(receipt["previous"], "");
 
-        // By the same rule, from what the database held before and after.
+        // The same hash, from the rows before and after the run.
         let mut changes = Vec::new();
         for (id, old) in &before {
             let texts = COLUMNS.iter().zip(old.texts.iter().zip(&after[id].texts));
@@ -77,7 +77,8 @@ async fn each_apply_that_writes_has_a_receipt_in_one_chain() {
         changes.sort();
         assert_eq!(receipt["changesSha256"], sha256(&changes.concat()).as_str());
 
-        // A run that writes nothing has no receipt; the next one that does follows the first.
+        // A run that writes nothing has no receipt. The receipt of the next run that writes
+        // follows the first receipt.
         grpcurl::run(&server, false).await;
         seed::insert(&client, &[Org::under("late", "kv1")]).await;
         grpcurl::run(&server, false).await;

@@ -24,9 +24,9 @@ const LEAST: f64 = 200.0;
 const BEHIND: f64 = 5.0;
 
 /// A database with organizations under `kv1`, and a standby of its server.
-struct Replicated {
-    database: Database,
-    client: Client,
+pub(crate) struct Replicated {
+    pub(crate) database: Database,
+    pub(crate) client: Client,
     /// A connection to the standby.
     standby_admin: Client,
     _standby: pg::Server,
@@ -34,7 +34,7 @@ struct Replicated {
 }
 
 impl Replicated {
-    async fn with(organizations: usize) -> Self {
+    pub(crate) async fn with(organizations: usize) -> Self {
         let primary = primary();
         let database = Database::migrated_on(&primary).await;
         let client = database.client().await;
@@ -109,12 +109,12 @@ impl Standstill {
     }
 }
 
-/// Waits until a gauge of the server has a fitting value.
-async fn until_shown(server: &Server, gauge: &str, fits: impl Fn(f64) -> bool) {
+/// Waits until a gauge of the server has a fitting value, or none.
+async fn until_shown(server: &Server, gauge: &str, fits: impl Fn(Option<f64>) -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let shown = server.metric(gauge, &[]).await;
-        if shown.is_some_and(&fits) {
+        if fits(shown) {
             return;
         }
         assert!(Instant::now() < deadline, "{gauge} is {shown:?}");
@@ -145,12 +145,12 @@ async fn a_run_gives_way_until_the_end_of(standstill: Standstill) {
     client.batch_execute(hold).await.unwrap();
     standstill.begin(&replicated).await;
     let meanwhile = async {
-        until_shown(&server, LAG, |lag| lag > BEHIND).await;
+        until_shown(&server, LAG, |lag| lag.is_some_and(|lag| lag > BEHIND)).await;
         // There are no other clients now, so the limit comes from the replica.
-        until_shown(&server, LIMIT, |limit| limit == LEAST).await;
+        until_shown(&server, LIMIT, |limit| limit == Some(LEAST)).await;
         standstill.end(&replicated).await;
-        until_shown(&server, LAG, |lag| lag < BEHIND).await;
-        until_shown(&server, LIMIT, |limit| limit == 0.0).await;
+        until_shown(&server, LAG, |lag| lag.is_none_or(|lag| lag < BEHIND)).await;
+        until_shown(&server, LIMIT, |limit| limit.is_none()).await;
     };
     let mut report = std::pin::pin!(run(&server, false));
     tokio::select! {

@@ -122,7 +122,7 @@ async fn a_compressed_message_is_refused_but_a_message_that_only_allows_compress
     assert_eq!(record["outcome"], "NOT_ALLOWED", "{record}");
     let record = record_of(&server, certs::admin(), &[GRPC], &compressed).await;
     assert_eq!(record["outcome"], "MALFORMED_REQUEST", "{record}");
-    // Clients send small messages uncompressed, whatever the header says.
+    // Clients send small messages uncompressed, even if the header names a compression.
     for encoding in ["gzip", "identity"] {
         let record = record_of(&server, certs::admin(), &gzip(encoding), &APPLY).await;
         assert_eq!(record["outcome"], "OK", "{record}");

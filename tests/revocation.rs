@@ -63,7 +63,7 @@ async fn a_revoked_leaf_is_refused_and_its_sibling_is_not() {
         assert!(gets_in(&server, &good).await, "{files:?}");
         assert!(!gets_in(&server, &bad).await, "{files:?}");
         assert_refused(&server, "revoked", 1).await;
-        // Nobody has given a list for this one's issuer.
+        // The issuer of this certificate has no list.
         assert!(!gets_in(&server, &certs::service("nico-api")).await);
         assert_refused(&server, "crl_missing", 1).await;
     }
@@ -96,7 +96,7 @@ async fn a_ca_that_changes_its_key_has_a_list_of_each() {
         }
         assert_refused(&server, "revoked", 2).await;
     }
-    // Its list of the other key does not do, whatever the policy.
+    // The list of the other key is not enough, under any policy.
     for policy in ["require_valid", "allow_expired_and_unknown"] {
         let policy = format!("\"{policy}\"");
         let site = site(&[&root, &lists[0]]).set("rewrap.crl_policy", policy);
@@ -285,7 +285,7 @@ async fn a_list_in_parts_is_refused_and_one_with_a_scope_counts() {
         assert!(gets_in(&server, &good).await && gets_in(&server, &good_here).await);
         assert!(!gets_in(&server, &bad).await && !gets_in(&server, &bad_here).await);
     }
-    // A list for CAs only, or for another point than the certificate's, is none for it.
+    // A list for CAs only, or for another distribution point, does not cover the certificate.
     let for_cas = list().scope(&format!("{this}\nonlyCA = TRUE")).issue();
     let server = with(&[&for_cas]).start_unready().await;
     assert!(!gets_in(&server, &good).await);
@@ -309,7 +309,7 @@ async fn a_list_in_parts_is_refused_and_one_with_a_scope_counts() {
 /// The administrators' issuing CA has two certificates: one of the administrators' root, which is
 /// revoked, and one of the service CA.
 #[tokio::test]
-async fn a_way_to_the_admin_bundle_that_is_revoked_is_none_whatever_other_way_there_is() {
+async fn a_revoked_path_to_the_admin_bundle_makes_no_administrators() {
     let Branch { issuer, good, .. } = branch();
     let cross = cross_signed(&issuer, root_ca());
     let both_ways = with_chain(&good, &[&issuer.chain, &cross]);

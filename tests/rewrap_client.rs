@@ -19,7 +19,7 @@ pub(crate) async fn ask(server: &Server, method: &str, request: Value) -> Value 
         .unwrap_or_else(|e| panic!("{method}: {e:?}\n{}", server.log_text()))
 }
 
-/// The same, or the error.
+/// As [`ask`], but returns the error.
 pub(crate) async fn try_ask(
     server: &Server,
     method: &str,

@@ -1,4 +1,4 @@
-//! Problems with the database that no retry mends: at the start, and after it.
+//! Problems with the database that a retry cannot solve, at the start and later.
 
 use serde_json::json;
 use tokio_postgres::Client;

@@ -24,7 +24,7 @@ fn impatient(url: &str, pooler: &str) -> Site {
         .set("rewrap.adaptive_rate", "false")
 }
 
-/// Makes the UPDATE of an organization take a minute, whatever `statement_timeout` is.
+/// Makes the UPDATE of an organization take a minute, regardless of `statement_timeout`.
 async fn stuck_update(client: &Client, organization: &str) {
     let body = "BEGIN
             PERFORM pg_sleep(60);

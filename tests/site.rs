@@ -121,7 +121,7 @@ impl Site {
             .set("rewrap.listen", "\"127.0.0.1:0\"")
             .set("rewrap.metrics_endpoint", "\"127.0.0.1:0\"")
             .set("rewrap.log_format", "\"json\"")
-            // Most tests look at what their own calls do.
+            // Most tests are about their own calls only.
             .set("rewrap.census_interval", "\"0s\"")
             .target("kv2")
             .keys(&keys(&["kv1", "kv2"]))

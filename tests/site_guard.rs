@@ -1,4 +1,4 @@
-//! Only one site-wide apply of a site runs, whatever instance executes it.
+//! Only one site-wide apply of a site runs at a time, over all instances.
 
 use std::time::{Duration, Instant};
 
@@ -16,10 +16,10 @@ use crate::seed::{self, Org};
 use crate::server::Server;
 use crate::site::Site;
 
-const NO_CONNECTION: &str = "Postgres allows no further connection, so other instances are not kept \
-    from a site-wide apply at the same time. Raise the CONNECTION LIMIT of the role";
+const NO_CONNECTION: &str = "Postgres allows no further connection, so other instances can do a \
+    site-wide apply at the same time. Raise the CONNECTION LIMIT of the role";
 const NO_SCHEMA: &str = "with pool_mode = \"transaction\" and without the schema nico_rewrap, other \
-    instances are not kept from a site-wide apply at the same time: run `nico-rewrap state migrate`";
+    instances can do a site-wide apply at the same time: run `nico-rewrap state migrate`";
 
 /// An instance, `kv1` or `kv2`, whose target is its name.
 async fn instance(site: Site, target: &str) -> Server {
@@ -64,11 +64,7 @@ fn assert_refused(refused: GrpcError, holder: &Value) {
         (refused.code.as_str(), info.reason.as_str()),
         ("FAILED_PRECONDITION", "APPLY_UNDER_WAY")
     );
-    assert_eq!(
-        json!(info.metadata["other_run_id"]),
-        holder["id"],
-        "{info:?}"
-    );
+    assert_eq!(json!(info.metadata["run_id"]), holder["id"], "{info:?}");
     assert_eq!(
         json!(info.metadata["instance"]),
         holder["instance"],
@@ -90,7 +86,7 @@ async fn opposite_targets(site: impl Fn() -> Site) {
         assert_refused(refused, &holder);
         ask(server, "StopRun", json!({"runId": holder["id"]})).await;
         assert_eq!(ended(server, &holder).await["state"], "RUN_STATE_STOPPED");
-        // The guard is given back before the end is published, or soon after.
+        // The server releases the guard before it publishes the end, or soon after.
         sleep(Duration::from_millis(300)).await;
     }
     let holder = apply_when_free(&kv1, "kv1").await;
@@ -134,18 +130,53 @@ async fn without_the_schema_the_lock_still_refuses_the_second_apply() {
     apply_when_free(&kv2, "kv2").await;
 }
 
+/// Ends the session that holds the lock of the site.
+const END_HOLDER: &str = "SELECT pg_terminate_backend(pid) FROM pg_locks \
+    WHERE locktype = 'advisory' AND granted AND classid = 1852400495 AND objid = 1936290917 \
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+
 #[tokio::test]
-async fn an_apply_whose_lock_is_lost_ends_unavailable() {
+async fn an_apply_whose_session_ends_takes_the_lock_again() {
+    let (database, client) = seeded(&orgs(60)).await;
+    let site = Site::new(&database);
+    migrate_state(&site);
+    let server = instance(site, "kv2").await;
+    let run = apply(&server, "kv2").await.unwrap();
+    assert_eq!(client.query(END_HOLDER, &[]).await.unwrap().len(), 1);
+    // The lock has another holder when the query ends another session.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while client.query(END_HOLDER, &[]).await.unwrap().is_empty() {
+        assert!(Instant::now() < deadline, "{}", server.log_text());
+        sleep(Duration::from_millis(20)).await;
+    }
+    let run = ended(&server, &run).await;
+    assert_eq!(run["state"], "RUN_STATE_FINISHED", "{run}");
+    assert_eq!(run["report"]["rowsUpdated"], "60", "{run}");
+}
+
+#[tokio::test]
+async fn an_apply_whose_lock_goes_to_another_session_ends_unavailable() {
     let (database, client) = seeded(&orgs(400)).await;
     let site = Site::new(&database);
     migrate_state(&site);
     let server = instance(site, "kv2").await;
     let run = apply(&server, "kv2").await.unwrap();
-    let kill = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'
-        AND classid = 1852400495 AND objid = 1936290917
+    // This session waits for the lock, so Postgres gives it the lock before anybody else.
+    let other = database.client().await;
+    let waiting = tokio::spawn(async move {
+        let lock = "SELECT pg_advisory_lock(1852400495, 1936290917)";
+        other.execute(lock, &[]).await.unwrap();
+        other
+    });
+    let waiters = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted \
         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
-    assert_eq!(client.query(kill, &[]).await.unwrap().len(), 1);
+    while client.query(waiters, &[]).await.unwrap().is_empty() {
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(client.query(END_HOLDER, &[]).await.unwrap().len(), 1);
+    let other = waiting.await.unwrap();
     let run = ended(&server, &run).await;
+    drop(other);
     assert_eq!(
         (run["state"].as_str(), reason(&run)),
         (Some("RUN_STATE_FAILED"), "DATABASE_UNAVAILABLE"),

@@ -1,6 +1,6 @@
 //! The schema `nico_rewrap`: its creation, its problems, and a database from a backup.
 
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use serde_json::json;
@@ -16,8 +16,8 @@ use crate::server::field;
 use crate::site::Site;
 
 const CENSUS: &str = "RUN_KIND_CENSUS";
-const MEMORY_ONLY: &str = "runs and censuses are kept in memory only, and verdicts know only what \
-                           this process has seen";
+const MEMORY_ONLY: &str = "runs and censuses are kept in memory only, and verdicts use only the \
+                           censuses of this process";
 
 #[tokio::test]
 async fn a_schema_that_cannot_be_used_is_named_and_runs_are_kept_in_memory() {
@@ -108,12 +108,13 @@ async fn the_migration_can_be_repeated_at_any_time() {
         .batch_execute(&isolation)
         .await
         .unwrap();
-    let start = || {
-        let mut command = try_migrate_state(&site);
+    // Each command writes the configuration file anew, so make them all before one reads it.
+    let mut commands: Vec<_> = (0..4).map(|_| try_migrate_state(&site)).collect();
+    let start = |command: &mut Command| {
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command.spawn().unwrap()
     };
-    let running: Vec<_> = (0..4).map(|_| start()).collect();
+    let running: Vec<_> = commands.iter_mut().map(start).collect();
     let mut applied = 0;
     for child in running {
         let output = child.wait_with_output().unwrap();

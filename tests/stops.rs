@@ -104,7 +104,7 @@ async fn rows_whose_answer_was_lost_before_a_stop_are_counted() {
     let lose = async {
         until_written(&client, 8).await;
         proxy.hold_answers();
-        // Committed, and the service has not heard of it.
+        // The next rows are committed, but their answers do not arrive.
         let heard = written(&client).await;
         until_written(&client, heard + 12).await;
         server.signal("TERM");
@@ -151,7 +151,7 @@ async fn a_frozen_database_does_not_hold_a_stop_up_and_leaves_rows_in_doubt() {
     );
     assert!(in_doubt > 0, "{record}");
     assert_eq!(field(&record, "durable"), Some(&json!(false)), "{record}");
-    // Whoever waited for answers is gone; what Postgres did with the rows in doubt is open.
+    // The sessions have ended. The outcome of the rows in doubt is unknown to the run.
     let gone = format!("NOT EXISTS (SELECT FROM {SESSIONS})");
     until(&client, &gone).await;
     let really = written(&client).await;
@@ -307,7 +307,7 @@ async fn an_apply_waits_for_one_that_is_being_stopped() {
         .start(&json!({}));
     server.wait_log("run started").await;
     let frozen = Frozen::all_of(&postgres);
-    // Its deadline has passed, and it still looks after the rows that it sent.
+    // Its deadline has passed, and it still finds out the outcome of the rows that it sent.
     tokio::time::sleep(Duration::from_millis(2300)).await;
     let again = async {
         let report = run(&server, false).await;

@@ -118,7 +118,7 @@ async fn rows_are_written_although_the_measurement_before_the_run_waits_for_the_
 async fn a_cancelled_wait_for_the_standby_makes_no_report() {
     let (_postgres, admin, server) = without_its_standby(20, "60s").await;
     let cancel = async {
-        // The barrier, and before it the look at what a commit takes, which a run can do without.
+        // Only the barrier: the run does not need the measurements of the commit latency before it.
         let barrier = "EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '-- barrier%')";
         until(&admin, barrier).await;
         let sql = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity

@@ -28,7 +28,7 @@ pub(crate) async fn with_damaged_texts() -> (pg::Server, Database) {
     // Small enough to be stored in their rows.
     let small = |i| Org::new(&format!("org{i:03}")).text(0, seal("a secret", "kv1"));
     seed::insert(&client, &(0..300).map(small).collect::<Vec<_>>()).await;
-    // Stored apart, in a file that nothing else is in.
+    // Stored in the TOAST table, which contains nothing else.
     let apart =
         "ALTER TABLE tenant_identity_config ALTER encrypted_signing_key_2 SET STORAGE EXTERNAL;
         UPDATE tenant_identity_config SET encrypted_signing_key_2 = repeat('x', 5000)
@@ -73,7 +73,7 @@ async fn a_row_with_damaged_storage_fails_alone_with_its_column() {
 #[tokio::test]
 async fn bytes_that_are_not_utf_8_fail_their_row_alone() {
     let database = Database::migrated().await;
-    // No encoding at all, as old databases have it.
+    // The encoding SQL_ASCII, as in old databases.
     let ascii = "UPDATE pg_database SET encoding = 0, datlocprovider = 'c', daticulocale = NULL
         WHERE datname = current_database()";
     let admin = database.admin().await;
@@ -99,7 +99,7 @@ async fn bytes_that_are_not_utf_8_fail_their_row_alone() {
         UPDATE tenants SET version = E'V1\\351' WHERE organization_id = 'bad-version';
         ALTER TABLE tenant_identity_config DROP CONSTRAINT tenant_identity_config_organization_id_fkey;
         UPDATE tenant_identity_config SET organization_id = E'org029\\351' WHERE organization_id = 'bad-id'";
-    // In the form in which the server reads it, not the client.
+    // The server decodes the escapes, so the client sends only ASCII.
     client.batch_execute(bytes).await.unwrap();
     for page_size in ["1", "7", "1000"] {
         let site = Site::new(&database).set("rewrap.page_size", page_size);

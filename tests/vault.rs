@@ -93,11 +93,11 @@ fn a_key_that_is_listed_and_cannot_be_read_makes_no_file() {
         said.contains(&format!("no secret exists at secrets/data/{kv2}")),
         "{said}"
     );
-    // What the page says to do about it.
+    // The remedy on the page.
     vault.root(&["kv", "metadata", "delete", "-mount=secrets", &kv2]);
     let keys = &vault.rendered()["machine_identity"]["encryption_keys"];
     assert_eq!(keys.as_object().unwrap().len(), 1);
-    // Another shape than nico-api's is no key, either.
+    // A secret in another format is not a key, either.
     vault.put(&kv2, &json!({"data": {"password": "x"}}));
     let (done, said) = vault.agent(dir.path());
     assert!(!done && !dir.path().join("secrets.json").exists(), "{said}");

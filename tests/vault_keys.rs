@@ -11,6 +11,7 @@ use crate::database::Database;
 use crate::grpcurl::run;
 use crate::leaks;
 use crate::openbao::{KEYS, Vault};
+use crate::rewrap_client::migrate_state;
 use crate::seal::key;
 use crate::seed::{Org, one_under_kv1};
 use crate::server::Server;
@@ -46,7 +47,10 @@ fn with_variable(site: Site, id: &str, other: &str) -> Site {
 async fn keys_in_vault_are_used_without_a_setting_of_ours() {
     let database = one_under_kv1().await;
     let vault = Vault::with_tls().with_key("kv1").with_key("kv2");
-    let server = vault.site_with_token(&database).start().await;
+    let site = vault.site_with_token(&database);
+    // Without the schema, a warning would say so.
+    migrate_state(&site);
+    let server = site.start().await;
     let report = run(&server, false).await;
     assert_eq!((report.rows_updated, report.rows_failed), (1, 0));
     let log = server.log_text();

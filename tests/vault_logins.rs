@@ -95,7 +95,7 @@ impl Kubernetes {
         let address = format!("http://{}", listener.local_addr().unwrap());
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
-                // A connection that ends early is of no interest.
+                // A connection may end early.
                 let _ = review(stream);
             }
         });

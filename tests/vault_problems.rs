@@ -1,5 +1,5 @@
-//! A Vault that does not answer is waited for. A setup that waiting does not mend ends the start
-//! with exit code 78.
+//! The server waits for a Vault that does not answer. If waiting cannot solve a problem, the
+//! start ends with exit code 78.
 
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use crate::grpcurl::{reencrypt, run};
 use crate::leaks;
 use crate::openbao::{KEYS, Vault};
 use crate::pg_host::free_port;
+use crate::pki::Cert;
 use crate::proxy::Proxy;
 use crate::seal::key;
 use crate::seed::one_under_kv1;
@@ -138,6 +139,44 @@ async fn a_certificate_of_another_ca_is_refused() {
 }
 
 #[tokio::test]
+async fn a_certificate_for_another_name_is_refused() {
+    let database = Database::migrated().await;
+    let leaf = Cert::new("/CN=vault")
+        .san("DNS:vault.example")
+        .signed_by(certs::root_ca());
+    let (vault, address) = Vault::with_certificate(&leaf);
+    let site = vault
+        .site_with_token(&database)
+        .env("VAULT_ADDR", &address)
+        .env("VAULT_CACERT", &certs::root_ca().cert);
+    let words = [
+        "its certificate was refused (",
+        "vault.example",
+        "VAULT_ADDR to a name of its certificate",
+    ];
+    ends(site, &words).await;
+}
+
+/// Somebody renews the certificate while the server waits.
+#[tokio::test]
+async fn an_expired_certificate_is_waited_for() {
+    let database = Database::migrated().await;
+    let leaf = Cert::new("/CN=vault")
+        .san("IP:127.0.0.1")
+        .expired()
+        .signed_by(certs::root_ca());
+    let (vault, address) = Vault::with_certificate(&leaf);
+    let site = vault
+        .site_with_token(&database)
+        .env("VAULT_ADDR", &address)
+        .env("VAULT_CACERT", &certs::root_ca().cert);
+    let server = site.start_unready().await;
+    waits(&server, "its certificate is not valid now (").await;
+    let words = "renew it, or set the clock";
+    waits(&server, words).await;
+}
+
+#[tokio::test]
 async fn an_address_with_the_other_scheme_is_refused() {
     let database = Database::migrated().await;
     let vault = Vault::with_tls();
@@ -155,7 +194,7 @@ async fn an_address_with_the_other_scheme_is_refused() {
     ends(site, &[words]).await;
 }
 
-/// The token must not go to a server that nobody has named.
+/// The token must not go to a server that no setting names.
 #[tokio::test]
 async fn a_redirect_is_not_followed() {
     let database = Database::migrated().await;

@@ -10,7 +10,7 @@
 --   psql -v ON_ERROR_STOP=1 -d nico -f role.sql
 --   psql -d nico -c '\password nico_rewrap'
 --
--- tests/least_privilege.rs tests a run with this role, and tests what the role must not be able to do.
+-- tests/least_privilege.rs tests a run with this role, and checks that the role has no other privileges.
 
 BEGIN;
 
@@ -20,7 +20,7 @@ BEGIN
         CREATE ROLE nico_rewrap LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOINHERIT;
     END IF;
 
-    -- Revoke what an earlier version of this file granted.
+    -- Revoke the privileges that an earlier version of this file granted.
     REVOKE ALL ON tenants, tenant_identity_config FROM nico_rewrap;
 
     EXECUTE format('GRANT CONNECT ON DATABASE %I TO nico_rewrap', current_database());
@@ -36,7 +36,7 @@ BEGIN
         UPDATE (encrypted_signing_key_1, encrypted_signing_key_2, encrypted_auth_method_config, updated_at)
         ON tenant_identity_config TO nico_rewrap;
 
-    -- This column exists at sites from before June 2026. It is written together with the texts, and never read.
+    -- This column exists at sites from before June 2026. nico-rewrap writes it together with the texts, and never reads it.
     IF EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'tenant_identity_config'::regclass
             AND attname = 'encryption_key_id' AND NOT attisdropped) THEN
         GRANT UPDATE (encryption_key_id) ON tenant_identity_config TO nico_rewrap;

@@ -1,4 +1,4 @@
-//! The mark on a response that says that the call has its audit record.
+//! The mark on a response whose call already has its audit record.
 
 use std::{error::Error, fmt, sync::Arc};
 

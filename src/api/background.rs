@@ -1,11 +1,16 @@
-//! The censuses that the server takes by itself.
+//! The automatic censuses of the server.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use tokio::time::sleep;
 use tracing::Instrument;
 
-use super::{call::Calls, context::Inner, error::ServiceError, run_id::run_id};
+use super::{
+    call::Calls, context::Inner, error::ServiceError, execute::in_progress, run_id::run_id,
+};
 use crate::{
     run::{
         Meter, RunError, RunSpec, Runner, Scope,
@@ -19,12 +24,12 @@ use crate::{
 /// How long to wait after a census that failed.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// How long to wait until the first contact with the database.
+/// How often to check for the first contact with the database.
 const START: Duration = Duration::from_millis(200);
 
 impl Calls {
     /// Takes a census now, then every `interval`, and after each apply that wrote a row.
-    /// Returns at shutdown. Zero means that no census is taken by itself.
+    /// Returns at shutdown. Zero means no automatic census.
     pub async fn take_censuses(&self, interval: Duration) {
         let inner = &self.0;
         if inner.context.runner.is_none() || interval.is_zero() {
@@ -45,7 +50,8 @@ impl Calls {
         let mut is_due = false;
         while !shutdown.is_cancelled() {
             let pause = if is_due || inner.is_old(interval).await {
-                // Not dropped at shutdown, which stops it: its end must be recorded.
+                // A shutdown stops the census but does not drop this future, because the end
+                // must be recorded.
                 inner.take_census(runner).await.map_or(RETRY, |()| interval)
             } else {
                 // Another instance has taken one.
@@ -113,8 +119,10 @@ impl Inner {
         };
         let censuses = &self.context.censuses;
         let position = censuses.position().await;
-        let meter = Meter::default();
+        let meter = Arc::new(Meter::default());
+        let in_progress = in_progress(&spec, &meter);
         let ended = Box::pin(runner.census(&spec, true, &meter, &stop)).await;
+        drop(in_progress);
         if let Some(census) = &ended.census {
             censuses.record(runner.site(), position, census).await;
         }
@@ -142,7 +150,7 @@ impl Inner {
             record.durable = true;
         })
         .await;
-        // The census of the other instance is as good.
+        // The census of the other instance replaces this one.
         if is_elsewhere { Ok(()) } else { result }
     }
 }

@@ -1,4 +1,4 @@
-//! What calls share: the parts of the server that they use, and their limits.
+//! The context of all calls: the parts of the server that they use, and their limits.
 
 use std::{
     path::PathBuf,
@@ -9,7 +9,7 @@ use std::{
 use tokio::sync::{Notify, watch::Receiver};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{error::ServiceError, slots::Slots};
+use super::{error::ServiceError, key_check::KeyCheck, slots::Slots};
 use crate::{
     audit::AuditLog,
     auth::authorize::Policy,
@@ -25,17 +25,17 @@ pub struct InstanceInfo {
     pub name: String,
     /// When this instance started.
     pub start_time: SystemTime,
-    /// TLS with the database.
+    /// TLS to the database.
     pub database_tls: String,
 }
 
 /// What calls need from the rest of the server.
 pub struct CallContext {
-    /// Makes the runs. Without it, machine identity is disabled on this site.
+    /// Starts the runs. Without it, machine identity is disabled on this site.
     pub runner: Option<LateRunner>,
     /// The runs of the site.
     pub history: History,
-    /// What censuses have shown.
+    /// The results of the censuses.
     pub censuses: Arc<Censuses>,
     /// About this instance.
     pub info: InstanceInfo,
@@ -43,15 +43,15 @@ pub struct CallContext {
     pub policy: Policy,
     /// Whether calls may run.
     pub readiness: Readiness,
-    /// Why the start cannot use the database, if somebody must change something first.
+    /// The problem with the database that an operator must solve, if there is one.
     pub setup_problem: Receiver<Option<SetupError>>,
-    /// Where the records go.
+    /// The log for audit records.
     pub audit: AuditLog,
     /// Maximum number of concurrent runs.
     pub max_runs: u32,
     /// The file for receipts.
     pub receipt_log: Option<PathBuf>,
-    /// The interval of censuses. Zero means none.
+    /// The interval of the automatic censuses. Zero means no automatic census.
     pub census_interval: Duration,
 }
 
@@ -63,6 +63,8 @@ pub(super) struct Inner {
     pub(super) context: CallContext,
     /// Limits the runs of this process.
     pub(super) slots: Slots,
+    /// The last check of the keys.
+    pub(super) key_check: KeyCheck,
     /// Says that a census is due.
     pub(super) census_due: Notify,
     pub(super) tasks: TaskTracker,
@@ -80,7 +82,7 @@ impl Inner {
         })
     }
 
-    /// Checks whether calls may run. A problem that no retry mends has its own reason.
+    /// Checks whether calls may run. A problem that a retry cannot solve has its own reason.
     pub(super) fn check_readiness(&self) -> Result<(), ServiceError> {
         if self.shutdown.is_cancelled() {
             return Err(ServiceError::ShuttingDown);

@@ -19,19 +19,19 @@ use super::{
     admission::decide,
     context::Inner,
     error::{Counts, ServiceError},
+    key_check::check_keys,
     request::{CallRequest, Ending},
 };
 use crate::{
     audit::{Outcome, Record},
     auth::authorize::{Access, Permit},
+    failpoint::{Point, reach},
     run::{
-        Ended, Meter, Report, RunError, RunIo, RunSpec, Runner, Sampler,
+        Ended, Meter, Report, RunError, RunIo, RunSpec, Runner, Sampler, Scope,
         guard::{Acquired, SiteGuard, acquire},
         history::{Begun, LiveRun},
-        key_check::check_keys,
         record::{Kind, Progress, RunRecord, RunState},
     },
-    store::StoreError,
     telemetry,
 };
 
@@ -179,6 +179,7 @@ impl Execution {
             &live,
         ))
         .await;
+        reach(Point::BeforeReport);
         site_guard.release().await;
         let counts = ended.report.counts;
         let changes = std::mem::take(&mut ended.changes);
@@ -190,10 +191,15 @@ impl Execution {
             Err(_) => RunState::Failed,
         };
         telemetry::run_ended(kind.label(), state.name());
+        let end = SystemTime::now();
+        let is_clean = state == RunState::Finished && counts.rows_failed == 0 && durable;
+        if kind == Kind::Apply && spec.scope == Scope::Site && is_clean {
+            telemetry::apply_succeeded(end);
+        }
         let mut finished_record = None;
         let finished = live.finish(|record| {
             record.state = state;
-            record.end_time = Some(SystemTime::now());
+            record.end_time = Some(end);
             record.counts = Some(counts);
             record.failure_groups = groups;
             record.problem = problem;
@@ -201,9 +207,12 @@ impl Execution {
             finished_record = Some(record.clone());
         });
         finished.await;
+        if kind == Kind::Apply && counts.rows_updated + counts.rows_in_doubt > 0 {
+            context.censuses.rewrapped(runner.site()).await;
+        }
         if kind == Kind::Apply && counts.rows_updated > 0 {
             match finished_record {
-                // This takes a census, too.
+                // The task for the receipt also takes a census.
                 Some(record) if inner.keeps_receipts() => {
                     inner.spawn_receipt(record, changes, before);
                 }
@@ -237,7 +246,7 @@ impl Execution {
             Kind::DryRun | Kind::Apply | Kind::Verify => None,
         };
         let began = tokio::time::Instant::now();
-        let check = self.check_keys(runner, spec, stop);
+        let check = check_keys(&self.inner, runner, spec, stop);
         let (checked, stopped_for) = self.stopped_for(check, deadline, stop, site_guard).await;
         match checked {
             Ok(()) if stop.is_cancelled() => return Ended::without_rows(Err(stopped_for)),
@@ -246,6 +255,7 @@ impl Execution {
         }
         let deadline = deadline.map(|deadline| deadline.saturating_sub(began.elapsed()));
         let meter = Arc::new(Meter::default());
+        let _in_progress = in_progress(spec, &meter);
         let (queue, mut failures) = LiveRun::queue();
         let io = RunIo {
             meter: meter.clone(),
@@ -268,22 +278,26 @@ impl Execution {
                 let _ = timeout(KEEP_LIMIT, keep.as_mut()).await;
                 ended
             }
-            // The queue has ended, so the run is about to.
+            // The queue of failures has ended, so the run ends soon.
             () = keep.as_mut() => run.await,
         };
         drop(keep);
         live.remember(&mut failures);
+        let last = live.record().progress;
+        let rows_done = meter.rows_done();
         let progress = Progress {
+            rows_done,
+            // Now the number of rows is known.
+            rows_total: if ended.result.is_ok() {
+                rows_done
+            } else {
+                last.rows_total
+            },
             rate_limit: None,
             remaining: None,
-            ..live.record().progress
+            ..last
         };
-        live.update(|record| {
-            record.progress = Progress {
-                rows_done: meter.rows_done(),
-                ..progress
-            };
-        });
+        live.update(|record| record.progress = progress);
         if let (Some(census), Some(position)) = (&ended.census, position) {
             censuses.record(runner.site(), position, census).await;
         }
@@ -312,7 +326,7 @@ impl Execution {
     }
 
     /// Drives a run, and stops it if the client disconnects, its deadline passes, or the guard
-    /// is lost. Also returns what to call the end of a stopped run.
+    /// is lost. Also returns the error for a stopped run.
     async fn stopped_for<T>(
         &self,
         run: impl Future<Output = T>,
@@ -329,7 +343,7 @@ impl Execution {
         let lost = async {
             let lost = site_guard.lost().await;
             if stop.is_cancelled() {
-                // The run is about to end, and this is not why.
+                // The run was stopped for another reason and ends soon.
                 pending().await
             }
             lost
@@ -350,7 +364,7 @@ impl Execution {
         };
         stop.cancel();
         let ended = run.await;
-        // The guard and the rows lose the database at once, perhaps just before a shutdown.
+        // If the database fails just before a shutdown, the shutdown is the reason.
         let stopped_for = match stopped_for {
             ServiceError::Database(_) if self.inner.shutdown.is_cancelled() => {
                 ServiceError::ShuttingDown
@@ -359,31 +373,13 @@ impl Execution {
         };
         (ended, stopped_for)
     }
+}
 
-    /// Before a site-wide apply: refuses wrong key bytes under a right key id.
-    async fn check_keys(
-        &self,
-        runner: &Runner,
-        spec: &RunSpec,
-        stop: &CancellationToken,
-    ) -> Result<(), ServiceError> {
-        if spec.kind != Kind::Apply || spec.scope != crate::run::Scope::Site {
-            return Ok(());
-        }
-        // Without a census, no secret is known that must open.
-        let last = self.inner.context.censuses.last().await;
-        let Some(census) = last else {
-            return Ok(());
-        };
-        let checked = stop
-            .run_until_cancelled(check_keys(runner.site(), &census))
-            .await;
-        match checked {
-            Some(Ok(Some(wrong))) => Err(ServiceError::WrongKeyMaterial(wrong)),
-            Some(Err(error)) => Err(StoreError::into_unavailable(error).into()),
-            Some(Ok(None)) | None => Ok(()),
-        }
-    }
+/// Counts a run in the metrics until the value is dropped.
+pub(super) fn in_progress(spec: &RunSpec, meter: &Arc<Meter>) -> impl Drop + use<> {
+    let meter = meter.clone();
+    let is_site = spec.scope == Scope::Site;
+    telemetry::run_started(spec.kind.label(), is_site, move || meter.gauges())
 }
 
 /// Publishes the progress of a run until the future is dropped.
@@ -394,12 +390,16 @@ async fn publish(live: &LiveRun, meter: &Meter) -> Infallible {
     loop {
         ticks.tick().await;
         let progress = sampler.sample(meter);
-        live.update(|record| record.progress = progress);
+        let counts = meter.counts();
+        live.update(|record| {
+            record.progress = progress;
+            record.counts_so_far = counts;
+        });
     }
 }
 
-/// Runs to the end. Also returns what the run waited for then. The run clears its own text when it
-/// ends.
+/// Runs to the end. Also returns what the run waited for at its end. The run itself clears this
+/// text when it ends.
 async fn remember_wait(
     run: impl Future<Output = Ended>,
     mut stall: Receiver<Option<String>>,

@@ -1,4 +1,4 @@
-//! The request of a call and its answer, whatever the transport.
+//! The request of a call and its answer, for every transport.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,11 +22,11 @@ pub(super) struct CallRequest {
     pub(super) expected_target: Vec<String>,
     /// The time limit that the client set for the call.
     pub(super) deadline: Option<Duration>,
-    /// What else the client asked for.
+    /// Other options of the client.
     pub(super) options: RunOptions,
 }
 
-/// What a client can ask for beside kind and scope.
+/// The options of a request besides kind and scope.
 #[derive(Debug, Default)]
 pub(super) struct RunOptions {
     /// Maximum number of rows per second. Zero means no limit.
@@ -41,9 +41,9 @@ pub(super) struct RunOptions {
 pub(super) struct Answer<T> {
     /// The id of the run.
     pub(super) run_id: String,
-    /// The result, or why there is none.
+    /// The result, or the error.
     pub(super) result: Result<T, ServiceError>,
 }
 
-/// The report and the target key id, or why there is none.
+/// The report and the target key id, or the error.
 pub(super) type Ending = Result<(Report, String), ServiceError>;

@@ -43,8 +43,9 @@ impl Slots {
         }
     }
 
-    /// Acquires one of the slots and, for a site-wide apply, the only slot for those. `stop`
-    /// stops the run that gets them. The history names the apply that holds the only slot.
+    /// Acquires one of the slots and, for a site-wide apply, the only slot for site-wide
+    /// applies. `stop` stops the run that gets the slots. The history names the apply that
+    /// holds the only slot.
     ///
     /// If a site-wide apply is stopping, the next one waits for its end. Otherwise a client that
     /// calls again after its deadline would be refused because of its own earlier call.

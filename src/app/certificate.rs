@@ -5,9 +5,10 @@ use std::{sync::Arc, time::Duration};
 use rustls::pki_types::UnixTime;
 use tokio::{sync::watch::Receiver, time::sleep};
 
-use crate::{telemetry::readiness::Readiness, tls::TlsState};
-
-const CERTIFICATE: &str = "certificate";
+use crate::{
+    telemetry::readiness::{Readiness, latches::CERTIFICATE},
+    tls::TlsState,
+};
 
 /// How often to check a certificate that is outside its validity period.
 const RETRY: Duration = Duration::from_secs(1);

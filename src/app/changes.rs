@@ -1,5 +1,5 @@
-//! Compares the site config and the secrets file with what was read at the start. Nothing is
-//! reloaded.
+//! Compares the site config and the secrets file with their content at the start. The program
+//! does not reload them.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ pub(super) fn register() {
     }
 }
 
-/// Looks at the files every `period`, and whenever `reload_signal` changes.
+/// Compares the files every `period`, and whenever `reload_signal` changes.
 pub(super) async fn watch(
     mut on_disk: OnDisk,
     period: Duration,
@@ -36,11 +36,11 @@ pub(super) async fn watch(
             Ok(()) = reload_signal.changed() => {}
         }
         // Blocking: the disk may be slow. The time for each file is limited.
-        let look = tokio::task::spawn_blocking(move || {
+        let comparison = tokio::task::spawn_blocking(move || {
             let changes = on_disk.changes();
             (on_disk, changes)
         });
-        let Ok((same, changes)) = look.await else {
+        let Ok((same, changes)) = comparison.await else {
             tracing::error!("comparing the files with the start panicked: this is a bug");
             return;
         };
@@ -63,7 +63,10 @@ fn report(last: &[Change], changes: &[Change], readiness: &Readiness) {
                 change = now,
                 "changed on disk since the start: restart nico-rewrap to read it"
             ),
-            (Some(_), None) => tracing::info!(source, "on disk as at the start again"),
+            (Some(_), None) => tracing::info!(
+                source,
+                "the content on disk is the same as at the start again"
+            ),
             _ => {}
         }
         telemetry::changed_on_disk(source, find(changes).is_some());

@@ -15,12 +15,12 @@ use crate::{
     domain::keyring::Keyring,
     run::{self, RateOptions, Runner},
     store::Store,
-    telemetry::readiness::Readiness,
+    telemetry::{
+        self,
+        readiness::{Readiness, latches::KEYS},
+    },
     vault::VaultError,
 };
-
-/// The readiness latch of the keys.
-const KEYS: &str = "keys";
 
 /// How long to wait after the first failed attempt to read Vault. The pause doubles with every
 /// attempt.
@@ -87,6 +87,10 @@ impl Site {
 
     fn start(&self, keyring: Keyring) -> Result<(), AppError> {
         self_test(&keyring)?;
+        for kek in keyring.iter() {
+            let is_target = kek.id() == keyring.target().id();
+            telemetry::key_info(kek.id().as_str(), &kek.check_value().to_string(), is_target);
+        }
         let site = run::Site {
             keyring,
             store: self.store.clone(),

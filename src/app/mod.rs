@@ -7,6 +7,7 @@ mod certificate;
 mod changes;
 mod critical_tasks;
 mod error;
+mod gauges;
 mod keys;
 mod listeners;
 mod self_test;
@@ -17,7 +18,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{
     net::TcpListener,
     sync::watch::{Receiver, Sender},
@@ -43,14 +43,16 @@ use crate::{
     audit::AuditLog,
     config::{Config, OnDisk},
     run::{censuses::Censuses, history::History},
-    server::{self, ServerOptions, admin_socket::AdminSocket, probes},
-    telemetry::readiness::Readiness,
+    server::{self, ServerOptions, admin_socket::AdminSocket, probes, status::StatusPage},
+    telemetry::{
+        self, Metrics,
+        readiness::{
+            Readiness,
+            latches::{DATABASE, GRPC, PROCESS},
+        },
+    },
     tls::Reloader,
 };
-
-const GRPC: &str = "grpc";
-const DATABASE: &str = "database";
-const PROCESS: &str = "process";
 
 /// How long clients may take to receive the last answers, after the grace period of the
 /// calls.
@@ -74,7 +76,7 @@ const UPKEEP: Duration = Duration::from_secs(5);
 pub async fn run(
     config: Config,
     listeners: Listeners,
-    metrics: PrometheusHandle,
+    metrics: Metrics,
     reload_signal: Receiver<u64>,
     shutdown: CancellationToken,
 ) -> Result<(), AppError> {
@@ -83,11 +85,14 @@ pub async fn run(
     readiness.hold(GRPC, "opening the TLS files and the audit log");
     tokio::spawn(upkeep(metrics.clone()));
     changes::register();
+    telemetry::build(env!("CARGO_PKG_VERSION"), env!("NICO_REWRAP_REVISION"));
     let probes_over = CancellationToken::new();
+    let page = StatusPage::new(readiness.clone());
     let probes = spawn_tracked(probes::serve(
         listeners.http,
         readiness.clone(),
         metrics,
+        page.clone(),
         probes_over.clone(),
     ));
     // Blocking: a file may be on a disk that hangs.
@@ -98,7 +103,8 @@ pub async fn run(
         Some(Ok(Err(error))) => Err(error),
         Some(Ok(Ok(app))) => {
             let grpc = (listeners.grpc, listeners.admin_socket);
-            app.serve(grpc, &probes, readiness, reload_signal, shutdown)
+            let http = (&probes, &page);
+            app.serve(grpc, http, readiness, reload_signal, shutdown)
                 .await
         }
     };
@@ -148,7 +154,7 @@ impl App {
     async fn serve(
         self,
         (listener, admin_socket): (TcpListener, Option<AdminSocket>),
-        probes: &TaskTracker,
+        (probes, page): (&TaskTracker, &StatusPage),
         readiness: Readiness,
         reload_signal: Receiver<u64>,
         shutdown: CancellationToken,
@@ -159,10 +165,11 @@ impl App {
         let settings = self.site.as_ref();
         let settings = settings.map(|site| (site.database_tls, site.census_interval, site.soak));
         let (database_tls, census_interval, soak) = settings.unwrap_or_default();
+        let known_censuses = Arc::new(Censuses::new(history.clone(), soak));
         let context = CallContext {
             runner: self.site.as_ref().map(|site| site.runner.clone()),
             history: history.clone(),
-            censuses: Arc::new(Censuses::new(history.clone(), soak)),
+            censuses: known_censuses.clone(),
             info: InstanceInfo {
                 name: instance_name(&self.options, &listener),
                 start_time: SystemTime::now(),
@@ -177,6 +184,7 @@ impl App {
             census_interval,
         };
         let calls = Calls::new(context, tasks.clone(), shutdown.clone());
+        page.set_calls(calls.clone());
         let censuses = calls.clone();
         tasks.spawn(async move { censuses.take_censuses(census_interval).await });
         let routes = grpc::routes(calls).map_err(|error| AppError::Bug(error.to_string()))?;
@@ -217,6 +225,10 @@ impl App {
         };
         readiness.release(GRPC);
 
+        if let Some(site) = &self.site {
+            let runner = site.runner.clone();
+            tokio::spawn(gauges::watch(runner, known_censuses, history.clone()));
+        }
         let store = self.site.as_ref().map(|site| site.store.clone());
         let database = watch::database(store, &readiness, &setup_problem, &history);
         let keys = watch_runner(self.site, &readiness);
@@ -256,9 +268,8 @@ fn instance_name(options: &ServerOptions, listener: &TcpListener) -> String {
     })
 }
 
-/// Compacts the histograms. Without this, a histogram keeps every sample until the next
-/// scrape, and there may be none.
-async fn upkeep(metrics: PrometheusHandle) {
+/// Compacts the histograms regularly.
+async fn upkeep(metrics: Metrics) {
     loop {
         metrics.run_upkeep();
         sleep(UPKEEP).await;

@@ -8,11 +8,11 @@ use std::{
 
 use tokio::{sync::watch::Sender, time::sleep};
 
-use super::{AppError, DATABASE};
+use super::AppError;
 use crate::{
     run::history::History,
     store::{Ping, SchemaError, SetupError, Store, StoreError},
-    telemetry::readiness::Readiness,
+    telemetry::readiness::{Readiness, latches::DATABASE},
 };
 
 /// How often to try again until the database answers for the first time.
@@ -26,7 +26,7 @@ const INTERVAL: Duration = Duration::from_secs(2);
 /// dropped, or that its password, its settings or `pg_hba.conf` changed.
 const RECONNECT: Duration = Duration::from_secs(10);
 
-/// How often to look whether `nico-rewrap state migrate` has run.
+/// How often to check whether `nico-rewrap state migrate` has run.
 const SCHEMA_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Watches the database. Returns only if it is unusable at the start. `setup_problem` says why

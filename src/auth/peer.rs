@@ -1,10 +1,10 @@
-//! Who is at the other end of a connection.
+//! The client of a connection.
 
 use std::{fmt, net::SocketAddr};
 
 use super::identity::Caller;
 
-/// Who is at the other end of a connection: read once, and the same for all its calls.
+/// The client of a connection. It is read once, and is the same for all calls of the connection.
 #[derive(Debug)]
 pub struct Peer {
     /// The other end.

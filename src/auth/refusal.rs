@@ -1,5 +1,5 @@
-//! Why a caller is refused: the rule that decided, what it saw, and what it expected. The log and
-//! the audit record have all of it. The client gets the reason only.
+//! Why a caller is refused: the rule that decided, the value that it saw, and the value that it
+//! expected. The log and the audit record have all three. The client gets only the reason.
 
 use super::distinguished_name::is_deceptive;
 
@@ -54,9 +54,9 @@ impl Rule {
 pub struct Refusal {
     /// The rule.
     pub rule: Rule,
-    /// What the rule saw.
+    /// The value that the rule saw.
     pub seen: String,
-    /// What the rule expected.
+    /// The value that the rule expected.
     pub expected: String,
 }
 

@@ -7,7 +7,9 @@ mod healthcheck;
 mod keygen;
 mod migrate;
 mod notify;
+mod pages;
 mod receipt;
+mod reference;
 mod secrets_file;
 mod serve;
 mod signals;
@@ -15,7 +17,7 @@ mod state;
 
 use std::{ffi::OsString, num::NonZero, path::PathBuf, process::ExitCode, time::Duration};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use zeroize::Zeroizing;
 
 use crate::{
@@ -56,6 +58,28 @@ enum Command {
     /// target key and the same key bytes? It shows each key with its verdict, the run in
     /// progress, and the failures of the last run.
     Status(client::Status),
+    /// Check everything that a rotation needs, without changing anything.
+    ///
+    /// The command asks every instance, takes a census and makes a dry run. It also checks whether
+    /// nico-api has the same bytes under the target key: a secret that nico-api wrote under it must
+    /// open.
+    ///
+    /// The exit code is 0 if nothing prevents a rotation, 3 if a check failed, and 4 if the server
+    /// refused the census or the dry run.
+    Check(client::Check),
+    /// Rotate the key: check, ask, re-wrap every secret, and show the verdict.
+    ///
+    /// The command makes the checks of `check`, says what will happen, and asks. It re-wraps the
+    /// canary organizations first, then all others. After a census it shows which keys are still in
+    /// use. If somebody wrote under an old key in the meantime, it re-wraps again.
+    ///
+    /// The run lives on the server. Ctrl-C asks whether to leave, to stop or to continue. Without a
+    /// terminal, SIGTERM leaves the run to the server.
+    ///
+    /// The exit code is 0 if every secret is under the target key, 3 if rows or the canary check
+    /// failed, 4 if nothing was changed, 5 if the run is incomplete, and 8 if secrets are still
+    /// written under an old key.
+    Rotate(client::Rotate),
     /// Re-wrap the secrets, or say with --dry-run what an apply would do.
     ///
     /// The run lives on the server. If this command ends early, the run continues.
@@ -118,6 +142,12 @@ enum Command {
     /// The exit code is 0 if the server is ready, 1 if it is not, and 78 for a configuration
     /// error.
     Healthcheck(healthcheck::Healthcheck),
+    /// Print a completion script for a shell.
+    ///
+    /// For bash: nico-rewrap completion bash > /etc/bash_completion.d/nico-rewrap
+    Completion(pages::Completion),
+    /// Print the manual page.
+    Man(pages::Man),
     /// Commands for development and tests.
     #[command(subcommand)]
     Dev(Dev),
@@ -156,6 +186,9 @@ enum Dev {
     ///
     /// In production, nico-api owns the tables. The server never creates or alters tables.
     Migrate(ConfigFiles),
+    /// Print docs/reference/cli.md.
+    #[command(hide = true)]
+    CliReference,
 }
 
 #[derive(Debug, Args)]
@@ -182,6 +215,8 @@ pub fn main() -> ExitCode {
         .map(|(name, value)| (name.to_string_lossy().into_owned(), text(value)))
         .collect();
     forbid_core_dumps();
+    #[cfg(all(feature = "failpoints", debug_assertions))]
+    crate::failpoint::arm(|name| environment.get(name)?.as_ref().map(|text| text.to_string()));
     let variables = client_variables(&environment);
     let exit = match cli.command {
         Command::Serve(files) => return serve::run(&files.config, environment),
@@ -189,6 +224,9 @@ pub fn main() -> ExitCode {
         Command::Migrate(files) | Command::Dev(Dev::Migrate(files)) => {
             return migrate::run(&files.config, &environment);
         }
+        Command::Dev(Dev::CliReference) => pages::print(reference::page(Cli::command()).as_bytes()),
+        Command::Completion(completion) => completion.run(Cli::command()),
+        Command::Man(man) => man.run(Cli::command()),
         Command::State(state) => return state.run(&environment),
         Command::Keys(Keys::Generate(keygen)) | Command::Keygen(keygen) => {
             return keygen.run(&environment);
@@ -199,6 +237,8 @@ pub fn main() -> ExitCode {
         Command::Receipt(receipt) => receipt.run(&variables),
         Command::Context(context) => context.run(&variables),
         Command::Status(status) => client::run(&status, &variables),
+        Command::Check(check) => client::run(&check, &variables),
+        Command::Rotate(rotate) => client::run(&rotate, &variables),
         Command::Reencrypt(reencrypt) => client::run(&reencrypt, &variables),
         Command::Census(census) => client::run(&census, &variables),
         Command::Verify(verify) => client::run(&verify, &variables),

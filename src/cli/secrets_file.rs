@@ -1,7 +1,7 @@
 //! Changes a secrets file atomically, for `keys generate --into`.
 //!
 //! The command writes the new content to a temporary file in the same directory, then renames
-//! it. A reader sees either the old or the new content, and so does a restart after a crash.
+//! it. A reader sees either the old or the new content, even after a crash.
 
 use std::{
     fs::{self, File, Metadata, OpenOptions, Permissions},

@@ -54,7 +54,7 @@ pub(super) fn run(files: &[PathBuf], environment: Environment) -> ExitCode {
 async fn serve(config: Config, notify_socket: Option<OsString>) -> Result<(), AppError> {
     let shutdown = shutdown_signal()?;
     let reload_signal = reload_signal()?;
-    let metrics = telemetry::start_metrics().map_err(|error| AppError::Bug(error.to_string()))?;
+    let metrics = telemetry::Metrics::start().map_err(|error| AppError::Bug(error.to_string()))?;
     match Listeners::bind(&config.server).await {
         Ok(listeners) => {
             // From here on, SIGHUP reloads files, and the kernel accepts connections of probes.

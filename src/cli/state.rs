@@ -63,7 +63,7 @@ fn migrate_with(files: &[PathBuf], environment: &Environment) -> ExitCode {
     }
 }
 
-/// Applies what is missing, in one transaction. Returns how many files it applied.
+/// Applies the missing migrations, in one transaction. Returns how many files it applied.
 async fn migrate(database: &Database) -> Result<usize, String> {
     let problem = |error: tokio_postgres::Error| match error.code().map(|code| code.code()) {
         Some("42501") => "the database user may not create the schema nico_rewrap (SQLSTATE \

@@ -44,7 +44,8 @@ pub(super) struct Stores {
 }
 
 impl Stores {
-    /// What to do if a key is in none of the sources that this program reads. Follows a message.
+    /// The advice for a key that is in none of the sources that this program reads. It is the
+    /// end of a message.
     pub(super) fn advice(&self) -> String {
         if self.unread.is_empty() {
             return String::new();

@@ -23,7 +23,7 @@ const TARGET: &str = "machine_identity.current_encryption_key_id";
 const NO_KEYS: &str = "has no keys in machine_identity.encryption_keys";
 
 /// Reads every key of the environment and of the file, and the id of the target key. Does not
-/// use the network. `secrets` becomes what the file says.
+/// use the network. Sets `secrets` to the content of the secrets file.
 pub(super) fn read(
     settings: &mut Settings,
     environment: &Environment,

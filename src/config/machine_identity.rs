@@ -14,7 +14,7 @@ use crate::{
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Reads the keys, the database and the limits. `secrets` becomes what the secrets file says.
+/// Reads the keys, the database and the limits. Sets `secrets` to the content of the secrets file.
 pub(super) fn read(
     settings: &mut Settings,
     environment: &Environment,
@@ -169,7 +169,7 @@ fn store(settings: &mut Settings, warnings: &mut Vec<String>) -> StoreOptions {
         ],
     );
     // PgBouncer before 1.21 can give a session to another client while a transaction follows
-    // on it. The messages of both clients then mix. So none may follow.
+    // on it. The messages of both clients then mix. So no transaction may follow.
     let pipeline_depth = settings.number("rewrap.pipeline_depth", 1..=64);
     let pipeline_depth = match pool_mode {
         PoolMode::Session => pipeline_depth,

@@ -69,7 +69,7 @@ pub struct Config {
     pub log: LogOptions,
     /// Likely mistakes that do not prevent the start.
     pub warnings: Vec<String>,
-    /// What the files say, to compare with later.
+    /// The content of the files, for later comparisons.
     pub on_disk: OnDisk,
 }
 
@@ -84,9 +84,9 @@ pub struct MachineIdentity {
     pub store: StoreOptions,
     /// Limits of the rate of runs.
     pub rate: RateOptions,
-    /// TLS with the database: `none`, or the sslmode.
+    /// TLS to the database: `none`, or the sslmode.
     pub database_tls: &'static str,
-    /// The interval of censuses. Zero means none.
+    /// The interval of the automatic censuses. Zero means no automatic census.
     pub census_interval: Duration,
     /// How long a key must be clean before it may be deleted.
     pub soak: Duration,

@@ -1,5 +1,5 @@
-//! What the files said at the start, to notice that they say something else now. Nothing is
-//! reloaded: the operator restarts the program.
+//! The content of the files at the start, to detect later changes. The program does not reload
+//! the files: the operator restarts it.
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
@@ -23,7 +23,7 @@ pub struct OnDisk {
     pub(super) secrets: Option<SecretsOnDisk>,
 }
 
-/// A source that no longer says what was read at the start.
+/// A source that has changed since the start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     /// The label of the metric, one of [`OnDisk::SOURCES`].
@@ -131,7 +131,7 @@ fn add(hash: &mut Sha256, value: Option<&ValueKind>) {
 pub(super) struct SecretsOnDisk {
     path: PathBuf,
     keys: Keys,
-    /// The bytes of the last look, and its result: the file is parsed only if it has changed,
+    /// The bytes of the last comparison, and its result: the file is parsed only if it changed,
     /// because it may hold the credentials of many machines.
     last: Option<(Fingerprint, Option<String>)>,
 }

@@ -80,7 +80,7 @@ pub const SETTINGS: &[Setting] = &[
     text(
         "metrics_endpoint",
         "[::]:1180",
-        "address of plain HTTP with `/livez`, `/readyz` and `/metrics`. If the kernel has no IPv6, \
+        "address of plain HTTP with `/livez`, `/readyz`, `/metrics` and [`/status`](status.md). If the kernel has no IPv6, \
          set `0.0.0.0:1180`",
     ),
     derived(
@@ -98,7 +98,7 @@ pub const SETTINGS: &[Setting] = &[
         "vault_key_ids",
         "",
         "the ids of the keys in [Vault](../install/vault.md#which-keys-are-read), if the policy does \
-         not allow to list them",
+         not allow listing them",
     ),
     derived(
         "secrets_file",
@@ -144,7 +144,7 @@ pub const SETTINGS: &[Setting] = &[
     number(
         "max_rows_per_second",
         0,
-        "limit of written rows per second, over all runs; `0` means no limit",
+        "limit of rows per second that all applies of this instance together write. It does not cover dry runs, verifies and censuses; `0` means no limit",
     ),
     bool(
         "adaptive_rate",
@@ -174,7 +174,7 @@ pub const SETTINGS: &[Setting] = &[
         "connect_timeout",
         "`5s`",
         "limit for a new connection to one address. After that, the next address or host of \
-         `database_url` is tried. If this is not set, `connect_timeout` in the URL counts",
+         `database_url` is tried. Without this setting, `connect_timeout` in the URL applies",
     ),
     text(
         "pool_acquire_timeout",
@@ -184,8 +184,8 @@ pub const SETTINGS: &[Setting] = &[
     derived(
         "database_sslmode",
         "",
-        "replaces `sslmode` of the URL. Without both, TLS is required, except on the way to a local \
-         Postgres: see [Database URL](#database-url)",
+        "replaces `sslmode` of the URL. Without both, TLS is required, except for a local Postgres: \
+         see [Database URL](#database-url)",
     ),
     text(
         "pool_mode",
@@ -239,7 +239,8 @@ pub const SETTINGS: &[Setting] = &[
     text(
         "crl_policy",
         "require_valid",
-        "whether a missing or expired list refuses a certificate: see [Revocation](../access.md#revoke-a-certificate)",
+        "whether the server refuses a certificate when the list of its issuer is missing or expired: \
+         see [Revocation](../access.md#revoke-a-certificate)",
     ),
     text(
         "tls_reload_interval",
@@ -259,7 +260,7 @@ pub const SETTINGS: &[Setting] = &[
     text(
         "census_interval",
         "10m",
-        "interval of the censuses that the server takes by itself, up to one day. `0s`: none",
+        "interval of the automatic censuses, up to one day. `0s`: no automatic census",
     ),
     text(
         "soak",

@@ -51,7 +51,7 @@ pub(super) fn read(settings: &mut Settings) -> Option<Loaded> {
     match tls::load(&paths) {
         Ok(loaded) => loaded,
         Err(problems) => {
-            for tls::Fault { setting, error } in problems {
+            for tls::FileError { setting, error } in problems {
                 settings.problem(setting, error);
             }
             None

@@ -68,8 +68,8 @@ impl fmt::Display for KeyId {
     }
 }
 
-/// The first four bytes of a labelled SHA-256 of a key. People use it to compare keys on
-/// two machines. It does not help to find the key.
+/// The first four bytes of a labelled SHA-256 of a key. People use it to compare keys on two
+/// machines. It does not reveal the key.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct KeyCheckValue([u8; 4]);
 

@@ -5,9 +5,8 @@
 //! randomness for nonces. So a decision can be tested alone and repeated when a row
 //! changes.
 //!
-//! Every secret is decrypted, even if its label already names the target key, because the
-//! label may be wrong. Every new text is decrypted again and compared before it is
-//! returned.
+//! Every secret is decrypted, even if its envelope already names the target key, because the
+//! key id may be wrong. Every new text is decrypted again and compared before it is returned.
 
 use thiserror::Error;
 
@@ -31,7 +30,8 @@ pub const COLUMNS: [&str; COLUMN_COUNT] = [
 /// `None` is NULL.
 pub type Envelopes = [Option<String>; COLUMN_COUNT];
 
-/// Replaces a text of more than 1 MiB, which is not read. It is not a valid envelope.
+/// Stands for a text of more than 1 MiB, which the program does not read. It is not a valid
+/// envelope.
 pub const OVERSIZED: &str = "<more than 1 MiB>";
 
 /// The decision about a row.
@@ -187,6 +187,16 @@ fn field(
     text: &str,
     scratch: &mut Scratch,
 ) -> Result<Option<String>, FieldError> {
+    sealed_field(keyring, text, scratch, seal)
+}
+
+/// The same with any function that encrypts.
+fn sealed_field(
+    keyring: &Keyring,
+    text: &str,
+    scratch: &mut Scratch,
+    seal: impl FnOnce(&Kek, &Plaintext<'_>, &mut Buffers) -> Result<String, SealError>,
+) -> Result<Option<String>, FieldError> {
     let Scratch { opened, rewrapped } = scratch;
     let target = keyring.target();
     let opened = open(keyring, text, opened)?;
@@ -248,7 +258,7 @@ mod tests {
         Kek::new(KeyId::new(id).unwrap(), &Zeroizing::new([byte; KEY_BYTES]))
     }
 
-    /// `kv1` and `kv2`, wrapping to `kv2`.
+    /// `kv1` and `kv2`, with the target `kv2`.
     fn keyring() -> Keyring {
         Keyring::new([kek("kv1", 1), kek("kv2", 2)], KeyId::new("kv2").unwrap()).unwrap()
     }
@@ -300,6 +310,27 @@ mod tests {
     }
 
     #[test]
+    fn a_new_text_that_does_not_open_to_the_secret_is_a_failure() {
+        let text = sealed(&kek("kv1", 1), b"a").unwrap();
+        let field = |key: Kek, secret: &[u8]| {
+            let mut secret = secret.to_vec();
+            let seal = |_: &Kek, _: &Plaintext<'_>, buffers: &mut Buffers| {
+                super::seal(&key, &Plaintext::new(&mut secret), buffers)
+            };
+            sealed_field(&keyring(), &text, &mut Scratch::default(), seal)
+        };
+        assert!(field(kek("kv2", 2), b"a").unwrap().is_some());
+        // Another secret, other key bytes, another key.
+        for (key, secret) in [
+            (kek("kv2", 2), b"b"),
+            (kek("kv2", 9), b"a"),
+            (kek("kv1", 1), b"a"),
+        ] {
+            assert_eq!(field(key, secret), Err(FieldError::ReadBack));
+        }
+    }
+
+    #[test]
     fn null_and_empty_texts_need_no_rewrap() {
         let texts = [None, Some(String::new()), None];
         assert_eq!(decide(&keyring(), &texts), Decision::OnTarget { fields: 0 });
@@ -316,7 +347,7 @@ mod tests {
 
     #[test]
     fn a_wrong_label_is_a_failure() {
-        // The label says kv2, but the text is sealed with other key bytes.
+        // The envelope names kv2, but is sealed with other key bytes.
         let texts = [sealed(&kek("kv2", 9), b"a"), None, None];
         assert_eq!(
             errors(&texts),

@@ -1,4 +1,5 @@
-//! The version of a tenant, by which everyone caches: `V<n>-T<microseconds since the epoch>`.
+//! The version of a tenant, by which other programs detect outdated caches:
+//! `V<n>-T<microseconds since the epoch>`.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

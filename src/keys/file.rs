@@ -49,7 +49,7 @@ fn unreadable(error: &io::Error) -> String {
 }
 
 /// Reads the keys in `text`. As in nico-api, the text is parsed as JSON first and then as
-/// YAML, whatever the name of the file.
+/// YAML, regardless of the name of the file.
 ///
 /// # Errors
 ///

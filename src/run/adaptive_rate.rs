@@ -1,10 +1,10 @@
 //! Adapts the rate of writes while others use the database.
 //!
-//! A run that is alone on the database writes without a limit. If others use the database,
-//! the run starts slowly. It becomes faster while a durable commit takes hardly longer than
+//! A run that is alone on the database writes without a limit. If others use the database, the
+//! run starts slowly. It becomes faster while a durable commit takes only a little longer than
 //! without the run. It becomes slower when commits take longer, or when a replica lags.
 //!
-//! All thresholds are factors, because a site may be a laptop or a rack. The run measures
+//! The limit for the latency is a factor, because disks are very different. The run measures
 //! the latency of a commit without its own load before it starts. It repeats this in pauses
 //! of a few milliseconds, because the latency of a disk changes over time.
 
@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{pacer::Pacer, progress::Meter};
 use crate::{
     store::{LoadProbe, LoadSample, Store, StoreError},
-    telemetry,
+    telemetry::LoadGauges,
 };
 
 /// Time between two load samples.
@@ -58,6 +58,7 @@ pub(super) struct RateController<'a> {
     pacer: &'a Pacer,
     meter: &'a Meter,
     rule: RateRule,
+    gauges: LoadGauges,
 }
 
 impl<'a> RateController<'a> {
@@ -92,6 +93,7 @@ impl<'a> RateController<'a> {
             pacer,
             meter,
             rule: RateRule::new(baseline, scale),
+            gauges: LoadGauges::new(),
         };
         if let Some(sample) = last {
             controller.apply(&sample, 0.0);
@@ -144,7 +146,8 @@ impl<'a> RateController<'a> {
         let limit = self.rule.next(sample, rate);
         self.pacer.limit_rate_to(limit);
         self.meter.set_rate_limit(limit);
-        telemetry::database_load(sample.commit, self.rule.baseline, sample.replica_lag, limit);
+        self.gauges
+            .set(sample.commit, self.rule.baseline, sample.replica_lag);
         limit
     }
 }
@@ -152,7 +155,7 @@ impl<'a> RateController<'a> {
 impl Drop for RateController<'_> {
     fn drop(&mut self) {
         self.pacer.limit_rate_to(None);
-        telemetry::backed_off(None);
+        self.meter.set_rate_limit(None);
     }
 }
 
@@ -187,8 +190,8 @@ impl RateRule {
         if behind || is_slow {
             self.limit *= DECREASE;
         } else if rate > self.limit / 2.0 {
-            // The run does not use the limit, so a fast commit says nothing about a higher
-            // one.
+            // Only if the run uses the limit. Otherwise, a fast commit says nothing about a
+            // higher limit.
             self.limit *= INCREASE;
         }
         self.limit = self.limit.max(MIN_RATE * self.scale);

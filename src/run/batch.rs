@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Context, Failure, Mode, RunError,
+    failure_limit::FailureLimit,
     pacer::Pacer,
     pending::{Pending, Progress},
     receipt::Changes,
@@ -23,7 +24,9 @@ use super::{
 };
 use crate::{
     domain::rewrap::{Decision, Envelopes, Scratch, decide},
+    failpoint::{Point, reach},
     store::{CasOutcome, Row, RowError, StoreError, Writer},
+    telemetry,
 };
 
 /// Compare-and-set attempts before the row is locked for the last attempt.
@@ -35,16 +38,18 @@ const STOP_GRACE: Duration = Duration::from_millis(300);
 /// Time limit for finding out the outcome of writes that got no answer.
 const SETTLE_LIMIT: Duration = Duration::from_secs(1);
 
-/// What the rows of a batch share.
+/// The parts that all rows of a batch share.
 pub(super) struct Batch {
     pub(super) context: Arc<Context>,
     pub(super) mode: Mode,
     /// Whether these rows belong to a site-wide run.
     pub(super) is_site: bool,
-    /// Whether the run keeps what it writes for a receipt.
+    /// Whether the run keeps its changes for a receipt.
     pub(super) with_receipt: bool,
     /// Limits the rate of the run.
     pub(super) pacer: Arc<Pacer>,
+    /// Stops the run after a number of failed rows.
+    pub(super) failure_limit: Arc<FailureLimit>,
     /// Whether each row is read again before its commit.
     pub(super) verify: bool,
     /// After this is cancelled, no row is started.
@@ -64,7 +69,7 @@ pub(super) struct BatchEnd {
     pub(super) gone: Vec<String>,
     /// Number of rows whose last write has an unknown outcome.
     pub(super) in_doubt: u64,
-    /// What was written, for the receipt.
+    /// The changes, for the receipt.
     pub(super) changes: Changes,
     /// Why some rows were not processed.
     pub(super) result: Result<(), RunError>,
@@ -81,16 +86,34 @@ impl Batch {
             result: Ok(()),
         };
         let mut pending = Vec::new();
+        // Number of rows that may be evaluated now. In an apply, the writes are paced.
+        let mut due = match self.mode {
+            Mode::Apply => rows.len(),
+            Mode::DryRun => 0,
+        };
+        let mut left = rows.len();
         for row in rows {
+            if due == 0 {
+                let acquire = self.pacer.acquire(left);
+                due = self.stop.run_until_cancelled(acquire).await.unwrap_or(0);
+            }
             if self.stop.is_cancelled() {
                 end.result = Err(RunError::Stopped);
                 return end;
             }
+            if let Err(reached) = self.failure_limit.check() {
+                end.result = Err(reached);
+                return end;
+            }
+            (due, left) = (due.saturating_sub(1), left - 1);
             match self.decide(&row) {
                 Ok((texts, outcome)) if self.mode == Mode::Apply => {
                     pending.push(Pending::new(row, texts, outcome));
                 }
-                Ok((_, outcome)) | Err(outcome) => end.outcomes.push(outcome),
+                Ok((_, outcome)) | Err(outcome) => {
+                    self.failure_limit.count(&outcome);
+                    end.outcomes.push(outcome);
+                }
             }
         }
         let mut sessions = Vec::new();
@@ -100,10 +123,11 @@ impl Batch {
         }
         for mut row in pending {
             let id = std::mem::take(&mut row.row.organization_id);
-            if self.with_receipt
-                && let Some((old, new)) = row.change()
-            {
-                end.changes.add(&id, old, new);
+            if let Some((old, new)) = row.change() {
+                self.context.own_texts.add(old, new);
+                if self.with_receipt {
+                    end.changes.add(&id, old, new);
+                }
             }
             let outcome = row.into_outcome();
             if outcome == Some(RowOutcome::Gone) {
@@ -127,6 +151,7 @@ impl Batch {
             if self.stop.is_cancelled() {
                 return Err(RunError::Stopped);
             }
+            self.failure_limit.check()?;
             let writer = self.context.writer(self.is_site);
             let writer = self.stop.run_until_cancelled(writer).await;
             let (writer, _permit) = writer.ok_or(RunError::Stopped)??;
@@ -182,7 +207,7 @@ impl Batch {
         }
     }
 
-    /// Concludes the row at which a session got stuck and was ended. Statements on a
+    /// Sets the outcome of the row at which a session was stuck and was ended. Statements on a
     /// connection run one after the other, so this is the row that was sent first. The other
     /// rows stay open.
     async fn fail_silent_row(&self, rows: &mut [Pending], limit: Duration) -> Result<(), RunError> {
@@ -200,7 +225,7 @@ impl Batch {
             .run_until_cancelled(self.context.site.store.row(&id));
         let current = current.await.ok_or(RunError::Stopped)?;
         let outcome = current.and_then(|current| row.outcome_of_ended_session(current));
-        row.conclude(outcome.map(Some))?;
+        self.conclude(row, outcome.map(Some))?;
         rows.iter_mut().for_each(|row| row.sent = None);
         Ok(())
     }
@@ -212,12 +237,16 @@ impl Batch {
     }
 
     /// Writes rows on one connection, up to `pipeline_depth` at a time. Rows that change
-    /// faster than they can be written follow at the end, each under a lock.
+    /// faster than they can be written follow at the end, each under a lock. If the limit of
+    /// failed rows is reached, the rest of the rows stay open.
     async fn write(&self, writer: &mut Writer<'_>, rows: &mut [Pending]) -> Result<(), RunError> {
         self.write_pipelined(writer, rows).await?;
         for row in rows.iter_mut().filter(|row| row.is_open()) {
             if self.stop.is_cancelled() {
                 return Err(RunError::Stopped);
+            }
+            if self.failure_limit.is_reached() {
+                break;
             }
             self.replace_locked(writer, row).await?;
         }
@@ -237,6 +266,9 @@ impl Batch {
         // Number of rows that may be sent now.
         let mut due = 0;
         loop {
+            if self.failure_limit.is_reached() {
+                todo.clear();
+            }
             while due > 0
                 && in_flight.len() < depth
                 && let Some(row) = todo.pop_front()
@@ -268,7 +300,20 @@ impl Batch {
     /// Compare-and-set. The row stays open if it changes too often.
     async fn replace(&self, writer: &Writer<'_>, pending: &mut Pending) -> Result<(), StoreError> {
         let attempt = self.try_to_replace(writer, pending).await;
-        pending.conclude(attempt)
+        self.conclude(pending, attempt)
+    }
+
+    /// Sets the outcome of a row, if there is one.
+    fn conclude(
+        &self,
+        pending: &mut Pending,
+        attempt: Result<Option<RowOutcome>, StoreError>,
+    ) -> Result<(), StoreError> {
+        pending.conclude(attempt)?;
+        if let Progress::Finished(outcome) = &pending.progress {
+            self.failure_limit.count(outcome);
+        }
+        Ok(())
     }
 
     async fn try_to_replace(
@@ -293,8 +338,7 @@ impl Batch {
                     return Ok(Some(outcome));
                 }
                 if row.texts == pending.texts {
-                    // The row has the new texts, but its version was not bumped: a trigger
-                    // on tenants did that.
+                    // The row has the new texts, but a trigger on tenants kept its old version.
                     return Err(RowError::NotBumped.into());
                 }
                 match self.decide(&row) {
@@ -307,10 +351,12 @@ impl Batch {
             }
             tries += 1;
             pending.progress = Progress::Sent;
+            reach(Point::BeforeWrite);
             let replaced = writer.replace(&pending.row, &pending.texts, target).await;
+            reach(Point::AfterWrite);
             if replaced.as_ref().is_err_and(StoreError::is_damage) {
-                // For a small table, Postgres reads every block, and so a damaged one. Under
-                // the lock, it follows the index.
+                // For a small table, Postgres reads every block, including a damaged block.
+                // Under the lock, it uses the index.
                 pending.progress = Progress::Open;
                 return Ok(None);
             }
@@ -318,7 +364,10 @@ impl Batch {
             pending.progress = Progress::Open;
             match replaced {
                 CasOutcome::Applied => return Ok(Some(pending.take_outcome())),
-                CasOutcome::Conflict => look = true,
+                CasOutcome::Conflict => {
+                    telemetry::row_raced();
+                    look = true;
+                }
             }
         }
     }
@@ -343,7 +392,8 @@ impl Batch {
         if let Ok(Some(RowOutcome::Updated { .. })) = &written {
             pending.last_doubt_is_written();
         }
-        pending.conclude(written.map(|outcome| Some(outcome.unwrap_or(RowOutcome::Gone))))
+        let outcome = written.map(|outcome| Some(outcome.unwrap_or(RowOutcome::Gone)));
+        self.conclude(pending, outcome)
     }
 
     /// Finds out the outcome of writes that got no answer. Returns how many rows stay in
@@ -383,6 +433,7 @@ impl Batch {
     /// The texts to write and the outcome after that, or the outcome if there is nothing to
     /// write.
     fn decide(&self, row: &Row) -> Result<(Envelopes, RowOutcome), RowOutcome> {
+        reach(Point::BeforeDecide);
         // After a panic the content is undefined, but every decision overwrites it.
         let scratch = self.scratch.lock();
         let mut scratch = scratch.unwrap_or_else(PoisonError::into_inner);

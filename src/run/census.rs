@@ -12,11 +12,12 @@ use crate::{
     store::{CensusScan, RowError, ScanMode, StoreError},
 };
 
-/// The fewest characters of a text that a census reads, and the most: the latter suffice for
-/// every key id that needs no escapes.
+/// The minimum and the maximum number of characters of a text that a census reads first. The
+/// maximum is enough for every key id without escapes.
 const PREFIX_CHARACTERS: std::ops::RangeInclusive<usize> = 64..=384;
 
-/// Counts all secrets. With `exclusively`, no other instance may do the same. A run that may have missed rows ends with an error.
+/// Counts all secrets. With `exclusively`, this fails if another instance takes an exclusive
+/// census now. A run that may have missed rows ends with an error.
 pub(super) async fn census(
     site: &Site,
     run_id: &str,
@@ -60,7 +61,7 @@ pub(super) async fn census(
     Ok(census)
 }
 
-/// Whether a new snapshot may not have the problem.
+/// Whether the problem may disappear with a new snapshot.
 fn can_pass(error: &StoreError) -> bool {
     matches!(
         error,

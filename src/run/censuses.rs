@@ -1,21 +1,28 @@
-//! What the censuses of the site have shown, for the verdicts. The schema `nico_rewrap` keeps
-//! it for all instances; without it, this process knows only its own censuses.
+//! The results of the censuses of the site, for the verdicts. The schema `nico_rewrap` keeps
+//! them for all instances. Without the schema, this process knows only its own censuses.
 
 use std::{
+    collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
+
+use tokio::{sync::watch, time::timeout};
 
 use super::{Census, Site, history::History};
 use crate::{
     domain::verdict::{CensusFacts, Ledger, Verdict},
     store::StoreError,
+    telemetry,
 };
 
-/// How often a census is recorded again because another instance has just recorded one.
+/// How often to try to record a census while other instances record theirs.
 const ATTEMPTS: u32 = 20;
 
-/// The ledger, and how many censuses were recorded in it.
+/// How long an apply waits until the database knows that it has re-wrapped a secret.
+const REWRAPPED_LIMIT: Duration = Duration::from_millis(500);
+
+/// The ledger, and how often it was changed.
 #[derive(Debug, Clone, Default)]
 struct Known {
     sequence: i64,
@@ -54,14 +61,16 @@ impl KeyUse {
 pub struct Censuses {
     history: History,
     soak: Duration,
-    /// What this process knows, if the database cannot be asked.
+    /// The results that this process knows, for when the database does not answer.
     memory: Mutex<Known>,
-    /// What censuses have found that could not be written to the database.
+    /// Results of censuses that could not be written to the database.
     unwritten: Mutex<Option<CensusFacts>>,
+    /// How many censuses this process has recorded.
+    changes: watch::Sender<u64>,
 }
 
 impl Censuses {
-    /// No census yet. A key must be clean for `soak` before it may be deleted.
+    /// Starts without a census. A key must be clean for `soak` before it may be deleted.
     #[must_use]
     pub fn new(history: History, soak: Duration) -> Self {
         Self {
@@ -69,7 +78,14 @@ impl Censuses {
             soak,
             memory: Mutex::default(),
             unwritten: Mutex::default(),
+            changes: watch::Sender::new(0),
         }
+    }
+
+    /// Changes when this process has recorded a census.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     /// The position of a census that begins now.
@@ -113,11 +129,11 @@ impl Censuses {
                     *lock(&self.unwritten) = None;
                     break stragglers;
                 }
-                // Another instance has recorded a census: look again.
+                // Another instance has recorded a census: read the ledger again.
                 Ok(false) if attempts < ATTEMPTS => {}
                 Ok(false) => {
                     tracing::warn!(
-                        "cannot read the censuses of other instances: this one counts late"
+                        "cannot read the censuses of other instances: this census counts as late"
                     );
                     add(&mut lock(&self.unwritten), facts);
                     break stragglers;
@@ -125,7 +141,7 @@ impl Censuses {
                 Err(error) => {
                     tracing::warn!(
                         %error,
-                        "cannot write the census to the schema nico_rewrap: it counts late"
+                        "cannot write the census to the schema nico_rewrap: it counts as late"
                     );
                     add(&mut lock(&self.unwritten), facts);
                     break stragglers;
@@ -133,6 +149,7 @@ impl Censuses {
             }
         };
         *lock(&self.memory) = known;
+        self.changes.send_modify(|count| *count += 1);
         let mut sum = 0;
         for id in &stragglers {
             let Some(key) = census.tally.keys.get(id) else {
@@ -149,7 +166,57 @@ impl Censuses {
                  The soak starts again"
             );
         }
+        telemetry::stragglers(sum);
         sum
+    }
+
+    /// Notes that an apply has re-wrapped secrets. The next census begins the series of every key
+    /// again, and a census that is under way now is late.
+    pub async fn rewrapped(&self, site: &Site) {
+        let target = site.keyring.target().id().as_str();
+        let noted = timeout(REWRAPPED_LIMIT, self.try_to_note_rewrapped(target)).await;
+        let problem = match noted {
+            Ok(Ok(known)) => {
+                *lock(&self.memory) = known;
+                return;
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the database gave no answer".to_owned(),
+        };
+        tracing::warn!(
+            problem,
+            "cannot write to the schema nico_rewrap that an apply has re-wrapped secrets: other \
+             instances know it after the next census of this one"
+        );
+        // A census that cannot say what it saw has the same effect, at any moment.
+        let facts = CensusFacts {
+            moment: i64::MAX,
+            start: SystemTime::now(),
+            unreadable: 1,
+            secrets: BTreeMap::new(),
+        };
+        add(&mut lock(&self.unwritten), facts);
+    }
+
+    async fn try_to_note_rewrapped(&self, target: &str) -> Result<Known, StoreError> {
+        loop {
+            let mut known = self.known(true).await;
+            let before = known.sequence;
+            known.ledger.rewrapped(target);
+            known.sequence += 1;
+            let Some(store) = self
+                .history
+                .store()
+                .filter(|_| self.history.is_persistent())
+            else {
+                return Ok(known);
+            };
+            let ledger = serde_json::to_string(&known.ledger).unwrap_or_default();
+            if store.write_ledger(before, &ledger).await? {
+                return Ok(known);
+            }
+            // Another instance has recorded a census: look again.
+        }
     }
 
     /// The last census.
@@ -157,7 +224,7 @@ impl Censuses {
         self.known(true).await.last
     }
 
-    /// What is known now, for the keys of `site`.
+    /// The current results, for the keys of `site`.
     pub async fn key_use(&self, site: &Site) -> KeyUse {
         let mut known = self.known(false).await;
         let target = site.keyring.target().id().as_str();
@@ -181,7 +248,7 @@ impl Censuses {
         let Some(store) = self.history.store() else {
             return Ok(true);
         };
-        // No map in these has keys other than strings, so this cannot fail.
+        // All maps in these documents have strings as keys, so this cannot fail.
         let ledger = serde_json::to_string(ledger).unwrap_or_default();
         let document = serde_json::to_string(census).unwrap_or_default();
         let recorded = store
@@ -193,8 +260,8 @@ impl Censuses {
         Ok(recorded)
     }
 
-    /// What the database knows, or what this process knows. `ListKeys` can be called often, so it
-    /// does not `warn`.
+    /// The results in the database. If the database does not answer, the results that this
+    /// process knows. `warn` is false for `ListKeys`, because clients can call it often.
     async fn known(&self, warn: bool) -> Known {
         if self.history.is_persistent() {
             match self.read().await {
@@ -216,14 +283,14 @@ impl Censuses {
         let last = store.last_census().await?;
         Ok(Known {
             sequence: stored.sequence,
-            // A document of an unknown form says nothing: the verdicts start again.
+            // A document of an unknown form counts as empty: the verdicts start again.
             ledger: serde_json::from_str(&stored.document).unwrap_or_default(),
             last: last.and_then(|last| serde_json::from_str(&last).ok()),
         })
     }
 }
 
-/// Adds a census to those that are not written. Together they count as one late census.
+/// Adds a census to the unwritten censuses. Together they count as one late census.
 fn add(unwritten: &mut Option<CensusFacts>, census: CensusFacts) {
     let Some(sum) = unwritten else {
         *unwritten = Some(census);

@@ -61,6 +61,21 @@ impl Failure {
         }
     }
 
+    /// The kind of the secret, in the words of nico-api, if the secret does not decrypt here.
+    pub(super) fn undecrypted_kind(&self) -> Option<&'static str> {
+        let is_closed = matches!(
+            self.reason,
+            "KEY_NOT_IN_SECRETS" | "NOT_AUTHENTIC" | "UNREADABLE_ENVELOPE" | "UNSUPPORTED_SCHEME"
+        );
+        match self.field {
+            "encrypted_signing_key_1" | "encrypted_signing_key_2" if is_closed => {
+                Some("signing_key")
+            }
+            "encrypted_auth_method_config" if is_closed => Some("token_delegation_auth"),
+            _ => None,
+        }
+    }
+
     /// The size in a message, in bytes.
     pub(super) fn size(&self) -> usize {
         self.organization_id.len() + self.field.len() + self.error.len() + FAILURE_OVERHEAD

@@ -18,7 +18,7 @@ const SAMPLES: usize = 10;
 pub struct FailureGroup {
     /// The stable reason.
     pub reason: String,
-    /// The key id; empty if the failures name none.
+    /// The key id; empty if the failures name no key id.
     pub key_id: String,
     /// Secrets. A row that failed as a whole counts as one.
     pub secrets: u64,

@@ -1,4 +1,4 @@
-//! Lets only one site-wide apply of a site run, whatever instance executes it.
+//! Lets only one site-wide apply of a site run at a time, over all instances.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,9 +24,12 @@ const RENEWAL_LIMIT: Duration = Duration::from_secs(20);
 
 /// The pause between two attempts to take the lock again.
 const LOCK_PAUSE: Duration = Duration::from_millis(200);
-/// How often, and with which pause, to look who holds the lock.
-const LOOKS: u32 = 10;
-const LOOK_PAUSE: Duration = Duration::from_millis(200);
+/// How often, and after which pause, to check who holds the lock.
+const CHECKS: u32 = 10;
+const CHECK_PAUSE: Duration = Duration::from_millis(200);
+
+/// How many runs of the history are searched for the holder of the lock: all.
+const RUNS: u32 = 100;
 
 /// Who runs a site-wide apply.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,7 +59,7 @@ impl Holder {
 
 /// The right to run a site-wide apply.
 pub enum SiteGuard<'a> {
-    /// A lock of a session of its own.
+    /// A lock in a separate session.
     Lock {
         /// The site.
         site: &'a Arc<Site>,
@@ -100,7 +103,7 @@ pub async fn acquire<'a>(
     if !history.is_persistent() {
         tracing::warn!(
             "with pool_mode = \"transaction\" and without the schema nico_rewrap, other instances \
-             are not kept from a site-wide apply at the same time: run `nico-rewrap state migrate`"
+             can do a site-wide apply at the same time: run `nico-rewrap state migrate`"
         );
         return Ok(Acquired::Guard(SiteGuard::ProcessOnly));
     }
@@ -122,14 +125,14 @@ pub async fn acquire<'a>(
     Ok(Acquired::Held(holder))
 }
 
-/// Takes the session lock. The holder takes the lock before its run is in the history, and gives
-/// it back after the end of the run, or its session ends a little later than the run. So this looks
-/// several times until the two agree.
+/// Takes the session lock, or finds its holder in the history. The holder takes the lock a
+/// little before its run is in the history, and releases it a little after the end of the run.
+/// So this function checks the lock and the history several times.
 async fn acquire_lock<'a>(
     site: &'a Arc<Site>,
     history: &History,
 ) -> Result<Acquired<'a>, StoreError> {
-    let mut looks = 0;
+    let mut checks = 0;
     loop {
         match site.store.try_lock_site().await {
             Ok(Some(lock)) => {
@@ -141,28 +144,40 @@ async fn acquire_lock<'a>(
             Ok(None) => {}
             Err(error) if error.is_connection_limit() => {
                 tracing::warn!(
-                    "Postgres allows no further connection, so other instances are not kept from a \
-                     site-wide apply at the same time. Raise the CONNECTION LIMIT of the role"
+                    "Postgres allows no further connection, so other instances can do a site-wide \
+                     apply at the same time. Raise the CONNECTION LIMIT of the role"
                 );
                 return Ok(Acquired::Guard(SiteGuard::ProcessOnly));
             }
             Err(error) => return Err(error),
         }
-        looks += 1;
+        checks += 1;
         let holder = holder(history).await;
-        if holder.is_some() || looks >= LOOKS {
+        if holder.is_some() {
             return Ok(Acquired::Held(holder));
         }
-        sleep(LOOK_PAUSE).await;
+        if checks >= CHECKS {
+            return Ok(Acquired::Held(silent_holder(history).await));
+        }
+        sleep(CHECK_PAUSE).await;
     }
 }
 
-/// The site-wide apply in progress, as far as the history knows. The newest one: an instance that
-/// was killed leaves an older one behind.
+/// The newest site-wide apply in progress, by the history. An older apply can be left from an
+/// instance that was killed.
 async fn holder(history: &History) -> Option<Holder> {
     let active = history.active().await.ok()?;
     let applies = active.iter().filter(|run| run.is_site_apply());
     applies.max_by_key(|run| run.start_time).map(Holder::of)
+}
+
+/// The newest site-wide apply whose instance is silent. An instance that is frozen, or that has
+/// just lost the network, holds the lock until Postgres ends its session.
+async fn silent_holder(history: &History) -> Option<Holder> {
+    let runs = history.list(None, RUNS).await.ok()?;
+    let applies = runs.iter().filter(|run| run.is_site_apply());
+    let silent = applies.filter(|run| run.is_silent());
+    silent.max_by_key(|run| run.start_time).map(Holder::of)
 }
 
 impl<'a> SiteGuard<'a> {
@@ -187,8 +202,8 @@ impl<'a> SiteGuard<'a> {
                 let held = lock.lock().await;
                 let lost = held.lost().await;
                 drop(held);
-                // A connection can die while the run goes on with others. Nobody else may have
-                // begun meanwhile.
+                // The connection of the lock can die while the run continues with its other
+                // connections. Take the lock again, unless another apply has begun.
                 match Self::lock_again(site).await {
                     Some(again) => *lock.lock().await = again,
                     None => break lost,
@@ -218,14 +233,14 @@ impl<'a> SiteGuard<'a> {
         }
     }
 
-    /// Gives the guard back.
+    /// Releases the guard.
     pub async fn release(self) {
         match self {
             Self::ProcessOnly => {}
             Self::Lock { lock, .. } => lock.into_inner().unlock().await,
             Self::Lease { site, run_id, .. } => {
                 if let Err(error) = site.store.end_lease(LEASE, &run_id).await {
-                    tracing::warn!(%error, "the lease of the site-wide apply ends in 30 s only");
+                    tracing::warn!(%error, "cannot end the lease of the site-wide apply: it expires within 30 s");
                 }
             }
         }

@@ -1,14 +1,14 @@
 //! Runs: dry run, apply, verify and census. A run returns a [`Report`].
 //!
-//! A dry run and an apply read pages of rows.
-//! A limited number of tasks processes the rows of a page while the run reads the next
-//! page. Each task uses one database connection while it writes. If a row changes during
-//! the run, its new content is decided again, and after several changes under a row lock. A
-//! failed row is an entry in the report. A lost database ends the run.
+//! A dry run and an apply read pages of rows. A limited number of tasks processes the rows of a
+//! page while the run reads the next page. Each task uses one database connection while it
+//! writes. If a row changes during the run, the run reads it and decides again. After several
+//! changes, it does so under a row lock. A failed row is an entry in the report. A lost
+//! database ends the run.
 //!
-//! A stopped run ends within two seconds, whatever the database does. It waits briefly for
-//! statements in flight, gives up their connections, and finds out the outcome of their
-//! writes. Rows with an unknown outcome are counted as in doubt.
+//! A stopped run ends within two seconds, even if the database does not answer. It waits
+//! briefly for statements in flight, gives up their connections, and finds out the outcome of
+//! their writes. Rows with an unknown outcome are counted as in doubt.
 //!
 //! This module uses the store and the domain. It contains no gRPC and no SQL.
 
@@ -18,10 +18,12 @@ mod batch_set;
 mod census;
 pub mod censuses;
 mod failure;
+mod failure_limit;
 mod groups;
 pub mod guard;
 pub mod history;
 pub mod key_check;
+mod own_texts;
 mod pacer;
 mod pending;
 mod progress;
@@ -44,7 +46,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{adaptive_rate::RateController, batch_set::BatchSet, pacer::Pacer, record::Kind};
+use self::{
+    adaptive_rate::RateController, batch_set::BatchSet, own_texts::OwnTexts, pacer::Pacer,
+    record::Kind,
+};
 pub use self::{
     failure::Failure,
     groups::FailureGroup,
@@ -55,6 +60,7 @@ pub use self::{
 use crate::{
     auth::authorize::{Access, Permit},
     domain::{keyring::Keyring, organization::OrganizationId},
+    failpoint::{Point, reach},
     store::{Store, StoreError, Writer},
 };
 
@@ -64,8 +70,8 @@ const STOPPED_FLUSH_LIMIT: Duration = Duration::from_millis(500);
 /// How long a run waits for that flush after Postgres has become silent.
 const SILENT_FLUSH_LIMIT: Duration = Duration::from_secs(2);
 
-/// How much faster runs that only read may be than an apply, while others use the database.
-/// A row costs the database that much less.
+/// How much faster than an apply a run that only reads may be, while others use the database.
+/// Its rows cost the database less by these factors.
 const CENSUS_SCALE: f64 = 20.0;
 const VERIFY_SCALE: f64 = 5.0;
 
@@ -90,13 +96,13 @@ impl fmt::Display for Scope {
 /// Whether a run writes rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// Decide and report, but write nothing.
+    /// Evaluate the rows, but write nothing.
     DryRun,
     /// Write the rows.
     Apply,
 }
 
-/// What a run shall do.
+/// The parameters of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunSpec {
     /// The id of the run.
@@ -111,14 +117,14 @@ pub struct RunSpec {
     pub stop_after_failures: u32,
 }
 
-/// Where a run tells what it does.
+/// Where a run reports its progress and its failures.
 #[derive(Debug, Clone, Default)]
 pub struct RunIo {
-    /// How far the run is.
+    /// The progress of the run.
     pub meter: Arc<Meter>,
-    /// Takes the failures of the run, all of them. Without it, only the report keeps some.
+    /// Receives every failure of the run. Without it, the report keeps only the first failures.
     pub failures: Option<mpsc::Sender<Vec<Failure>>>,
-    /// Whether to keep what an apply writes for a receipt.
+    /// Whether to keep the changes of an apply, for a receipt.
     pub with_receipt: bool,
 }
 
@@ -156,10 +162,10 @@ pub enum RunError {
     /// Somebody cancelled the wait of a commit for its synchronous standby.
     #[error("a commit of this run was not confirmed by its synchronous standby")]
     NotReplicated,
-    /// As many rows failed as the caller allowed.
+    /// The number of failed rows has reached the limit of the request.
     #[error("the run was stopped after {0} failed rows")]
     FailureLimit(u64),
-    /// Another instance takes a census by itself now.
+    /// Another instance takes an automatic census now.
     #[error("another instance takes a census now")]
     CensusElsewhere,
     /// The permit does not cover the kind of the run: a bug in this program.
@@ -189,6 +195,8 @@ struct Context {
     adaptive_rate: bool,
     /// What a run without progress waits for.
     stall: watch::Sender<Option<String>>,
+    /// The texts that this process has written.
+    own_texts: OwnTexts,
 }
 
 impl Context {
@@ -227,6 +235,7 @@ impl Runner {
                 max_rows_per_second: speed.max_rows_per_second,
                 adaptive_rate: speed.adaptive_rate,
                 stall: watch::Sender::new(None),
+                own_texts: OwnTexts::default(),
             }),
         }
     }
@@ -287,8 +296,9 @@ impl Runner {
         }
     }
 
-    /// Takes a census. It needs no permit, because it reads only key ids, and this program
-    /// takes one regularly. With `exclusively`, no other instance may do the same.
+    /// Takes a census. It needs no permit, because it reads only key ids, and the server also
+    /// takes automatic censuses. With `exclusively`, this fails if another instance takes an
+    /// exclusive census now.
     pub async fn census(
         &self,
         spec: &RunSpec,
@@ -311,7 +321,7 @@ impl Runner {
         ended
     }
 
-    /// Runs `reading`, which follows `pacer`, and makes room for tenants meanwhile.
+    /// Runs `reading` at the rate of `pacer`, and adapts this rate to the load of the database.
     async fn paced<T>(
         &self,
         pacer: &Pacer,
@@ -352,12 +362,17 @@ impl Runner {
         let finished = batches.finish().await;
         result = result.and(finished);
         let report = batches.take_report();
+        if let Err(RunError::FailureLimit(failed)) = &mut result {
+            // Rows that had started may have failed since then.
+            *failed = report.counts.rows_failed;
+        }
         let server = match server {
             Ok(server) => server,
             Err(error) => return Ended::without_rows(Err(error)),
         };
         // Flush even if this run only read: another run may have written these rows and
         // not flushed them yet.
+        reach(Point::BeforeBarrier);
         let mut durable = true;
         if report.rows_examined() > 0 || report.counts.rows_in_doubt > 0 {
             // A server that is silent on every connection will not answer here either.

@@ -36,7 +36,8 @@ pub(super) struct Pending {
     /// Writes whose connection died before the answer came. They may be committed. Every
     /// envelope has a fresh nonce, so a row with these texts was written by this program.
     in_doubt: Vec<Doubt>,
-    /// The texts that another write than that of [`Pending::texts`] replaced, and its own.
+    /// The old and the new texts of the committed write, if it was not the write of
+    /// [`Pending::texts`].
     written: Option<(Envelopes, Envelopes)>,
 }
 
@@ -82,7 +83,7 @@ impl Pending {
         self.in_doubt.push(Doubt { old, new, outcome });
     }
 
-    /// Says that the write that was noted last is committed.
+    /// Records that the last write in doubt is committed.
     pub(super) fn last_doubt_is_written(&mut self) {
         self.written = self.in_doubt.pop().map(|doubt| (doubt.old, doubt.new));
     }
@@ -108,7 +109,7 @@ impl Pending {
         }
     }
 
-    /// Replaces the row, after it was read and decided again.
+    /// Replaces the row and its texts after a new decision.
     pub(super) fn replan(&mut self, row: Row, texts: Envelopes, outcome: RowOutcome) {
         (self.row, self.texts, self.outcome) = (row, texts, outcome);
     }
@@ -174,7 +175,8 @@ impl Pending {
             self.progress = Progress::Finished(outcome);
             return false;
         }
-        // A row with its old texts was not written. Other texts may have replaced ours.
+        // A row with its old texts was not written. Other texts may have replaced the texts of
+        // this run.
         !(settled.is_final && row.texts == self.row.texts)
     }
 }

@@ -1,13 +1,18 @@
-//! How far a run is. A run only adds to a counter; whoever watches computes the rest.
+//! The progress of a run. The run only adds to counters. The reader computes the rate and the
+//! remaining time.
 
 use std::{
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-use super::record::Progress;
+use super::record::{Counts, Progress};
+use crate::telemetry::RunGauges;
 
 /// The counters of a run in progress.
 #[derive(Debug, Default)]
@@ -19,12 +24,23 @@ pub struct Meter {
     configured_limit: AtomicU32,
     /// The adaptive limit: the bits of an `f64`; zero if there is none.
     rate_limit: AtomicU64,
+    counts: Mutex<Counts>,
 }
 
 impl Meter {
     /// Adds evaluated rows.
     pub(super) fn add(&self, rows: u64) {
         self.rows_done.fetch_add(rows, Ordering::Relaxed);
+    }
+
+    /// Sets the counts so far.
+    pub(super) fn set_counts(&self, counts: Counts) {
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner) = counts;
+    }
+
+    /// The counts so far. A census counts only [`Meter::rows_done`].
+    pub(crate) fn counts(&self) -> Counts {
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts to count from zero again.
@@ -44,7 +60,7 @@ impl Meter {
             .store(limit.unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// The limit that is in force.
+    /// The current limit.
     fn limit(&self) -> Option<f64> {
         let configured = f64::from(self.configured_limit.load(Ordering::Relaxed));
         let adaptive = f64::from_bits(self.rate_limit.load(Ordering::Relaxed));
@@ -52,6 +68,22 @@ impl Meter {
             .into_iter()
             .filter(|limit| *limit > 0.0);
         limits.min_by(f64::total_cmp)
+    }
+
+    /// The numbers for the metrics.
+    #[must_use]
+    pub(crate) fn gauges(&self) -> RunGauges {
+        #[expect(clippy::cast_precision_loss, reason = "a gauge is an f64")]
+        let number = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
+        let adaptive = f64::from_bits(self.rate_limit.load(Ordering::Relaxed));
+        let rows_done = number(&self.rows_done);
+        // The estimate of Postgres can be too low.
+        let rows_expected = Some(number(&self.rows_total)).filter(|rows| *rows > 0.0);
+        RunGauges {
+            rows_done,
+            rows_expected: rows_expected.map(|rows| rows.max(rows_done)),
+            rate_limit: Some(adaptive).filter(|limit| *limit > 0.0),
+        }
     }
 
     /// Sets the adaptive limit, in rows per second.

@@ -1,4 +1,4 @@
-//! Receipts: what an apply has done, in a form that can be checked later.
+//! Receipts: records of applies that can be checked later.
 //!
 //! Each receipt is one JSON document. `previous` is the SHA-256 of the receipt before it, so
 //! that no receipt can be changed or removed without a trace. Texts appear only as hashes.
@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use super::{
-    Census,
+    Census, Scope,
     record::{Counts, RunRecord},
 };
 use crate::domain::rewrap::{COLUMNS, Envelopes};
@@ -48,7 +48,7 @@ impl Changes {
         }
     }
 
-    /// Adds what another part of the run has re-wrapped.
+    /// Adds the changes of another part of the run.
     pub(super) fn append(&mut self, mut other: Self) {
         self.0.append(&mut other.0);
     }
@@ -71,11 +71,11 @@ impl Changes {
     }
 }
 
-/// What an apply has done.
+/// The receipt of an apply.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Receipt {
-    /// `Receipt`.
+    /// The type of the document: `Receipt`.
     pub kind: String,
     /// The version of this form: 1.
     pub version: u32,
@@ -99,7 +99,7 @@ pub struct Receipt {
     pub check_values: BTreeMap<String, String>,
     /// The counters.
     pub counts: Counts,
-    /// Whether no crash of the database can undo the run.
+    /// Whether the changes of the run survive a crash of the database.
     pub durable: bool,
     /// Secrets by key id in the last census before the run. `None` if there was none.
     pub census_before: Option<BTreeMap<String, u64>>,
@@ -133,7 +133,7 @@ pub enum BrokenChain {
 }
 
 impl Receipt {
-    /// The receipt of an apply, without a place in the chain.
+    /// The receipt of an apply that is not in the chain yet.
     #[must_use]
     pub fn new(
         record: &RunRecord,
@@ -168,6 +168,22 @@ impl Receipt {
         }
     }
 
+    /// When a site-wide apply without a failed row ended, if the census after it found every
+    /// secret under its target key. A receipt does not say whether the run was stopped early, but
+    /// the census does.
+    #[must_use]
+    pub fn end_of_clean_site_apply(document: &str) -> Option<SystemTime> {
+        let receipt: Self = serde_json::from_str(document).ok()?;
+        let after = receipt.census_after.as_ref()?;
+        let is_on_target = after
+            .iter()
+            .all(|(id, secrets)| *id == receipt.target_key_id || *secrets == 0);
+        let is_clean = receipt.counts.rows_failed == 0 && receipt.durable && is_on_target;
+        let is_site = receipt.scope == Scope::Site.to_string();
+        let end = humantime::parse_rfc3339(&receipt.end_time).ok();
+        end.filter(|_| is_site && is_clean)
+    }
+
     /// The document after the receipt with the hash `previous`, and the hash of the document.
     #[must_use]
     pub fn seal(&self, previous: &str) -> (String, String) {
@@ -175,7 +191,7 @@ impl Receipt {
             previous: previous.to_owned(),
             ..self.clone()
         };
-        // No map in it has keys other than strings, so this cannot fail.
+        // All maps in it have strings as keys, so this cannot fail.
         let document = serde_json::to_string(&receipt).unwrap_or_default();
         let sha256 = sha256(&document);
         (document, sha256)

@@ -1,4 +1,4 @@
-//! What is kept of a run: the record that clients see and that the history stores.
+//! The record of a run, which clients see and the history stores.
 
 use std::{
     collections::BTreeMap,
@@ -10,15 +10,18 @@ use serde::{Deserialize, Serialize};
 use super::{Mode, RunSpec, Scope, groups::FailureGroup};
 use crate::domain::{census::Tally, verdict::CensusFacts};
 
+/// The reason of a run whose instance was silent for too long.
+const INSTANCE_GONE: &str = "INSTANCE_GONE";
+
 /// What a run does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Kind {
-    /// Decide and report, but write nothing.
+    /// Evaluate the rows, but write nothing.
     DryRun,
     /// Re-wrap.
     Apply,
-    /// Decrypt every secret and check its meaning.
+    /// Decrypt every secret and check its content.
     Verify,
     /// Count the secrets by key id.
     Census,
@@ -72,7 +75,7 @@ impl RunState {
     }
 }
 
-/// How far a run is.
+/// The progress of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     /// Evaluated rows.
@@ -81,7 +84,7 @@ pub struct Progress {
     pub rows_total: u64,
     /// The rate of the last seconds.
     pub rows_per_second: f64,
-    /// The limit of the rate that is in force.
+    /// The current limit of the rate.
     pub rate_limit: Option<f64>,
     /// An estimate of the time until the end.
     pub remaining: Option<Duration>,
@@ -90,7 +93,7 @@ pub struct Progress {
 /// The counters of a report.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
-    /// Rows in which at least one secret was re-wrapped. In a dry run: would be re-wrapped.
+    /// Rows in which at least one secret was re-wrapped, or in a dry run would be re-wrapped.
     pub rows_updated: u64,
     /// Rows with nothing to do.
     pub rows_on_target: u64,
@@ -98,11 +101,11 @@ pub struct Counts {
     pub rows_failed: u64,
     /// Rows whose last write has an unknown outcome. No other counter includes them.
     pub rows_in_doubt: u64,
-    /// Secrets that were re-wrapped. In a dry run: would be re-wrapped.
+    /// Secrets that were re-wrapped, or in a dry run would be re-wrapped.
     pub secrets_rewrapped: u64,
     /// Secrets that decrypt under the target key.
     pub secrets_on_target: u64,
-    /// Secrets that a verify decrypted and whose meaning it checked.
+    /// Secrets that a verify decrypted and checked.
     pub secrets_verified: u64,
 }
 
@@ -143,10 +146,43 @@ impl RunRecord {
             instance: instance.to_owned(),
             progress: Progress::default(),
             counts: None,
+            counts_so_far: Counts::default(),
             failure_groups: Vec::new(),
             problem: None,
             durable: false,
         }
+    }
+
+    /// Ends a run whose instance has been silent since `heartbeat`. Its report has the counts
+    /// that the instance wrote last.
+    pub(super) fn settle(&mut self, heartbeat: SystemTime) {
+        self.state = RunState::Failed;
+        self.end_time = Some(heartbeat.max(self.start_time));
+        self.counts = Some(self.counts_so_far);
+        self.durable = false;
+        self.progress = Progress {
+            rows_done: self.progress.rows_done,
+            rows_total: self.progress.rows_total,
+            ..Progress::default()
+        };
+        self.problem = Some(RunProblem {
+            // gRPC core, "Status codes and their use": UNAVAILABLE.
+            code: 14,
+            reason: INSTANCE_GONE.to_owned(),
+            message: format!(
+                "instance {} has been silent for 30 s, so it has ended or lost the database. \
+                 Committed rows stay committed; run again",
+                self.instance
+            ),
+            metadata: [("instance".to_owned(), self.instance.clone())].into(),
+        });
+    }
+
+    /// Whether the instance of the run may execute it still, although it was silent.
+    #[must_use]
+    pub fn is_silent(&self) -> bool {
+        let problem = self.problem.as_ref();
+        problem.is_some_and(|problem| problem.reason == INSTANCE_GONE)
     }
 
     /// Whether this is a site-wide apply.
@@ -187,19 +223,22 @@ pub struct RunRecord {
     pub start_time: SystemTime,
     /// When the run ended.
     pub end_time: Option<SystemTime>,
-    /// Who started the run; empty for a census that the server started itself.
+    /// The name of the caller that started the run; empty for an automatic census.
     pub caller: String,
     /// The instance that executes the run.
     pub instance: String,
-    /// How far the run is.
+    /// The progress of the run.
     pub progress: Progress,
-    /// What the run counted, after its end.
+    /// The counts of the run, after its end.
     pub counts: Option<Counts>,
+    /// The counts during the run, for the case that its instance ends without a report.
+    #[serde(default)]
+    pub counts_so_far: Counts,
     /// Its failures, by reason and key id.
     pub failure_groups: Vec<FailureGroup>,
     /// Why the run did not finish.
     pub problem: Option<RunProblem>,
-    /// Whether no crash of the database can undo what the report says.
+    /// Whether everything in the report survives a crash of the database.
     pub durable: bool,
 }
 

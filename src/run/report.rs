@@ -72,8 +72,8 @@ impl Report {
         self.groups.to_vec()
     }
 
-    /// The failures that were kept, in ascending order of the organization. These are the
-    /// first ones, in whatever order the rows finished.
+    /// The failures that were kept, in ascending order of the organization. They are the first
+    /// failures in this order, even if the rows finished in another order.
     pub fn failures(&self) -> impl Iterator<Item = &Failure> {
         self.failures.values()
     }
@@ -134,11 +134,11 @@ impl Report {
 pub struct Ended<E = RunError> {
     /// The counts. A run that ended early has counts too.
     pub report: Report,
-    /// Whether no crash of Postgres can undo what the report says.
+    /// Whether everything in the report survives a crash of Postgres.
     pub durable: bool,
-    /// What a census counted.
+    /// The result of a census.
     pub census: Option<Census>,
-    /// What an apply wrote, if a receipt was asked for.
+    /// The changes of an apply, if a receipt was requested.
     pub changes: Changes,
     /// The error if the report is not complete.
     pub result: Result<(), E>,

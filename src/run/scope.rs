@@ -12,14 +12,12 @@ use super::{
 };
 use crate::{
     domain::organization::OrganizationId,
+    failpoint::{Point, reach},
     store::{Hidden, Page, Position, Preflight, Row, RowError, SetupError, StoreError},
 };
 
 /// Rows with larger texts than this are not read ahead, in bytes.
 const LARGE_ROW_BYTES: usize = 64 << 10;
-
-/// How many failures of a run without a report are logged.
-const LOGGED_FAILURES: usize = 100;
 
 impl Runner {
     pub(super) async fn organization(
@@ -35,7 +33,7 @@ impl Runner {
             .await
             .ok_or(RunError::Stopped)?;
         check_preflight(&preflight?, batches.mode())?;
-        // A trigger could be created after the check, and this costs one row hardly more.
+        // A trigger could be created after the check. For one row, the second read costs little.
         batches.verify_writes(true);
         match row {
             Ok(Some(row)) => {
@@ -120,8 +118,7 @@ impl Runner {
     }
 
     /// Counts the organizations whose rows are in a part of the table that Postgres cannot
-    /// read, as far as their ids are known. The answer to the call has no list of failures,
-    /// so this logs the first ones.
+    /// read, if their ids are known.
     async fn name_unreadable(
         &self,
         stop: &CancellationToken,
@@ -132,14 +129,6 @@ impl Runner {
         let found = until_stopped(stop, store.unreadable_organizations(visited)).await?;
         let outcomes = found.iter().map(|(id, error)| unreadable(id, error));
         batches.count_rows(outcomes.collect()).await;
-        for failure in batches.report().failures().take(LOGGED_FAILURES) {
-            tracing::warn!(
-                organization_id = failure.organization_id,
-                field = failure.field,
-                error = failure.error,
-                "a row failed"
-            );
-        }
         Ok(())
     }
 
@@ -179,16 +168,18 @@ impl Runner {
             }
             // An index in a wrong order can lead back to an earlier position.
             next = next.filter(|next| positions.insert(next.clone()));
+            reach(Point::PageRead);
             for row in &rows {
                 batches.visited.add(row.organization_id.as_bytes());
             }
             for row in broken {
+                batches.check_failure_limit()?;
                 batches.visited.add(&row.id);
                 let outcome = unreadable(&row.organization_id(), &row.error);
                 batches.count_rows(vec![outcome]).await;
             }
             page = if store.options().database_pool_size == 1 || has_large_rows(&rows) {
-                // The batches need the only connection, or the memory.
+                // The batches need the only connection, or the rows need most of the memory.
                 batches.start_all(rows).await?;
                 batches.finish().await?;
                 read(next).await?
@@ -244,13 +235,13 @@ impl Runner {
 
 /// Checks whether a run may begin, or whether it could have missed rows.
 pub(super) fn check_preflight(preflight: &Preflight, mode: Mode) -> Result<(), StoreError> {
-    if let Some(fault) = &preflight.unfit {
-        return Err(fault.clone().into());
+    if let Some(problem) = &preflight.unfit {
+        return Err(problem.clone().into());
     }
     match (&preflight.unwritable, mode) {
-        (Some(fault), Mode::Apply) => Err(fault.clone().into()),
-        (Some(fault), Mode::DryRun) => {
-            tracing::warn!(reason = fault.reason(), %fault, "no row could be written");
+        (Some(problem), Mode::Apply) => Err(problem.clone().into()),
+        (Some(problem), Mode::DryRun) => {
+            tracing::warn!(reason = problem.reason(), %problem, "no row could be written");
             Ok(())
         }
         (None, Mode::Apply) if preflight.is_standby => Err(StoreError::Unavailable(

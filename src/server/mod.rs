@@ -19,6 +19,7 @@ mod http2;
 mod local;
 mod options;
 pub mod probes;
+pub mod status;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 

@@ -1,4 +1,4 @@
-//! Plain HTTP for probes and Prometheus: `/livez`, `/readyz` and `/metrics`.
+//! Plain HTTP for probes, Prometheus and people: `/livez`, `/readyz`, `/metrics` and `/status`.
 //!
 //! These endpoints need no authentication. They expose no secrets and change no state. The
 //! number of connections is limited.
@@ -17,7 +17,6 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinSet,
@@ -26,8 +25,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     limits::connection_slots::{ConnectionSlots, Slot},
-    server::accept,
-    telemetry::readiness::Readiness,
+    server::{
+        accept,
+        status::{StatusPage, status},
+    },
+    telemetry::{Metrics, readiness::Readiness},
 };
 
 /// The maximum number of connections. When it is reached, a new connection evicts the oldest one
@@ -41,11 +43,13 @@ const READ_TIMEOUT: Duration = Duration::from_secs(10);
 pub async fn serve(
     listener: TcpListener,
     readiness: Readiness,
-    metrics: PrometheusHandle,
+    metrics: Metrics,
+    page: StatusPage,
     shutdown: CancellationToken,
 ) {
     let router = Router::new()
         .route("/livez", get(|| async { "ok\n" }))
+        .route("/status", get(status).with_state(page))
         .route("/readyz", get(ready).with_state(readiness))
         .route(
             "/metrics",

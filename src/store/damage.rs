@@ -15,7 +15,8 @@ use super::{
     statement::Statement,
 };
 
-/// Blocks that one statement reads, and before version 14, which reads row by row.
+/// Maximum number of blocks that one statement reads. Before version 14, Postgres reads them
+/// row by row, so the number is smaller.
 const BLOCKS_AT_ONCE: i64 = 8192;
 const BLOCKS_AT_ONCE_13: i64 = 256;
 

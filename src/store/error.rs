@@ -10,7 +10,7 @@ use super::{Hidden, SetupError};
 use crate::domain::tenant_version::VersionError;
 use crate::store::database::tls_problem;
 
-/// Why the store could not do what it was asked.
+/// Why an operation of the store failed.
 #[derive(Debug, Error)]
 pub enum StoreError {
     /// This row could not be written. Others may still be writable.
@@ -156,7 +156,7 @@ impl StoreError {
         Self::ConnectionLost("this program has already given it up".to_owned())
     }
 
-    /// A statement that always returns a row returned none.
+    /// A statement that always returns a row returned no row.
     pub(super) fn no_answer() -> Self {
         Self::Unavailable("it returned no row".to_owned())
     }
@@ -177,7 +177,7 @@ impl StoreError {
         matches!(self, Self::Row(RowError::Refused(code)) if is_damage(code))
     }
 
-    /// The SQLSTATE of an error that has no meaning of its own here.
+    /// The SQLSTATE of an error that this program does not treat specially.
     pub(super) fn sqlstate(&self) -> Option<String> {
         match self {
             Self::Row(RowError::Refused(code)) => Some(code.clone()),
@@ -195,8 +195,8 @@ impl StoreError {
         }
     }
 
-    /// Converts the error of a statement that is not about a single row. If the problem can
-    /// pass by itself, the result is [`StoreError::Unavailable`]. If somebody must change
+    /// Converts the error of a statement that is not about a single row. If the problem can end
+    /// without a change, the result is [`StoreError::Unavailable`]. If somebody must change
     /// something, the result is [`StoreError::Setup`].
     #[must_use]
     pub fn into_unavailable(self) -> Self {

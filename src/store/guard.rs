@@ -1,7 +1,7 @@
-//! The lock that lets only one site-wide apply of a site run, whatever instance executes it.
+//! The lock that lets only one site-wide apply of a site run at a time, over all instances.
 //!
-//! The lock belongs to a session of its own. If the holder dies, Postgres ends the session and
-//! with it the lock. If the session ends and the holder lives, the holder must stop.
+//! The lock belongs to a separate session. If the holder dies, Postgres ends the session and
+//! the lock. If only the session ends, the holder must stop.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ const CHECK: Duration = Duration::from_millis(500);
 /// How many checks pass between two statements on the session.
 const CHECKS_PER_PING: u32 = 8;
 
-/// How long an ended apply waits for the answer to the statement that gives the lock back.
+/// How long an ended apply waits for the answer to the statement that releases the lock.
 const UNLOCK_LIMIT: Duration = Duration::from_millis(500);
 
 // A session lock of this database. The two numbers are the names of this program and of the
@@ -35,7 +35,7 @@ const PING: Statement = Statement {
     types: &[],
 };
 
-// For the time of a transaction: works behind every pooler.
+// This lock ends with its transaction, so it works behind every pooler.
 const TRY_LOCK_CENSUS: Statement = Statement {
     text: "-- try_lock_census\nSELECT pg_try_advisory_xact_lock(1852400495, 1667591795)",
     types: &[],
@@ -65,7 +65,7 @@ impl Store {
         Ok(None)
     }
 
-    /// Whether no instance takes a census by itself now.
+    /// Whether no instance takes an automatic census now.
     ///
     /// # Errors
     ///
@@ -78,8 +78,8 @@ impl Store {
         Ok(free)
     }
 
-    /// Tries to take the lock of censuses that an instance takes by itself, for the time of the
-    /// transaction on this connection.
+    /// Tries to take the lock of automatic censuses, until the end of the transaction on this
+    /// connection.
     pub(super) async fn try_lock_census(&self, lease: &Lease<'_>) -> Result<bool, StoreError> {
         let rows = self.query(lease, &TRY_LOCK_CENSUS, &[]).await?;
         Ok(rows.first().ok_or_else(StoreError::no_answer)?.try_get(0)?)
@@ -106,7 +106,7 @@ impl SiteLock<'_> {
         }
     }
 
-    /// Gives the lock back.
+    /// Releases the lock.
     pub async fn unlock(self) {
         // After an error, or without an answer, the session is closed, and the lock ends with it.
         let unlock = self.store.query(&self.lease, &UNLOCK, &[]);

@@ -105,7 +105,7 @@ pub(super) struct Detached<'a> {
 }
 
 impl<'a> Lease<'a> {
-    /// Gives back the slot and keeps the connection open, with its statements in flight.
+    /// Frees the slot and keeps the connection open, with its statements in flight.
     pub(super) fn detach(mut self) -> Detached<'a> {
         Detached {
             store: self.store,

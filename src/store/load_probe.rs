@@ -1,4 +1,4 @@
-//! Measures the load of the database as other users of it experience it.
+//! Measures the load of the database, as its other users experience it.
 
 use std::time::{Duration, Instant};
 

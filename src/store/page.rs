@@ -1,8 +1,8 @@
 //! Reads rows: a page of rows, or the row of one organization.
 //!
-//! The size of a page is limited in bytes and in rows. SQL replaces a text that is longer
-//! than an envelope may be. So memory use does not depend on what is stored. `octet_length`
-//! reads only the header of a stored text and does not decompress it.
+//! The size of a page is limited in bytes and in rows. SQL replaces a text that is longer than
+//! an envelope may be. So memory use does not depend on the size of the stored texts.
+//! `octet_length` reads only the header of a stored text and does not decompress it.
 
 use tokio_postgres::types::Type;
 

@@ -1,4 +1,4 @@
-//! Reads rows, again after an error that another attempt can mend.
+//! Reads rows. After an error that another attempt can solve, tries again.
 
 use std::time::Duration;
 
@@ -58,7 +58,7 @@ impl Store {
                     return Ok(rows);
                 }
                 Err(error) if error.is_of_some_row() => {
-                    // Every statement was answered, and another attempt would fail as well.
+                    // Every statement was answered, and another attempt would fail, too.
                     lease.release();
                     return Err(error);
                 }
@@ -70,9 +70,9 @@ impl Store {
         }
     }
 
-    /// Ends an attempt to read, and gives back its connection. Returns `None` if there must
-    /// be another attempt. After a successful attempt, no statement may be in flight and no
-    /// transaction open.
+    /// Ends an attempt to read, and returns its connection to the pool. Returns `None` if there
+    /// must be another attempt. After a successful attempt, no statement may be in flight and
+    /// no transaction open.
     pub(super) async fn conclude<T>(
         &self,
         lease: Lease<'_>,

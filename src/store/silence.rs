@@ -72,8 +72,8 @@ impl Store {
         }
     }
 
-    /// Waits for `work` for at most `limit`. While `waits_for_rows` returns true, it waits
-    /// on as long as rows are answered. Returns `None` if `work` did not end in time.
+    /// Waits for `work` for at most `limit`. While `waits_for_rows` returns true, it continues
+    /// to wait as long as rows are answered. Returns `None` if `work` did not end in time.
     pub(super) async fn wait_for<T>(
         &self,
         limit: Duration,

@@ -1,4 +1,4 @@
-//! What the database says about itself.
+//! The state of the database, as Postgres reports it.
 
 use std::time::Duration;
 

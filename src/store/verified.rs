@@ -1,10 +1,10 @@
 //! Writes a row in a transaction that reads the row again before it commits.
 //!
-//! The statement that writes a row sees what its `BEFORE` triggers did. It cannot see what
-//! an `AFTER` trigger, a deferred trigger or a rule does later in the transaction. Where
-//! such a trigger is in force, the transaction runs all deferred triggers and then compares
-//! the row with what was sent. All statements are sent at once, so this needs no further
-//! round trip. If a comparison fails, Postgres treats the COMMIT as a ROLLBACK.
+//! The statement that writes a row sees what its `BEFORE` triggers did. It cannot see what an
+//! `AFTER` trigger, a deferred trigger or a rule does later in the transaction. If there is
+//! such a trigger, the transaction runs all deferred triggers and then compares the row with
+//! what was sent. All statements are sent at once, so this needs no further round trip. If a
+//! comparison fails, Postgres treats the COMMIT as a ROLLBACK.
 
 use deadpool_postgres::Object;
 use futures_util::future::join5;

@@ -51,8 +51,8 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// Makes this writer read each row again before its commit. This finds out whether a
-    /// trigger has put something else into the row after the write.
+    /// Makes this writer read each row again before its commit. This detects a trigger that
+    /// changes the row after the write.
     #[must_use]
     pub fn verifying(mut self, verify: bool) -> Self {
         self.verify = verify;

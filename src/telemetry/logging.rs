@@ -9,7 +9,7 @@ use tracing_subscriber::{
 use super::stderr;
 
 /// The log target of the Postgres driver. The driver logs notices, SQL, and statement parameters,
-/// which are ciphertexts. Its lines are therefore dropped, whatever the configured filter says.
+/// which are ciphertexts. Its lines are therefore dropped, regardless of the configured filter.
 const DRIVER_TARGET: &str = "tokio_postgres";
 
 /// Format and filter of the log.

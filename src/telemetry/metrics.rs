@@ -1,131 +1,26 @@
 //! Metrics. They never carry names of organizations or callers.
 
-use std::time::Duration;
-
-use metrics::{
-    Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 
-pub(super) const CALLS: &str = "nico_rewrap_calls_total";
-pub(super) const DECISIONS: &str = "nico_rewrap_authorization_decisions_total";
-const DENIALS_DROPPED: &str = "nico_rewrap_audit_denials_dropped_total";
-const CALL_SECONDS: &str = "nico_rewrap_call_duration_seconds";
-const COMMIT_SECONDS: &str = "nico_rewrap_database_commit_seconds";
-const COMMIT_BASELINE_SECONDS: &str = "nico_rewrap_database_commit_baseline_seconds";
-const REPLICA_LAG_SECONDS: &str = "nico_rewrap_database_replica_lag_seconds";
-const RATE_LIMIT: &str = "nico_rewrap_rate_limit_rows_per_second";
-const RUN_STALLED: &str = "nico_rewrap_run_stalled";
-pub(super) const ROWS: &str = "nico_rewrap_rows_processed_total";
-pub(super) const RUNS: &str = "nico_rewrap_runs_total";
-pub(super) const HANDSHAKE_FAILURES: &str = "nico_rewrap_tls_handshake_failures_total";
-const CONNECTIONS: &str = "nico_rewrap_connections_open";
-pub(super) const CONNECTIONS_REVOKED: &str = "nico_rewrap_connections_revoked_total";
-pub(super) const RELOADS: &str = "nico_rewrap_tls_reloads_total";
-const RELOAD_FAILING: &str = "nico_rewrap_tls_reload_failing";
-const CERTIFICATE_EXPIRY: &str = "nico_rewrap_certificate_expiry_timestamp_seconds";
-const CRL_EXPIRY: &str = "nico_rewrap_crl_next_update_timestamp_seconds";
-const AUDIT_FAILURES: &str = "nico_rewrap_audit_failures_total";
-const CHANGED_ON_DISK: &str = "nico_rewrap_configuration_changed_on_disk";
-const LOG_LINES_DROPPED: &str = "nico_rewrap_log_lines_dropped_total";
+use metrics::{counter, gauge, histogram};
 
-/// Upper bounds of the duration histogram, in seconds. The lowest is for a single row, the
-/// highest for a large site.
-const CALL_BUCKETS: [f64; 12] = [
-    0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
-];
+use super::catalog::{
+    AUDIT_FAILURES, BUILD_INFO, CALL_SECONDS, CALLS, CERTIFICATE_EXPIRY, CHANGED_ON_DISK,
+    CONNECTIONS, CONNECTIONS_REVOKED, CRL_EXPIRY, DECISIONS, DECRYPTION_FAILURES, DENIALS_DROPPED,
+    FAILURES, HANDSHAKE_FAILURES, LAST_APPLY, LAST_CENSUS, LOG_LINES_DROPPED, READY,
+    RELOAD_FAILING, RELOADS, ROWS, ROWS_RACED, RUN_STALLED, RUNS, STRAGGLERS,
+};
 
-/// Installs the metrics recorder and describes all metrics.
-pub(super) fn install() -> Result<PrometheusHandle, metrics_exporter_prometheus::BuildError> {
-    let handle = PrometheusBuilder::new()
-        .set_buckets(&CALL_BUCKETS)?
-        .install_recorder()?;
-    describe_counter!(
-        CALLS,
-        "Calls of the re-wrap RPC, by outcome and kind of identity"
-    );
-    describe_counter!(
-        DECISIONS,
-        "Authorization decisions, by kind of identity and outcome"
-    );
-    describe_counter!(
-        DENIALS_DROPPED,
-        "Denied calls without an audit record, because the client gave up while it waited for the rate limit"
-    );
-    describe_histogram!(
-        CALL_SECONDS,
-        Unit::Seconds,
-        "Duration of calls of the re-wrap RPC"
-    );
-    describe_counter!(RUNS, "Runs that have ended, by kind and state");
-    describe_counter!(
-        ROWS,
-        "Rows processed, by mode and outcome. Shows progress: the rows may not be durable yet"
-    );
-    describe_gauge!(
-        COMMIT_SECONDS,
-        Unit::Seconds,
-        "Latency of the last durable probe commit during a site-wide apply, in seconds"
-    );
-    describe_gauge!(
-        COMMIT_BASELINE_SECONDS,
-        Unit::Seconds,
-        "Estimated latency of such a commit without the load of the apply, in seconds"
-    );
-    describe_gauge!(
-        REPLICA_LAG_SECONDS,
-        Unit::Seconds,
-        "Lag of the slowest replica at the last probe during a site-wide apply, in seconds"
-    );
-    describe_gauge!(
-        RATE_LIMIT,
-        "Current limit of an apply in rows per second, set by the adaptive rate control; 0 means no limit"
-    );
-    describe_gauge!(
-        RUN_STALLED,
-        "1 while a run makes no progress because it waits for a lock or a synchronous standby"
-    );
-    describe_counter!(
-        HANDSHAKE_FAILURES,
-        "Connections that ended before HTTP/2, by reason"
-    );
-    describe_gauge!(CONNECTIONS, "Open connections with a verified client");
-    describe_counter!(
-        CONNECTIONS_REVOKED,
-        "Connections closed because their certificate is no longer valid or gives another identity, by reason"
-    );
-    describe_counter!(RELOADS, "Reloads of changed TLS files, by outcome");
-    describe_gauge!(
-        RELOAD_FAILING,
-        "1 if the TLS files on disk differ from the loaded ones because a reload failed"
-    );
-    describe_gauge!(
-        CERTIFICATE_EXPIRY,
-        Unit::Seconds,
-        "Expiry time of the server's certificate, and of the CA of each bundle that expires first"
-    );
-    describe_gauge!(
-        CRL_EXPIRY,
-        Unit::Seconds,
-        "Earliest nextUpdate of the certificate revocation lists"
-    );
-    describe_counter!(AUDIT_FAILURES, "Audit records that could not be written");
-    describe_counter!(
-        LOG_LINES_DROPPED,
-        "Log lines that were dropped because standard error was not writable or not read fast enough"
-    );
-    describe_gauge!(
-        CHANGED_ON_DISK,
-        "1 if the files of a source no longer say what was read at the start; restart nico-rewrap"
-    );
-    // Alerts need every series from the start.
-    gauge!(RELOAD_FAILING).set(0.0);
-    gauge!(RUN_STALLED).set(0.0);
-    gauge!(CONNECTIONS).set(0.0);
-    counter!(AUDIT_FAILURES).absolute(0);
-    counter!(LOG_LINES_DROPPED).absolute(0);
-    counter!(DENIALS_DROPPED).absolute(0);
-    Ok(handle)
+/// The value of a gauge that is unknown now. [`super::Metrics::render`] leaves such gauges out.
+pub(super) const UNKNOWN: f64 = f64::NAN;
+
+/// The value of a gauge for a time, in seconds since the epoch.
+pub(super) fn timestamp(time: SystemTime) -> f64 {
+    let since_epoch = time.duration_since(UNIX_EPOCH);
+    since_epoch.map_or(UNKNOWN, |time| time.as_secs_f64())
 }
 
 /// A call ended. `outcome` is `OK` or the reason of its error.
@@ -175,6 +70,50 @@ pub(crate) fn rows_done(mode: &'static str, outcome: &'static str, rows: u64) {
     counter!(ROWS, "mode" => mode, "outcome" => outcome).increment(rows);
 }
 
+/// An apply found that a tenant had changed a row after it was read.
+pub(crate) fn row_raced() {
+    counter!(ROWS_RACED).increment(1);
+}
+
+/// This many secrets or rows failed for this reason.
+pub(crate) fn failed(reason: &'static str, failures: u64) {
+    counter!(FAILURES, "reason" => reason).increment(failures);
+}
+
+/// This many stored secrets of this kind did not decrypt.
+pub(crate) fn not_decrypted(secret_kind: &'static str, secrets: u64) {
+    counter!(DECRYPTION_FAILURES, "secret_kind" => secret_kind).increment(secrets);
+}
+
+/// A site-wide apply of any instance finished without a failed row at this time. An earlier time
+/// than before changes nothing.
+pub(crate) fn apply_succeeded(end: SystemTime) {
+    static LAST: Mutex<Option<SystemTime>> = Mutex::new(None);
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    *last = (*last).max(Some(end));
+    gauge!(LAST_APPLY).set(last.map_or(UNKNOWN, timestamp));
+}
+
+/// The last census read its snapshot at this time. `None` if there was none.
+pub(crate) fn last_census(time: Option<SystemTime>) {
+    gauge!(LAST_CENSUS).set(time.map_or(UNKNOWN, timestamp));
+}
+
+/// A census found secrets under a key that no secret used before.
+pub(crate) fn stragglers(secrets: u64) {
+    counter!(STRAGGLERS).increment(secrets);
+}
+
+/// Version and source revision of this program.
+pub(crate) fn build(version: &'static str, revision: &'static str) {
+    gauge!(BUILD_INFO, "version" => version, "revision" => revision).set(1.0);
+}
+
+/// Whether a latch is released.
+pub(super) fn latch(latch: &'static str, is_released: bool) {
+    gauge!(READY, "latch" => latch).set(f64::from(u8::from(is_released)));
+}
+
 /// A connection ended before HTTP/2.
 pub(crate) fn handshake_refused(reason: &'static str) {
     counter!(HANDSHAKE_FAILURES, "reason" => reason).increment(1);
@@ -200,8 +139,8 @@ pub(crate) fn connection_revoked(reason: &'static str) {
     counter!(CONNECTIONS_REVOKED, "reason" => reason).increment(1);
 }
 
-/// When a certificate of the TLS files expires, in seconds since the epoch: that of the server, or
-/// the first one of a bundle.
+/// When a certificate of the TLS files expires, in seconds since the epoch: the certificate of
+/// the server, or the first certificate of a bundle.
 #[expect(
     clippy::cast_precision_loss,
     reason = "seconds since the epoch are far below 2^52"
@@ -210,7 +149,7 @@ pub(crate) fn certificate_expiry(certificate: &'static str, end: i64) {
     gauge!(CERTIFICATE_EXPIRY, "certificate" => certificate).set(end as f64);
 }
 
-/// When the first revocation list goes out of date, in seconds since the epoch.
+/// When the first revocation list expires, in seconds since the epoch.
 #[expect(
     clippy::cast_precision_loss,
     reason = "seconds since the epoch are far below 2^52"
@@ -230,7 +169,7 @@ pub(crate) fn tls_reload_failing(failing: bool) {
     gauge!(RELOAD_FAILING).set(f64::from(u8::from(failing)));
 }
 
-/// Whether the files of this source no longer say what was read at the start.
+/// Whether this source has changed on disk since the start.
 pub(crate) fn changed_on_disk(source: &'static str, changed: bool) {
     gauge!(CHANGED_ON_DISK, "source" => source).set(f64::from(u8::from(changed)));
 }
@@ -243,25 +182,6 @@ pub(super) fn log_lines_dropped(lines: u64) {
 /// An audit record could not be written.
 pub(crate) fn audit_failed() {
     counter!(AUDIT_FAILURES).increment(1);
-}
-
-/// What a probe of the database found: the latency of its commit, the latency without the run,
-/// the lag of the slowest replica, and the rate that the run may have now.
-pub(crate) fn database_load(
-    commit: Duration,
-    baseline: Option<Duration>,
-    replica_lag: Option<Duration>,
-    limit: Option<f64>,
-) {
-    gauge!(COMMIT_SECONDS).set(commit.as_secs_f64());
-    gauge!(COMMIT_BASELINE_SECONDS).set(baseline.unwrap_or_default().as_secs_f64());
-    gauge!(REPLICA_LAG_SECONDS).set(replica_lag.unwrap_or_default().as_secs_f64());
-    backed_off(limit);
-}
-
-/// The adaptive rate control has a new limit in rows per second; `None` means no limit.
-pub(crate) fn backed_off(limit: Option<f64>) {
-    gauge!(RATE_LIMIT).set(limit.unwrap_or_default());
 }
 
 /// Whether a run makes no progress because it waits for a lock or a synchronous standby.

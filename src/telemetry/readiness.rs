@@ -8,6 +8,25 @@ use std::{
 use tokio::sync::watch;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
+use super::metrics;
+
+/// The names of the latches.
+pub mod latches {
+    /// The certificate of the server is not valid now.
+    pub const CERTIFICATE: &str = "certificate";
+    /// The database cannot be used.
+    pub const DATABASE: &str = "database";
+    /// The gRPC listener is not up yet.
+    pub const GRPC: &str = "grpc";
+    /// Keys are still to be read.
+    pub const KEYS: &str = "keys";
+    /// The process is shutting down.
+    pub const PROCESS: &str = "process";
+
+    /// All of them.
+    pub(in crate::telemetry) const ALL: [&str; 5] = [CERTIFICATE, DATABASE, GRPC, KEYS, PROCESS];
+}
+
 /// The latches that keep this process from being ready. Clones share the same state.
 #[derive(Debug, Clone)]
 pub struct Readiness {
@@ -65,6 +84,7 @@ impl Readiness {
             };
             waiting.insert(latch, held);
         });
+        metrics::latch(latch, false);
     }
 
     /// Releases a latch.
@@ -72,6 +92,7 @@ impl Readiness {
         self.latches.send_modify(|waiting| {
             waiting.remove(latch);
         });
+        metrics::latch(latch, true);
     }
 
     /// Sets a note about what a run waits for. The note does not change the readiness.
@@ -86,14 +107,14 @@ impl Readiness {
         note.clone()
     }
 
-    /// Sets the texts about files that no longer say what was read at the start. They do not
+    /// Sets the texts about sources that have changed on disk since the start. They do not
     /// change the readiness.
     pub fn set_changed_on_disk(&self, texts: Vec<String>) {
         let changed = &self.changed_on_disk;
         *changed.lock().unwrap_or_else(PoisonError::into_inner) = texts;
     }
 
-    /// The texts about files that no longer say what was read at the start.
+    /// The texts about sources that have changed on disk since the start.
     #[must_use]
     pub fn changed_on_disk(&self) -> Vec<String> {
         let changed = &self.changed_on_disk;

@@ -1,10 +1,17 @@
 //! Registers every counter with the value 0 for all values of its labels. Functions such as
-//! `rate` in Prometheus miss the first event of a series that starts at 1.
+//! `rate` in Prometheus miss the first event of a series that starts at 1. Gauges whose value is
+//! known before the first event are set, too.
 
-use metrics::counter;
+use metrics::{counter, gauge};
 
-use super::metrics::{
-    CALLS, CONNECTIONS_REVOKED, DECISIONS, HANDSHAKE_FAILURES, RELOADS, ROWS, RUNS,
+use super::{
+    catalog::{
+        AUDIT_FAILURES, CALLS, CONNECTIONS, CONNECTIONS_REVOKED, DECISIONS, DECRYPTION_FAILURES,
+        DENIALS_DROPPED, FAILURES, HANDSHAKE_FAILURES, LOG_LINES_DROPPED, RELOAD_FAILING, RELOADS,
+        ROWS, ROWS_RACED, RUN_IN_PROGRESS, RUN_STALLED, RUNS, STRAGGLERS,
+    },
+    metrics::latch,
+    readiness::latches,
 };
 
 /// The kinds of identity.
@@ -53,6 +60,9 @@ pub(crate) const CALL_OUTCOMES: [&str; 38] = [
     "WRONG_KEY_MATERIAL",
 ];
 
+/// The kinds of runs.
+const RUN_KINDS: [&str; 4] = ["dry_run", "apply", "verify", "census"];
+
 /// The outcomes of authorization decisions.
 const DECISION_OUTCOMES: [&str; 6] = [
     "allowed",
@@ -92,8 +102,58 @@ pub(crate) const HANDSHAKE_REASONS: [&str; 10] = [
     "too_many",
 ];
 
-/// Registers the counters that have labels.
+/// The reasons of failures of secrets and rows. A test in `tests/metrics.rs` fails if one is
+/// missing.
+pub(crate) const FAILURE_REASONS: [&str; 21] = [
+    "CONFLICT",
+    "KEY_NOT_IN_SECRETS",
+    "NOT_AUTHENTIC",
+    "NOT_A_DELEGATION",
+    "NOT_A_SIGNING_KEY",
+    "NO_RANDOMNESS",
+    "PRIVILEGE",
+    "PUBLIC_KEY_MISSING",
+    "READ_BACK",
+    "REFUSED",
+    "ROW_LOCKED",
+    "ROW_UNREADABLE",
+    "TENANT_MISSING",
+    "TENANT_VERSION",
+    "TEXT_NOT_KEPT",
+    "TIMEOUT",
+    "TOO_LONG",
+    "UNREADABLE_ENVELOPE",
+    "UNSUPPORTED_SCHEME",
+    "VERSION_NOT_BUMPED",
+    "WRONG_KEY_PAIR",
+];
+
+/// The kinds of secrets, with the names of nico-api.
+pub(crate) const SECRET_KINDS: [&str; 2] = ["signing_key", "token_delegation_auth"];
+
+/// Registers the metrics that exist from the start.
 pub(super) fn register() {
+    for name in [
+        AUDIT_FAILURES,
+        DENIALS_DROPPED,
+        LOG_LINES_DROPPED,
+        ROWS_RACED,
+        STRAGGLERS,
+    ] {
+        counter!(name).absolute(0);
+    }
+    for name in [CONNECTIONS, RELOAD_FAILING, RUN_STALLED] {
+        gauge!(name).set(0.0);
+    }
+    for name in latches::ALL {
+        latch(name, true);
+    }
+    for reason in FAILURE_REASONS {
+        counter!(FAILURES, "reason" => reason).absolute(0);
+    }
+    for kind in SECRET_KINDS {
+        counter!(DECRYPTION_FAILURES, "secret_kind" => kind).absolute(0);
+    }
     for kind in IDENTITY_KINDS {
         for outcome in CALL_OUTCOMES {
             counter!(CALLS, "outcome" => outcome, "identity_kind" => kind).absolute(0);
@@ -102,7 +162,8 @@ pub(super) fn register() {
             counter!(DECISIONS, "identity_kind" => kind, "outcome" => outcome).absolute(0);
         }
     }
-    for kind in ["dry_run", "apply", "verify", "census"] {
+    for kind in RUN_KINDS {
+        gauge!(RUN_IN_PROGRESS, "kind" => kind).set(0.0);
         for state in ["FINISHED", "STOPPED", "FAILED"] {
             counter!(RUNS, "kind" => kind, "state" => state).absolute(0);
         }

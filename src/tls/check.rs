@@ -9,10 +9,10 @@ use rustls::{
 };
 
 use super::{
-    Fault, TlsError, Validity,
+    FileError, TlsError, Validity,
     bundle::{authorities, warning},
     chain::{order_warning, own_validity, pair_up},
-    file_contents::{ADMIN_ROOT_CA, CERTIFICATE, CRLS, KEY, ROOT_CA, TlsFileContents, fault},
+    file_contents::{ADMIN_ROOT_CA, CERTIFICATE, CRLS, KEY, ROOT_CA, TlsFileContents, keep_error},
     item::Warning,
     revocation::{self, RevocationList},
 };
@@ -43,13 +43,13 @@ pub(super) struct Content {
 /// Checks the contents of all files. `Ok(None)` if the setting of a required file is missing.
 /// With `new_certificate`, the server's certificate must be valid now.
 pub(super) fn check(
-    material: TlsFileContents,
+    file_contents: TlsFileContents,
     new_certificate: bool,
-) -> Result<Option<Checked>, Vec<Fault>> {
-    let mut faults = material.faults;
+) -> Result<Option<Checked>, Vec<FileError>> {
+    let mut errors = file_contents.errors;
     let mut contents = Vec::new();
 
-    let chain = material.certificate.as_ref().map(|file| {
+    let chain = file_contents.certificate.as_ref().map(|file| {
         let chain = file.certificates().map_err(TlsError::from);
         let chain = chain.and_then(|chain| own_validity(file, &chain).map(|own| (chain, own)));
         chain.and_then(|(chain, validity)| {
@@ -60,29 +60,32 @@ pub(super) fn check(
             Ok((chain, validity))
         })
     });
-    let chain = chain.and_then(|chain| fault(&mut faults, CERTIFICATE, chain));
-    let key = material.key.as_ref().map(PemFile::private_key);
-    let key = key.and_then(|key| fault(&mut faults, KEY, key));
-    for (file, (chain, _)) in material.certificate.iter().zip(&chain) {
+    let chain = chain.and_then(|chain| keep_error(&mut errors, CERTIFICATE, chain));
+    let key = file_contents.key.as_ref().map(PemFile::private_key);
+    let key = key.and_then(|key| keep_error(&mut errors, KEY, key));
+    for (file, (chain, _)) in file_contents.certificate.iter().zip(&chain) {
         contents.push(Content {
             warnings: order_warning(chain).into_iter().collect(),
             ..content(CERTIFICATE, file, Some(chain.len()), None, None)
         });
     }
-    for file in material.key.iter().filter(|_| key.is_some()) {
+    for file in file_contents.key.iter().filter(|_| key.is_some()) {
         contents.push(content(KEY, file, None, Some(1), None));
     }
-    let files = material.certificate.as_ref().zip(material.key.as_ref());
+    let files = file_contents
+        .certificate
+        .as_ref()
+        .zip(file_contents.key.as_ref());
     let pair = chain.zip(key).zip(files);
     let pair = pair.and_then(|(((chain, validity), key), files)| {
         let pair = pair_up(files, &chain, key);
-        let pair = pair.map_err(|(setting, error)| faults.push(Fault { setting, error }));
+        let pair = pair.map_err(|(setting, error)| errors.push(FileError { setting, error }));
         Some((pair.ok()?, validity))
     });
 
     let mut bundle = |setting, file: Option<&PemFile>| {
         let found = file.map(authorities)?;
-        let found = fault(&mut faults, setting, found)?;
+        let found = keep_error(&mut errors, setting, found)?;
         contents.extend(file.map(|file| Content {
             warnings: found.iter().filter_map(warning).collect(),
             ..content(setting, file, Some(found.len()), None, None)
@@ -94,22 +97,22 @@ pub(super) fn check(
                 .collect::<Vec<_>>(),
         )
     };
-    let root_cas = bundle(ROOT_CA, material.root_ca.as_ref());
-    let admin_cas = bundle(ADMIN_ROOT_CA, material.admin_root_ca.as_ref());
+    let root_cas = bundle(ROOT_CA, file_contents.root_ca.as_ref());
+    let admin_cas = bundle(ADMIN_ROOT_CA, file_contents.admin_root_ca.as_ref());
     let union = [&root_cas, &admin_cas].map(|cas| cas.as_deref().unwrap_or_default());
     let union = union.concat();
 
     let mut lists = Vec::new();
-    for file in &material.crls {
-        if let Some(found) = fault(&mut faults, CRLS, revocation::lists(file, &union)) {
+    for file in &file_contents.crls {
+        if let Some(found) = keep_error(&mut errors, CRLS, revocation::lists(file, &union)) {
             contents.push(content(CRLS, file, None, None, Some(found.len())));
             lists.extend(found);
         }
     }
-    let lists = fault(&mut faults, CRLS, revocation::in_order(lists));
+    let lists = keep_error(&mut errors, CRLS, revocation::in_order(lists));
 
-    if !faults.is_empty() {
-        return Err(faults);
+    if !errors.is_empty() {
+        return Err(errors);
     }
     let complete = pair.zip(root_cas).zip(lists);
     Ok(complete.map(|((pair, root_cas), lists)| {

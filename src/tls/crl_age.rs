@@ -18,8 +18,8 @@ pub(super) struct Age {
 }
 
 impl Age {
-    /// Whether the number or the time goes back. A CA increases both with every list. A list
-    /// without a number has its time only.
+    /// Whether the number or the time goes back. A CA increases both with every list. For a
+    /// list without a number, only the time counts.
     fn is_before(&self, other: &Self) -> bool {
         let both_numbered = !self.number.is_empty() && !other.number.is_empty();
         let order = |age: &Self| (age.number.len(), age.number.clone());
@@ -67,19 +67,6 @@ impl Ages {
             }
         }
         Ok(())
-    }
-
-    /// Keeps the ages of loaded lists that are missing here, and returns the names of their
-    /// issuers. Without the age of a missing list, a later reload could bring back an older one.
-    pub(super) fn keep_missing(&mut self, loaded: &Self) -> Vec<String> {
-        let mut missing = Vec::new();
-        for (issuer, (age, name)) in &loaded.0 {
-            if !self.0.contains_key(issuer) {
-                missing.push(name.clone());
-                self.0.insert(issuer.clone(), (age.clone(), name.clone()));
-            }
-        }
-        missing
     }
 }
 

@@ -125,7 +125,7 @@ impl fmt::Display for Validity {
 /// An error in the file that a setting names.
 #[derive(Debug, Error)]
 #[error("{error}")]
-pub struct Fault {
+pub struct FileError {
     /// The key, such as `tls.root_cafile_path`.
     pub setting: &'static str,
     /// What is wrong.

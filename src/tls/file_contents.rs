@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::{CrlPolicy, Fault, TlsError, TlsFiles};
+use super::{CrlPolicy, FileError, TlsError, TlsFiles};
 use crate::tls::pem::{PemError, PemFile};
 
 /// The settings that name files. A required setting may be missing.
@@ -61,15 +61,15 @@ pub(super) struct TlsFileContents {
     pub(super) admin_root_ca: Option<PemFile>,
     pub(super) crls: Vec<PemFile>,
     /// One error for each file that can't be read.
-    pub(super) faults: Vec<Fault>,
+    pub(super) errors: Vec<FileError>,
 }
 
 impl TlsFileContents {
     pub(super) fn read(paths: &Paths) -> Self {
-        let mut faults = Vec::new();
+        let mut errors = Vec::new();
         let mut read = |setting, path: Option<&Path>| {
             let file = path.map(PemFile::read)?;
-            fault(&mut faults, setting, file)
+            keep_error(&mut errors, setting, file)
         };
         let certificate = read(CERTIFICATE, paths.certificate.as_deref());
         let key = read(KEY, paths.key.as_deref());
@@ -77,14 +77,15 @@ impl TlsFileContents {
         let crls = paths.crls.iter();
         let crls = crls.filter_map(|path| read(CRLS, Some(path))).collect();
         let admin_root_ca = paths.admin_root_ca.as_deref().map(read_bundle);
-        let admin_root_ca = admin_root_ca.and_then(|file| fault(&mut faults, ADMIN_ROOT_CA, file));
+        let admin_root_ca =
+            admin_root_ca.and_then(|file| keep_error(&mut errors, ADMIN_ROOT_CA, file));
         Self {
             certificate,
             key,
             root_ca,
             admin_root_ca: admin_root_ca.flatten(),
             crls,
-            faults,
+            errors,
         }
     }
 
@@ -106,16 +107,16 @@ impl TlsFileContents {
     }
 }
 
-/// Returns the value of `result`, or adds its error to `faults`.
-pub(super) fn fault<T, E: Into<TlsError>>(
-    faults: &mut Vec<Fault>,
+/// Returns the value of `result`, or adds its error to `errors`.
+pub(super) fn keep_error<T, E: Into<TlsError>>(
+    errors: &mut Vec<FileError>,
     setting: &'static str,
     result: Result<T, E>,
 ) -> Option<T> {
     result
         .map_err(|error| {
             let error = error.into();
-            faults.push(Fault { setting, error });
+            errors.push(FileError { setting, error });
         })
         .ok()
 }

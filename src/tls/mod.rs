@@ -39,7 +39,7 @@ pub(crate) use self::{
     reload::load,
 };
 pub use self::{
-    error::{Fault, Place, TlsError, Validity},
+    error::{FileError, Place, TlsError, Validity},
     reload::{Loaded, Reloader},
     revocation::CrlPolicy,
     state::{Expiry, TlsState},

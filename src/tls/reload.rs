@@ -15,10 +15,11 @@ use tokio::{
 };
 
 use super::{
-    Expiry, Fault, Paths, TlsFiles, TlsState,
+    Expiry, FileError, Paths, TlsFiles, TlsState,
     check::check,
     file_contents::{CRLS, Fingerprint, TlsFileContents},
     format_time,
+    revocation::RevocationList,
 };
 use crate::{regular_file, telemetry};
 
@@ -38,10 +39,10 @@ impl fmt::Debug for Loaded {
 
 /// Loads the files for the first time. `Ok(None)` if a required setting is missing and the other
 /// files are without errors. The server's certificate need not be valid now.
-pub(crate) fn load(paths: &Paths) -> Result<Option<Loaded>, Vec<Fault>> {
-    let material = TlsFileContents::read(paths);
-    let fingerprint = material.fingerprint();
-    let state = state(material, paths, false)?;
+pub(crate) fn load(paths: &Paths) -> Result<Option<Loaded>, Vec<FileError>> {
+    let contents = TlsFileContents::read(paths);
+    let fingerprint = contents.fingerprint();
+    let state = state(contents, paths, false, &[])?;
     Ok(paths.complete().zip(state).map(|(files, state)| Loaded {
         files,
         fingerprint,
@@ -50,18 +51,20 @@ pub(crate) fn load(paths: &Paths) -> Result<Option<Loaded>, Vec<Fault>> {
 }
 
 fn state(
-    material: TlsFileContents,
+    contents: TlsFileContents,
     paths: &Paths,
     new_certificate: bool,
-) -> Result<Option<TlsState>, Vec<Fault>> {
-    let checked = check(material, new_certificate)?;
+    loaded: &[RevocationList],
+) -> Result<Option<TlsState>, Vec<FileError>> {
+    let checked = check(contents, new_certificate)?;
     let wants_admin_bundle = paths.admin_root_ca.is_some();
-    let state = checked.map(|checked| TlsState::new(checked, paths.crl_policy, wants_admin_bundle));
+    let policy = paths.crl_policy;
+    let state = checked.map(|checked| TlsState::new(checked, policy, wants_admin_bundle, loaded));
     // Everything else has been checked, so the cause must be the lists.
     let setting = CRLS;
     state
         .transpose()
-        .map_err(|error| vec![Fault { setting, error }])
+        .map_err(|error| vec![FileError { setting, error }])
 }
 
 /// Watches the files, and publishes a new [`TlsState`] when they change and are valid.
@@ -87,7 +90,7 @@ type Renewed = (Fingerprint, TlsState);
 #[derive(Debug, Error)]
 enum ReloadError {
     #[error("{}", all(.0))]
-    Files(Vec<Fault>),
+    Files(Vec<FileError>),
     #[error("timed out while reading the TLS files: check that their file system is available")]
     ReadTimeout,
     #[error("loading the files panicked: this is a bug")]
@@ -101,8 +104,8 @@ enum ReloadError {
     AdminBundleGone(PathBuf),
 }
 
-fn all(faults: &[Fault]) -> String {
-    let texts: Vec<_> = faults.iter().map(Fault::to_string).collect();
+fn all(errors: &[FileError]) -> String {
+    let texts: Vec<_> = errors.iter().map(FileError::to_string).collect();
     texts.join("; ")
 }
 
@@ -154,7 +157,7 @@ impl Reloader {
         }
         let loaded = self.load().await;
         let loaded = loaded.and_then(|loaded| self.reject_lost_bundle(loaded));
-        match loaded.and_then(|loaded| self.compare_lists(loaded)) {
+        match loaded.and_then(|loaded| self.reject_older_lists(loaded)) {
             Err(error) => self.failed(&error, requested),
             Ok(None) => {
                 if self.failure.take().is_some() || requested {
@@ -184,10 +187,10 @@ impl Reloader {
     /// `None` if the files have not changed.
     async fn load(&mut self) -> Result<Option<Renewed>, ReloadError> {
         let (files, known) = (self.files.clone(), self.fingerprint);
-        let mut loading = self
-            .stuck
-            .take()
-            .unwrap_or_else(|| tokio::task::spawn_blocking(move || renewed(files, known)));
+        let current = self.current.borrow().clone();
+        let mut loading = self.stuck.take().unwrap_or_else(|| {
+            tokio::task::spawn_blocking(move || renewed(files, known, &current))
+        });
         match timeout(READ_TIMEOUT, &mut loading).await {
             Ok(loaded) => loaded.unwrap_or(Err(ReloadError::Panicked)),
             Err(_) => {
@@ -211,26 +214,16 @@ impl Reloader {
         Ok(loaded)
     }
 
-    /// Refuses a state with a revocation list that is older than the loaded one. Warns about
-    /// loaded lists that are missing: the CA may have a new key, so this is no error.
-    fn compare_lists(&self, loaded: Option<Renewed>) -> Result<Option<Renewed>, ReloadError> {
-        let Some((fingerprint, mut state)) = loaded else {
-            return Ok(None);
-        };
-        let ages = &self.current.borrow().crl_ages;
-        let setting = CRLS;
-        state
-            .crl_ages
-            .check_not_before(ages)
-            .map_err(|error| ReloadError::Files(vec![Fault { setting, error }]))?;
-        for issuer in state.crl_ages.keep_missing(ages) {
-            tracing::warn!(
-                %issuer,
-                "[rewrap].crl_files has no list of this issuer and key any longer: \
-                 crl_policy decides about its certificates"
-            );
+    /// Refuses a state with a revocation list that is older than the loaded one.
+    fn reject_older_lists(&self, loaded: Option<Renewed>) -> Result<Option<Renewed>, ReloadError> {
+        if let Some((_, state)) = &loaded {
+            let setting = CRLS;
+            state
+                .crl_ages
+                .check_not_before(&self.current.borrow().crl_ages)
+                .map_err(|error| ReloadError::Files(vec![FileError { setting, error }]))?;
         }
-        Ok(Some((fingerprint, state)))
+        Ok(loaded)
     }
 
     /// Logs and counts an error once, not at every poll.
@@ -261,19 +254,24 @@ fn report_expiry(expiry: &Expiry) {
 }
 
 /// `None` where the files are as they were.
-fn renewed(files: TlsFiles, known: Fingerprint) -> Result<Option<Renewed>, ReloadError> {
+fn renewed(
+    files: TlsFiles,
+    known: Fingerprint,
+    loaded: &TlsState,
+) -> Result<Option<Renewed>, ReloadError> {
     let paths = Paths::from(files);
-    let mut material = TlsFileContents::read(&paths);
+    let mut contents = TlsFileContents::read(&paths);
     // The fingerprint of an unreadable file is that of an empty one.
-    if !material.faults.is_empty() {
-        return Err(ReloadError::Files(std::mem::take(&mut material.faults)));
+    if !contents.errors.is_empty() {
+        return Err(ReloadError::Files(std::mem::take(&mut contents.errors)));
     }
-    let fingerprint = material.fingerprint();
+    let fingerprint = contents.fingerprint();
     if fingerprint == known {
         return Ok(None);
     }
     // A server certificate that expired while in use must not block a new revocation list.
     let new_certificate = fingerprint.certificate != known.certificate;
-    let state = state(material, &paths, new_certificate).map_err(ReloadError::Files)?;
+    let state =
+        state(contents, &paths, new_certificate, &loaded.lists).map_err(ReloadError::Files)?;
     Ok(state.map(|state| (fingerprint, state)))
 }

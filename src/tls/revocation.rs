@@ -73,6 +73,7 @@ impl CrlPolicy {
 }
 
 /// A list that passed all checks.
+#[derive(Clone)]
 pub(super) struct RevocationList {
     der: CertificateRevocationListDer<'static>,
     /// The issuer's name, for messages.
@@ -100,7 +101,8 @@ pub(super) fn lists(
         .collect()
 }
 
-/// The lists of all files, the newest first. If an issuer has several, rustls uses the first.
+/// The lists of all files, the newest first. If an issuer has several lists, rustls uses the
+/// first one.
 pub(super) fn in_order(mut lists: Vec<RevocationList>) -> Result<Vec<RevocationList>, TlsError> {
     // cRLNumber decides between two lists of the same second.
     lists.sort_by(|a, b| {
@@ -110,6 +112,28 @@ pub(super) fn in_order(mut lists: Vec<RevocationList>) -> Result<Vec<RevocationL
     check_same_scope(&lists)?;
     check_newest(&lists)?;
     Ok(lists)
+}
+
+/// Adds those `loaded` lists whose issuer and key have no list in `lists`, and returns the names
+/// of their issuers. A list that disappears from the files stays in use until a restart: without
+/// it, a policy that accepts issuers without a list would accept revoked certificates again.
+pub(super) fn keep_missing(
+    lists: &mut Vec<RevocationList>,
+    loaded: &[RevocationList],
+) -> Vec<String> {
+    let has_list = |one: &RevocationList| {
+        let same_key =
+            |list: &RevocationList| list.issuer == one.issuer && list.key_id == one.key_id;
+        lists.iter().any(same_key)
+    };
+    let missing: Vec<_> = loaded.iter().filter(|one| !has_list(one)).collect();
+    let mut names: Vec<_> = missing
+        .iter()
+        .map(|list| list.issuer_name.clone())
+        .collect();
+    names.dedup();
+    lists.extend(missing.into_iter().cloned());
+    names
 }
 
 /// The ages of sorted lists.

@@ -17,7 +17,8 @@ use super::{
     crl_age::Ages,
     format_time,
     provider::provider,
-    revocation, seconds,
+    revocation::{self, RevocationList},
+    seconds,
     verifier::verifier,
 };
 use crate::auth::identity::Anchor;
@@ -30,6 +31,10 @@ pub struct TlsState {
     admin: Admin,
     /// The ages of the revocation lists.
     pub(super) crl_ages: Ages,
+    /// The revocation lists, the newest first.
+    pub(super) lists: Vec<RevocationList>,
+    /// The issuers of lists that the files no longer have.
+    kept: Vec<String>,
     expiry: Expiry,
     /// The validity of the server's certificate.
     validity: Validity,
@@ -62,19 +67,23 @@ pub struct Expiry {
 impl TlsState {
     /// Builds the state from the checked files. The caller decides whether the server's
     /// certificate must be valid now. `wants_admin_bundle`: `admin_root_cafile_path` is set.
+    /// `loaded` are the lists in use, which stay in use if the files no longer have them.
     pub(super) fn new(
         checked: Checked,
         policy: CrlPolicy,
         wants_admin_bundle: bool,
+        loaded: &[RevocationList],
     ) -> Result<Self, TlsError> {
         let Checked {
             certified_key,
             validity,
             root_cas,
             admin_cas,
-            lists,
+            mut lists,
             contents,
         } = checked;
+        let kept = revocation::keep_missing(&mut lists, loaded);
+        let lists = revocation::in_order(lists)?;
         let union = [&root_cas[..], admin_cas.as_deref().unwrap_or_default()].concat();
 
         let any = verifier(&union, &lists, policy)?;
@@ -103,6 +112,8 @@ impl TlsState {
             any,
             admin,
             crl_ages: revocation::ages(&lists),
+            lists,
+            kept,
             expiry,
             validity,
             contents,
@@ -189,15 +200,22 @@ impl TlsState {
                 "the server's certificate of [tls].identity_pemfile_path is not valid yet: set the clock, or renew it"
             );
         }
+        for issuer in &self.kept {
+            tracing::warn!(
+                %issuer,
+                "[rewrap].crl_files no longer has the list of this issuer and key: the loaded list \
+                 stays in use until a restart. Put the list back, or restart nico-rewrap"
+            );
+        }
         for content in &self.contents {
             for warning in &content.warnings {
+                let problem = &warning.problem;
                 tracing::warn!(
                     setting = content.setting,
                     file = %content.path.display(),
                     line = warning.line,
                     subject = warning.subject,
-                    "{}",
-                    warning.problem
+                    "{problem}"
                 );
             }
         }

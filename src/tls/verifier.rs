@@ -147,7 +147,7 @@ fn unsupported<'a>(chain: impl Iterator<Item = &'a CertificateDer<'a>>) -> Optio
 /// The rank of a result. The result with the lowest rank decides.
 ///
 /// * Rank 0: `Revoked`, and every error that does not depend on the lists. The certificate is
-///   refused, whatever the other combinations give. The other errors rank as high as `Revoked`,
+///   refused, even if other combinations accept it. The other errors rank as high as `Revoked`,
 ///   because a client can make webpki report one of them instead. For example, it sends an
 ///   expired certificate with the issuer's name, or very many certificates: webpki tries all
 ///   paths, reports the worst error, and gives up after too many attempts.
@@ -163,8 +163,8 @@ fn rank(answer: &Result<ClientCertVerified, Error>) -> u8 {
             | E::ExpiredRevocationList
             | E::ExpiredRevocationListContext { .. },
         )) => 2,
-        // webpki reports the first of several errors that it ranks equally. This may be that
-        // the certificate is not signed with this key either.
+        // webpki reports the first of several errors that it ranks equally. Perhaps this key
+        // did not sign the certificate, and another combination gives `Ok`.
         Err(
             Error::InvalidCertRevocationList(_)
             | Error::InvalidCertificate(

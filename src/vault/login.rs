@@ -171,7 +171,7 @@ pub(super) fn unavailable(options: &VaultOptions, status: u16) -> VaultError {
     let place = options.place();
     VaultError::Unavailable(match status {
         200 => format!("{place}: the answer is not one of Vault: check VAULT_ADDR"),
-        // The token would go to a server that nobody has named.
+        // The token would go to a server that no setting names.
         300..400 => format!(
             "{place} redirects to another server (HTTP {status}): set VAULT_ADDR to an address that \
              always answers itself"

@@ -66,9 +66,9 @@ pub enum ServiceError {
     /// Somebody stopped the run.
     #[error("the run was stopped with StopRun. Committed rows stay committed; run again")]
     Stopped,
-    /// As many rows failed as the caller allowed.
+    /// The number of failed rows has reached the limit of the request.
     #[error(
-        "the run was stopped after {0} failed rows, as stop_after_failures asks. Committed rows stay committed"
+        "the run was stopped after {0} failed rows, the limit in stop_after_failures. Committed rows stay committed"
     )]
     FailureLimit(u64),
     /// The organization id is blank or malformed.
@@ -94,8 +94,8 @@ pub enum ServiceError {
     DatabaseSetup(SetupError),
     /// The rows are committed, but the synchronous standby may not have them.
     #[error(
-        "a commit's wait for the synchronous standby was cancelled, so the standby may lack rows \
-         that this run read or wrote: call again"
+        "somebody cancelled the wait of a commit for the synchronous standby, so the standby may \
+         lack rows that this run read or wrote: call again"
     )]
     NotReplicated,
     /// The record of the call cannot be written.
@@ -184,7 +184,7 @@ impl From<HistoryError> for ServiceError {
 }
 
 impl ServiceError {
-    /// Whether somebody or something stopped the run, which can simply be repeated.
+    /// Whether the run was stopped. A client can repeat such a run without a change.
     pub(super) fn is_stop(&self) -> bool {
         match self {
             Self::EndedEarly { error, .. } => error.is_stop(),
@@ -263,8 +263,8 @@ impl ServiceError {
     }
 }
 
-/// The outcome of a status that a handler has made from a [`ServiceError`]. `None` if the status
-/// is not one of ours.
+/// The outcome of a status that a handler has made from a [`ServiceError`]. `None` if the
+/// status is not from a [`ServiceError`].
 pub(super) fn outcome_of(status: &Status) -> Option<Outcome> {
     let info = status.get_details_error_info()?;
     let reason = reasons::find(&info.reason).filter(|_| info.domain == DOMAIN)?;

@@ -236,7 +236,7 @@ static TABLE: [Reason; 36] = [
         "FAILURE_LIMIT",
         Code::Aborted,
         409,
-        "mend the failures, then run again",
+        "correct the failures, then run again",
     ),
 ];
 

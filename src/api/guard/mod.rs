@@ -304,9 +304,9 @@ fn run_id_of(response: &Result<Response<Body>, ServiceError>) -> String {
     given.map_or_else(run_id, str::to_owned)
 }
 
-/// The outcome of a response without an audit record. A handler's own response stays as it is. An
-/// error that tonic made, because there is no such method or the request cannot be decoded, becomes
-/// one of ours.
+/// The outcome of a response without an audit record. A handler's own response stays as it is.
+/// An error that tonic made, because there is no such method or the request cannot be decoded,
+/// becomes an error of this server.
 fn unrecorded(response: Response<Body>) -> Result<(Outcome, Response<Body>), ServiceError> {
     let outcome = match Status::from_header_map(response.headers()) {
         None => Outcome::OK,

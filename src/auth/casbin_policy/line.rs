@@ -3,7 +3,7 @@
 
 use super::LineError;
 
-/// The fields of one line, up to the first that can't be told from its neighbours.
+/// The fields of one line, up to the first field whose end is unclear.
 pub(super) struct Fields<'a>(Option<&'a str>);
 
 impl<'a> Fields<'a> {
@@ -22,7 +22,7 @@ impl<'a> Fields<'a> {
             return ok.then_some((field, after)).ok_or(LineError::Quotes);
         };
         let (field, after) = quoted.split_once('"').ok_or(LineError::Quotes)?;
-        // The line ends with no white space: Casbin would take it for another field.
+        // White space after the quotes is an error, because Casbin would read it as another field.
         match after.strip_prefix(',') {
             Some(after) => Ok((field, Some(after))),
             None if after.is_empty() => Ok((field, None)),

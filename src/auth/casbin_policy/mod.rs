@@ -11,10 +11,10 @@
 //! m = g(r.sub, p.sub) && globMatch(r.act, p.act)
 //! ```
 //!
-//! The `casbin` crate is not part of the program: it brings a script engine, and it reads
-//! files less strictly. Casbin skips lines that it does not know, takes white space after a
-//! quoted field for another field, and panics on a bad glob at the first call. Here each of
-//! these is an error with the line number. The tests compare every decision with the crate's.
+//! The `casbin` crate is not part of the program: it brings a script engine, and it reads files
+//! less strictly. Casbin skips lines that it does not know, reads white space after a quoted
+//! field as another field, and panics on a bad glob at the first call. Here each of these is an
+//! error with the line number. The tests compare every decision with the decision of the crate.
 
 mod line;
 mod roles;
@@ -50,7 +50,7 @@ pub struct PolicyError {
 /// What can be wrong with a line.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum LineError {
-    /// It begins with something else than `p` or `g`.
+    /// It begins with neither `p` nor `g`.
     #[error("is no rule: write \"p, SUBJECT, ACTION\", \"g, SUBJECT, ROLE\" or a # comment")]
     NoRule,
     /// It has more or fewer fields than the model says.
@@ -68,7 +68,7 @@ pub enum LineError {
          them"
     )]
     Quotes,
-    /// A field that is longer than any can be.
+    /// A field that is longer than the limit.
     #[error("has a field of more than {MAX_FIELD} bytes: shorten it")]
     TooLong,
     /// A glob that can't be compiled.
@@ -182,7 +182,7 @@ fn glob(text: &str) -> Result<Glob, globset::Error> {
     Ok(glob)
 }
 
-/// The message may quote a character of the glob, which need not be one for a log line.
+/// The message may quote a character of the glob that does not belong in a log line.
 fn printable(error: &globset::ErrorKind) -> String {
     let odd = |c: char| !c.is_alphanumeric() && !c.is_ascii_punctuation() && c != ' ';
     error.to_string().replace(odd, "?")

@@ -150,12 +150,8 @@ impl CanIDelete {
 /// Asks for a census, without waiting for it. Somebody else may take one already, or the caller
 /// may only read: both are no error.
 async fn take_census(client: &Client, sessions: &Sessions) {
-    let session = sessions
-        .0
-        .iter()
-        .find_map(|(_, session)| session.as_ref().ok());
-    if let Some(session) = session {
-        let _ = start(client, session, &Request::new(pb::RunKind::Census, None)).await;
+    if let Some(session) = sessions.first() {
+        let _ = start(client, &session, &Request::new(pb::RunKind::Census, None)).await;
     }
 }
 

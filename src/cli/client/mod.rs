@@ -4,6 +4,7 @@
 //! everything else to standard error. `exit.rs` has the exit codes.
 
 mod can_i_delete;
+mod check;
 mod connection;
 mod context_command;
 mod exit;
@@ -12,6 +13,7 @@ mod options;
 mod output;
 mod problem;
 mod receipt;
+mod rotate;
 mod run;
 mod runs;
 mod status;
@@ -20,14 +22,19 @@ mod whoami;
 
 use std::future::Future;
 
-use tokio::time::Instant;
+use tokio::{
+    sync::{Mutex, MutexGuard, OnceCell},
+    time::Instant,
+};
 
 pub(super) use self::{
     can_i_delete::CanIDelete,
+    check::Check,
     context_command::ContextCommand,
     exit::{Exit, HELP as EXIT_CODES},
     keys::List as ListKeys,
     receipt::Show as ShowReceipt,
+    rotate::Rotate,
     run::{Census, Reencrypt, Verify},
     runs::Runs,
     status::Status,
@@ -39,6 +46,7 @@ use self::{
     options::Common,
     output::Output,
     problem::Problem,
+    run::Signals,
 };
 
 /// A command with the options of every command.
@@ -59,6 +67,8 @@ pub(super) struct Client {
     deadline: Option<Instant>,
     /// Whether the command must not ask.
     no_input: bool,
+    /// Ctrl-C and SIGTERM, from the first time that a command waits for them.
+    signals: OnceCell<Mutex<Signals>>,
 }
 
 impl Client {
@@ -70,9 +80,18 @@ impl Client {
                 settings,
                 deadline: common.timeout.map(|timeout| Instant::now() + timeout),
                 no_input: common.no_input,
+                signals: OnceCell::new(),
             }),
             Err(problem) => Err((output, problem)),
         }
+    }
+
+    /// The signals. Until this is called, they end the process.
+    async fn signals(&self) -> Result<MutexGuard<'_, Signals>, Problem> {
+        let signals = self
+            .signals
+            .get_or_try_init(|| async { Signals::install().map(Mutex::new) });
+        Ok(signals.await?.lock().await)
     }
 
     /// Connects to one instance.

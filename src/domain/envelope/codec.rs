@@ -31,8 +31,8 @@ pub(super) fn read<'b>(text: &str, buffers: &'b mut Buffers) -> Result<Envelope<
 }
 
 /// Reads the key id from the first characters of a text that has no white space before it.
-/// `None` if the text does not begin as this program and nico-api write it, or if `prefix`
-/// is too short: then the whole text must decide.
+/// `None` if the text does not begin as this program and nico-api write it, or if `prefix` is
+/// too short. The caller must then read the whole text.
 pub(super) fn read_key_id<'b>(prefix: &str, buffers: &'b mut Buffers) -> Option<Cow<'b, str>> {
     let json = &mut buffers.json;
     json.clear();
@@ -76,7 +76,7 @@ pub(super) fn write(
     base64_simd::STANDARD.encode_to_string(json)
 }
 
-/// Uses the same escapes as the reference product's encoder, `serde_json`.
+/// Uses the same escapes as `serde_json`, the encoder of nico-api.
 fn push_string(json: &mut Vec<u8>, text: &str) {
     if text.bytes().all(is_plain) {
         json.push(b'"');

@@ -98,7 +98,8 @@ impl<'b> Envelope<'b> {
 }
 
 /// The key id that a text names, from its first characters only. The rest of the text is not
-/// checked. `None` if they do not say: then [`Envelope::parse`] of the whole text decides.
+/// checked. `None` if these characters do not contain it. The caller must then use
+/// [`Envelope::parse`] with the whole text.
 #[must_use]
 pub fn key_id_of_prefix<'b>(prefix: &str, buffers: &'b mut Buffers) -> Option<Cow<'b, str>> {
     codec::read_key_id(prefix.trim_start(), buffers)

@@ -139,7 +139,7 @@ fn every_invalid_vector_is_refused() {
     }
 }
 
-/// If the reference product wrote an envelope compactly, this program writes the same text.
+/// If nico-api wrote an envelope compactly, this program writes the same text.
 #[test]
 fn the_writer_matches_the_reference_encoder() {
     let mut canonical = 0;

@@ -1,4 +1,4 @@
-//! The words of a verdict.
+//! The explanation of a verdict.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -28,7 +28,7 @@ pub(super) fn explain(
             let until = removable_at.map_or_else(|| "the end of the soak".to_owned(), time);
             format!(
                 "No secret has been under this key since {since}: keep it until a census after \
-                 {until} finds none."
+                 {until} finds no secret under it."
             )
         }
         VerdictState::Removable => format!(
@@ -38,14 +38,14 @@ pub(super) fn explain(
         VerdictState::CannotSay => match last {
             None => "No census has run yet: start one.".to_owned(),
             Some(last) if last.unreadable > 0 => format!(
-                "{} unreadable and may need any key: repair or remove what the census lists, then \
-                 start another one.",
+                "{} unreadable and may need any key: repair or remove the secrets that the census \
+                 lists, then start another census.",
                 match last.unreadable {
                     1 => "1 secret is".to_owned(),
                     many => format!("{many} secrets are"),
                 }
             ),
-            Some(_) => "The last census does not settle this: start another one.".to_owned(),
+            Some(_) => "The last census does not settle this: start another census.".to_owned(),
         },
     }
 }

@@ -6,8 +6,12 @@
 //! a period without such secrets is proof. A [`Ledger`] therefore remembers for every key id
 //! since when no census has seen a secret under it.
 //!
-//! No clock orders the censuses. A census counts only if no other census was recorded since
-//! it began. Otherwise it is late: it can end a series, but it cannot begin or extend one.
+//! An apply that re-wraps a secret under a key ends the series of this key, too: the secret may
+//! be a straggler, and after the apply no census can find it.
+//!
+//! The order of the censuses does not depend on a clock. If another census was recorded since a
+//! census began, this census is late. A late census can end a series, but it cannot begin or
+//! extend one.
 
 mod explain;
 #[cfg(test)]
@@ -20,7 +24,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-/// A census, as far as verdicts depend on it.
+/// The parts of a census on which verdicts depend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CensusFacts {
     /// The next transaction id of the database when the snapshot was taken.
@@ -29,11 +33,11 @@ pub struct CensusFacts {
     pub start: SystemTime,
     /// Secrets whose key id cannot be read.
     pub unreadable: u64,
-    /// Secrets by key id. An id that is absent has none.
+    /// Secrets by key id. An absent id has no secret.
     pub secrets: BTreeMap<String, u64>,
 }
 
-/// What the censuses have shown about one key id.
+/// The results of the censuses for one key id.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyRecord {
     /// Secrets under this key in the last census.
@@ -55,7 +59,7 @@ pub struct Point {
     pub start: SystemTime,
 }
 
-/// What a series of censuses has shown.
+/// The results of a series of censuses.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ledger {
     /// The last census that was not late.
@@ -156,6 +160,17 @@ impl Ledger {
             });
         }
         with_stragglers
+    }
+
+    /// Notes that an apply has re-wrapped secrets under other keys than `target`. No census has
+    /// counted them, and they may have come back after a key was clean. So the series of every
+    /// other key ends.
+    pub fn rewrapped(&mut self, target: &str) {
+        for (id, record) in &mut self.keys {
+            if id != target {
+                record.clean = None;
+            }
+        }
     }
 
     /// Whether a census that has just begun, with the snapshot `moment`, belongs to another

@@ -1,8 +1,8 @@
-//! Checks the meaning of a row's secrets, not only whether they decrypt.
+//! Checks the content of a row's secrets, not only whether they decrypt.
 //!
 //! An envelope that was copied from another organization decrypts like any other. A verify
 //! therefore compares each signing key with the public key that nico-api stored next to it,
-//! and looks whether a delegation secret has the form that nico-api writes.
+//! and checks whether a delegation secret has the form that nico-api writes.
 
 mod signing_key;
 
@@ -31,7 +31,7 @@ pub struct VerifyRow {
 /// The result of verifying a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verified {
-    /// Every secret decrypts, and means what its column says.
+    /// Every secret decrypts, and has the content that belongs in its column.
     Good {
         /// The number of secrets under the target key.
         on_target: u32,
@@ -103,7 +103,7 @@ impl VerifyError {
 /// The columns with the public keys, in the order of [`VerifyRow::public_keys`].
 const PUBLIC_COLUMNS: [&str; 2] = ["signing_key_public_1", "signing_key_public_2"];
 
-/// Decrypts every secret of a row and checks its meaning.
+/// Decrypts every secret of a row and checks its content.
 #[must_use]
 pub fn verify(keyring: &Keyring, row: &VerifyRow, buffers: &mut Buffers) -> Verified {
     let (mut on_target, mut elsewhere) = (0, 0);
@@ -170,7 +170,7 @@ fn is_delegation(plaintext: &[u8], auth_method: Option<&str>) -> bool {
     #[serde(deny_unknown_fields)]
     struct Nothing {}
 
-    // serde takes an array for an object.
+    // serde accepts an array in place of an object.
     if plaintext.trim_ascii_start().first() != Some(&b'{') {
         return false;
     }

@@ -8,7 +8,7 @@ use ring::{
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-/// What is wrong.
+/// Why a key pair is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SigningKeyError {
     /// The plaintext is not a P-256 private key.

@@ -29,7 +29,7 @@ pub enum AddError {
     /// The id is taken.
     #[error("already has a key {0:?}; nothing was changed. Choose another id")]
     Exists(String),
-    /// No way was found that leaves everything else as it is.
+    /// The key cannot be inserted without another change.
     #[error(
         "has a form in which this program cannot safely insert a line; nothing was changed. Run \
          the command again without --into, and add the line that it prints to {SECTION}.{KEYS} by \
@@ -38,7 +38,7 @@ pub enum AddError {
     NotSafe,
 }
 
-/// How a file without any content is begun.
+/// The format of a file without content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// One object.
@@ -47,7 +47,7 @@ pub enum Format {
     Yaml,
 }
 
-/// `text` with one more key: `key` is its base64 text, and `kek` what comes of that. `format`
+/// `text` with one more key: `key` is its base64 text, and `kek` is the key itself. `format`
 /// is used only if the text is blank.
 ///
 /// # Errors

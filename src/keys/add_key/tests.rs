@@ -12,7 +12,7 @@ fn add(text: &str, id: &str, format: Format) -> Result<String, AddError> {
     add_key(text, format, &kek, B).map(|text| text.to_string())
 }
 
-/// Between two `+` is what has to be inserted. `@A` and `@B` are keys.
+/// The text between two `+` must be inserted. `@A` and `@B` are keys.
 fn inserts(marked: &str) {
     let marked = marked.replace("@A", A).replace("@B", B);
     let pieces: Vec<_> = marked.split('+').collect();

@@ -80,7 +80,7 @@ impl LiveRun {
     }
 
     /// Keeps the copy in the database up to date until the queue of failures ends. Stops the
-    /// run if another instance was asked to.
+    /// run if a client asked another instance to stop it.
     pub async fn keep(&self, failures: &mut mpsc::Receiver<Vec<Failure>>) {
         let mut heartbeat = interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -105,7 +105,7 @@ impl LiveRun {
         }
         let write = tokio::spawn(async move {
             for _ in 0..END_ATTEMPTS {
-                // The failures come first: a run that has ended has all of them.
+                // Write the failures first: a stored run that has ended has all its failures.
                 match self.try_to_write_failures().await {
                     Ok(()) if self.try_to_write().await.is_ok() => {
                         self.prune().await;
@@ -129,7 +129,7 @@ impl LiveRun {
         }
     }
 
-    /// Writes the failures that the database did not take before.
+    /// Writes the failures that could not be written before.
     async fn try_to_write_failures(&self) -> Result<(), crate::store::StoreError> {
         let Some(store) = self.history.state() else {
             return Ok(());

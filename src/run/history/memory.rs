@@ -28,7 +28,7 @@ type Failures = BTreeMap<(String, String), StoredFailure>;
 /// The runs of this instance.
 #[derive(Default)]
 pub(super) struct Memory {
-    /// Whether the schema was looked for.
+    /// Whether this instance has checked if the schema exists.
     pub(super) knows_schema: bool,
     /// In the order in which they started.
     runs: BTreeMap<u64, Arc<Remembered>>,

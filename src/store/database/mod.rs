@@ -1,6 +1,6 @@
-//! Where the database is and how to use TLS with it. The source is `database_url` of
-//! nico-api's configuration, with libpq's meaning of `sslmode` and `sslrootcert`. Without
-//! `sslmode`, TLS is required, except on the way to a local server.
+//! Where the database is and how to use TLS with it. The source is `database_url` of nico-api's
+//! configuration, with libpq's meaning of `sslmode` and `sslrootcert`. Without `sslmode`, TLS
+//! is required, except for a local server.
 //!
 //! Unknown parameters are ignored, and the log names them. Environment variables of libpq,
 //! such as `PGPASSWORD`, are not read.

@@ -1,9 +1,10 @@
 //! Reads which key ids the secrets name, for a census.
 //!
 //! The key id is at the beginning of a text. So Postgres sends only the first characters of
-//! each text, and decompresses no more than these. Only if they do not say, the whole text is
-//! read, by the address of its row. If Postgres cannot read a text, the scan must begin again
-//! in the careful way, which asks for each batch of texts after a savepoint.
+//! each text, and decompresses no more than these. Only if these do not contain the key id, the
+//! scan reads the whole text, by the address of its row. If Postgres cannot read a text, the
+//! scan must begin again in the careful mode, which reads each batch of texts after a
+//! savepoint.
 
 use std::collections::HashMap;
 
@@ -26,7 +27,7 @@ use crate::{
     store::{Store, StoreError, statement::Statement},
 };
 
-const FETCH: Statement = fetch!("nico_rewrap_census");
+const FETCH: Statement = fetch!("rewrap_census");
 
 macro_rules! whole {
     ($column:literal) => {
@@ -99,7 +100,7 @@ pub struct CensusScan<'a> {
 
 impl Store {
     /// Takes a snapshot and begins to read the table. With `exclusively`, this returns `None`
-    /// if another instance does so exclusively now.
+    /// if another instance reads exclusively now.
     ///
     /// # Errors
     ///
@@ -140,7 +141,7 @@ fn declare(mode: ScanMode) -> String {
         };
     }
     format!(
-        "DECLARE nico_rewrap_census NO SCROLL CURSOR FOR \
+        "DECLARE rewrap_census NO SCROLL CURSOR FOR \
          SELECT c.ctid, c.organization_id{columns} FROM tenant_identity_config c"
     )
 }
@@ -193,7 +194,7 @@ impl CensusScan<'_> {
         Ok(())
     }
 
-    /// Reads the texts whose first characters did not say the key id.
+    /// Reads the texts whose first characters do not contain the key id.
     async fn read_whole_texts(&mut self, found: &mut [Found]) -> Result<(), StoreError> {
         let mut open: Vec<&mut Found> = found.iter_mut().filter(|row| row.bytes > 0).collect();
         let mut rest = open.as_mut_slice();

@@ -1,6 +1,6 @@
 //! Reads the whole table in one snapshot, from the first block to the last.
 //!
-//! No index takes part, so a damaged index cannot hide a row. A cursor gives the addresses of
+//! The scan uses no index, so a damaged index cannot hide a row. A cursor gives the addresses of
 //! the rows, and large texts are read by address, in batches of limited size.
 
 mod census;

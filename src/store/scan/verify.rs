@@ -1,4 +1,4 @@
-//! Reads whole rows for a verify: the secrets, and what nico-api stores about them.
+//! Reads whole rows for a verify: the secrets, and the data that nico-api stores about them.
 
 use std::collections::HashMap;
 
@@ -14,7 +14,7 @@ use crate::{
     store::{RowError, Store, StoreError, Unreadable, statement::Statement},
 };
 
-const FETCH: Statement = fetch!("nico_rewrap_verify");
+const FETCH: Statement = fetch!("rewrap_verify");
 
 macro_rules! columns {
     () => {
@@ -49,14 +49,14 @@ const ONE_ROW: Statement = Statement {
     types: &[Type::TEXT],
 };
 
-const DECLARE: &str = "DECLARE nico_rewrap_verify NO SCROLL CURSOR FOR \
+const DECLARE: &str = "DECLARE rewrap_verify NO SCROLL CURSOR FOR \
      SELECT c.ctid, c.organization_id, \
        coalesce(octet_length(c.encrypted_signing_key_1), 0)::bigint \
          + coalesce(octet_length(c.encrypted_signing_key_2), 0) \
          + coalesce(octet_length(c.encrypted_auth_method_config), 0) \
      FROM tenant_identity_config c";
 
-/// A row that was read, or why it could not be.
+/// A row that was read, or the reason why Postgres cannot read it.
 pub type Read = Result<(String, VerifyRow), Unreadable>;
 
 /// Reads the whole rows of a table in one snapshot.

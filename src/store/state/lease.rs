@@ -1,5 +1,5 @@
-//! Leases: what only one instance may do at a time, where a session lock cannot be used
-//! because a pooler changes the session with every transaction.
+//! Leases: locks with an expiry time, for work that only one instance may do at a time. They
+//! replace session locks if a pooler changes the session with every transaction.
 
 use tokio_postgres::types::Type;
 
@@ -10,7 +10,7 @@ use super::super::{Store, StoreError, statement::Statement};
 pub struct Lease {
     /// The run that holds it.
     pub holder: String,
-    /// About the holder, as JSON.
+    /// The data about the holder, as JSON.
     pub document: String,
 }
 

@@ -1,8 +1,8 @@
-//! The schema `nico_rewrap`: what this program remembers in the database of the site.
+//! The schema `nico_rewrap`: the state of this program in the database of the site.
 //!
-//! It lies next to the secrets, so that a restored database brings its own history back, and
-//! all instances share it. Only `nico-rewrap state migrate` creates it. The server works
-//! without it and then remembers only what it has seen itself.
+//! The schema is next to the secrets. A restored database therefore brings its own history
+//! back, and all instances share the schema. Only `nico-rewrap state migrate` creates it.
+//! Without the schema, an instance knows only its own runs and censuses.
 //!
 //! Runs, censuses and receipts are JSON documents that this module does not interpret.
 
@@ -63,7 +63,7 @@ impl std::fmt::Display for StateSchema {
     }
 }
 
-// One row. Every table must be usable: a role can have some of the privileges only.
+// One row. Checks every table, because a role can have privileges on some tables only.
 const SCHEMA: Statement = Statement {
     text: "-- state_schema\n\
            SELECT to_regnamespace('nico_rewrap') IS NOT NULL, \
@@ -85,7 +85,7 @@ const VERSION: Statement = Statement {
 };
 
 impl Store {
-    /// Looks whether the schema can be used.
+    /// Checks whether the schema can be used.
     ///
     /// # Errors
     ///
@@ -99,7 +99,7 @@ impl Store {
             return Ok(StateSchema::Absent);
         }
         if !row.try_get::<_, bool>(3)? {
-            // Another program has made the schema.
+            // Another program has created the schema.
             return Ok(StateSchema::Version(0));
         }
         if privileges != Some(true) || !usable {

@@ -1,6 +1,6 @@
 //! Receipts. They form a chain, and are never deleted.
 
-use tokio_postgres::types::Type;
+use tokio_postgres::{Row as PgRow, types::Type};
 
 use super::super::{Store, StoreError, statement::Statement};
 
@@ -13,7 +13,7 @@ pub struct StoredReceipt {
     pub document: String,
 }
 
-// Only if the receipt before it is still the last one.
+// Adds the receipt only if the previous receipt is still the last one.
 const ADD_RECEIPT: Statement = Statement {
     text: "-- add_receipt\n\
            INSERT INTO nico_rewrap.receipts (run_id, sha256, document) SELECT $1, $2, $3 \
@@ -27,6 +27,12 @@ const LAST_RECEIPT: Statement = Statement {
     text: "-- last_receipt\n\
            SELECT sha256, document FROM nico_rewrap.receipts ORDER BY sequence DESC LIMIT 1",
     types: &[],
+};
+
+const LAST_RECEIPTS: Statement = Statement {
+    text: "-- last_receipts\n\
+           SELECT sha256, document FROM nico_rewrap.receipts ORDER BY sequence DESC LIMIT $1",
+    types: &[Type::INT8],
 };
 
 const READ_RECEIPT: Statement = Statement {
@@ -65,6 +71,17 @@ impl Store {
         self.one_receipt(&LAST_RECEIPT, &[]).await
     }
 
+    /// Reads the last receipts, the newest first.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the state can't be read.
+    pub async fn last_receipts(&self, limit: u32) -> Result<Vec<StoredReceipt>, StoreError> {
+        let limit = i64::from(limit);
+        let rows = self.state_query(&LAST_RECEIPTS, &[&limit]).await?;
+        rows.iter().map(from_row).collect()
+    }
+
     /// Reads the receipt of a run.
     ///
     /// # Errors
@@ -80,12 +97,13 @@ impl Store {
         params: &[&(dyn tokio_postgres::types::ToSql + Sync)],
     ) -> Result<Option<StoredReceipt>, StoreError> {
         let rows = self.state_query(sql, params).await?;
-        let Some(row) = rows.first() else {
-            return Ok(None);
-        };
-        Ok(Some(StoredReceipt {
-            sha256: row.try_get(0)?,
-            document: row.try_get(1)?,
-        }))
+        rows.first().map(from_row).transpose()
     }
+}
+
+fn from_row(row: &PgRow) -> Result<StoredReceipt, StoreError> {
+    Ok(StoredReceipt {
+        sha256: row.try_get(0)?,
+        document: row.try_get(1)?,
+    })
 }

@@ -17,6 +17,8 @@ pub struct StoredRun {
     pub state: String,
     /// Whether the instance that executes the run has been silent for too long.
     pub is_abandoned: bool,
+    /// When that instance last wrote the run, by the clock of the database.
+    pub heartbeat: SystemTime,
     /// The run as JSON.
     pub document: String,
 }
@@ -26,11 +28,11 @@ pub struct StoredRun {
 pub enum StartedRun {
     /// The run is new.
     New,
-    /// There is a run with this request id. It was started with this request.
+    /// A run with this request id exists.
     Known {
         /// The id of the run.
         id: String,
-        /// What it was started with.
+        /// The parameters of the request that started it.
         request: String,
     },
 }
@@ -68,17 +70,23 @@ const RUN_OF_REQUEST: Statement = Statement {
     types: &[Type::TEXT],
 };
 
+// Another instance may have settled the run while this instance was silent. Then only the end of
+// the run changes it: a run never returns to the state RUNNING.
 const UPDATE_RUN: Statement = Statement {
     text: "-- update_run\n\
-           UPDATE nico_rewrap.runs SET state = $2, document = $3, heartbeat = now() \
+           UPDATE nico_rewrap.runs SET heartbeat = now(), \
+             state = CASE WHEN $2 = 'RUNNING' THEN state ELSE $2 END, \
+             document = CASE WHEN $2 = 'RUNNING' AND state <> 'RUNNING' THEN document ELSE $3 END \
            WHERE id = $1 RETURNING stop_requested",
     types: &[Type::TEXT, Type::TEXT, Type::TEXT],
 };
 
+// The instance of a settled run may have come back, and execute it still.
 const REQUEST_STOP: Statement = Statement {
     text: "-- request_stop\n\
            UPDATE nico_rewrap.runs SET stop_requested = true \
-           WHERE id = $1 AND state = 'RUNNING' RETURNING id",
+           WHERE id = $1 AND (state = 'RUNNING' OR heartbeat >= now() - interval '30 s') \
+           RETURNING id",
     types: &[Type::TEXT],
 };
 
@@ -88,7 +96,7 @@ macro_rules! select_runs {
             "-- ",
             $name,
             "\nSELECT id, started, state, \
-               state = 'RUNNING' AND heartbeat < now() - interval '30 s', document \
+               state = 'RUNNING' AND heartbeat < now() - interval '30 s', document, heartbeat \
              FROM nico_rewrap.runs ",
             $rest
         )
@@ -118,6 +126,24 @@ const ACTIVE_RUNS: Statement = Statement {
     types: &[],
 };
 
+const ABANDONED_RUNS: Statement = Statement {
+    text: select_runs!(
+        "abandoned_runs",
+        "WHERE state = 'RUNNING' AND heartbeat < now() - interval '30 s' ORDER BY started, id \
+         LIMIT 100"
+    ),
+    types: &[],
+};
+
+// Does nothing if the instance of the run has come back.
+const SETTLE_RUN: Statement = Statement {
+    text: "-- settle_run\n\
+           UPDATE nico_rewrap.runs SET state = $2, document = $3 \
+           WHERE id = $1 AND state = 'RUNNING' AND heartbeat < now() - interval '30 s' \
+           RETURNING id",
+    types: &[Type::TEXT, Type::TEXT, Type::TEXT],
+};
+
 const ADD_FAILURES: Statement = Statement {
     text: "-- add_failures\n\
            INSERT INTO nico_rewrap.failures \
@@ -141,7 +167,8 @@ const LIST_FAILURES: Statement = Statement {
     types: &[Type::TEXT, Type::TEXT, Type::TEXT, Type::INT8],
 };
 
-// Failures go with their run. A run whose instance was killed stays in the state RUNNING.
+// A deleted run takes its failures with it. A run whose instance was killed stays in the state
+// RUNNING.
 const PRUNE_RUNS: Statement = Statement {
     text: "-- prune_runs\n\
            DELETE FROM nico_rewrap.runs \
@@ -158,6 +185,7 @@ impl StoredRun {
             state: row.try_get(2)?,
             is_abandoned: row.try_get(3)?,
             document: row.try_get(4)?,
+            heartbeat: row.try_get(5)?,
         })
     }
 }
@@ -176,7 +204,7 @@ impl Store {
     ) -> Result<StartedRun, StoreError> {
         let (request_id, request) = request.unzip();
         // Two servers can insert the same request id at once. Then one of them inserts nothing,
-        // and finds the run of the other at the second look.
+        // and finds the run of the other at the second attempt.
         for _ in 0..2 {
             let rows = self
                 .state_query(&INSERT_RUN, &[&id, &document, &request_id, &request])
@@ -199,7 +227,7 @@ impl Store {
         Ok(StartedRun::New)
     }
 
-    /// The id of the run that a request has started, and what was requested.
+    /// The id of the run that a request has started, and the parameters of the request.
     ///
     /// # Errors
     ///
@@ -277,6 +305,34 @@ impl Store {
     pub async fn active_runs(&self) -> Result<Vec<StoredRun>, StoreError> {
         let rows = self.state_query(&ACTIVE_RUNS, &[]).await?;
         rows.iter().map(StoredRun::from_pg).collect()
+    }
+
+    /// Reads the runs in progress whose instance has been silent for too long.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the state can't be read.
+    pub async fn abandoned_runs(&self) -> Result<Vec<StoredRun>, StoreError> {
+        let rows = self.state_query(&ABANDONED_RUNS, &[]).await?;
+        rows.iter().map(StoredRun::from_pg).collect()
+    }
+
+    /// Writes the end of a run whose instance has been silent for too long. Returns false and
+    /// writes nothing if the instance has come back.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the state can't be written.
+    pub async fn settle_run(
+        &self,
+        id: &str,
+        state: &str,
+        document: &str,
+    ) -> Result<bool, StoreError> {
+        let rows = self
+            .state_query(&SETTLE_RUN, &[&id, &state, &document])
+            .await?;
+        Ok(!rows.is_empty())
     }
 
     /// Adds failures to a run.

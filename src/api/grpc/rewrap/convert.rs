@@ -1,4 +1,4 @@
-//! Converts what the program knows into the messages of `nico.rewrap.v1`.
+//! Converts the types of the program into the messages of `nico.rewrap.v1`.
 
 use std::time::{Duration, SystemTime};
 
@@ -226,7 +226,7 @@ pub(super) fn loaded_key(kek: &Kek, is_target: bool) -> pb::LoadedKey {
     }
 }
 
-/// The database as it answers now. `None` means that it does not answer.
+/// The current state of the database. `None` means that it does not answer.
 pub(super) fn database(status: Option<DatabaseStatus>, tls: &str) -> pb::Database {
     let tls = tls.to_owned();
     match status {

@@ -23,8 +23,8 @@ const INTERVAL: Duration = Duration::from_millis(500);
 /// How often the database is asked about the run of another instance.
 const POLL: Duration = Duration::from_secs(1);
 
-/// After this time without a change, the state is sent again, so that a proxy does not take
-/// the stream for dead.
+/// After this time without a change, the state is sent again, so that a proxy does not close
+/// the stream as idle.
 const REPEAT: Duration = Duration::from_secs(15);
 
 /// What the stream does next.
@@ -37,8 +37,8 @@ enum Next {
     End,
 }
 
-/// Sends the state of a run now, then after each change, until the run has ended. A client
-/// that does not read delays only its own stream: it gets the newest state, not every one.
+/// Sends the state of a run now, then after each change, until the run has ended. A client that
+/// does not read delays only its own stream. Later, it gets the newest state, not every state.
 pub(super) fn watch(
     history: History,
     first: RunRecord,

@@ -31,6 +31,15 @@ pub(crate) struct Session {
 #[derive(Debug)]
 pub(crate) struct Sessions(pub(crate) Vec<(String, Result<Session, Problem>)>);
 
+impl Sessions {
+    /// The first instance that can be asked.
+    pub(crate) fn first(&self) -> Option<Session> {
+        self.0
+            .iter()
+            .find_map(|(_, session)| session.as_ref().ok().cloned())
+    }
+}
+
 impl Session {
     /// Connects to the first address that answers.
     pub(crate) async fn connect(

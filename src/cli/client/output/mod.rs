@@ -29,6 +29,8 @@ pub(crate) struct Output {
     pub(super) notes: Style,
     /// Whether somebody can read a progress bar.
     pub(super) has_bars: bool,
+    /// Whether standard output is a terminal that can be cleared.
+    pub(super) is_screen: bool,
     /// Whether nobody reads standard output any longer.
     closed: AtomicBool,
 }
@@ -46,6 +48,7 @@ impl Output {
             style: style(io::stdout().is_terminal()),
             notes: style(io::stderr().is_terminal()),
             has_bars,
+            is_screen: io::stdout().is_terminal() && !dumb,
             closed: AtomicBool::new(false),
         }
     }
@@ -73,6 +76,16 @@ impl Output {
         if self.format == Format::Jsonl {
             self.json(line, false);
         }
+    }
+
+    /// Writes a document on one line.
+    pub(super) fn compact(&self, document: &impl Serialize) {
+        self.json(document, false);
+    }
+
+    /// Whether nobody reads standard output any longer.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
     }
 
     fn json(&self, document: &impl Serialize, pretty: bool) {

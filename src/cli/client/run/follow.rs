@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::{
-    interrupt::{Asked, Choice, Signals, ask, can_ask},
+    interrupt::{Asked, Choice, ask, can_ask},
     progress::ProgressView,
     watch::{Update, watch},
 };
@@ -30,7 +30,7 @@ pub(crate) async fn follow(
     if run.state() != pb::RunState::Running {
         return Ok(run);
     }
-    let mut signals = Signals::install()?;
+    let mut signals = client.signals().await?;
     let (sender, mut updates) = mpsc::channel(16);
     // The task ends with the runtime, or when nobody receives.
     tokio::spawn(watch(

@@ -2,10 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{
-    Request,
-    interrupt::{Asked, Signals},
-};
+use super::{Request, interrupt::Asked};
 use crate::{
     cli::client::{
         Client,
@@ -47,9 +44,9 @@ pub(super) async fn reencrypt(
         client
             .output
             .note("first a dry run, to compare the target key");
-        expect_target(&call(session, request, true).await?, request)?;
+        expect_target(&call(client, session, request, true).await?, request)?;
     }
-    let report = call(session, request, is_dry_run).await?;
+    let report = call(client, session, request, is_dry_run).await?;
     expect_target(&report, request)?;
     let exit = if report.rows_failed > 0 {
         Exit::Failures
@@ -81,7 +78,12 @@ fn expect_target(report: &ForgeReport, request: &Request) -> Result<(), Problem>
     ))
 }
 
-async fn call(session: &Session, request: &Request, dry_run: bool) -> Result<ForgeReport, Problem> {
+async fn call(
+    client: &Client,
+    session: &Session,
+    request: &Request,
+    dry_run: bool,
+) -> Result<ForgeReport, Problem> {
     let mut message = tonic::Request::new(pb::ReencryptTenantIdentitySecretsRequest {
         organization_id: request.organization.clone(),
         dry_run,
@@ -96,7 +98,7 @@ async fn call(session: &Session, request: &Request, dry_run: bool) -> Result<For
             .metadata_mut()
             .insert(EXPECT_TARGET_HEADER, expected);
     }
-    let mut signals = Signals::install()?;
+    let mut signals = client.signals().await?;
     let mut forge = session.forge();
     let answer = tokio::select! {
         answer = session.call(forge.reencrypt_tenant_identity_secrets(message)) => answer?,

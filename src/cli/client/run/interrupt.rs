@@ -6,15 +6,16 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::client::{exit::Exit, output::note, problem::Problem};
 
-/// The signals that end a command.
-pub(super) struct Signals {
+/// The signals that end a command. A signal that arrives while nobody waits is not lost.
+#[derive(Debug)]
+pub(crate) struct Signals {
     interrupt: Signal,
     terminate: Signal,
 }
 
 /// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Asked {
+pub(crate) enum Asked {
     /// Somebody pressed Ctrl-C.
     Interrupt,
     /// The process has to end.
@@ -22,7 +23,7 @@ pub(super) enum Asked {
 }
 
 impl Signals {
-    pub(super) fn install() -> Result<Self, Problem> {
+    pub(crate) fn install() -> Result<Self, Problem> {
         let install = |kind| {
             signal(kind)
                 .map_err(|error| Problem::new(Exit::Bug, format!("no signal handler ({error})")))
@@ -33,7 +34,7 @@ impl Signals {
         })
     }
 
-    pub(super) async fn next(&mut self) -> Asked {
+    pub(crate) async fn next(&mut self) -> Asked {
         tokio::select! {
             _ = self.interrupt.recv() => Asked::Interrupt,
             _ = self.terminate.recv() => Asked::Terminate,

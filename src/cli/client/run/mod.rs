@@ -15,6 +15,7 @@ use clap::Args;
 pub(super) use self::{
     failures::all_failures,
     follow::follow,
+    interrupt::Signals,
     start::{Request, start},
 };
 use super::{

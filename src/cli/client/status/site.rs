@@ -138,14 +138,7 @@ impl Site {
             keys.keys.iter().filter(verdict)
         };
         if is(pb::VerdictState::InUse).next().is_some() {
-            let target = self
-                .answers()
-                .next()
-                .map(|status| status.target_key_id.as_str());
-            return vec![format!(
-                "nico-rewrap reencrypt --expect-target {}",
-                target.unwrap_or_default()
-            )];
+            return vec!["nico-rewrap rotate".to_owned()];
         }
         let soaking = is(pb::VerdictState::Soaking).filter(|key| key.in_secrets);
         let mut steps: Vec<_> = soaking
