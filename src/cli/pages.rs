@@ -39,7 +39,9 @@ impl Man {
     pub(super) fn run(&self, command: Command) -> Exit {
         // Without the columns of a terminal, the pages are the same everywhere.
         let written = match &self.dir {
-            None => render(&command).map(|page| drop(print(&page))),
+            None => render(&command).map(|page| {
+                print(&page);
+            }),
             Some(dir) => write_all(command, dir),
         };
         match written {
@@ -66,20 +68,9 @@ fn render(command: &Command) -> io::Result<Vec<u8>> {
 }
 
 /// One page for each command that is not hidden.
-fn write_all(mut command: Command, dir: &Path) -> io::Result<()> {
+fn write_all(command: Command, dir: &Path) -> io::Result<()> {
     fs::create_dir_all(dir)?;
-    command.build();
-    write_pages(&command, "nico-rewrap", dir)
-}
-
-fn write_pages(command: &Command, name: &str, dir: &Path) -> io::Result<()> {
-    // A man page needs its name as one word.
-    let page = render(&command.clone().name(name.to_owned()))?;
-    fs::write(dir.join(format!("{name}.1")), page)?;
-    for sub in command.get_subcommands().filter(|sub| is_shown(sub)) {
-        write_pages(sub, &format!("{name}-{}", sub.get_name()), dir)?;
-    }
-    Ok(())
+    clap_mangen::generate_to(command, dir)
 }
 
 /// Whether a command has a page.
