@@ -268,3 +268,25 @@ async fn a_reader_that_leaves_is_no_error() {
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
 }
+
+#[tokio::test]
+async fn the_admin_socket_needs_no_certificate() {
+    let (database, _client) = seeded(&[Org::under("a", "kv1")]).await;
+    let (site, socket) = crate::admin_socket::with_socket(Site::new(&database));
+    let _server = site.start().await;
+    let option = ["--socket", socket.to_str().unwrap()];
+    let operator = Operator::without_options().option(&option);
+    let (code, me) = operator.json(&["whoami"]).await;
+    assert_eq!((code, &me["callerKind"]), (0, &json!("local")), "{me}");
+    assert_eq!(operator.json(&["status"]).await.0, 0);
+    let from_environment = Operator::without_options().env("REWRAP_SOCKET", &socket);
+    assert_eq!(from_environment.json(&["check"]).await.0, 0);
+    // By default, a local caller may only read.
+    let exit = operator
+        .call(&["reencrypt", "--expect-target", "kv2"])
+        .await;
+    assert_eq!(exit.code, 7, "{exit:?}");
+    assert!(exit.stderr.contains("admin_socket_may_apply"), "{exit:?}");
+    let absent = Operator::without_options().option(&["--socket", "/nonexistent/s"]);
+    assert_eq!(absent.call(&["status"]).await.code, 6);
+}

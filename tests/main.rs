@@ -61,6 +61,7 @@ mod client_connection;
 mod client_documents;
 mod client_local;
 mod client_old_server;
+mod client_pages;
 mod client_rotate;
 mod client_socket;
 mod command_line;

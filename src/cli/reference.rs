@@ -84,26 +84,29 @@ fn options<'a>(arguments: impl Iterator<Item = &'a Arg>) -> String {
     for argument in arguments {
         let help = argument.get_long_help().or(argument.get_help());
         let help = help.map(ToString::to_string).unwrap_or_default();
-        let values: Vec<_> = argument
+        let takes_value = argument.get_action().takes_values();
+        let default = argument
             .get_default_values()
-            .iter()
-            .filter_map(|value| value.to_str())
-            .collect();
-        let default = if values.is_empty() {
-            String::new()
-        } else {
-            format!(" Default: `{}`.", values.join(" "))
-        };
-        let text = help.split_whitespace().collect::<Vec<_>>().join(" ");
-        let end = if text.ends_with(['.', ']', '?']) {
-            ""
-        } else {
-            "."
-        };
-        let item = format!("`{}`: {}{end}{default}", spelled(argument), escaped(&text));
+            .first()
+            .filter(|_| takes_value);
+        let default = default.and_then(|default| default.to_str());
+        let default = default.map_or_else(String::new, |default| format!(" Default: `{default}`."));
+        let paragraphs: Vec<_> = help.split("\n\n").map(sentence).collect();
+        let item = format!(
+            "`{}`: {}{default}",
+            spelled(argument),
+            escaped(&paragraphs.join(" "))
+        );
         let _ = writeln!(list, "{}", wrapped(&item, "* ", "  "));
     }
     list
+}
+
+/// The text on one line. clap removes the full stop at the end of a short help.
+fn sentence(text: &str) -> String {
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let end = if text.ends_with(['.', '?']) { "" } else { "." };
+    text + end
 }
 
 /// `-o, --output <FORMAT>`, or `<KEY>`.
