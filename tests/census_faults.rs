@@ -44,7 +44,7 @@ fn with_background(database: &Database) -> Site {
 async fn until_scanning(watch: &Client) {
     let scanning = "EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
         AND application_name = 'nico-rewrap' AND state = 'idle in transaction'
-        AND query LIKE '%nico_rewrap_census%')";
+        AND query LIKE '%FROM rewrap_census')";
     until(watch, scanning).await;
 }
 
@@ -149,7 +149,7 @@ async fn a_census_whose_session_is_killed_begins_again() {
     let census = start_slow(&server, CENSUS, RATE).await;
     until_scanning(&client).await;
     let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-        WHERE datname = current_database() AND query LIKE '%nico_rewrap_census%'
+        WHERE datname = current_database() AND query LIKE '%FROM rewrap_census'
         AND application_name = 'nico-rewrap'";
     client.batch_execute(kill).await.unwrap();
     server.wait_log(AGAIN).await;
