@@ -11,7 +11,7 @@ use crate::faults::{orgs, until};
 use crate::grpcurl;
 use crate::outcome::seeded;
 use crate::pg;
-use crate::rewrap_client::{ask, ended, migrate_state, reason, run, start_slow, verdict};
+use crate::rewrap_client::{ask, ended, key, migrate_state, reason, run, start_slow, verdict};
 use crate::seed::{self, Org};
 use crate::server::Server;
 use crate::site::Site;
@@ -71,7 +71,8 @@ async fn a_census_that_is_recorded_after_a_later_one_does_not_count_a_key_as_unu
         let first = start_slow(&server, CENSUS, RATE).await;
         until_scanning(&client).await;
         seed::insert(&client, &[Org::under("late", "kv1")]).await;
-        assert_eq!(run(&server, CENSUS).await["state"], "RUN_STATE_FINISHED");
+        let second = run(&server, CENSUS).await;
+        assert_eq!(second["state"], "RUN_STATE_FINISHED");
         assert_eq!(verdict(&server, "kv1").await, "IN_USE");
         let first = ended(&server, &first).await;
         assert_eq!(first["state"], "RUN_STATE_FINISHED", "{first}");
@@ -81,9 +82,91 @@ async fn a_census_that_is_recorded_after_a_later_one_does_not_count_a_key_as_unu
             "IN_USE",
             "persistent: {persistent}"
         );
+        // It is not the last census either: its counts are older than the verdict.
+        let keys = ask(&server, "ListKeys", json!({})).await;
+        assert_eq!(keys["census"]["runId"], second["id"], "{keys}");
         run(&server, CENSUS).await;
         assert_eq!(verdict(&server, "kv1").await, "IN_USE");
     }
+}
+
+#[tokio::test]
+async fn a_late_census_that_has_seen_a_clean_key_ends_its_soak() {
+    for persistent in [false, true] {
+        let orgs: Vec<_> = (0..ROWS)
+            .map(|i| Org::under(&format!("org{i:04}"), "kv2"))
+            .collect();
+        let (database, client) = seeded(&orgs).await;
+        let site = site(&database);
+        if persistent {
+            migrate_state(&site);
+        }
+        let server = site.start().await;
+        run(&server, CENSUS).await;
+        sleep(Duration::from_millis(10)).await;
+        run(&server, CENSUS).await;
+        assert_eq!(verdict(&server, "kv1").await, "REMOVABLE");
+        seed::insert(&client, &[Org::under("late", "kv1")]).await;
+        let late = start_slow(&server, CENSUS, RATE).await;
+        until_scanning(&client).await;
+        seed::delete(&client, "late").await;
+        let last = run(&server, CENSUS).await;
+        assert_eq!(verdict(&server, "kv1").await, "REMOVABLE");
+        ended(&server, &late).await;
+        let seen = key(&server, "kv1").await;
+        assert_eq!(
+            (&seen["verdict"]["state"], &seen["verdict"]["stragglers"]),
+            (&json!("VERDICT_STATE_CANNOT_SAY"), &json!("2")),
+            "persistent: {persistent}, {seen}"
+        );
+        let keys = ask(&server, "ListKeys", json!({})).await;
+        assert_eq!(keys["census"]["runId"], last["id"], "{keys}");
+        run(&server, CENSUS).await;
+        assert_eq!(verdict(&server, "kv1").await, "SOAKING");
+    }
+}
+
+/// Changes the first times in the documents of a table to an hour from now.
+async fn into_the_future(client: &Client, table: &str) {
+    let change = format!(
+        "UPDATE nico_rewrap.{table} SET document = regexp_replace(document,
+            '\"secs_since_epoch\":\\d+',
+            '\"secs_since_epoch\":' || (extract(epoch FROM now())::bigint + 3600))"
+    );
+    client.batch_execute(&change).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_census_in_the_future_is_no_reason_to_wait() {
+    let (database, client) = seeded(&orgs(3)).await;
+    let site = with_background(&database);
+    migrate_state(&site);
+    let server = site.start().await;
+    wait_for_census(&server).await;
+    server.terminate().await;
+    // The clock of the database was wrong during this census.
+    into_the_future(&client, "censuses").await;
+    let server = with_background(&database).start().await;
+    until(&client, "(SELECT sequence FROM nico_rewrap.ledger) = 2").await;
+    drop(server);
+}
+
+#[tokio::test]
+async fn a_key_is_not_removable_by_a_census_in_the_future() {
+    let orgs: Vec<_> = (0..3)
+        .map(|i| Org::under(&format!("org{i}"), "kv2"))
+        .collect();
+    let (database, client) = seeded(&orgs).await;
+    let site = site(&database);
+    migrate_state(&site);
+    let server = site.start().await;
+    run(&server, CENSUS).await;
+    sleep(Duration::from_millis(10)).await;
+    run(&server, CENSUS).await;
+    assert_eq!(verdict(&server, "kv1").await, "REMOVABLE");
+    // The first time in the ledger is that of the last census.
+    into_the_future(&client, "ledger").await;
+    assert_eq!(verdict(&server, "kv1").await, "SOAKING");
 }
 
 #[tokio::test]

@@ -11,7 +11,8 @@ use crate::faults::orgs;
 use crate::few_connections::limited;
 use crate::grpcurl;
 use crate::outcome::seeded;
-use crate::rewrap_client::{ask, migrate_state, run, try_migrate_state, verdict};
+use crate::rewrap_client::{ask, key, migrate_state, run, try_migrate_state, verdict};
+use crate::seed::{self, Org};
 use crate::server::field;
 use crate::site::Site;
 
@@ -86,7 +87,44 @@ async fn a_privilege_that_is_lost_during_the_operation_ends_no_run() {
     assert_eq!(run(&server, CENSUS).await["state"], "RUN_STATE_FINISHED");
     // The change is noticed within 30 s.
     server.wait_log(MEMORY_ONLY).await;
+    // Other instances may still use the schema, and know more.
+    assert_eq!(verdict(&server, "kv1").await, "CANNOT_SAY");
+}
+
+#[tokio::test]
+async fn a_straggler_is_not_forgotten_when_the_schema_can_be_used_again() {
+    let orgs: Vec<_> = (0..3)
+        .map(|i| Org::under(&format!("org{i}"), "kv2"))
+        .collect();
+    let (database, client) = seeded(&orgs).await;
+    let site = Site::new(&database).set("rewrap.soak", "\"1ms\"");
+    migrate_state(&site);
+    let server = site.start().await;
+    for _ in 0..2 {
+        run(&server, CENSUS).await;
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(verdict(&server, "kv1").await, "REMOVABLE");
+    let away = "ALTER SCHEMA nico_rewrap RENAME TO away";
+    client.batch_execute(away).await.unwrap();
+    server.wait_log(MEMORY_ONLY).await;
+    assert_eq!(verdict(&server, "kv1").await, "CANNOT_SAY");
+    seed::insert(&client, &[Org::under("late", "kv1")]).await;
+    run(&server, CENSUS).await;
+    assert_eq!(verdict(&server, "kv1").await, "IN_USE");
+    seed::delete(&client, "late").await;
+    run(&server, CENSUS).await;
+    assert_eq!(verdict(&server, "kv1").await, "CANNOT_SAY");
+    let back = "ALTER SCHEMA away RENAME TO nico_rewrap";
+    client.batch_execute(back).await.unwrap();
+    server
+        .wait_logs("runs and censuses are kept in the schema nico_rewrap", 2)
+        .await;
+    // In the schema, the key is clean without a break.
+    assert_eq!(verdict(&server, "kv1").await, "CANNOT_SAY");
+    run(&server, CENSUS).await;
     assert_eq!(verdict(&server, "kv1").await, "SOAKING");
+    assert_eq!(key(&server, "kv1").await["verdict"]["stragglers"], "2");
 }
 
 fn text(output: &Output) -> String {

@@ -49,7 +49,12 @@ impl Calls {
         };
         let mut is_due = false;
         while !shutdown.is_cancelled() {
-            let pause = if is_due || inner.is_old(interval).await {
+            let is_old = inner
+                .context
+                .censuses
+                .is_older_than(interval.mul_f64(0.9))
+                .await;
+            let pause = if is_due || is_old {
                 // A shutdown stops the census but does not drop this future, because the end
                 // must be recorded.
                 inner.take_census(runner).await.map_or(RETRY, |()| interval)
@@ -67,15 +72,6 @@ impl Calls {
 }
 
 impl Inner {
-    /// Whether the last census of any instance is about as old as the interval.
-    async fn is_old(&self, interval: Duration) -> bool {
-        let Some(last) = self.context.censuses.last().await else {
-            return true;
-        };
-        let age = SystemTime::now().duration_since(last.time);
-        age.is_ok_and(|age| age > interval.mul_f64(0.9))
-    }
-
     /// Takes a census, unless another instance takes one now.
     pub(super) async fn take_census(&self, runner: &Runner) -> Result<(), ServiceError> {
         let id = run_id();

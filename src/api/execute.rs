@@ -383,7 +383,7 @@ impl Execution {
             return Ok(());
         }
         // Without a census, there is no known secret to open.
-        let last = self.inner.context.censuses.last().await;
+        let last = self.inner.context.censuses.last_known().await;
         let Some(census) = last else {
             return Ok(());
         };
