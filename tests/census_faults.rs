@@ -170,6 +170,55 @@ async fn a_key_is_not_removable_by_a_census_in_the_future() {
 }
 
 #[tokio::test]
+async fn other_instances_see_a_background_census_and_can_stop_it() {
+    let (database, client) = seeded(&orgs(5)).await;
+    let slow = with_background(&database).set("rewrap.lock_timeout", "\"100s\"");
+    migrate_state(&slow);
+    let other = site(&database).start().await;
+    client
+        .batch_execute("BEGIN; LOCK TABLE tenant_identity_config IN ACCESS EXCLUSIVE MODE")
+        .await
+        .unwrap();
+    let watch = database.client().await;
+    let server = slow.start_unready().await;
+    let lives = "EXISTS (SELECT FROM nico_rewrap.runs
+        WHERE state = 'RUNNING' AND heartbeat > started + interval '2 s')";
+    until(&watch, lives).await;
+    let runs = ask(&other, "GetStatus", json!({})).await["activeRuns"].clone();
+    assert_eq!(runs[0]["state"], "RUN_STATE_RUNNING", "{runs}");
+    ask(&other, "StopRun", json!({"runId": runs[0]["id"]})).await;
+    let run = ended(&other, &runs[0]).await;
+    assert_eq!(
+        (run["state"].as_str(), reason(&run)),
+        (Some("RUN_STATE_STOPPED"), "STOPPED"),
+        "{run}"
+    );
+    client.batch_execute("ROLLBACK").await.unwrap();
+    drop(server);
+}
+
+#[tokio::test]
+async fn a_census_that_is_due_waits_for_the_census_of_another_instance() {
+    let (database, _client) = seeded(&orgs(3)).await;
+    let server = with_background(&database).start().await;
+    wait_for_census(&server).await;
+    let rival = database.client().await;
+    rival
+        .batch_execute(&format!("SELECT {LOCK}"))
+        .await
+        .unwrap();
+    grpcurl::run(&server, false).await;
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(verdict(&server, "kv1").await, "IN_USE");
+    drop(rival);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while verdict(&server, "kv1").await != "SOAKING" {
+        assert!(Instant::now() < deadline, "{}", server.log_text());
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
 async fn only_one_instance_takes_a_background_census_at_a_time() {
     let (database, client) = seeded(&orgs(10)).await;
     let first = with_background(&database).set("rewrap.lock_timeout", "\"3s\"");

@@ -9,6 +9,7 @@ pub mod error;
 mod execute;
 pub mod grpc;
 pub mod guard;
+mod progress;
 mod receipt;
 mod remedy;
 mod request;
