@@ -226,6 +226,24 @@ async fn the_history_has_the_last_100_runs() {
 }
 
 #[tokio::test]
+async fn censuses_of_the_server_do_not_crowd_out_the_runs_of_callers() {
+    let (database, client) = seeded(&orgs(3)).await;
+    let site = Site::new(&database).set("rewrap.census_interval", "\"1s\"");
+    migrate_state(&site);
+    // The last run of a caller, and more automatic censuses than there is room for.
+    let old = "INSERT INTO nico_rewrap.runs (id, started, state, request, document)
+        SELECT 'old' || i, now() - interval '1 day' + i * interval '1 s', 'FINISHED',
+            CASE WHEN i > 0 THEN 'automatic' END, '{}'
+        FROM generate_series(0, 150) AS i";
+    client.batch_execute(old).await.unwrap();
+    let server = site.start().await;
+    let pruned = "(SELECT count(*) FROM nico_rewrap.runs) = 101
+        AND EXISTS (SELECT FROM nico_rewrap.runs WHERE id = 'old0')";
+    crate::faults::until(&client, pruned).await;
+    drop(server);
+}
+
+#[tokio::test]
 async fn a_database_from_a_backup_has_its_own_history() {
     let (database, client) = seeded(&orgs(3)).await;
     let site = || Site::new(&database).set("rewrap.soak", "\"1ms\"");

@@ -21,7 +21,7 @@ use self::memory::{Memory, Remembered};
 use super::record::{RunProblem, RunRecord, RunState};
 use crate::store::{
     Store, StoreError,
-    state::{StartedRun, StateSchema, StoredFailure, StoredRun},
+    state::{StartedRun, Starter, StateSchema, StoredFailure, StoredRun},
 };
 
 /// Why the history could not answer.
@@ -149,7 +149,14 @@ impl History {
             let pair = request
                 .as_ref()
                 .map(|r| (r.id.as_str(), r.parameters.as_str()));
-            let added = store.insert_run(&record.id, &document(&record), pair).await;
+            let starter = if record.is_automatic() {
+                Starter::Server
+            } else {
+                Starter::Caller { request: pair }
+            };
+            let added = store
+                .insert_run(&record.id, &document(&record), starter)
+                .await;
             match added {
                 Ok(StartedRun::New) => is_stored = true,
                 Ok(StartedRun::Known { .. }) => {
