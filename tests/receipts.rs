@@ -137,3 +137,18 @@ async fn the_census_after_a_run_began_after_its_end() {
     assert_eq!(receipt["censusAfter"]["kv1"], Value::Null, "{receipt}");
     assert_eq!(receipt["censusAfter"]["kv2"], 10, "{receipt}");
 }
+
+#[tokio::test]
+async fn an_apply_of_one_organization_makes_a_census_due() {
+    let (database, client) = seeded(&[Org::under("a", "kv1"), Org::under("b", "kv1")]).await;
+    let site = Site::new(&database).set("rewrap.census_interval", "\"1h\"");
+    migrate_state(&site);
+    let server = site.start().await;
+    crate::faults::until(&client, "(SELECT sequence FROM nico_rewrap.ledger) = 1").await;
+    let request = serde_json::json!({"organizationId": "a"});
+    let admin = crate::certs::admin();
+    let report = grpcurl::reencrypt(&server, admin, request).await.unwrap();
+    assert_eq!(report.rows_updated, 1);
+    crate::faults::until(&client, "EXISTS (SELECT FROM nico_rewrap.receipts)").await;
+    crate::faults::until(&client, "(SELECT sequence FROM nico_rewrap.ledger) = 2").await;
+}

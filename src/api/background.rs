@@ -32,7 +32,7 @@ use crate::{
 const RETRY: Duration = Duration::from_secs(10);
 
 /// How often to look whether the census of another instance has ended, if one is due here.
-pub(super) const ELSEWHERE: Duration = Duration::from_secs(2);
+pub(super) const ELSEWHERE: Duration = Duration::from_secs(1);
 
 /// How often to check for the first contact with the database.
 const START: Duration = Duration::from_millis(200);

@@ -91,7 +91,11 @@ impl Inner {
     /// A census that began after the end of a site-wide run. `None` if there is none. Then one is
     /// due soon.
     async fn census_after(&self, runner: &Runner, record: &RunRecord) -> Option<Census> {
-        if record.scope != Scope::Site || self.context.census_interval.is_zero() {
+        if self.context.census_interval.is_zero() {
+            return None;
+        }
+        if record.scope != Scope::Site {
+            self.census_due.notify_one();
             return None;
         }
         let deadline = Instant::now() + OTHER_CENSUS;

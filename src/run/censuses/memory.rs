@@ -23,7 +23,7 @@ pub(super) struct Memory {
     /// Whether the schema could be used at some time, so that other instances may know more.
     pub(super) is_shared: bool,
     /// Results of censuses that are not in the schema.
-    pub(super) unwritten: Option<CensusFacts>,
+    unwritten: Option<CensusFacts>,
     /// A failed census that is not in the schema, and the sequence of the ledger then.
     unwritten_failure: Option<(i64, FailedCensus)>,
 }
@@ -75,19 +75,14 @@ impl Memory {
         position: SeriesPosition,
         census: &Census,
     ) -> Vec<String> {
-        let facts = census.facts();
         let is_late = position != self.position();
-        let loaded = site.keyring.iter().map(|kek| kek.id().as_str());
-        let target = site.keyring.target().id().as_str();
-        let ledger = &mut self.known.ledger;
-        let stragglers = ledger.record(&facts, is_late, loaded, target);
+        let stragglers = self.known.add(site, census, is_late);
         if !is_late {
-            self.known.last = Some(census.clone());
             self.unwritten_failure = None;
         }
         self.changes += 1;
         self.note_last();
-        self.add(facts);
+        self.add(census.facts());
         stragglers
     }
 

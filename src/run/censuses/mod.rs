@@ -33,6 +33,29 @@ struct Known {
     last: Option<Census>,
 }
 
+impl Known {
+    /// Adds a census. Returns the key ids that have stragglers.
+    fn add(&mut self, site: &Site, census: &Census, is_late: bool) -> Vec<String> {
+        let last = self.ledger.last.as_ref();
+        if !is_late && Ledger::is_other_history(last, census.moment) {
+            tracing::warn!(
+                "the database is older than the last census: it was restored, or replaced by \
+                 another one. The verdicts start again"
+            );
+            self.ledger = Ledger::default();
+        }
+        let loaded = site.keyring.iter().map(|kek| kek.id().as_str());
+        let target = site.keyring.target().id().as_str();
+        let facts = census.facts();
+        let stragglers = self.ledger.record(&facts, is_late, loaded, target);
+        self.sequence += 1;
+        if !is_late {
+            self.last = Some(census.clone());
+        }
+        stragglers
+    }
+}
+
 /// Where results come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
@@ -177,28 +200,12 @@ impl Censuses {
         census: &Census,
     ) -> Option<Vec<String>> {
         let target = site.keyring.target().id().as_str();
-        let loaded = || site.keyring.iter().map(|kek| kek.id().as_str());
-        let facts = census.facts();
         for _ in 0..ATTEMPTS {
             let mut known = self.current_in_schema().await?;
             let before = known.sequence;
             let is_late = position != SeriesPosition::Stored(before);
-            if !is_late && Ledger::is_other_history(known.ledger.last.as_ref(), census.moment) {
-                tracing::warn!(
-                    "the database is older than the last census: it was restored, or replaced by \
-                     another one. The verdicts start again"
-                );
-                known.ledger = Ledger::default();
-            }
-            let unwritten = self.memory().unwritten.clone();
-            if let Some(unwritten) = unwritten {
-                known.ledger.record(&unwritten, true, loaded(), target);
-            }
-            let stragglers = known.ledger.record(&facts, is_late, loaded(), target);
-            known.sequence += 1;
-            if !is_late {
-                known.last = Some(census.clone());
-            }
+            self.memory().add_unwritten(&mut known, target);
+            let stragglers = known.add(site, census, is_late);
             match self.write(before, &known, census).await {
                 Ok(true) => {
                     self.memory().written(known, is_late);
