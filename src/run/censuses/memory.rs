@@ -20,8 +20,6 @@ pub(super) struct Memory {
     changes: u64,
     /// Since when this process knows the last census, and the id of its run.
     last_since: Option<(String, Instant)>,
-    /// Whether the schema could be used at some time, so that other instances may know more.
-    pub(super) is_shared: bool,
     /// Results of censuses that are not in the schema.
     unwritten: Option<CensusFacts>,
     /// A failed census that is not in the schema, and the sequence of the ledger then.

@@ -346,7 +346,6 @@ impl Censuses {
     /// `warn` is false for `ListKeys`, because clients can call it often.
     async fn current(&self, warn: bool) -> Current {
         if self.history.is_persistent() {
-            self.memory().is_shared = true;
             match self.read().await {
                 Ok((known, now)) => {
                     self.memory().replace(known.clone());
@@ -362,10 +361,9 @@ impl Censuses {
                 Err(_) => {}
             }
         }
-        let memory = self.memory();
         Current {
-            known: memory.known().clone(),
-            source: if memory.is_shared {
+            known: self.memory().known().clone(),
+            source: if self.history.may_be_shared() {
                 Source::Outdated
             } else {
                 Source::Process

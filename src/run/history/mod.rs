@@ -64,6 +64,8 @@ struct Inner {
     store: Option<Arc<Store>>,
     /// Whether the schema can be used.
     is_persistent: AtomicBool,
+    /// Whether there is a schema, or was one.
+    has_seen_schema: AtomicBool,
     memory: Mutex<Memory>,
 }
 
@@ -74,6 +76,7 @@ impl History {
         Self(Arc::new(Inner {
             store,
             is_persistent: AtomicBool::new(false),
+            has_seen_schema: AtomicBool::new(false),
             memory: Mutex::default(),
         }))
     }
@@ -88,6 +91,9 @@ impl History {
             return;
         };
         let is_ready = schema == StateSchema::Ready;
+        if schema != StateSchema::Absent {
+            self.0.has_seen_schema.store(true, Ordering::Relaxed);
+        }
         let was_ready = self.0.is_persistent.swap(is_ready, Ordering::Relaxed);
         let first = !std::mem::replace(&mut self.memory().knows_schema, true);
         if is_ready && (first || !was_ready) {
@@ -111,6 +117,13 @@ impl History {
     #[must_use]
     pub fn is_persistent(&self) -> bool {
         self.0.is_persistent.load(Ordering::Relaxed)
+    }
+
+    /// Whether other instances may know more than this one: there is a schema, or was one, even if
+    /// this instance cannot use it.
+    #[must_use]
+    pub fn may_be_shared(&self) -> bool {
+        self.0.has_seen_schema.load(Ordering::Relaxed)
     }
 
     /// The run that an earlier request with the same id has started.
