@@ -11,7 +11,7 @@ use crate::faults::{orgs, until};
 use crate::grpcurl;
 use crate::outcome::seeded;
 use crate::pg;
-use crate::rewrap_client::{ask, ended, migrate_state, reason, run, start_slow, verdict};
+use crate::rewrap_client::{ask, ended, key, migrate_state, reason, run, start_slow, verdict};
 use crate::seed::{self, Org};
 use crate::server::Server;
 use crate::site::Site;
@@ -44,7 +44,7 @@ fn with_background(database: &Database) -> Site {
 async fn until_scanning(watch: &Client) {
     let scanning = "EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
         AND application_name = 'nico-rewrap' AND state = 'idle in transaction'
-        AND query LIKE '%rewrap_census%')";
+        AND query LIKE '%FROM rewrap_census')";
     until(watch, scanning).await;
 }
 
@@ -71,7 +71,8 @@ async fn a_census_that_is_recorded_after_a_later_one_does_not_count_a_key_as_unu
         let first = start_slow(&server, CENSUS, RATE).await;
         until_scanning(&client).await;
         seed::insert(&client, &[Org::under("late", "kv1")]).await;
-        assert_eq!(run(&server, CENSUS).await["state"], "RUN_STATE_FINISHED");
+        let second = run(&server, CENSUS).await;
+        assert_eq!(second["state"], "RUN_STATE_FINISHED");
         assert_eq!(verdict(&server, "kv1").await, "IN_USE");
         let first = ended(&server, &first).await;
         assert_eq!(first["state"], "RUN_STATE_FINISHED", "{first}");
@@ -81,8 +82,139 @@ async fn a_census_that_is_recorded_after_a_later_one_does_not_count_a_key_as_unu
             "IN_USE",
             "persistent: {persistent}"
         );
+        // It is not the last census either: its counts are older than the verdict.
+        let keys = ask(&server, "ListKeys", json!({})).await;
+        assert_eq!(keys["census"]["runId"], second["id"], "{keys}");
         run(&server, CENSUS).await;
         assert_eq!(verdict(&server, "kv1").await, "IN_USE");
+    }
+}
+
+#[tokio::test]
+async fn a_late_census_that_has_seen_a_clean_key_ends_its_soak() {
+    for persistent in [false, true] {
+        let orgs: Vec<_> = (0..ROWS)
+            .map(|i| Org::under(&format!("org{i:04}"), "kv2"))
+            .collect();
+        let (database, client) = seeded(&orgs).await;
+        let site = site(&database);
+        if persistent {
+            migrate_state(&site);
+        }
+        let server = site.start().await;
+        run(&server, CENSUS).await;
+        sleep(Duration::from_millis(10)).await;
+        run(&server, CENSUS).await;
+        assert_eq!(verdict(&server, "kv1").await, "REMOVABLE");
+        seed::insert(&client, &[Org::under("late", "kv1")]).await;
+        let late = start_slow(&server, CENSUS, RATE).await;
+        until_scanning(&client).await;
+        seed::delete(&client, "late").await;
+        let last = run(&server, CENSUS).await;
+        assert_eq!(verdict(&server, "kv1").await, "REMOVABLE");
+        ended(&server, &late).await;
+        let seen = key(&server, "kv1").await;
+        assert_eq!(
+            (&seen["verdict"]["state"], &seen["verdict"]["stragglers"]),
+            (&json!("VERDICT_STATE_CANNOT_SAY"), &json!("2")),
+            "persistent: {persistent}, {seen}"
+        );
+        let keys = ask(&server, "ListKeys", json!({})).await;
+        assert_eq!(keys["census"]["runId"], last["id"], "{keys}");
+        run(&server, CENSUS).await;
+        assert_eq!(verdict(&server, "kv1").await, "SOAKING");
+    }
+}
+
+/// Changes the first times in the documents of a table to an hour from now.
+async fn into_the_future(client: &Client, table: &str) {
+    let change = format!(
+        "UPDATE nico_rewrap.{table} SET document = regexp_replace(document,
+            '\"secs_since_epoch\":\\d+',
+            '\"secs_since_epoch\":' || (extract(epoch FROM now())::bigint + 3600))"
+    );
+    client.batch_execute(&change).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_census_in_the_future_is_no_reason_to_wait() {
+    let (database, client) = seeded(&orgs(3)).await;
+    let site = with_background(&database);
+    migrate_state(&site);
+    let server = site.start().await;
+    wait_for_census(&server).await;
+    server.terminate().await;
+    // The clock of the database was wrong during this census.
+    into_the_future(&client, "censuses").await;
+    let server = with_background(&database).start().await;
+    until(&client, "(SELECT sequence FROM nico_rewrap.ledger) = 2").await;
+    drop(server);
+}
+
+#[tokio::test]
+async fn a_key_is_not_removable_by_a_census_in_the_future() {
+    let orgs: Vec<_> = (0..3)
+        .map(|i| Org::under(&format!("org{i}"), "kv2"))
+        .collect();
+    let (database, client) = seeded(&orgs).await;
+    let site = site(&database);
+    migrate_state(&site);
+    let server = site.start().await;
+    run(&server, CENSUS).await;
+    sleep(Duration::from_millis(10)).await;
+    run(&server, CENSUS).await;
+    assert_eq!(verdict(&server, "kv1").await, "REMOVABLE");
+    // The first time in the ledger is that of the last census.
+    into_the_future(&client, "ledger").await;
+    assert_eq!(verdict(&server, "kv1").await, "SOAKING");
+}
+
+#[tokio::test]
+async fn other_instances_see_a_background_census_and_can_stop_it() {
+    let (database, client) = seeded(&orgs(5)).await;
+    let slow = with_background(&database).set("rewrap.lock_timeout", "\"100s\"");
+    migrate_state(&slow);
+    let other = site(&database).start().await;
+    client
+        .batch_execute("BEGIN; LOCK TABLE tenant_identity_config IN ACCESS EXCLUSIVE MODE")
+        .await
+        .unwrap();
+    let watch = database.client().await;
+    let server = slow.start_unready().await;
+    let lives = "EXISTS (SELECT FROM nico_rewrap.runs
+        WHERE state = 'RUNNING' AND heartbeat > started + interval '2 s')";
+    until(&watch, lives).await;
+    let runs = ask(&other, "GetStatus", json!({})).await["activeRuns"].clone();
+    assert_eq!(runs[0]["state"], "RUN_STATE_RUNNING", "{runs}");
+    ask(&other, "StopRun", json!({"runId": runs[0]["id"]})).await;
+    let run = ended(&other, &runs[0]).await;
+    assert_eq!(
+        (run["state"].as_str(), reason(&run)),
+        (Some("RUN_STATE_STOPPED"), "STOPPED"),
+        "{run}"
+    );
+    client.batch_execute("ROLLBACK").await.unwrap();
+    drop(server);
+}
+
+#[tokio::test]
+async fn a_census_that_is_due_waits_for_the_census_of_another_instance() {
+    let (database, _client) = seeded(&orgs(3)).await;
+    let server = with_background(&database).start().await;
+    wait_for_census(&server).await;
+    let rival = database.client().await;
+    rival
+        .batch_execute(&format!("SELECT {LOCK}"))
+        .await
+        .unwrap();
+    grpcurl::run(&server, false).await;
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(verdict(&server, "kv1").await, "IN_USE");
+    drop(rival);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while verdict(&server, "kv1").await != "SOAKING" {
+        assert!(Instant::now() < deadline, "{}", server.log_text());
+        sleep(Duration::from_millis(50)).await;
     }
 }
 
@@ -122,9 +254,9 @@ async fn no_background_census_begins_while_another_session_has_the_lock() {
         .batch_execute(&format!("SELECT {LOCK}"))
         .await
         .unwrap();
-    let site = with_background(&database).set("rewrap.census_interval", "\"200ms\"");
+    let site = with_background(&database).set("rewrap.census_interval", "\"1s\"");
     let server = site.start().await;
-    sleep(Duration::from_secs(1)).await;
+    sleep(Duration::from_secs(3)).await;
     let keys = ask(&server, "ListKeys", json!({})).await;
     assert!(keys["census"].is_null(), "{keys}");
     // A census that somebody starts does not wait for it.
@@ -149,7 +281,7 @@ async fn a_census_whose_session_is_killed_begins_again() {
     let census = start_slow(&server, CENSUS, RATE).await;
     until_scanning(&client).await;
     let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-        WHERE datname = current_database() AND query LIKE '%rewrap_census%'
+        WHERE datname = current_database() AND query LIKE '%FROM rewrap_census'
         AND application_name = 'nico-rewrap'";
     client.batch_execute(kill).await.unwrap();
     server.wait_log(AGAIN).await;

@@ -70,6 +70,8 @@ auth.cli_certs.username | "operator" | 1 | string in quotes
 rewrap.admin_issuers_in_root_ca | ["A CA"] | "A CA" ; [""] ; [1] |
 rewrap.allowed_services | ["a", "b"] | "a" ; [true] | list of strings
 rewrap.lock_timeout | "1500ms" | 2 ; "2" ; "2 parsecs" ; "0s" ; "2h" ; "-1s" | "2s"
+rewrap.census_interval | "1s" | 600 ; "500ms" ; "1ns" ; "25h" | must be "0s", or a duration with a unit, from "1s" to "1d"
+rewrap.census_interval | "0s" | "-1s" | from "1s" to "1d"
 rewrap.statement_timeout | "1m" | "" | "2s"
 rewrap.connect_timeout | "5s" | true | "2s"
 rewrap.shutdown_grace | "1m 30s" | "soon" | "2s"

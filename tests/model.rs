@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use nico_rewrap::domain::verdict::{CensusFacts, Ledger, VerdictState};
+use nico_rewrap::domain::verdict::{CensusFacts, Conditions, Ledger, VerdictState};
 
 /// The soak in ticks.
 const SOAK: u8 = 2;
@@ -146,6 +146,7 @@ impl State {
         let count = u64::from(self.secret == Key::Old);
         let secrets = BTreeMap::from([("old".to_owned(), count), ("new".to_owned(), 1 - count)]);
         let facts = CensusFacts {
+            run_id: String::new(),
             moment: i64::from(self.censuses),
             start: at(self.time),
             unreadable: 0,
@@ -178,11 +179,17 @@ impl State {
                 .is_some_and(|since| self.time >= since + SOAK),
             Rule::TwoCleanCensuses => {
                 let first = self.first_clean.map(|first| at(first) + soak);
-                let last = self.ledger.last.map(|last| last.point.start);
+                let last = self.ledger.last.as_ref().map(|last| last.point.start);
                 self.last_census_was_clean() && first < last && first.is_some()
             }
             Rule::Verdict => {
-                let verdict = self.ledger.verdict("old", "new", soak, at(self.time));
+                let conditions = Conditions {
+                    target: "new",
+                    soak,
+                    now: Some(at(self.time)),
+                    is_outdated: false,
+                };
+                let verdict = self.ledger.verdict("old", &conditions);
                 verdict.state == VerdictState::Removable
             }
         };
@@ -287,7 +294,7 @@ impl State {
             .map(|set| set.map(|set| (set.began, set.read == Key::Old)));
         sets.sort_unstable();
         let old = self.ledger.keys.get("old");
-        let last = self.ledger.last.map(|last| last.point.start);
+        let last = self.ledger.last.as_ref().map(|last| last.point.start);
         let ledger = (old.map(|old| (old.secrets, self.clean_since())), last);
         let dry_run = rule == Rule::CleanDryRun && self.dry_run_was_clean;
         let first = self.first_clean.filter(|_| rule == Rule::TwoCleanCensuses);

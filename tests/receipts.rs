@@ -109,3 +109,46 @@ async fn each_apply_that_writes_has_a_receipt_in_one_chain() {
         assert_eq!(server.terminate().await, 0);
     }
 }
+
+#[tokio::test]
+async fn the_census_after_a_run_began_after_its_end() {
+    let orgs: Vec<_> = (0..5)
+        .map(|i| Org::under(&format!("org-{i}"), "kv1"))
+        .collect();
+    let (database, client) = seeded(&orgs).await;
+    let site = Site::new(&database).set("rewrap.census_interval", "\"1h\"");
+    migrate_state(&site);
+    let server = site.start().await;
+    crate::faults::until(&client, "(SELECT sequence FROM nico_rewrap.ledger) = 1").await;
+    // Another instance takes a census, which has begun before the run.
+    let rival = database.client().await;
+    rival
+        .batch_execute("SELECT pg_advisory_lock(1852400495, 1667591795)")
+        .await
+        .unwrap();
+    grpcurl::run(&server, false).await;
+    sleep(Duration::from_secs(1)).await;
+    drop(rival);
+    crate::faults::until(&client, "EXISTS (SELECT FROM nico_rewrap.receipts)").await;
+    let receipt = "SELECT document FROM nico_rewrap.receipts";
+    let receipt: String = client.query_one(receipt, &[]).await.unwrap().get(0);
+    let receipt: Value = serde_json::from_str(&receipt).unwrap();
+    assert_eq!(receipt["censusBefore"]["kv1"], 10, "{receipt}");
+    assert_eq!(receipt["censusAfter"]["kv1"], Value::Null, "{receipt}");
+    assert_eq!(receipt["censusAfter"]["kv2"], 10, "{receipt}");
+}
+
+#[tokio::test]
+async fn an_apply_of_one_organization_makes_a_census_due() {
+    let (database, client) = seeded(&[Org::under("a", "kv1"), Org::under("b", "kv1")]).await;
+    let site = Site::new(&database).set("rewrap.census_interval", "\"1h\"");
+    migrate_state(&site);
+    let server = site.start().await;
+    crate::faults::until(&client, "(SELECT sequence FROM nico_rewrap.ledger) = 1").await;
+    let request = serde_json::json!({"organizationId": "a"});
+    let admin = crate::certs::admin();
+    let report = grpcurl::reencrypt(&server, admin, request).await.unwrap();
+    assert_eq!(report.rows_updated, 1);
+    crate::faults::until(&client, "EXISTS (SELECT FROM nico_rewrap.receipts)").await;
+    crate::faults::until(&client, "(SELECT sequence FROM nico_rewrap.ledger) = 2").await;
+}

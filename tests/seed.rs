@@ -141,6 +141,12 @@ pub(crate) async fn insert(client: &Client, orgs: &[Org]) {
         .unwrap();
 }
 
+/// Deletes an organization.
+pub(crate) async fn delete(client: &Client, id: &str) {
+    let sql = "DELETE FROM tenants WHERE organization_id = $1";
+    assert_eq!(client.execute(sql, &[&id]).await.unwrap(), 1);
+}
+
 /// A PKCS#8 PEM P-256 private key, the same for the whole process.
 pub(crate) fn signing_key_pem() -> &'static str {
     static PEM: LazyLock<String> = LazyLock::new(|| {

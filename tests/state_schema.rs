@@ -11,7 +11,8 @@ use crate::faults::orgs;
 use crate::few_connections::limited;
 use crate::grpcurl;
 use crate::outcome::seeded;
-use crate::rewrap_client::{ask, migrate_state, run, try_migrate_state, verdict};
+use crate::rewrap_client::{ask, key, migrate_state, run, try_migrate_state, verdict};
+use crate::seed::{self, Org};
 use crate::server::field;
 use crate::site::Site;
 
@@ -60,7 +61,7 @@ async fn a_schema_that_cannot_be_used_is_named_and_runs_are_kept_in_memory() {
         assert!(reason.contains(words), "{change}: {reason}");
         let status = ask(&server, "GetStatus", json!({})).await;
         assert_eq!(status["historyPersistent"], false, "{change}");
-        for kind in [CENSUS, "RUN_KIND_APPLY"] {
+        for kind in [CENSUS, "RUN_KIND_APPLY", CENSUS] {
             assert_eq!(
                 run(&server, kind).await["state"],
                 "RUN_STATE_FINISHED",
@@ -68,8 +69,12 @@ async fn a_schema_that_cannot_be_used_is_named_and_runs_are_kept_in_memory() {
             );
         }
         assert_eq!(verdict(&server, "kv2").await, "TARGET");
+        // Other instances may use a schema that this one cannot use, and know more.
+        let exists = words != "does not exist";
+        let expected = if exists { "CANNOT_SAY" } else { "SOAKING" };
+        assert_eq!(verdict(&server, "kv1").await, expected, "{change}");
         let runs = ask(&server, "ListRuns", json!({})).await;
-        assert_eq!(runs["runs"].as_array().unwrap().len(), 2, "{change}");
+        assert_eq!(runs["runs"].as_array().unwrap().len(), 3, "{change}");
     }
 }
 
@@ -86,7 +91,44 @@ async fn a_privilege_that_is_lost_during_the_operation_ends_no_run() {
     assert_eq!(run(&server, CENSUS).await["state"], "RUN_STATE_FINISHED");
     // The change is noticed within 30 s.
     server.wait_log(MEMORY_ONLY).await;
+    // Other instances may still use the schema, and know more.
+    assert_eq!(verdict(&server, "kv1").await, "CANNOT_SAY");
+}
+
+#[tokio::test]
+async fn a_straggler_is_not_forgotten_when_the_schema_can_be_used_again() {
+    let orgs: Vec<_> = (0..3)
+        .map(|i| Org::under(&format!("org{i}"), "kv2"))
+        .collect();
+    let (database, client) = seeded(&orgs).await;
+    let site = Site::new(&database).set("rewrap.soak", "\"1ms\"");
+    migrate_state(&site);
+    let server = site.start().await;
+    for _ in 0..2 {
+        run(&server, CENSUS).await;
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(verdict(&server, "kv1").await, "REMOVABLE");
+    let away = "ALTER SCHEMA nico_rewrap RENAME TO away";
+    client.batch_execute(away).await.unwrap();
+    server.wait_log(MEMORY_ONLY).await;
+    assert_eq!(verdict(&server, "kv1").await, "CANNOT_SAY");
+    seed::insert(&client, &[Org::under("late", "kv1")]).await;
+    run(&server, CENSUS).await;
+    assert_eq!(verdict(&server, "kv1").await, "IN_USE");
+    seed::delete(&client, "late").await;
+    run(&server, CENSUS).await;
+    assert_eq!(verdict(&server, "kv1").await, "CANNOT_SAY");
+    let back = "ALTER SCHEMA away RENAME TO nico_rewrap";
+    client.batch_execute(back).await.unwrap();
+    server
+        .wait_logs("runs and censuses are kept in the schema nico_rewrap", 2)
+        .await;
+    // In the schema, the key is clean without a break.
+    assert_eq!(verdict(&server, "kv1").await, "CANNOT_SAY");
+    run(&server, CENSUS).await;
     assert_eq!(verdict(&server, "kv1").await, "SOAKING");
+    assert_eq!(key(&server, "kv1").await["verdict"]["stragglers"], "2");
 }
 
 fn text(output: &Output) -> String {
@@ -185,6 +227,24 @@ async fn the_history_has_the_last_100_runs() {
         2,
         "the others are in no known form"
     );
+}
+
+#[tokio::test]
+async fn censuses_of_the_server_do_not_crowd_out_the_runs_of_callers() {
+    let (database, client) = seeded(&orgs(3)).await;
+    let site = Site::new(&database).set("rewrap.census_interval", "\"1s\"");
+    migrate_state(&site);
+    // The last run of a caller, and more automatic censuses than there is room for.
+    let old = "INSERT INTO nico_rewrap.runs (id, started, state, request, document)
+        SELECT 'old' || i, now() - interval '1 day' + i * interval '1 s', 'FINISHED',
+            CASE WHEN i > 0 THEN 'automatic' END, '{}'
+        FROM generate_series(0, 150) AS i";
+    client.batch_execute(old).await.unwrap();
+    let server = site.start().await;
+    let pruned = "(SELECT count(*) FROM nico_rewrap.runs) = 101
+        AND EXISTS (SELECT FROM nico_rewrap.runs WHERE id = 'old0')";
+    crate::faults::until(&client, pruned).await;
+    drop(server);
 }
 
 #[tokio::test]

@@ -8,9 +8,10 @@ use tokio::time::sleep;
 use crate::database::Database;
 use crate::grpcurl;
 use crate::outcome::seeded;
-use crate::rewrap_client::{ask, key, migrate_state, run, verdict};
+use crate::rewrap_client::{ask, key, migrate_state, reason, run, verdict};
 use crate::seal::seal;
 use crate::seed::{self, COLUMNS, DELEGATION, Org, signing_key_pem};
+use crate::server::Server;
 use crate::site::Site;
 
 const CENSUS: &str = "RUN_KIND_CENSUS";
@@ -240,4 +241,125 @@ async fn wrong_bytes_under_the_target_key_are_named_before_the_first_write() {
     assert_eq!(seed::snapshot(&client).await, before);
     // A dry run reports every row as before.
     assert_eq!(grpcurl::run(&server, true).await.rows_failed, 4);
+}
+
+/// The state and the explanation of the verdict about kv1.
+async fn said(server: &Server) -> (String, String) {
+    let verdict = key(server, "kv1").await["verdict"].clone();
+    let text = |member: &str| verdict[member].as_str().unwrap().to_owned();
+    let state = text("state");
+    let state = state.strip_prefix("VERDICT_STATE_").unwrap().to_owned();
+    (state, text("explanation"))
+}
+
+/// Two instances with a history, for which kv1 is removable.
+async fn removable(database: &Database) -> [Server; 2] {
+    let site = || site(database).set("rewrap.lock_timeout", "\"300ms\"");
+    migrate_state(&site());
+    let servers = [site().start().await, site().start().await];
+    run(&servers[0], CENSUS).await;
+    sleep(Duration::from_millis(10)).await;
+    run(&servers[0], CENSUS).await;
+    for server in &servers {
+        assert_eq!(said(server).await.0, "REMOVABLE");
+    }
+    servers
+}
+
+const UNREADABLE: &str = "cannot be read";
+
+#[tokio::test]
+async fn a_key_is_never_called_unused_from_memory() {
+    let (database, client) = seeded(&[Org::under("a", "kv2")]).await;
+    let [one, two] = removable(&database).await;
+    let rival = database.client().await;
+    let lock = "BEGIN; LOCK TABLE nico_rewrap.ledger";
+    rival.batch_execute(lock).await.unwrap();
+    for server in [&one, &two] {
+        let (state, explanation) = said(server).await;
+        assert_eq!(state, "CANNOT_SAY", "{explanation}");
+        assert!(explanation.contains(UNREADABLE), "{explanation}");
+        assert_eq!(verdict(server, "kv2").await, "TARGET");
+    }
+    rival.batch_execute("ROLLBACK").await.unwrap();
+    assert_eq!(verdict(&one, "kv1").await, "REMOVABLE");
+
+    // Another instance finds a secret. Whoever has read that still knows it.
+    seed::insert(&client, &[Org::under("late", "kv1")]).await;
+    run(&two, CENSUS).await;
+    assert_eq!(verdict(&one, "kv1").await, "IN_USE");
+    rival.batch_execute(lock).await.unwrap();
+    let (state, explanation) = said(&one).await;
+    assert_eq!(state, "IN_USE", "{explanation}");
+    assert!(explanation.contains(UNREADABLE), "{explanation}");
+    // Its own censuses are no proof either, but they can find a secret.
+    rival.batch_execute("ROLLBACK").await.unwrap();
+    grpcurl::run(&two, false).await;
+    run(&two, CENSUS).await;
+    sleep(Duration::from_millis(10)).await;
+    run(&two, CENSUS).await;
+    assert_eq!(verdict(&one, "kv1").await, "REMOVABLE");
+    rival.batch_execute(lock).await.unwrap();
+    run(&one, CENSUS).await;
+    assert_eq!(verdict(&one, "kv1").await, "CANNOT_SAY");
+    seed::insert(&client, &[Org::under("later", "kv1")]).await;
+    run(&one, CENSUS).await;
+    assert_eq!(verdict(&one, "kv1").await, "IN_USE");
+    seed::delete(&client, "later").await;
+    run(&one, CENSUS).await;
+    rival.batch_execute("ROLLBACK").await.unwrap();
+    // The schema knows nothing of these censuses, and the key is clean in it. But this instance
+    // has seen the secret.
+    assert_eq!(verdict(&two, "kv1").await, "REMOVABLE");
+    assert_eq!(verdict(&one, "kv1").await, "CANNOT_SAY");
+    run(&one, CENSUS).await;
+    for server in [&one, &two] {
+        assert_eq!(verdict(server, "kv1").await, "SOAKING");
+    }
+}
+
+#[tokio::test]
+async fn a_census_that_could_not_see_every_row_ends_the_proof_at_every_instance() {
+    let (database, client) = seeded(&[Org::under("a", "kv2")]).await;
+    let [one, two] = removable(&database).await;
+    let on = "ALTER TABLE tenant_identity_config ENABLE ROW LEVEL SECURITY;
+        ALTER TABLE tenant_identity_config FORCE ROW LEVEL SECURITY";
+    client.batch_execute(on).await.unwrap();
+    let failed = run(&one, CENSUS).await;
+    assert_eq!(reason(&failed), "ROWS_NOT_VISIBLE", "{failed}");
+    for server in [&one, &two] {
+        let (state, explanation) = said(server).await;
+        assert_eq!(state, "CANNOT_SAY", "{explanation}");
+        let words = "failed with ROWS_NOT_VISIBLE";
+        assert!(explanation.contains(words), "{explanation}");
+        assert_eq!(verdict(server, "kv2").await, "TARGET");
+    }
+    let off = "ALTER TABLE tenant_identity_config DISABLE ROW LEVEL SECURITY";
+    client.batch_execute(off).await.unwrap();
+    run(&two, CENSUS).await;
+    for server in [&one, &two] {
+        assert_eq!(verdict(server, "kv1").await, "REMOVABLE");
+    }
+}
+
+#[tokio::test]
+async fn a_verdict_says_that_the_last_census_failed() {
+    let (database, _client) = seeded(&[Org::under("a", "kv2")]).await;
+    let [one, two] = removable(&database).await;
+    let rival = database.client().await;
+    let lock = "BEGIN; LOCK TABLE tenant_identity_config";
+    rival.batch_execute(lock).await.unwrap();
+    let failed = run(&one, CENSUS).await;
+    assert_eq!(failed["state"], "RUN_STATE_FAILED", "{failed}");
+    rival.batch_execute("ROLLBACK").await.unwrap();
+    for server in [&one, &two] {
+        let (state, explanation) = said(server).await;
+        // The time of the last census is in the explanation.
+        assert_eq!(state, "REMOVABLE", "{explanation}");
+        let words = format!("failed with {}", reason(&failed));
+        assert!(explanation.contains(&words), "{explanation}");
+    }
+    run(&one, CENSUS).await;
+    let (_, explanation) = said(&two).await;
+    assert!(!explanation.contains("failed"), "{explanation}");
 }

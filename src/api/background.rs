@@ -1,31 +1,52 @@
 //! The automatic censuses of the server.
 
 use std::{
+    convert::Infallible,
+    future::pending,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tracing::Instrument;
 
 use super::{
-    call::Calls, context::Inner, error::ServiceError, execute::in_progress, run_id::run_id,
+    call::Calls,
+    context::Inner,
+    error::ServiceError,
+    progress::{in_progress, publish, publish_last},
+    run_id::run_id,
 };
 use crate::{
     run::{
-        Meter, RunError, RunSpec, Runner, Scope,
-        history::Begun,
-        record::{Kind, RunRecord, RunState},
+        Census, Meter, RunError, RunSpec, Runner, Scope,
+        history::{Begun, LiveRun},
+        record::{Kind, RunProblem, RunRecord, RunState},
     },
     store::StoreError,
     telemetry,
 };
 
-/// How long to wait after a census that failed.
+/// How long to wait after a census that failed. After each further failure, the pause is twice as
+/// long, up to the interval.
 const RETRY: Duration = Duration::from_secs(10);
+
+/// How often to look whether the census of another instance has ended, if one is due here.
+pub(super) const ELSEWHERE: Duration = Duration::from_secs(1);
 
 /// How often to check for the first contact with the database.
 const START: Duration = Duration::from_millis(200);
+
+/// How long an ended run waits until its failure is in the database.
+const FAILURE_LIMIT: Duration = Duration::from_millis(300);
+
+/// The result of an automatic census.
+pub(super) enum Taken {
+    /// The census of this instance.
+    Here(Census),
+    /// Another instance takes one now.
+    Elsewhere,
+}
 
 impl Calls {
     /// Takes a census now, then every `interval`, and after each apply that wrote a row.
@@ -47,37 +68,40 @@ impl Calls {
         let Some(runner) = shutdown.run_until_cancelled(runner).await else {
             return;
         };
+        let censuses = &inner.context.censuses;
         let mut is_due = false;
+        let mut failures = 0;
         while !shutdown.is_cancelled() {
-            let pause = if is_due || inner.is_old(interval).await {
+            let mut pause = interval;
+            // Otherwise, another instance has taken one.
+            if is_due || censuses.is_older_than(interval.mul_f64(0.9)).await {
                 // A shutdown stops the census but does not drop this future, because the end
                 // must be recorded.
-                inner.take_census(runner).await.map_or(RETRY, |()| interval)
-            } else {
-                // Another instance has taken one.
-                interval
-            };
-            is_due = tokio::select! {
-                () = inner.census_due.notified() => true,
-                () = sleep(pause) => false,
+                match inner.take_census(runner).await {
+                    Ok(Taken::Elsewhere) if is_due => pause = ELSEWHERE,
+                    Ok(Taken::Elsewhere) => {}
+                    // A census that somebody has stopped does not begin again soon.
+                    Ok(Taken::Here(_)) | Err(ServiceError::Stopped) => {
+                        (is_due, failures) = (false, 0);
+                    }
+                    Err(_) => {
+                        pause = pause_after(failures, interval);
+                        failures += 1;
+                    }
+                }
+            }
+            tokio::select! {
+                () = inner.census_due.notified() => is_due = true,
+                () = sleep(pause) => {}
                 () = shutdown.cancelled() => return,
-            };
+            }
         }
     }
 }
 
 impl Inner {
-    /// Whether the last census of any instance is about as old as the interval.
-    async fn is_old(&self, interval: Duration) -> bool {
-        let Some(last) = self.context.censuses.last().await else {
-            return true;
-        };
-        let age = SystemTime::now().duration_since(last.time);
-        age.is_ok_and(|age| age > interval.mul_f64(0.9))
-    }
-
     /// Takes a census, unless another instance takes one now.
-    pub(super) async fn take_census(&self, runner: &Runner) -> Result<(), ServiceError> {
+    pub(super) async fn take_census(&self, runner: &Runner) -> Result<Taken, ServiceError> {
         let id = run_id();
         let span = tracing::error_span!("census", run_id = id);
         async {
@@ -86,7 +110,7 @@ impl Inner {
             match &taken {
                 Err(error) if error.is_stop() => tracing::info!(%error, "the census was stopped"),
                 Err(error) => tracing::warn!(%error, "the census failed"),
-                Ok(()) => {}
+                Ok(_) => {}
             }
             taken
         }
@@ -94,10 +118,10 @@ impl Inner {
         .await
     }
 
-    async fn try_take_census(&self, runner: &Runner, id: String) -> Result<(), ServiceError> {
+    async fn try_take_census(&self, runner: &Runner, id: String) -> Result<Taken, ServiceError> {
         let is_free = runner.store().census_is_free().await;
         if !is_free.map_err(StoreError::into_unavailable)? {
-            return Ok(());
+            return Ok(Taken::Elsewhere);
         }
         let spec = RunSpec {
             id,
@@ -115,13 +139,14 @@ impl Inner {
             .begin(record, None, stop.clone())
             .await?;
         let Begun::New(live) = begun else {
-            return Ok(());
+            return Ok(Taken::Elsewhere);
         };
         let censuses = &self.context.censuses;
         let position = censuses.position().await;
         let meter = Arc::new(Meter::default());
         let in_progress = in_progress(&spec, &meter);
-        let ended = Box::pin(runner.census(&spec, true, &meter, &stop)).await;
+        let census = Box::pin(runner.census(&spec, true, &meter, &stop));
+        let ended = attend(&live, &meter, census).await;
         drop(in_progress);
         if let Some(census) = &ended.census {
             censuses.record(runner.site(), position, census).await;
@@ -140,9 +165,12 @@ impl Inner {
             Err(error) if error.is_stop() => RunState::Stopped,
             Err(_) => RunState::Failed,
         };
+        if state == RunState::Failed {
+            self.record_census_failure(problem.as_ref()).await;
+        }
         telemetry::run_ended(Kind::Census.label(), state.name());
+        publish_last(&live, &meter, result.is_ok());
         live.finish(|record| {
-            record.progress.rows_done = meter.rows_done();
             record.state = state;
             record.end_time = Some(SystemTime::now());
             record.counts = Some(counts);
@@ -150,7 +178,59 @@ impl Inner {
             record.durable = true;
         })
         .await;
-        // The census of the other instance replaces this one.
-        if is_elsewhere { Ok(()) } else { result }
+        if is_elsewhere {
+            return Ok(Taken::Elsewhere);
+        }
+        result?;
+        ended.census.map(Taken::Here).ok_or(ServiceError::Internal)
+    }
+
+    /// Lets the verdicts know that a census has failed. Waits only for a moment, because the
+    /// database may be the problem.
+    pub(super) async fn record_census_failure(&self, problem: Option<&RunProblem>) {
+        let Some(problem) = problem.cloned() else {
+            return;
+        };
+        let censuses = self.context.censuses.clone();
+        let record = async move { censuses.record_failure(&problem).await };
+        let record = self.tasks.spawn(record.in_current_span());
+        let _ = timeout(FAILURE_LIMIT, record).await;
+    }
+}
+
+/// The pause after a census that failed, and `failures` before it.
+fn pause_after(failures: u32, interval: Duration) -> Duration {
+    let doubled = RETRY.saturating_mul(1 << failures.min(16));
+    doubled.min(interval.max(RETRY))
+}
+
+/// Drives a census. Meanwhile, other instances see its progress and can stop it.
+async fn attend<T>(live: &LiveRun, meter: &Meter, census: impl Future<Output = T>) -> T {
+    // A census has no failures, but without the sender the queue ends at once.
+    let (_sender, mut failures) = LiveRun::queue();
+    let keep = async {
+        live.keep(&mut failures).await;
+        pending::<Infallible>().await
+    };
+    tokio::select! {
+        ended = census => ended,
+        never = keep => match never {},
+        never = publish(live, meter) => match never {},
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_after_failures_grows_up_to_the_interval() {
+        let pauses = |interval| {
+            let pause = |failures| pause_after(failures, Duration::from_secs(interval)).as_secs();
+            [0, 1, 2, 3, u32::MAX].map(pause)
+        };
+        assert_eq!(pauses(60), [10, 20, 40, 60, 60]);
+        assert_eq!(pauses(1), [10; 5]);
+        assert_eq!(pauses(86_400), [10, 20, 40, 80, 86_400]);
     }
 }

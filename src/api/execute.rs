@@ -1,7 +1,6 @@
 //! One call from its authorization to its audit record.
 
 use std::{
-    convert::Infallible,
     future::pending,
     pin::pin,
     sync::Arc,
@@ -10,7 +9,7 @@ use std::{
 
 use tokio::{
     sync::{oneshot, watch::Receiver},
-    time::{MissedTickBehavior, interval, sleep, timeout},
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -20,6 +19,7 @@ use super::{
     context::Inner,
     error::{Counts, ServiceError},
     key_check::check_keys,
+    progress::{in_progress, publish, publish_last},
     request::{CallRequest, Ending},
 };
 use crate::{
@@ -27,16 +27,13 @@ use crate::{
     auth::authorize::{Access, Permit},
     failpoint::{Point, reach},
     run::{
-        Ended, Meter, Report, RunError, RunIo, RunSpec, Runner, Sampler, Scope,
+        Ended, Meter, Report, RunError, RunIo, RunSpec, Runner, Scope,
         guard::{Acquired, SiteGuard, acquire},
         history::{Begun, LiveRun},
-        record::{Kind, Progress, RunRecord, RunState},
+        record::{Kind, RunRecord, RunState},
     },
     telemetry,
 };
-
-/// How often the progress of a run is published.
-const PROGRESS: Duration = Duration::from_millis(500);
 
 /// How long an ended run waits until its last failures are in the database.
 const KEEP_LIMIT: Duration = Duration::from_millis(300);
@@ -196,6 +193,9 @@ impl Execution {
         if kind == Kind::Apply && spec.scope == Scope::Site && is_clean {
             telemetry::apply_succeeded(end);
         }
+        if kind == Kind::Census && state == RunState::Failed {
+            inner.record_census_failure(problem.as_ref()).await;
+        }
         let mut finished_record = None;
         let finished = live.finish(|record| {
             record.state = state;
@@ -283,21 +283,7 @@ impl Execution {
         };
         drop(keep);
         live.remember(&mut failures);
-        let last = live.record().progress;
-        let rows_done = meter.rows_done();
-        let progress = Progress {
-            rows_done,
-            // Now the number of rows is known.
-            rows_total: if ended.result.is_ok() {
-                rows_done
-            } else {
-                last.rows_total
-            },
-            rate_limit: None,
-            remaining: None,
-            ..last
-        };
-        live.update(|record| record.progress = progress);
+        publish_last(live, &meter, ended.result.is_ok());
         if let (Some(census), Some(position)) = (&ended.census, position) {
             censuses.record(runner.site(), position, census).await;
         }
@@ -372,29 +358,6 @@ impl Execution {
             other => other,
         };
         (ended, stopped_for)
-    }
-}
-
-/// Counts a run in the metrics until the value is dropped.
-pub(super) fn in_progress(spec: &RunSpec, meter: &Arc<Meter>) -> impl Drop + use<> {
-    let meter = meter.clone();
-    let is_site = spec.scope == Scope::Site;
-    telemetry::run_started(spec.kind.label(), is_site, move || meter.gauges())
-}
-
-/// Publishes the progress of a run until the future is dropped.
-async fn publish(live: &LiveRun, meter: &Meter) -> Infallible {
-    let mut sampler = Sampler::new();
-    let mut ticks = interval(PROGRESS);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        let progress = sampler.sample(meter);
-        let counts = meter.counts();
-        live.update(|record| {
-            record.progress = progress;
-            record.counts_so_far = counts;
-        });
     }
 }
 

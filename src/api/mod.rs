@@ -11,6 +11,7 @@ pub mod grpc;
 pub mod guard;
 mod key_check;
 pub mod overview;
+mod progress;
 mod receipt;
 mod remedy;
 mod request;

@@ -120,7 +120,7 @@ impl Calls {
         let now = SystemTime::now();
         let (keys, census, has_keys) = match self.site() {
             Ok(site) => {
-                let (keys, census) = self.keys(site, now).await;
+                let (keys, census) = self.keys(site).await;
                 (keys, census, true)
             }
             Err(_) => (Vec::new(), None, false),
@@ -143,11 +143,7 @@ impl Calls {
         }
     }
 
-    async fn keys(
-        &self,
-        site: &Site,
-        now: SystemTime,
-    ) -> (Vec<KeyOverview>, Option<CensusOverview>) {
+    async fn keys(&self, site: &Site) -> (Vec<KeyOverview>, Option<CensusOverview>) {
         let known = self.censuses().key_use(site).await;
         let tally = known.last.as_ref().map(|census| &census.tally);
         let loaded = site.keyring.iter().map(|kek| kek.id().as_str());
@@ -160,7 +156,7 @@ impl Calls {
         let target = site.keyring.target().id().as_str();
         ids.sort_by_key(|id| *id != target);
         let keys = ids.into_iter().map(|id| {
-            let verdict = known.verdict(id, now);
+            let verdict = known.verdict(id);
             let secrets = |tally: &Tally| tally.keys.get(id).map_or(0, |key| key.secrets);
             KeyOverview {
                 key_id: id.to_owned(),

@@ -1,10 +1,14 @@
 //! Writes the receipt of an apply after its end.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use tokio::time::{Instant, sleep};
 use tracing::Instrument;
 
-use super::context::Inner;
+use super::{
+    background::{ELSEWHERE, Taken},
+    context::Inner,
+};
 use crate::{
     run::{
         Census, Runner, Scope,
@@ -17,6 +21,9 @@ use crate::{
 
 /// How often to try to add a receipt to the chain, which other instances extend, too.
 const ATTEMPTS: u32 = 20;
+
+/// How long a receipt waits for the end of a census of another instance.
+const OTHER_CENSUS: Duration = Duration::from_secs(60);
 
 impl Inner {
     /// Whether receipts are written.
@@ -81,13 +88,34 @@ impl Inner {
         }
     }
 
-    /// A census after a site-wide run. `None` if there is none.
+    /// A census that began after the end of a site-wide run. `None` if there is none. Then one is
+    /// due soon.
     async fn census_after(&self, runner: &Runner, record: &RunRecord) -> Option<Census> {
-        if record.scope != Scope::Site || self.context.census_interval.is_zero() {
+        if self.context.census_interval.is_zero() {
             return None;
         }
-        self.take_census(runner).await.ok()?;
-        self.context.censuses.last().await
+        if record.scope != Scope::Site {
+            self.census_due.notify_one();
+            return None;
+        }
+        let deadline = Instant::now() + OTHER_CENSUS;
+        let census = loop {
+            match self.take_census(runner).await {
+                Ok(Taken::Here(census)) => break Some(census),
+                // That census may have begun before the end of the run.
+                Ok(Taken::Elsewhere) if Instant::now() < deadline => {
+                    let pause = self.shutdown.run_until_cancelled(sleep(ELSEWHERE));
+                    if pause.await.is_none() {
+                        break None;
+                    }
+                }
+                Ok(Taken::Elsewhere) | Err(_) => break None,
+            }
+        };
+        if census.is_none() {
+            self.census_due.notify_one();
+        }
+        census
     }
 
     /// Adds the receipt to the chain in the database. Returns its document, or `None` without

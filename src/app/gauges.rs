@@ -1,9 +1,6 @@
 //! Keeps the gauges about keys and censuses up to date.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::{sleep, timeout};
 
@@ -71,9 +68,8 @@ fn publish(site: &Site, known: &KeyUse) {
             stored
         }),
     );
-    let now = SystemTime::now();
     for id in ids() {
-        let verdict = known.verdict(id, now);
+        let verdict = known.verdict(id);
         let gauges = KeyGauges {
             clean_since: verdict.clean_since,
             is_removable: match verdict.state {

@@ -41,17 +41,25 @@ pub(super) fn read(
             max_rows_per_second: settings.number("rewrap.max_rows_per_second", 0..=1_000_000),
             adaptive_rate: settings.bool("rewrap.adaptive_rate"),
         },
-        census_interval: settings.duration_in(
-            "rewrap.census_interval",
-            Duration::ZERO..=24 * HOUR,
-            "must be a duration with a unit, from \"0s\" to \"1d\", like \"10m\"",
-        ),
+        census_interval: census_interval(settings),
         soak: settings.duration_in(
             "rewrap.soak",
             Duration::ZERO..=90 * 24 * HOUR,
             "must be a duration with a unit, from \"0s\" to \"90d\", like \"1h\"",
         ),
     })
+}
+
+/// Reads the interval of the automatic censuses. Zero means no automatic census.
+fn census_interval(settings: &mut Settings) -> Duration {
+    const KEY: &str = "rewrap.census_interval";
+    const RULE: &str =
+        "must be \"0s\", or a duration with a unit, from \"1s\" to \"1d\", like \"10m\"";
+    let interval = settings.duration_in(KEY, Duration::ZERO..=24 * HOUR, RULE);
+    if !interval.is_zero() && interval < Duration::from_secs(1) {
+        settings.problem(KEY, RULE);
+    }
+    interval
 }
 
 /// Reads the URL of the database and the settings of its connections.

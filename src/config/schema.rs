@@ -260,7 +260,7 @@ pub const SETTINGS: &[Setting] = &[
     text(
         "census_interval",
         "10m",
-        "interval of the automatic censuses, up to one day. `0s`: no automatic census",
+        "interval of the automatic censuses, from one second to one day. `0s`: no automatic census",
     ),
     text(
         "soak",

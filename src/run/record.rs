@@ -185,6 +185,12 @@ impl RunRecord {
         problem.is_some_and(|problem| problem.reason == INSTANCE_GONE)
     }
 
+    /// Whether the server started this run by itself.
+    #[must_use]
+    pub fn is_automatic(&self) -> bool {
+        self.kind == Kind::Census && self.caller.is_empty()
+    }
+
     /// Whether this is a site-wide apply.
     #[must_use]
     pub fn is_site_apply(&self) -> bool {
@@ -193,6 +199,13 @@ impl RunRecord {
 }
 
 impl RunProblem {
+    /// Whether the problem can pass without a change of the site: the database did not answer.
+    #[must_use]
+    pub fn can_pass(&self) -> bool {
+        // gRPC core, "Status codes and their use": UNAVAILABLE.
+        self.code == 14
+    }
+
     /// A bug of this program.
     #[must_use]
     pub fn internal() -> Self {
@@ -263,6 +276,7 @@ impl Census {
     pub fn facts(&self) -> CensusFacts {
         let secrets = self.tally.keys.iter();
         CensusFacts {
+            run_id: self.run_id.clone(),
             moment: self.moment,
             start: self.time,
             unreadable: self.tally.unreadable,

@@ -2,51 +2,89 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{KeyRecord, LastCensus, VerdictState};
+use super::{Conditions, KeyRecord, Ledger, VerdictState};
 
-/// Says why the verdict is `state`.
+/// Says why the verdict is `state`, and up to which census it holds.
 pub(super) fn explain(
+    ledger: &Ledger,
     state: VerdictState,
     record: &KeyRecord,
-    last: Option<&LastCensus>,
     removable_at: Option<SystemTime>,
+    conditions: &Conditions<'_>,
 ) -> String {
     let since = record.clean.map(|clean| time(clean.start));
     let since = since.as_deref().unwrap_or("the last census");
-    match state {
+    let last = ledger.last.as_ref().map(|last| time(last.point.start));
+    let last = last.as_deref().unwrap_or("now");
+    let text = match state {
         VerdictState::Target => {
-            "This is the target key: an apply writes every secret under it.".to_owned()
+            return "This is the target key: an apply writes every secret under it.".to_owned();
         }
         VerdictState::InUse => format!(
             "{} under this key: run an apply, then a census.",
-            match record.secrets {
-                1 => "1 secret is".to_owned(),
-                many => format!("{many} secrets are"),
-            }
+            secrets(record.secrets)
         ),
         VerdictState::Soaking => {
             let until = removable_at.map_or_else(|| "the end of the soak".to_owned(), time);
             format!(
-                "No secret has been under this key since {since}: keep it until a census after \
-                 {until} finds no secret under it."
+                "No census from {since} to {last} has found a secret under this key: keep it until \
+                 a census after {until} finds none."
             )
         }
         VerdictState::Removable => format!(
-            "No secret has been under this key since {since}. Backups of the database from before \
-             then still need it."
+            "No census from {since} to {last} has found a secret under this key. Backups of the \
+             database from before {since} still need it."
         ),
-        VerdictState::CannotSay => match last {
-            None => "No census has run yet: start one.".to_owned(),
-            Some(last) if last.unreadable > 0 => format!(
-                "{} unreadable and may need any key: repair or remove the secrets that the census \
-                 lists, then start another census.",
-                match last.unreadable {
-                    1 => "1 secret is".to_owned(),
-                    many => format!("{many} secrets are"),
-                }
-            ),
-            Some(_) => "The last census does not settle this: start another census.".to_owned(),
-        },
+        VerdictState::CannotSay => return cannot_say(ledger, conditions),
+    };
+    if conditions.is_outdated {
+        return format!(
+            "{text} This is from the census of {last}: the schema nico_rewrap cannot be read, and \
+             can have newer censuses."
+        );
+    }
+    match &ledger.failed {
+        Some(failed) => {
+            let (at, reason) = (time(failed.time), &failed.reason);
+            format!("{text} The census of {at} failed with {reason}.")
+        }
+        None => text,
+    }
+}
+
+fn cannot_say(ledger: &Ledger, conditions: &Conditions<'_>) -> String {
+    match (&ledger.last, &ledger.failed) {
+        _ if conditions.is_outdated => {
+            "The censuses in the schema nico_rewrap cannot be read, and \
+             one of them may have found a secret under this key: ask again when the schema can be \
+             read."
+                .to_owned()
+        }
+        (_, Some(failed)) if !failed.can_pass => format!(
+            "The census of {} failed with {}, so there can be secrets that no census sees: solve \
+             this problem, then start another census.",
+            time(failed.time),
+            failed.reason
+        ),
+        (None, Some(failed)) => format!(
+            "No census has finished. The census of {} failed with {}: start another one.",
+            time(failed.time),
+            failed.reason
+        ),
+        (None, None) => "No census has run yet: start one.".to_owned(),
+        (Some(last), _) if last.unreadable > 0 => format!(
+            "{} unreadable and may need any key: repair or remove the secrets that the census \
+             lists, then start another census.",
+            secrets(last.unreadable)
+        ),
+        (Some(_), _) => "The last census does not settle this: start another census.".to_owned(),
+    }
+}
+
+fn secrets(number: u64) -> String {
+    match number {
+        1 => "1 secret is".to_owned(),
+        many => format!("{many} secrets are"),
     }
 }
 

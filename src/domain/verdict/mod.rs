@@ -1,5 +1,5 @@
 //! May a key be deleted? The verdict about a key id is a pure function of a series of
-//! censuses, the target key, the soak and the clock.
+//! censuses, the target key, the soak and the clock of the database.
 //!
 //! An apply that ends without a failure does not prove that the old key is unused: nico-api
 //! can write an old envelope back, and an old process still writes under the old key. Only
@@ -27,6 +27,8 @@ use serde::{Deserialize, Serialize};
 /// The parts of a census on which verdicts depend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CensusFacts {
+    /// The id of the run.
+    pub run_id: String,
     /// The next transaction id of the database when the snapshot was taken.
     pub moment: i64,
     /// When the snapshot was taken, by the clock of the database.
@@ -64,17 +66,48 @@ pub struct Point {
 pub struct Ledger {
     /// The last census that was not late.
     pub last: Option<LastCensus>,
+    /// The last attempt to take a census, if it failed.
+    #[serde(default)]
+    pub failed: Option<FailedCensus>,
     /// By key id.
     pub keys: BTreeMap<String, KeyRecord>,
 }
 
 /// The last census that was not late.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastCensus {
+    /// The id of its run. Empty in a ledger of an older version.
+    #[serde(default)]
+    pub run_id: String,
     /// Its snapshot.
     pub point: Point,
     /// Secrets whose key id cannot be read.
     pub unreadable: u64,
+}
+
+/// A census that ended with an error.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedCensus {
+    /// The stable reason of the error.
+    pub reason: String,
+    /// When it ended.
+    pub time: SystemTime,
+    /// Whether the problem can pass without a change of the site: the database did not answer.
+    /// Any other problem can hide rows from every census.
+    pub can_pass: bool,
+}
+
+/// What a verdict depends on besides the ledger.
+#[derive(Debug, Clone, Copy)]
+pub struct Conditions<'a> {
+    /// The target key id.
+    pub target: &'a str,
+    /// How long a key must be clean.
+    pub soak: Duration,
+    /// The time by the clock of the database. `None` if the database does not answer.
+    pub now: Option<SystemTime>,
+    /// Whether the database may have a newer ledger, which cannot be read.
+    pub is_outdated: bool,
 }
 
 /// The answer to "may I delete this key?".
@@ -88,7 +121,8 @@ pub enum VerdictState {
     Soaking,
     /// The key was clean for the whole soak.
     Removable,
-    /// There is no census, or a secret is unreadable and may need any key.
+    /// There is no census, a secret is unreadable and may need any key, or newer results may
+    /// exist that are not known here.
     CannotSay,
 }
 
@@ -154,7 +188,9 @@ impl Ledger {
             }
         }
         if !is_late {
+            self.failed = None;
             self.last = Some(LastCensus {
+                run_id: census.run_id.clone(),
                 point,
                 unreadable: census.unreadable,
             });
@@ -183,16 +219,18 @@ impl Ledger {
 
     /// The verdict about the key `id`.
     #[must_use]
-    pub fn verdict(&self, id: &str, target: &str, soak: Duration, now: SystemTime) -> Verdict {
+    pub fn verdict(&self, id: &str, conditions: &Conditions<'_>) -> Verdict {
         let unknown = KeyRecord::default();
         let record = self.keys.get(id).unwrap_or(&unknown);
-        let removable_at = record.clean.and_then(|clean| clean.start.checked_add(soak));
-        let state = self.state(id == target, record, removable_at, now);
+        let removable_at = record
+            .clean
+            .and_then(|clean| clean.start.checked_add(conditions.soak));
+        let state = self.state(id, record, removable_at, conditions);
         let is_clean = matches!(state, VerdictState::Soaking | VerdictState::Removable);
         let clean_since = record.clean.map(|clean| clean.start).filter(|_| is_clean);
         Verdict {
             state,
-            explanation: explain::explain(state, record, self.last.as_ref(), removable_at),
+            explanation: explain::explain(self, state, record, removable_at, conditions),
             clean_since,
             removable_at: removable_at.filter(|_| is_clean),
             stragglers: record.stragglers,
@@ -202,24 +240,32 @@ impl Ledger {
 
     fn state(
         &self,
-        is_target: bool,
+        id: &str,
         record: &KeyRecord,
         removable_at: Option<SystemTime>,
-        now: SystemTime,
+        conditions: &Conditions<'_>,
     ) -> VerdictState {
         let last = match &self.last {
-            _ if is_target => return VerdictState::Target,
+            _ if id == conditions.target => return VerdictState::Target,
             None => return VerdictState::CannotSay,
             Some(_) if record.secrets > 0 => return VerdictState::InUse,
             Some(last) if last.unreadable > 0 => return VerdictState::CannotSay,
             Some(last) => last,
         };
-        match removable_at {
-            // The clock can have been set back since the last census.
-            Some(at) if last.point.start > at && now >= at => VerdictState::Removable,
-            Some(_) => VerdictState::Soaking,
-            // No census has looked for this key yet, or a late census has seen it.
-            None => VerdictState::CannotSay,
+        // Another census may have found a secret.
+        if conditions.is_outdated || self.failed.as_ref().is_some_and(|failed| !failed.can_pass) {
+            return VerdictState::CannotSay;
+        }
+        // No census has looked for this key yet, or a late census has seen it.
+        let Some(removable_at) = removable_at else {
+            return VerdictState::CannotSay;
+        };
+        // If the last census is in the future, the clock was wrong then or is wrong now.
+        let start = last.point.start;
+        if start > removable_at && conditions.now.is_some_and(|now| now >= start) {
+            VerdictState::Removable
+        } else {
+            VerdictState::Soaking
         }
     }
 }

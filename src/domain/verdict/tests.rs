@@ -13,6 +13,7 @@ fn at(seconds: u64) -> SystemTime {
 /// A census at `moment`, which is also its time in minutes.
 fn census(moment: i64, secrets: &[(&str, u64)]) -> CensusFacts {
     CensusFacts {
+        run_id: format!("census-{moment}"),
         moment,
         start: at(moment.unsigned_abs() * 60),
         unreadable: 0,
@@ -30,13 +31,36 @@ fn unreadable(moment: i64, unreadable: u64) -> CensusFacts {
     }
 }
 
-/// A ledger of these censuses, with the target kv2, and the verdict about kv1 at `minute`.
-fn verdict_at(minute: u64, censuses: &[CensusFacts]) -> Verdict {
+/// The target kv2, and a soak of one hour.
+fn conditions(now: SystemTime) -> Conditions<'static> {
+    Conditions {
+        target: "kv2",
+        soak: HOUR,
+        now: Some(now),
+        is_outdated: false,
+    }
+}
+
+fn ledger(censuses: &[CensusFacts]) -> Ledger {
     let mut ledger = Ledger::default();
     for census in censuses {
         ledger.record(census, false, ["kv1", "kv2"], "kv2");
     }
-    ledger.verdict("kv1", "kv2", HOUR, at(minute * 60))
+    ledger
+}
+
+/// A census that failed at the time 0.
+fn failed(can_pass: bool) -> FailedCensus {
+    FailedCensus {
+        reason: "REASON".to_owned(),
+        time: at(0),
+        can_pass,
+    }
+}
+
+/// The verdict about kv1 at `minute`, after these censuses.
+fn verdict_at(minute: u64, censuses: &[CensusFacts]) -> Verdict {
+    ledger(censuses).verdict("kv1", &conditions(at(minute * 60)))
 }
 
 #[test]
@@ -46,7 +70,7 @@ fn an_apply_that_has_rewrapped_a_secret_starts_the_soak_again() {
     let record = |ledger: &mut Ledger, moment| {
         ledger.record(&clean(moment), false, ["kv1", "kv2"], "kv2");
     };
-    let state = |ledger: &Ledger| ledger.verdict("kv1", "kv2", HOUR, at(500 * 60)).state;
+    let state = |ledger: &Ledger| ledger.verdict("kv1", &conditions(at(500 * 60))).state;
     record(&mut ledger, 10);
     ledger.rewrapped("kv2");
     assert_eq!(state(&ledger), VerdictState::CannotSay);
@@ -87,6 +111,12 @@ fn each_state_has_its_conditions() {
             "the clock was set back",
             vec![used.clone(), clean(10), clean(71)],
             69,
+            Soaking,
+        ),
+        (
+            "the clock was set back after a census that it had in the future",
+            vec![used.clone(), clean(10), clean(131)],
+            100,
             Soaking,
         ),
         (
@@ -137,18 +167,18 @@ fn each_state_has_its_conditions() {
 fn the_target_key_is_never_removable() {
     let mut ledger = Ledger::default();
     assert_eq!(
-        ledger.verdict("kv2", "kv2", HOUR, at(0)).state,
+        ledger.verdict("kv2", &conditions(at(0))).state,
         VerdictState::Target
     );
     for moment in [0, 70, 140] {
         ledger.record(&census(moment, &[]), false, ["kv1", "kv2"], "kv2");
     }
     assert_eq!(
-        ledger.verdict("kv2", "kv2", HOUR, at(9000)).state,
+        ledger.verdict("kv2", &conditions(at(9000))).state,
         VerdictState::Target
     );
     assert_eq!(
-        ledger.verdict("kv1", "kv2", HOUR, at(9000)).state,
+        ledger.verdict("kv1", &conditions(at(9000))).state,
         VerdictState::Removable
     );
 }
@@ -160,8 +190,8 @@ fn a_removable_key_says_since_when_and_warns_of_backups() {
     assert_eq!(verdict.removable_at, Some(at(600) + HOUR));
     assert_eq!(
         verdict.explanation,
-        "No secret has been under this key since 2023-11-14T22:23:20Z. Backups of the database \
-         from before then still need it."
+        "No census from 2023-11-14T22:23:20Z to 2023-11-14T23:24:20Z has found a secret under this \
+         key. Backups of the database from before 2023-11-14T22:23:20Z still need it."
     );
 }
 
@@ -175,7 +205,7 @@ fn stragglers_are_counted_once_and_never_for_the_target() {
     assert!(record(1, &[]).is_empty());
     assert_eq!(record(2, &[("kv1", 2), ("kv2", 7)]), ["kv1"]);
     assert!(record(3, &[("kv1", 3)]).is_empty());
-    let verdict = ledger.verdict("kv1", "kv2", HOUR, at(0));
+    let verdict = ledger.verdict("kv1", &conditions(at(0)));
     assert_eq!(
         (verdict.stragglers, verdict.last_straggler),
         (2, Some(at(120)))
@@ -190,7 +220,7 @@ fn a_late_census_can_end_a_series_but_not_extend_one() {
             ledger.record(&census, false, ["kv1", "kv2"], "kv2");
         }
         ledger.record(late, true, ["kv1", "kv2"], "kv2");
-        ledger.verdict("kv1", "kv2", HOUR, at(90 * 60))
+        ledger.verdict("kv1", &conditions(at(90 * 60)))
     };
     let seen = |moment| census(moment, &[("kv1", 1)]);
     let after = verdict(&[], &seen(40));
@@ -209,8 +239,90 @@ fn a_late_census_can_end_a_series_but_not_extend_one() {
 }
 
 #[test]
+fn a_ledger_that_may_be_outdated_calls_no_key_unused() {
+    use VerdictState::*;
+    for (what, censuses, current, outdated) in [
+        ("no census", vec![], CannotSay, CannotSay),
+        ("a secret", vec![census(0, &[("kv1", 1)])], InUse, InUse),
+        ("a clean key", vec![census(10, &[])], Soaking, CannotSay),
+        (
+            "a removable key",
+            vec![census(10, &[]), census(71, &[])],
+            Removable,
+            CannotSay,
+        ),
+    ] {
+        let ledger = ledger(&censuses);
+        let conditions = conditions(at(90 * 60));
+        assert_eq!(ledger.verdict("kv1", &conditions).state, current, "{what}");
+        let conditions = Conditions {
+            is_outdated: true,
+            ..conditions
+        };
+        let verdict = ledger.verdict("kv1", &conditions);
+        assert_eq!(verdict.state, outdated, "{what}");
+        let explanation = &verdict.explanation;
+        assert!(
+            explanation.contains("cannot be read"),
+            "{what}: {explanation}"
+        );
+        assert_eq!(verdict.clean_since, None, "{what}");
+        assert_eq!(ledger.verdict("kv2", &conditions).state, Target, "{what}");
+    }
+}
+
+#[test]
+fn without_the_time_of_the_database_no_key_is_removable() {
+    let unknown = Conditions {
+        now: None,
+        ..conditions(at(0))
+    };
+    let verdict = ledger(&[census(10, &[]), census(71, &[])]).verdict("kv1", &unknown);
+    assert_eq!(verdict.state, VerdictState::Soaking);
+}
+
+#[test]
+fn a_census_that_could_not_see_every_row_ends_the_proof_until_the_next_one() {
+    use VerdictState::*;
+    let now = conditions(at(90 * 60));
+    for (can_pass, removable, soaking) in
+        [(true, Removable, Soaking), (false, CannotSay, CannotSay)]
+    {
+        for (censuses, expected) in [
+            (vec![census(10, &[]), census(71, &[])], removable),
+            (vec![census(10, &[])], soaking),
+            (vec![census(10, &[("kv1", 1)])], InUse),
+            (vec![], CannotSay),
+        ] {
+            let mut ledger = ledger(&censuses);
+            ledger.failed = Some(failed(can_pass));
+            let verdict = ledger.verdict("kv1", &now);
+            assert_eq!(verdict.state, expected, "{can_pass} {censuses:?}");
+            let explanation = &verdict.explanation;
+            assert!(explanation.contains("failed with REASON"), "{explanation}");
+            assert_eq!(ledger.verdict("kv2", &now).state, Target);
+            // A late census does not prove that every row can be seen now.
+            ledger.record(&census(5, &[]), true, ["kv1"], "kv2");
+            assert_eq!(ledger.verdict("kv1", &now).state, expected);
+            ledger.record(&census(80, &[]), false, ["kv1"], "kv2");
+            let explanation = ledger.verdict("kv1", &now).explanation;
+            assert!(!explanation.contains("REASON"), "{explanation}");
+        }
+    }
+}
+
+#[test]
+fn a_ledger_of_an_older_version_is_read() {
+    let stored = r#"{"last":{"point":{"moment":7,"start":{"secs_since_epoch":1,"nanos_since_epoch":0}},
+        "unreadable":0},"keys":{}}"#;
+    let ledger: Ledger = serde_json::from_str(stored).unwrap();
+    assert_eq!(ledger.last.unwrap().point.moment, 7);
+}
+
+#[test]
 fn an_older_snapshot_means_another_history() {
     let last = LastCensus {
+        run_id: String::new(),
         point: Point {
             moment: 7,
             start: at(0),
@@ -231,8 +343,14 @@ fn times_outside_of_rfc_3339_are_no_panic() {
             ..census(1, &[])
         };
         ledger.record(&facts, false, ["kv1"], "kv2");
-        let _ = ledger.verdict("kv1", "kv2", Duration::MAX, at(0));
-        let _ = ledger.verdict("kv1", "kv2", HOUR, at(0));
+        let _ = ledger.verdict(
+            "kv1",
+            &Conditions {
+                soak: Duration::MAX,
+                ..conditions(at(0))
+            },
+        );
+        let _ = ledger.verdict("kv1", &conditions(at(0)));
     }
 }
 
@@ -252,6 +370,10 @@ enum Event {
     Restart,
     /// Time passes.
     Wait(u64),
+    /// A census fails.
+    Failure { can_pass: bool },
+    /// The schema can be read again, or no longer.
+    Outdated(bool),
 }
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
@@ -262,6 +384,8 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         1 => (-7200..7200_i64).prop_map(Event::Clock),
         1 => Just(Event::Restart),
         6 => (1..2400_u64).prop_map(Event::Wait),
+        1 => any::<bool>().prop_map(|can_pass| Event::Failure { can_pass }),
+        1 => any::<bool>().prop_map(Event::Outdated),
     ];
     vec(event, 0..60)
 }
@@ -269,13 +393,14 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// No sequence of censuses, restarts, stragglers and clock jumps yields REMOVABLE while a
-    /// census since `clean_since` has seen the key.
+    /// No sequence of censuses, failures, restarts, stragglers and clock jumps yields REMOVABLE
+    /// while a census since `clean_since` has seen the key, or while newer results can exist.
     #[test]
     fn a_removable_key_was_seen_by_no_census_since_it_is_clean(events in events()) {
         let mut ledger = Ledger::default();
         let mut clock = 100_000_i64;
         let (mut moment, mut nanos) = (0, 0);
+        let (mut is_outdated, mut is_blind) = (false, false);
         let mut taken: Vec<CensusFacts> = Vec::new();
         // A census whose result arrives after the result of the next census.
         let mut waiting: Option<CensusFacts> = None;
@@ -286,6 +411,7 @@ proptest! {
                     moment += clock % 2;
                     nanos += 1;
                     let facts = CensusFacts {
+                        run_id: nanos.to_string(),
                         moment,
                         // No two censuses have the same start.
                         start: at(clock.unsigned_abs()) + Duration::from_nanos(nanos),
@@ -300,6 +426,7 @@ proptest! {
                     for (facts, is_late) in [(facts, false)].into_iter().chain(late) {
                         ledger.record(&facts, is_late, ["kv1", "kv2"], "kv2");
                         taken.push(facts);
+                        is_blind &= is_late;
                     }
                 }
                 Event::Clock(by) => clock = (clock + by).max(0),
@@ -308,13 +435,20 @@ proptest! {
                     ledger = serde_json::from_str(&stored).unwrap();
                 }
                 Event::Wait(seconds) => clock += i64::try_from(seconds).unwrap(),
+                Event::Failure { can_pass } => {
+                    ledger.failed = Some(failed(can_pass));
+                    is_blind = !can_pass;
+                }
+                Event::Outdated(outdated) => is_outdated = outdated,
             }
             let now = at(clock.unsigned_abs());
             for id in ["kv1", "kv3"] {
-                let verdict = ledger.verdict(id, "kv2", HOUR, now);
+                let verdict = ledger.verdict(id, &Conditions { is_outdated, ..conditions(now) });
                 if verdict.state != VerdictState::Removable {
                     continue;
                 }
+                prop_assert!(!is_outdated && !is_blind);
+                prop_assert!(ledger.last.as_ref().unwrap().point.start <= now);
                 let since = ledger.keys[id].clean.unwrap();
                 prop_assert_eq!(verdict.clean_since, Some(since.start));
                 prop_assert!(now >= since.start + HOUR);

@@ -15,7 +15,7 @@ use crate::{
     store::state::StoredFailure,
 };
 
-/// How many runs are remembered.
+/// How many runs of callers, and how many automatic ones, are remembered.
 const RUNS: usize = 100;
 
 /// How many failures are remembered of one run, and of all runs together.
@@ -65,18 +65,19 @@ impl Memory {
     }
 
     fn forget_old(&mut self) {
-        let excess = self.runs.len().saturating_sub(RUNS);
-        let ended = |run: &&Arc<Remembered>| run.record().state != RunState::Running;
-        let ids: Vec<String> = self
-            .runs
-            .values()
-            .take(excess)
-            .filter(ended)
-            .map(|run| run.record().id)
-            .collect();
-        for id in ids {
-            if let Some(number) = self.by_id.remove(&id) {
-                self.runs.remove(&number);
+        for is_automatic in [false, true] {
+            let runs: Vec<(u64, RunRecord)> = self
+                .runs
+                .iter()
+                .map(|(number, run)| (*number, run.record()))
+                .filter(|(_, record)| record.is_automatic() == is_automatic)
+                .collect();
+            let excess = runs.len().saturating_sub(RUNS);
+            for (number, record) in runs.into_iter().take(excess) {
+                if record.state != RunState::Running {
+                    self.by_id.remove(&record.id);
+                    self.runs.remove(&number);
+                }
             }
         }
     }
@@ -171,5 +172,51 @@ impl Remembered {
 
     fn lock(&self) -> MutexGuard<'_, Failures> {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::{RunSpec, Scope, record::Kind};
+
+    fn run(id: &str, caller: &str) -> RunRecord {
+        let spec = RunSpec {
+            id: id.to_owned(),
+            kind: Kind::Census,
+            scope: Scope::Site,
+            max_rows_per_second: 0,
+            stop_after_failures: 0,
+        };
+        RunRecord {
+            state: RunState::Finished,
+            ..RunRecord::started(&spec, "kv2", caller, "instance")
+        }
+    }
+
+    #[test]
+    fn automatic_censuses_do_not_crowd_out_the_runs_of_callers() {
+        let mut memory = Memory::default();
+        let mut add = |id: &str, caller: &str| {
+            memory.add(run(id, caller), None, CancellationToken::new());
+        };
+        for i in 0..RUNS {
+            add(&format!("caller{i}"), "alice");
+        }
+        for i in 0..2 * RUNS {
+            add(&format!("automatic{i}"), "");
+        }
+        add("last", "alice");
+        assert_eq!(memory.runs.len(), 2 * RUNS);
+        assert_eq!(memory.by_id.len(), 2 * RUNS);
+        for (id, is_known) in [
+            ("caller0", false),
+            ("caller1", true),
+            ("last", true),
+            ("automatic99", false),
+            ("automatic100", true),
+        ] {
+            assert_eq!(memory.get(id).is_some(), is_known, "{id}");
+        }
     }
 }

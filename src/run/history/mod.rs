@@ -21,7 +21,7 @@ use self::memory::{Memory, Remembered};
 use super::record::{RunRecord, RunState};
 use crate::store::{
     Store, StoreError,
-    state::{StartedRun, StateSchema, StoredFailure, StoredReceipt, StoredRun},
+    state::{StartedRun, Starter, StateSchema, StoredFailure, StoredReceipt, StoredRun},
 };
 
 /// Why the history could not answer.
@@ -64,6 +64,8 @@ struct Inner {
     store: Option<Arc<Store>>,
     /// Whether the schema can be used.
     is_persistent: AtomicBool,
+    /// Whether there is a schema, or was one.
+    has_seen_schema: AtomicBool,
     memory: Mutex<Memory>,
 }
 
@@ -74,6 +76,7 @@ impl History {
         Self(Arc::new(Inner {
             store,
             is_persistent: AtomicBool::new(false),
+            has_seen_schema: AtomicBool::new(false),
             memory: Mutex::default(),
         }))
     }
@@ -89,6 +92,9 @@ impl History {
             return;
         };
         let is_ready = schema == StateSchema::Ready;
+        if schema != StateSchema::Absent {
+            self.0.has_seen_schema.store(true, Ordering::Relaxed);
+        }
         let was_ready = self.0.is_persistent.swap(is_ready, Ordering::Relaxed);
         let first = !std::mem::replace(&mut self.memory().knows_schema, true);
         if is_ready && (first || !was_ready) {
@@ -115,6 +121,13 @@ impl History {
     #[must_use]
     pub fn is_persistent(&self) -> bool {
         self.0.is_persistent.load(Ordering::Relaxed)
+    }
+
+    /// Whether other instances may know more than this one: there is a schema, or was one, even if
+    /// this instance cannot use it.
+    #[must_use]
+    pub fn may_be_shared(&self) -> bool {
+        self.0.has_seen_schema.load(Ordering::Relaxed)
     }
 
     /// The run that an earlier request with the same id has started.
@@ -153,7 +166,14 @@ impl History {
             let pair = request
                 .as_ref()
                 .map(|r| (r.id.as_str(), r.parameters.as_str()));
-            let added = store.insert_run(&record.id, &document(&record), pair).await;
+            let starter = if record.is_automatic() {
+                Starter::Server
+            } else {
+                Starter::Caller { request: pair }
+            };
+            let added = store
+                .insert_run(&record.id, &document(&record), starter)
+                .await;
             match added {
                 Ok(StartedRun::New) => is_stored = true,
                 Ok(StartedRun::Known { .. }) => {

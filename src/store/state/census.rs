@@ -1,5 +1,7 @@
 //! Censuses, and the ledger with their results.
 
+use std::time::SystemTime;
+
 use tokio_postgres::types::Type;
 
 use super::super::{Store, StoreError, statement::Statement};
@@ -11,10 +13,12 @@ pub struct StoredLedger {
     pub sequence: i64,
     /// The ledger as JSON.
     pub document: String,
+    /// The time by the clock of the database.
+    pub now: SystemTime,
 }
 
 const READ_LEDGER: Statement = Statement {
-    text: "-- read_ledger\nSELECT sequence, document FROM nico_rewrap.ledger",
+    text: "-- read_ledger\nSELECT sequence, document, clock_timestamp() FROM nico_rewrap.ledger",
     types: &[],
 };
 
@@ -37,17 +41,26 @@ const WRITE_LEDGER: Statement = Statement {
     types: &[Type::INT8, Type::TEXT],
 };
 
-const LAST_CENSUS: Statement = Statement {
-    text: "-- last_census\n\
-           SELECT document FROM nico_rewrap.censuses ORDER BY sequence DESC LIMIT 1",
-    types: &[],
+// The sequence stays: no census was recorded, so none becomes late.
+const UPDATE_LEDGER: Statement = Statement {
+    text: "-- update_ledger\n\
+           UPDATE nico_rewrap.ledger SET document = $2 WHERE sequence = $1 RETURNING sequence",
+    types: &[Type::INT8, Type::TEXT],
 };
 
+const READ_CENSUS: Statement = Statement {
+    text: "-- read_census\n\
+           SELECT document FROM nico_rewrap.censuses WHERE run_id = $1 \
+           ORDER BY sequence DESC LIMIT 1",
+    types: &[Type::TEXT],
+};
+
+// Keeps the census that `ListKeys` shows, even if 1,000 late ones were recorded after it.
 const PRUNE_CENSUSES: Statement = Statement {
     text: "-- prune_censuses\n\
-           DELETE FROM nico_rewrap.censuses WHERE sequence IN (\
+           DELETE FROM nico_rewrap.censuses WHERE run_id <> $1 AND sequence IN (\
              SELECT sequence FROM nico_rewrap.censuses ORDER BY sequence DESC OFFSET 1000)",
-    types: &[],
+    types: &[Type::TEXT],
 };
 
 impl Store {
@@ -62,6 +75,7 @@ impl Store {
         Ok(StoredLedger {
             sequence: row.try_get(0)?,
             document: row.try_get(1)?,
+            now: row.try_get(2)?,
         })
     }
 
@@ -84,8 +98,8 @@ impl Store {
         Ok(!rows.is_empty())
     }
 
-    /// Writes the ledger without a census. Returns false and writes nothing as
-    /// [`Store::record_census`] does.
+    /// Writes the ledger without a census, and makes a census that is under way late. Returns
+    /// false and writes nothing as [`Store::record_census`] does.
     ///
     /// # Errors
     ///
@@ -95,23 +109,36 @@ impl Store {
         Ok(!rows.is_empty())
     }
 
-    /// Reads the last recorded census.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`] when the state can't be read.
-    pub async fn last_census(&self) -> Result<Option<String>, StoreError> {
-        let rows = self.state_query(&LAST_CENSUS, &[]).await?;
-        Ok(rows.first().map(|row| row.try_get(0)).transpose()?)
-    }
-
-    /// Deletes all censuses but the last 1,000.
+    /// Changes the ledger without a new census. Returns false and writes nothing if the stored
+    /// ledger has another sequence than `before`.
     ///
     /// # Errors
     ///
     /// [`StoreError`] when the state can't be written.
-    pub async fn prune_censuses(&self) -> Result<(), StoreError> {
-        self.state_query(&PRUNE_CENSUSES, &[]).await?;
+    pub async fn update_ledger(&self, before: i64, ledger: &str) -> Result<bool, StoreError> {
+        let rows = self
+            .state_query(&UPDATE_LEDGER, &[&before, &ledger])
+            .await?;
+        Ok(!rows.is_empty())
+    }
+
+    /// Reads the census of a run.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the state can't be read.
+    pub async fn stored_census(&self, run_id: &str) -> Result<Option<String>, StoreError> {
+        let rows = self.state_query(&READ_CENSUS, &[&run_id]).await?;
+        Ok(rows.first().map(|row| row.try_get(0)).transpose()?)
+    }
+
+    /// Deletes all censuses but the last 1,000 and that of the run `keep`.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the state can't be written.
+    pub async fn prune_censuses(&self, keep: &str) -> Result<(), StoreError> {
+        self.state_query(&PRUNE_CENSUSES, &[&keep]).await?;
         Ok(())
     }
 }

@@ -17,7 +17,7 @@ pub use self::{
     census::StoredLedger,
     lease::Lease as StateLease,
     receipt::StoredReceipt,
-    run::{FailurePage, StartedRun, StoredFailure, StoredRun},
+    run::{FailurePage, StartedRun, Starter, StoredFailure, StoredRun},
 };
 use super::{Store, StoreError, statement::Statement};
 

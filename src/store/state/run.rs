@@ -37,6 +37,21 @@ pub enum StartedRun {
     },
 }
 
+/// Who started a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Starter<'a> {
+    /// The server itself.
+    Server,
+    /// A caller.
+    Caller {
+        /// The request id and its parameters, if the caller has chosen an id.
+        request: Option<(&'a str, &'a str)>,
+    },
+}
+
+/// What `request` contains for a run that the server started by itself.
+const AUTOMATIC: &str = "automatic";
+
 /// A failure as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredFailure {
@@ -167,13 +182,18 @@ const LIST_FAILURES: Statement = Statement {
     types: &[Type::TEXT, Type::TEXT, Type::TEXT, Type::INT8],
 };
 
-// A deleted run takes its failures with it. A run whose instance was killed stays in the state
-// RUNNING.
+// The censuses that the servers take by themselves must not crowd out the runs of callers. They
+// have `request` without `request_id`. A deleted run takes its failures with it. A run whose
+// instance was killed stays in the state RUNNING.
 const PRUNE_RUNS: Statement = Statement {
     text: "-- prune_runs\n\
            DELETE FROM nico_rewrap.runs \
            WHERE (state <> 'RUNNING' OR heartbeat < now() - interval '10 min') AND id IN (\
-             SELECT id FROM nico_rewrap.runs ORDER BY started DESC, id DESC OFFSET 100)",
+             SELECT id FROM (\
+               SELECT id, row_number() OVER (\
+                 PARTITION BY request IS NOT NULL AND request_id IS NULL \
+                 ORDER BY started DESC, id DESC) AS number FROM nico_rewrap.runs) AS numbered \
+             WHERE number > 100)",
     types: &[],
 };
 
@@ -200,9 +220,12 @@ impl Store {
         &self,
         id: &str,
         document: &str,
-        request: Option<(&str, &str)>,
+        starter: Starter<'_>,
     ) -> Result<StartedRun, StoreError> {
-        let (request_id, request) = request.unzip();
+        let (request_id, request) = match starter {
+            Starter::Server => (None, Some(AUTOMATIC)),
+            Starter::Caller { request } => request.unzip(),
+        };
         // Two servers can insert the same request id at once. Then one of them inserts nothing,
         // and finds the run of the other at the second attempt.
         for _ in 0..2 {
@@ -391,7 +414,8 @@ impl Store {
         rows.iter().map(failure).collect()
     }
 
-    /// Deletes all runs but the last 100, with their failures.
+    /// Deletes all runs but the last 100 of callers and the last 100 automatic ones, with their
+    /// failures.
     ///
     /// # Errors
     ///

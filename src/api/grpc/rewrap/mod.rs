@@ -4,7 +4,7 @@ mod convert;
 mod page;
 mod watch;
 
-use std::{pin::Pin, sync::Arc, time::SystemTime};
+use std::{pin::Pin, sync::Arc};
 
 use futures_util::Stream;
 use tonic::{Request, Response, Status};
@@ -159,7 +159,6 @@ impl Rewrap for RewrapService {
         let site = self.0.site().map_err(status)?;
         let known = self.0.censuses().key_use(site).await;
         let target = site.keyring.target().id();
-        let now = SystemTime::now();
         let mut ids: Vec<&str> = known.key_ids().collect();
         ids.extend(site.keyring.iter().map(|kek| kek.id().as_str()));
         ids.sort_unstable();
@@ -172,8 +171,8 @@ impl Rewrap for RewrapService {
             if loaded.is_none() && key_use.is_none() {
                 return None;
             }
-            let mut verdict = known.verdict(id, now);
-            if !self.0.history().is_persistent() {
+            let mut verdict = known.verdict(id);
+            if known.is_of_process() {
                 verdict.explanation += " This instance keeps no history: it knows only what it has \
                                          seen since its start.";
             }
