@@ -27,9 +27,6 @@ const RESULT_LIFE: Duration = Duration::from_secs(60);
 const SITE_CENSUS_LIFE: Duration = Duration::from_secs(60);
 const CENSUS_LIFE: Duration = Duration::from_secs(15 * 60);
 
-/// How many runs of the history are searched for canaries: all.
-const RUNS: u32 = 100;
-
 /// Refuses wrong key bytes under a right key id before an apply.
 pub(super) async fn check_keys(
     inner: &Inner,
@@ -84,7 +81,7 @@ async fn check(
     spec: &RunSpec,
     stop: &CancellationToken,
 ) -> Result<Checked, ServiceError> {
-    let runs = inner.context.history.list(None, RUNS).await;
+    let runs = inner.context.history.all().await;
     // Without the history, this process still knows what it has written itself.
     let canaries = Canaries::of(runs.unwrap_or_default());
     let last = inner.context.censuses.last().await;

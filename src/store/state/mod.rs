@@ -20,7 +20,7 @@ pub use self::{
     census::StoredLedger,
     lease::Lease as StateLease,
     receipt::StoredReceipt,
-    run::{FailurePage, StartedRun, StoredFailure, StoredRun},
+    run::{FailurePage, RunPosition, StartedRun, StoredFailure, StoredRun},
 };
 use super::{Store, StoreError, statement::Statement};
 
