@@ -225,7 +225,7 @@ fn upper_case_texts(source: &str, end: &str) -> BTreeSet<String> {
 /// The reasons of errors of calls and runs in the source.
 fn reasons() -> BTreeSet<String> {
     let calls = upper_case_texts("src/api/error/reasons.rs", "#[cfg(test)]");
-    let runs = upper_case_texts("src/run/history/mod.rs", "#[cfg(test)]");
+    let runs = upper_case_texts("src/run/silent.rs", "#[cfg(test)]");
     &calls | &runs
 }
 

@@ -9,7 +9,7 @@ use crate::grpcurl::{self, Call};
 use crate::outcome::seeded;
 use crate::rewrap_client::{ask, ended, migrate_state, number, run, start, start_slow, try_ask};
 use crate::seal::seal;
-use crate::seed::{Org, signing_key_pem};
+use crate::seed::{self, Org, signing_key_pem};
 use crate::site::Site;
 
 /// Three good organizations under kv1, one on target, and two that fail.
@@ -148,6 +148,161 @@ async fn incomplete_requests_are_refused() {
             .unwrap_err();
         assert_eq!(error.reason().as_deref(), Some("UNKNOWN_RUN"), "{method}");
     }
+}
+
+#[tokio::test]
+async fn texts_that_postgres_cannot_store_are_refused() {
+    let (database, _client) = seeded(&orgs()).await;
+    for persistent in [false, true] {
+        let site = site(&database);
+        if persistent {
+            migrate_state(&site);
+        }
+        let server = site.start().await;
+        let dry_run = |part: &str, value: &str| {
+            let mut request = json!({"kind": "RUN_KIND_DRY_RUN", "site": {}});
+            if part == "organizationId" {
+                request = json!({"kind": "RUN_KIND_DRY_RUN"});
+            }
+            request[part] = value.into();
+            ("StartRun", request)
+        };
+        let mut requests = vec![
+            dry_run("requestId", "a\0b"),
+            dry_run("requestId", &"x".repeat(256)),
+            dry_run("organizationId", "a\0"),
+            ("ListRuns", json!({"pageToken": "a\0"})),
+            (
+                "ListFailures",
+                json!({"runId": "x", "pageToken": "WyJhXHUwMDAwIiwiIl0"}),
+            ),
+        ];
+        for method in ["GetRun", "WatchRun", "StopRun", "ListFailures"] {
+            requests.push((method, json!({"runId": "a\0b"})));
+        }
+        for (method, request) in requests {
+            let error = try_ask(&server, method, request.clone()).await.unwrap_err();
+            assert_eq!(
+                error.code, "INVALID_ARGUMENT",
+                "{method} {request}: {error:?}"
+            );
+        }
+        let (_, longest) = dry_run("requestId", &"x".repeat(255));
+        let run = ask(&server, "StartRun", longest.clone()).await;
+        assert_eq!(ask(&server, "StartRun", longest).await["id"], run["id"]);
+        ended(&server, &run).await;
+    }
+}
+
+#[tokio::test]
+async fn equal_requests_at_the_same_time_give_one_run() {
+    let (database, _client) = seeded(&orgs()).await;
+    let first = site(&database);
+    migrate_state(&first);
+    let (one, two) = (first.start().await, site(&database).start().await);
+    for i in 0..8 {
+        let request = json!({
+            "kind": "RUN_KIND_APPLY", "site": {}, "expectTargetKeyId": "kv2",
+            "requestId": format!("request {i}"), "maxRowsPerSecond": 20,
+        });
+        let start = |server| ask(server, "StartRun", request.clone());
+        let (a, b, c, d) = tokio::join!(start(&one), start(&two), start(&one), start(&two));
+        for other in [b, c, d] {
+            assert_eq!(other["id"], a["id"]);
+        }
+        ended(&one, &a).await;
+    }
+}
+
+#[tokio::test]
+async fn a_page_of_runs_begins_where_the_last_one_ended() {
+    for persistent in [true, false] {
+        let (database, client) = seeded(&orgs()).await;
+        let site = site(&database).set("rewrap.census_interval", "\"0s\"");
+        if persistent {
+            migrate_state(&site);
+        }
+        let server = site.start().await;
+        let mut ids = Vec::new();
+        for _ in 0..5 {
+            let run = run(&server, "RUN_KIND_DRY_RUN").await;
+            ids.insert(0, run["id"].as_str().unwrap().to_owned());
+        }
+        let page = async |token: &str| {
+            let request = json!({"pageSize": 2, "pageToken": token});
+            let page = ask(&server, "ListRuns", request).await;
+            let runs = page["runs"].as_array().unwrap().iter();
+            let ids: Vec<_> = runs
+                .map(|run| run["id"].as_str().unwrap().to_owned())
+                .collect();
+            (ids, page["nextPageToken"].as_str().unwrap().to_owned())
+        };
+        let (first, token) = page("").await;
+        assert_eq!(first, ids[..2]);
+        if persistent {
+            // The list goes on, even if the last run of the page was deleted.
+            let delete = "DELETE FROM nico_rewrap.runs WHERE id = $1";
+            assert_eq!(client.execute(delete, &[&ids[1]]).await.unwrap(), 1);
+        }
+        let (second, token) = page(&token).await;
+        assert_eq!(second, ids[2..4]);
+        assert_eq!(page(&token).await, (ids[4..].to_vec(), String::new()));
+        for wrong in ["x", " ", ids[3].as_str(), "e30"] {
+            let request = json!({"pageToken": wrong});
+            let error = try_ask(&server, "ListRuns", request).await.unwrap_err();
+            assert_eq!(error.code, "INVALID_ARGUMENT", "{wrong}: {error:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_answer_is_short_enough_for_a_client() {
+    let (database, client) = seeded(&[]).await;
+    let site = site(&database).set("rewrap.census_interval", "\"0s\"");
+    migrate_state(&site);
+    // 3,000 key ids, which are long, and so are the ids of their organizations.
+    let orgs: Vec<_> = (0..3000)
+        .map(|i| Org::new(&format!("{i:0>1000}")).text(0, seal("x", &format!("{i:k>250}"))))
+        .collect();
+    seed::insert(&client, &orgs).await;
+    seed::insert(&client, &[Org::under("a", "kv1"), Org::under("b", "kv1")]).await;
+    let server = site.start().await;
+    run(&server, "RUN_KIND_CENSUS").await;
+    // grpcurl refuses answers over 4 MiB, as most clients do.
+    let keys = ask(&server, "ListKeys", json!({})).await;
+    let list = keys["keys"].as_array().unwrap();
+    let sum: u64 = list.iter().map(|key| number(&key["secrets"])).sum();
+    assert_eq!(sum, 3004);
+    assert_eq!(keys["census"]["secrets"], "3004");
+    assert!(list.len() < 3000 && list.is_sorted_by_key(|key| key["keyId"].as_str()));
+    // The loaded keys are there, and the first entry stands for the rest.
+    for id in ["kv1", "kv2"] {
+        assert!(list.iter().any(|key| key["keyId"] == id), "{id}");
+    }
+    let omitted = 3000 - (list.len() - 1 - 2);
+    assert_eq!(list[0]["keyId"], "");
+    assert_eq!(number(&list[0]["secrets"]), omitted as u64);
+    let explanation = list[0]["verdict"]["explanation"].as_str().unwrap();
+    assert!(
+        explanation.contains(&format!("{omitted} further key ids")),
+        "{explanation}"
+    );
+
+    for _ in 0..16 {
+        run(&server, "RUN_KIND_DRY_RUN").await;
+    }
+    let mut token = String::new();
+    let mut runs = 0;
+    loop {
+        let page = json!({"pageSize": 100, "pageToken": token});
+        let page = ask(&server, "ListRuns", page).await;
+        runs += page["runs"].as_array().unwrap().len();
+        token = page["nextPageToken"].as_str().unwrap().to_owned();
+        if token.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(runs, 17);
 }
 
 #[tokio::test]

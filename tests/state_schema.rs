@@ -11,7 +11,7 @@ use crate::faults::orgs;
 use crate::few_connections::limited;
 use crate::grpcurl;
 use crate::outcome::seeded;
-use crate::rewrap_client::{ask, key, migrate_state, run, try_migrate_state, verdict};
+use crate::rewrap_client::{ask, key, migrate_state, run, try_ask, try_migrate_state, verdict};
 use crate::seed::{self, Org};
 use crate::server::field;
 use crate::site::Site;
@@ -33,6 +33,10 @@ async fn a_schema_that_cannot_be_used_is_named_and_runs_are_kept_in_memory() {
             "has version 0",
         ),
         ("DELETE FROM nico_rewrap.schema_version", "has version 0"),
+        (
+            "DROP TABLE nico_rewrap.runs CASCADE; DROP TABLE nico_rewrap.leases",
+            "lacks the tables runs, leases: `nico-rewrap state migrate`",
+        ),
         (
             "INSERT INTO nico_rewrap.schema_version VALUES (99)",
             "use a newer nico-rewrap",
@@ -198,6 +202,78 @@ async fn a_migration_that_is_not_possible_says_why() {
         "{}",
         text(&output)
     );
+}
+
+#[tokio::test]
+async fn a_table_that_is_dropped_during_the_operation_is_named() {
+    let (database, client) = seeded(&orgs(3)).await;
+    let site = Site::new(&database);
+    migrate_state(&site);
+    let server = site.start().await;
+    let drop = "DROP TABLE nico_rewrap.runs CASCADE";
+    client.batch_execute(drop).await.unwrap();
+    let error = try_ask(&server, "ListRuns", json!({})).await.unwrap_err();
+    assert_eq!(error.error_info().unwrap().reason, "DATABASE_SCHEMA");
+    assert!(
+        error.message.contains("schema nico_rewrap") && error.message.contains("state migrate"),
+        "{error:?}"
+    );
+    // The change is noticed within 30 s.
+    let line = server.wait_log(MEMORY_ONLY).await;
+    let reason = field(&line, "reason").unwrap();
+    assert!(
+        reason.as_str().unwrap().contains("lacks the tables runs"),
+        "{reason}"
+    );
+    let status = ask(&server, "GetStatus", json!({})).await;
+    assert_eq!(status["historyPersistent"], false);
+    ask(&server, "ListRuns", json!({})).await;
+}
+
+#[tokio::test]
+async fn a_migration_of_a_schema_that_was_changed_says_what_to_do() {
+    let database = Database::migrated().await;
+    let client = database.client().await;
+    let site = Site::new(&database);
+    let refused = || {
+        let output = try_migrate_state(&site).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+        text(&output)
+    };
+    migrate_state(&site);
+    client
+        .batch_execute("DELETE FROM nico_rewrap.schema_version")
+        .await
+        .unwrap();
+    let said = refused();
+    for words in [
+        "schema_version has no version",
+        "DROP SCHEMA nico_rewrap CASCADE",
+    ] {
+        assert!(said.contains(words), "{said}");
+    }
+    // The advice for complete tables works.
+    client
+        .batch_execute("INSERT INTO nico_rewrap.schema_version (version) VALUES (1)")
+        .await
+        .unwrap();
+    migrate_state(&site);
+    client
+        .batch_execute("DROP TABLE nico_rewrap.censuses")
+        .await
+        .unwrap();
+    let said = refused();
+    for words in [
+        "lacks the tables censuses",
+        "DROP SCHEMA nico_rewrap CASCADE",
+    ] {
+        assert!(said.contains(words), "{said}");
+    }
+    client
+        .batch_execute("DROP SCHEMA nico_rewrap CASCADE")
+        .await
+        .unwrap();
+    migrate_state(&site);
 }
 
 #[tokio::test]

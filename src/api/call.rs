@@ -17,7 +17,8 @@ use super::{
     context::{CallContext, Inner, InstanceInfo},
     error::ServiceError,
     execute::Execution,
-    key_check::KeyCheck,
+    passed_check::PassedCheck,
+    receipt_order::ReceiptOrder,
     request::{Answer, CallRequest, Ending},
     run_id::run_id,
     slots::Slots,
@@ -41,7 +42,8 @@ impl Calls {
     pub fn new(context: CallContext, tasks: TaskTracker, shutdown: CancellationToken) -> Self {
         Self(Arc::new(Inner {
             slots: Slots::new(context.max_runs),
-            key_check: KeyCheck::default(),
+            key_check: PassedCheck::default(),
+            receipt_order: ReceiptOrder::default(),
             context,
             census_due: Notify::new(),
             tasks,

@@ -9,7 +9,9 @@ use std::{
 use tokio::sync::{Notify, watch::Receiver};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{error::ServiceError, key_check::KeyCheck, slots::Slots};
+use super::{
+    error::ServiceError, passed_check::PassedCheck, receipt_order::ReceiptOrder, slots::Slots,
+};
 use crate::{
     audit::AuditLog,
     auth::authorize::Policy,
@@ -64,7 +66,9 @@ pub(super) struct Inner {
     /// Limits the runs of this process.
     pub(super) slots: Slots,
     /// The last check of the keys.
-    pub(super) key_check: KeyCheck,
+    pub(super) key_check: PassedCheck,
+    /// The order of the receipts.
+    pub(super) receipt_order: ReceiptOrder,
     /// Says that a census is due.
     pub(super) census_due: Notify,
     pub(super) tasks: TaskTracker,

@@ -28,8 +28,8 @@ use crate::{
     failpoint::{Point, reach},
     run::{
         Ended, Meter, Report, RunError, RunIo, RunSpec, Runner, Scope,
-        guard::{Acquired, SiteGuard, acquire},
-        history::{Begun, LiveRun},
+        guard::{Acquired, Holder, SiteGuard, acquire},
+        history::{Begun, LiveRun, Request},
         record::{Kind, RunRecord, RunState},
     },
     telemetry,
@@ -37,6 +37,11 @@ use crate::{
 
 /// How long an ended run waits until its last failures are in the database.
 const KEEP_LIMIT: Duration = Duration::from_millis(300);
+
+/// How often, and after which pause, to check whether an equal request has started the apply that
+/// is under way.
+const CHECKS: u32 = 10;
+const CHECK_PAUSE: Duration = Duration::from_millis(200);
 
 /// One call.
 pub(super) struct Execution {
@@ -127,24 +132,27 @@ impl Execution {
         let record = RunRecord::started(&spec, &target, caller, &context.info.name);
         let stop = inner.shutdown.child_token();
         let slots = &inner.slots;
-        let _slots = slots
-            .acquire(&spec.id, record.is_site_apply(), &stop, history)
-            .await?;
+        let slots = slots.acquire(&spec.id, record.is_site_apply(), &stop, history);
+        let (deadline, request) = (request.deadline, request.options.request);
+        let _slots = match slots.await {
+            Err(ServiceError::ApplyUnderWay(holder)) => {
+                return self.under_way(request.as_ref(), holder, target).await;
+            }
+            slots => slots?,
+        };
         let site_guard = if record.is_site_apply() {
             match acquire(runner.site(), history, &record).await? {
                 Acquired::Guard(guard) => guard,
                 Acquired::Held(holder) => {
-                    return Err(ServiceError::ApplyUnderWay(holder.map(Box::new)));
+                    let holder = holder.map(Box::new);
+                    return self.under_way(request.as_ref(), holder, target).await;
                 }
             }
         } else {
             SiteGuard::ProcessOnly
         };
         context.audit.started(audit_record).await?;
-        let live = match history
-            .begin(record, request.options.request, stop.clone())
-            .await?
-        {
+        let live = match history.begin(record, request, stop.clone()).await? {
             Begun::New(live) => live,
             Begun::Known(known) => {
                 site_guard.release().await;
@@ -166,16 +174,9 @@ impl Execution {
             .last()
             .await
             .filter(|_| kind == Kind::Apply);
-        let mut ended = Box::pin(self.execute(
-            runner,
-            &permit,
-            &spec,
-            request.deadline,
-            &stop,
-            &site_guard,
-            &live,
-        ))
-        .await;
+        let mut ended =
+            Box::pin(self.execute(runner, &permit, &spec, deadline, &stop, &site_guard, &live))
+                .await;
         reach(Point::BeforeReport);
         site_guard.release().await;
         let counts = ended.report.counts;
@@ -220,6 +221,31 @@ impl Execution {
             }
         }
         Ok((target, ended))
+    }
+
+    /// The answer to an apply while another one is under way. An equal request may have started that
+    /// one just now, at this or at another instance. Then its run is the answer.
+    async fn under_way(
+        &mut self,
+        request: Option<&Request>,
+        holder: Option<Box<Holder>>,
+        target: String,
+    ) -> Result<(String, Ended<ServiceError>), ServiceError> {
+        let history = &self.inner.context.history;
+        let mut checks = 0;
+        while let Some(request) = request {
+            if let Some(known) = history.known(request).await? {
+                self.send_started(known);
+                return Ok((target, Ended::without_rows(Ok(()))));
+            }
+            checks += 1;
+            // An unknown holder has not written its run yet.
+            if holder.is_some() || checks >= CHECKS {
+                break;
+            }
+            sleep(CHECK_PAUSE).await;
+        }
+        Err(ServiceError::ApplyUnderWay(holder))
     }
 
     fn send_started(&mut self, record: RunRecord) {

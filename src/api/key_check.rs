@@ -6,10 +6,10 @@
 
 use std::time::Duration;
 
-use tokio::{sync::Mutex, time::Instant};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{context::Inner, error::ServiceError};
+use super::{context::Inner, error::ServiceError, passed_check::Passed};
 use crate::{
     run::{
         Census, Meter, RunError, RunSpec, Runner, Scope,
@@ -26,19 +26,6 @@ const RESULT_LIFE: Duration = Duration::from_secs(60);
 /// nico-api may have written more since then. For a site-wide apply, and for one organization.
 const SITE_CENSUS_LIFE: Duration = Duration::from_secs(60);
 const CENSUS_LIFE: Duration = Duration::from_secs(15 * 60);
-
-/// How many runs of the history are searched for canaries: all.
-const RUNS: u32 = 100;
-
-/// The last check without a wrong key.
-#[derive(Default)]
-pub(super) struct KeyCheck(Mutex<Option<Passed>>);
-
-struct Passed {
-    at: Instant,
-    /// How many censuses this process had recorded.
-    censuses: u64,
-}
 
 /// Refuses wrong key bytes under a right key id before an apply.
 pub(super) async fn check_keys(
@@ -94,7 +81,7 @@ async fn check(
     spec: &RunSpec,
     stop: &CancellationToken,
 ) -> Result<Checked, ServiceError> {
-    let runs = inner.context.history.list(None, RUNS).await;
+    let runs = inner.context.history.all().await;
     // Without the history, this process still knows what it has written itself.
     let canaries = Canaries::of(runs.unwrap_or_default());
     let last = inner.context.censuses.last().await;

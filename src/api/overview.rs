@@ -179,7 +179,8 @@ impl Calls {
         let history = self.history();
         let mut active = history.active().await.ok()?;
         active.sort_by_key(|run| run.start_time);
-        let known = history.list(None, HISTORY).await.ok()?;
+        let page = history.list(None, HISTORY).await.ok()?;
+        let known: Vec<_> = page.runs.into_iter().map(|(_, run)| run).collect();
         let mut instances = BTreeMap::new();
         for run in known.iter().chain(&active) {
             let last = instances

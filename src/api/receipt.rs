@@ -16,7 +16,7 @@ use crate::{
         receipt_log,
         record::RunRecord,
     },
-    store::{StoreError, state::StoredReceipt},
+    store::{Store, StoreError, state::StoredReceipt},
 };
 
 /// How often to try to add a receipt to the chain, which other instances extend, too.
@@ -24,6 +24,10 @@ const ATTEMPTS: u32 = 20;
 
 /// How long a receipt waits for the end of a census of another instance.
 const OTHER_CENSUS: Duration = Duration::from_secs(60);
+/// How long, and after which pause, to try again while the database is away: as long as the end of
+/// a run.
+const RETRY_LIMIT: Duration = Duration::from_secs(600);
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 impl Inner {
     /// Whether receipts are written.
@@ -61,30 +65,56 @@ impl Inner {
         );
         let (before, after) = (before.as_ref(), after.as_ref());
         let receipt = Receipt::new(record, build, check_values, before, after, changes);
-        let chained = match self.add_to_chain(&receipt).await {
-            Ok(document) => document,
-            Err(error) => {
-                tracing::error!(%error, "cannot write the receipt to the schema nico_rewrap");
-                None
+        let receipt = Arc::new(receipt);
+        if let Some(path) = self.context.receipt_log.clone() {
+            let _turn = self.receipt_order.file.lock().await;
+            // Blocking: the disk may be slow.
+            let (file, receipt) = (path.clone(), receipt.clone());
+            let append = move || receipt_log::append(&file, &receipt);
+            match tokio::task::spawn_blocking(append).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(
+                    %error,
+                    file = %path.display(),
+                    "cannot append the receipt to [rewrap].receipt_log"
+                ),
+                Err(error) => tracing::error!(%error, "writing a receipt panicked: this is a bug"),
             }
+        }
+        let _turn = self.receipt_order.database.lock().await;
+        if let Err(error) = self.add_until_written(&receipt).await {
+            tracing::error!(%error, "cannot write the receipt to the schema nico_rewrap");
+        }
+    }
+
+    /// Adds the receipt to the chain in the database. Tries again while the database is away.
+    /// Does nothing without the schema.
+    async fn add_until_written(&self, receipt: &Receipt) -> Result<(), StoreError> {
+        let history = &self.context.history;
+        let Some(store) = history.store().filter(|_| history.is_persistent()) else {
+            return Ok(());
         };
-        let Some(path) = self.context.receipt_log.clone() else {
-            return;
-        };
-        // Blocking: the disk may be slow.
-        let file = path.clone();
-        let written = tokio::task::spawn_blocking(move || match chained {
-            Some(document) => receipt_log::append(&file, &document),
-            None => receipt_log::append_to_chain(&file, &receipt),
-        });
-        match written.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(
-                %error,
-                file = %path.display(),
-                "cannot append the receipt to [rewrap].receipt_log"
-            ),
-            Err(error) => tracing::error!(%error, "writing a receipt panicked: this is a bug"),
+        let began = Instant::now();
+        let mut was_logged = false;
+        loop {
+            let error = match add_to_chain(store, receipt).await {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            if began.elapsed() > RETRY_LIMIT || self.shutdown.is_cancelled() {
+                return Err(error);
+            }
+            if !was_logged {
+                tracing::warn!(
+                    %error,
+                    "cannot write the receipt to the schema nico_rewrap yet: trying again"
+                );
+                was_logged = true;
+            }
+            tokio::select! {
+                () = sleep(RETRY_PAUSE) => {}
+                () = self.shutdown.cancelled() => {}
+            }
         }
     }
 
@@ -117,31 +147,26 @@ impl Inner {
         }
         census
     }
+}
 
-    /// Adds the receipt to the chain in the database. Returns its document, or `None` without
-    /// the schema.
-    async fn add_to_chain(&self, receipt: &Receipt) -> Result<Option<String>, StoreError> {
-        let history = &self.context.history;
-        let Some(store) = history.store().filter(|_| history.is_persistent()) else {
-            return Ok(None);
-        };
-        for _ in 0..ATTEMPTS {
-            let last = store.last_receipt().await?;
-            let previous = last.map_or_else(String::new, |last| last.sha256);
-            let (document, sha256) = receipt.seal(&previous);
-            let stored = StoredReceipt {
-                sha256,
-                document: document.clone(),
-            };
-            if store
-                .add_receipt(&receipt.run_id, &stored, &previous)
-                .await?
-            {
-                return Ok(Some(document));
-            }
+/// Adds the receipt to the chain in the database.
+async fn add_to_chain(store: &Store, receipt: &Receipt) -> Result<(), StoreError> {
+    for _ in 0..ATTEMPTS {
+        // An earlier attempt may have added it, and its answer was lost.
+        if store.receipt(&receipt.run_id).await?.is_some() {
+            return Ok(());
         }
-        Err(StoreError::Unavailable(
-            "other instances extended the chain of receipts at the same time".to_owned(),
-        ))
+        let previous = store.end_of_receipts().await?;
+        let (document, sha256) = receipt.seal(&previous);
+        let stored = StoredReceipt { sha256, document };
+        if store
+            .add_receipt(&receipt.run_id, &stored, &previous)
+            .await?
+        {
+            return Ok(());
+        }
     }
+    Err(StoreError::Unavailable(
+        "other instances extended the chain of receipts at the same time".to_owned(),
+    ))
 }

@@ -8,7 +8,10 @@ use clap::Subcommand;
 use super::{ConfigFiles, EX_CONFIG, fail, runtime};
 use crate::{
     config::{Environment, load_database},
-    store::{database::Database, state::STATE_VERSION},
+    store::{
+        database::Database,
+        state::{STATE_TABLES, STATE_VERSION},
+    },
 };
 
 /// The files of `migrations/state`, in order. The first one makes version 1.
@@ -25,6 +28,16 @@ const EXISTS: &str = "-- state_exists
 
 const VERSION: &str = "-- state_version
     SELECT coalesce(max(version), 0) FROM nico_rewrap.schema_version";
+
+// The tables of version 1, by whether they exist.
+const TABLES: &str = "-- state_tables
+    SELECT string_agg(name, ', ') FILTER (WHERE to_regclass('nico_rewrap.' || name) IS NOT NULL),
+        string_agg(name, ', ') FILTER (WHERE to_regclass('nico_rewrap.' || name) IS NULL)
+    FROM unnest($1::text[]) name";
+
+/// What an operator can do about a schema that is not as this program has made it.
+const START_AGAIN: &str = "restore it from a backup, or give up its runs, censuses and receipts: \
+     `DROP SCHEMA nico_rewrap CASCADE`, then run this command again. The verdicts then start again";
 
 #[derive(Debug, Subcommand)]
 pub(super) enum State {
@@ -89,6 +102,24 @@ async fn migrate(database: &Database) -> Result<usize, String> {
             "the schema nico_rewrap has version {version}, and this program knows only \
              {STATE_VERSION}: use a newer nico-rewrap"
         ));
+    }
+    let tables = client.query_one(TABLES, &[&STATE_TABLES.as_slice()]).await;
+    let tables = tables.map_err(problem)?;
+    let names = |column| tables.try_get::<_, Option<String>>(column).map_err(problem);
+    match (version, names(0)?, names(1)?) {
+        (0, Some(existing), _) => {
+            return Err(format!(
+                "the schema nico_rewrap has the tables {existing}, but schema_version has no \
+                 version of them. If they are complete: INSERT INTO nico_rewrap.schema_version \
+                 (version) VALUES ({STATE_VERSION}). Otherwise {START_AGAIN}"
+            ));
+        }
+        (1.., _, Some(missing)) => {
+            return Err(format!(
+                "the schema nico_rewrap lacks the tables {missing}, which it had: {START_AGAIN}"
+            ));
+        }
+        _ => {}
     }
     let mut applied = 0;
     for (sql, number) in MIGRATIONS

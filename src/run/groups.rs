@@ -10,6 +10,10 @@ use super::Failure;
 /// Maximum number of groups. Failures of further key ids are counted without a key id.
 const MAX_GROUPS: usize = 1000;
 
+/// Maximum size of the key ids and of the organization ids in all groups, in bytes: an answer with a
+/// few runs must stay below what a gRPC client accepts by default (4 MiB).
+const MAX_BYTES: usize = 256 << 10;
+
 /// Maximum number of organizations that a group names.
 const SAMPLES: usize = 10;
 
@@ -30,44 +34,54 @@ pub struct FailureGroup {
 
 /// The groups of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct FailureGroups(BTreeMap<(&'static str, String), FailureGroup>);
+pub(super) struct FailureGroups {
+    groups: BTreeMap<(&'static str, String), FailureGroup>,
+    /// The size of the key ids and of the organization ids.
+    bytes: usize,
+}
 
 impl FailureGroups {
     /// Adds the failures of one row.
     pub(super) fn add(&mut self, failures: &[Failure]) {
-        for (i, failure) in failures.iter().enumerate() {
-            let same = |other: &Failure| {
-                (other.reason, &other.key_id) == (failure.reason, &failure.key_id)
-            };
-            let is_first = !failures[..i].iter().any(same);
-            let group = self.group(failure.reason, &failure.key_id);
+        let keys: Vec<_> = failures.iter().map(|failure| self.key(failure)).collect();
+        for (i, (failure, key)) in failures.iter().zip(&keys).enumerate() {
+            let is_first = !keys[..i].contains(key);
+            if !self.groups.contains_key(key) {
+                self.bytes += key.1.len();
+            }
+            let group = self
+                .groups
+                .entry(key.clone())
+                .or_insert_with(|| FailureGroup {
+                    reason: key.0.to_owned(),
+                    key_id: key.1.clone(),
+                    ..FailureGroup::default()
+                });
             group.secrets += 1;
             if is_first {
                 group.organizations += 1;
-                if group.sample_organization_ids.len() < SAMPLES {
-                    let id = failure.organization_id.clone();
-                    group.sample_organization_ids.push(id);
+                let id = &failure.organization_id;
+                if group.sample_organization_ids.len() < SAMPLES && self.bytes < MAX_BYTES {
+                    self.bytes += id.len();
+                    group.sample_organization_ids.push(id.clone());
                 }
             }
         }
     }
 
-    fn group(&mut self, reason: &'static str, key_id: &str) -> &mut FailureGroup {
-        let mut key = (reason, key_id.to_owned());
-        if self.0.len() >= MAX_GROUPS && !self.0.contains_key(&key) {
-            key.1.clear();
+    /// The group of a failure: one without a key id if there are too many groups.
+    fn key(&self, failure: &Failure) -> (&'static str, String) {
+        let key = (failure.reason, failure.key_id.clone());
+        let is_full = self.groups.len() >= MAX_GROUPS || self.bytes >= MAX_BYTES;
+        if is_full && !self.groups.contains_key(&key) {
+            return (failure.reason, String::new());
         }
-        let group = FailureGroup {
-            reason: reason.to_owned(),
-            key_id: key.1.clone(),
-            ..FailureGroup::default()
-        };
-        self.0.entry(key).or_insert(group)
+        key
     }
 
     /// The groups, the largest first.
     pub(super) fn to_vec(&self) -> Vec<FailureGroup> {
-        let mut groups: Vec<_> = self.0.values().cloned().collect();
+        let mut groups: Vec<_> = self.groups.values().cloned().collect();
         groups.sort_by_key(|group| std::cmp::Reverse(group.secrets));
         groups
     }
@@ -116,5 +130,40 @@ mod tests {
         let sum: u64 = groups.iter().map(|group| group.secrets).sum();
         assert_eq!(sum, 2 * MAX_GROUPS as u64);
         assert_eq!(groups[0].key_id, "");
+    }
+
+    #[test]
+    fn the_size_of_the_groups_is_limited() {
+        let mut groups = FailureGroups::default();
+        let (organization_id, key_id) = ("o".repeat(2000), "k".repeat(250));
+        for i in 0..MAX_GROUPS {
+            groups.add(&[failure(
+                &organization_id,
+                "NOT_AUTHENTIC",
+                &format!("{key_id}{i}"),
+            )]);
+        }
+        let groups = groups.to_vec();
+        let size = |group: &FailureGroup| {
+            let samples = group.sample_organization_ids.iter().map(String::len);
+            group.key_id.len() + samples.sum::<usize>()
+        };
+        let bytes: usize = groups.iter().map(size).sum();
+        assert!((MAX_BYTES / 2..2 * MAX_BYTES).contains(&bytes), "{bytes}");
+        let sum: u64 = groups.iter().map(|group| group.secrets).sum();
+        assert_eq!(sum, MAX_GROUPS as u64);
+    }
+
+    #[test]
+    fn an_organization_counts_once_in_the_group_of_many_keys() {
+        let mut groups = FailureGroups::default();
+        for i in 0..MAX_GROUPS {
+            groups.add(&[failure("a", "NOT_AUTHENTIC", &format!("key{i}"))]);
+        }
+        let further = ["x", "y"].map(|key_id| failure("b", "NOT_AUTHENTIC", key_id));
+        groups.add(&further);
+        let groups = groups.to_vec();
+        let rest = groups.iter().find(|group| group.key_id.is_empty()).unwrap();
+        assert_eq!((rest.secrets, rest.organizations), (2, 1));
     }
 }

@@ -32,6 +32,7 @@ pub mod receipt_log;
 pub mod record;
 mod report;
 mod scope;
+mod silent;
 mod stall;
 mod verify;
 mod visited;

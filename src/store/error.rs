@@ -195,6 +195,32 @@ impl StoreError {
         }
     }
 
+    /// Converts the error of a statement on the schema `nico_rewrap`. Such an error is never about a
+    /// row of the site.
+    pub(super) fn of_state(self) -> Self {
+        let schema = |what: &str, code: &str| {
+            SetupError::StateSchema(format!("{what} (SQLSTATE {code})")).into()
+        };
+        match self {
+            Self::Row(RowError::Privilege | RowError::Policy) => SetupError::Privilege(
+                "a privilege on the schema nico_rewrap (SQLSTATE 42501)".to_owned(),
+            )
+            .into(),
+            Self::ColumnGone => schema("a column of the schema nico_rewrap is missing", "42703"),
+            Self::Row(RowError::Refused(code)) => match code.as_str() {
+                "42P01" | "3F000" => schema("a table of the schema nico_rewrap is missing", &code),
+                "42883" | "42804" | "42846" => schema(
+                    "a column of the schema nico_rewrap is of an unexpected type",
+                    &code,
+                ),
+                _ => Self::Unavailable(format!(
+                    "a statement on the schema nico_rewrap failed (SQLSTATE {code})"
+                )),
+            },
+            other => other,
+        }
+    }
+
     /// Converts the error of a statement that is not about a single row. If the problem can end
     /// without a change, the result is [`StoreError::Unavailable`]. If somebody must change
     /// something, the result is [`StoreError::Setup`].

@@ -20,6 +20,9 @@ pub enum SetupError {
         "{0}: database_url must name nico-api's database, and nico-api's migrations must have run"
     )]
     Schema(String),
+    /// A table or column of the schema `nico_rewrap` is missing or differs.
+    #[error("{0}: run `nico-rewrap state migrate`, which creates the schema or says what to do")]
+    StateSchema(String),
     /// The database refuses the role, its password, or the database's name.
     #[error("{0}: correct database_url or the role, and check pg_hba.conf")]
     Login(String),
@@ -48,7 +51,7 @@ impl SetupError {
         match self {
             Self::RowsNotVisible(_) => "ROWS_NOT_VISIBLE",
             Self::Privilege(_) => "DATABASE_PRIVILEGE",
-            Self::Schema(_) => "DATABASE_SCHEMA",
+            Self::Schema(_) | Self::StateSchema(_) => "DATABASE_SCHEMA",
             Self::Login(_) => "DATABASE_LOGIN",
             Self::ReadOnly => "DATABASE_READ_ONLY",
             Self::TriggerCreated(_) => "TRIGGER_CREATED",

@@ -79,7 +79,9 @@ fn setup(problem: &SetupError) -> Vec<Part> {
         SetupError::RowsNotVisible(hidden) => hidden_rows(hidden),
         SetupError::Privilege(privilege) => vec![("privilege", privilege.clone())],
         SetupError::Login(cause) => vec![("cause", cause.clone())],
-        SetupError::Schema(cause) | SetupError::Update(cause) => vec![("cause", cause.clone())],
+        SetupError::Schema(cause) | SetupError::StateSchema(cause) | SetupError::Update(cause) => {
+            vec![("cause", cause.clone())]
+        }
         SetupError::TriggerCreated(triggers) => vec![("triggers", triggers.clone())],
         SetupError::ReadOnly => Vec::new(),
     }

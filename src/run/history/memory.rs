@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     ops::Bound,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, UNIX_EPOCH},
 };
 
 use tokio::sync::watch;
@@ -12,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::Request;
 use crate::{
     run::record::{RunRecord, RunState},
-    store::state::StoredFailure,
+    store::state::{RunPosition, StoredFailure},
 };
 
 /// How many runs of callers, and how many automatic ones, are remembered.
@@ -108,13 +109,32 @@ impl Memory {
     }
 
     /// At most `limit` runs, the newest first, from the one before `after` on.
-    pub(super) fn list(&self, after: Option<&str>, limit: usize) -> Vec<RunRecord> {
-        let end = match after {
-            None => Bound::Unbounded,
-            Some(id) => Bound::Excluded(self.by_id.get(id).copied().unwrap_or(0)),
+    pub(super) fn list(
+        &self,
+        after: Option<&RunPosition>,
+        limit: usize,
+    ) -> Vec<(RunPosition, RunRecord)> {
+        // In the resolution of the database.
+        let started = |run: &RunRecord| {
+            let since = run
+                .start_time
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default();
+            let microseconds = u64::try_from(since.as_micros()).unwrap_or_default();
+            UNIX_EPOCH + Duration::from_micros(microseconds)
         };
-        let runs = self.runs.range((Bound::Unbounded, end)).rev();
-        runs.take(limit).map(|(_, run)| run.record()).collect()
+        let position = |run: &RunRecord| RunPosition {
+            started: started(run),
+            id: run.id.clone(),
+        };
+        let runs = self.runs.values().map(|run| run.record());
+        let mut runs: Vec<_> = runs
+            .map(|run| (position(&run), run))
+            .filter(|(position, _)| after.is_none_or(|after| position < after))
+            .collect();
+        runs.sort_by(|a, b| b.0.cmp(&a.0));
+        runs.truncate(limit);
+        runs
     }
 
     pub(super) fn active(&self) -> Vec<RunRecord> {

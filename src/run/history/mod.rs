@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::live::LiveRun;
 use self::memory::{Memory, Remembered};
 use super::record::{RunRecord, RunState};
+pub use crate::store::state::RunPosition;
 use crate::store::{
     Store, StoreError,
     state::{StartedRun, Starter, StateSchema, StoredFailure, StoredReceipt, StoredRun},
@@ -36,6 +37,17 @@ pub enum HistoryError {
     /// The database could not be asked.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// How many runs are kept.
+const KEPT_RUNS: u32 = 100;
+
+/// A part of the list of runs.
+pub struct RunPage {
+    /// The runs, with their positions.
+    pub runs: Vec<(RunPosition, RunRecord)>,
+    /// Where the next page begins: after this position. `None` at the end of the list.
+    pub next: Option<RunPosition>,
 }
 
 /// The result of [`History::begin`].
@@ -222,24 +234,46 @@ impl History {
         self.memory().get(id).map(|run| run.subscribe())
     }
 
-    /// At most `limit` runs, the newest first, from the one before the run `after` on.
+    /// At most `limit` runs, the newest first, from the one before `after` on.
     ///
     /// # Errors
     ///
     /// [`HistoryError::Store`] when the database does not answer.
     pub async fn list(
         &self,
-        after: Option<&str>,
+        after: Option<&RunPosition>,
         limit: u32,
-    ) -> Result<Vec<RunRecord>, HistoryError> {
+    ) -> Result<RunPage, HistoryError> {
+        let limit = limit as usize;
+        // One more run says whether there is another page.
         let Some(store) = self.state() else {
-            return Ok(self.memory().list(after, limit as usize));
+            let mut runs = self.memory().list(after, limit + 1);
+            let next = runs.get(limit).is_some().then(|| runs[limit - 1].0.clone());
+            runs.truncate(limit);
+            return Ok(RunPage { runs, next });
         };
-        let mut runs = Vec::new();
-        for stored in store.stored_runs(after, limit).await? {
-            runs.extend(self.newest(&stored).await);
+        let mut stored = store.stored_runs(after, limit as i64 + 1).await?;
+        let next = stored
+            .get(limit)
+            .is_some()
+            .then(|| stored[limit - 1].position());
+        stored.truncate(limit);
+        let mut runs = Vec::with_capacity(stored.len());
+        for stored in stored {
+            let record = self.newest(&stored).await;
+            runs.extend(record.map(|record| (stored.position(), record)));
         }
-        Ok(runs)
+        Ok(RunPage { runs, next })
+    }
+
+    /// All runs of the history, the newest first.
+    ///
+    /// # Errors
+    ///
+    /// As [`History::list`].
+    pub async fn all(&self) -> Result<Vec<RunRecord>, HistoryError> {
+        let page = self.list(None, KEPT_RUNS).await?;
+        Ok(page.runs.into_iter().map(|(_, run)| run).collect())
     }
 
     /// The runs in progress, of all instances.

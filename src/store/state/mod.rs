@@ -11,13 +11,16 @@ mod lease;
 mod receipt;
 mod run;
 
-use tokio_postgres::{Row as PgRow, types::ToSql};
+use tokio_postgres::{
+    Row as PgRow,
+    types::{ToSql, Type},
+};
 
 pub use self::{
     census::StoredLedger,
     lease::Lease as StateLease,
     receipt::StoredReceipt,
-    run::{FailurePage, StartedRun, Starter, StoredFailure, StoredRun},
+    run::{FailurePage, RunPosition, StartedRun, Starter, StoredFailure, StoredRun},
 };
 use super::{Store, StoreError, statement::Statement};
 
@@ -36,7 +39,14 @@ pub enum StateSchema {
     Version(i32),
     /// The role lacks a privilege on it.
     NoPrivilege,
+    /// It lacks these tables.
+    Incomplete(String),
 }
+
+/// The tables of the schema, besides `schema_version`.
+pub const STATE_TABLES: [&str; 6] = [
+    "runs", "failures", "censuses", "ledger", "receipts", "leases",
+];
 
 impl std::fmt::Display for StateSchema {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -54,6 +64,11 @@ impl std::fmt::Display for StateSchema {
                 f,
                 "the schema nico_rewrap has version {found}, and this program knows only \
                  {STATE_VERSION}: use a newer nico-rewrap"
+            ),
+            Self::Incomplete(tables) => write!(
+                f,
+                "the schema nico_rewrap lacks the tables {tables}: `nico-rewrap state migrate` says \
+                 what to do"
             ),
             Self::NoPrivilege => f.write_str(
                 "the database role lacks privileges on the schema nico_rewrap: run \
@@ -75,8 +90,12 @@ const SCHEMA: Statement = Statement {
               FROM pg_class c WHERE c.relkind = 'r' \
                 AND c.relnamespace = to_regnamespace('nico_rewrap')::oid), \
              EXISTS (SELECT FROM pg_class c WHERE c.relname = 'schema_version' \
-                AND c.relnamespace = to_regnamespace('nico_rewrap')::oid)",
-    types: &[],
+                AND c.relnamespace = to_regnamespace('nico_rewrap')::oid), \
+             (SELECT string_agg(name, ', ') FROM unnest($1::text[]) name \
+              WHERE NOT EXISTS (SELECT FROM pg_class c WHERE c.relname = name \
+                AND c.relkind IN ('r', 'p') \
+                AND c.relnamespace = to_regnamespace('nico_rewrap')::oid))",
+    types: &[Type::TEXT_ARRAY],
 };
 
 const VERSION: Statement = Statement {
@@ -91,10 +110,13 @@ impl Store {
     ///
     /// [`StoreError`] when the database does not answer.
     pub async fn state_schema(&self) -> Result<StateSchema, StoreError> {
-        let rows = self.state_query(&SCHEMA, &[]).await?;
+        let rows = self
+            .state_query(&SCHEMA, &[&STATE_TABLES.as_slice()])
+            .await?;
         let row = rows.first().ok_or_else(StoreError::no_answer)?;
         let (exists, usable): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
         let privileges: Option<bool> = row.try_get(2)?;
+        let missing: Option<String> = row.try_get(4)?;
         if !exists {
             return Ok(StateSchema::Absent);
         }
@@ -106,12 +128,12 @@ impl Store {
             return Ok(StateSchema::NoPrivilege);
         }
         let rows = self.state_query(&VERSION, &[]).await?;
-        Ok(
-            match rows.first().ok_or_else(StoreError::no_answer)?.try_get(0)? {
-                STATE_VERSION => StateSchema::Ready,
-                other => StateSchema::Version(other),
-            },
-        )
+        let version = rows.first().ok_or_else(StoreError::no_answer)?.try_get(0)?;
+        Ok(match (version, missing) {
+            (STATE_VERSION, None) => StateSchema::Ready,
+            (STATE_VERSION, Some(tables)) => StateSchema::Incomplete(tables),
+            (other, _) => StateSchema::Version(other),
+        })
     }
 
     /// Runs one statement on a connection for the state. Runs do not use that connection, so
@@ -125,7 +147,8 @@ impl Store {
         loop {
             let lease = self.side_client().await?;
             let rows = self.query(&lease, sql, params).await;
-            if let Some(rows) = self.conclude(lease, rows, &mut attempts).await? {
+            let rows = self.conclude(lease, rows, &mut attempts).await;
+            if let Some(rows) = rows.map_err(StoreError::of_state)? {
                 return Ok(rows);
             }
         }

@@ -13,20 +13,31 @@ pub struct StoredReceipt {
     pub document: String,
 }
 
+/// The row of `leases` that has the hash of the last receipt. Postgres locks and reads the newest
+/// version of this row before it adds a receipt, so the chain has no branches even if several
+/// instances add at once.
+const END: &str = "end of the receipts";
+
 // Adds the receipt only if the previous receipt is still the last one.
 const ADD_RECEIPT: Statement = Statement {
     text: "-- add_receipt\n\
-           INSERT INTO nico_rewrap.receipts (run_id, sha256, document) SELECT $1, $2, $3 \
-           WHERE coalesce((SELECT sha256 FROM nico_rewrap.receipts \
-             ORDER BY sequence DESC LIMIT 1), '') = $4 \
-           ON CONFLICT DO NOTHING RETURNING sequence",
-    types: &[Type::TEXT, Type::TEXT, Type::TEXT, Type::TEXT],
+           WITH moved AS (\
+             INSERT INTO nico_rewrap.leases AS l (name, holder, document, expires) \
+             VALUES ($5, '', $2, 'infinity') \
+             ON CONFLICT (name) DO UPDATE SET document = excluded.document \
+               WHERE l.document = $4 \
+             RETURNING name) \
+           INSERT INTO nico_rewrap.receipts (run_id, sha256, document) \
+           SELECT $1, $2, $3 FROM moved \
+           RETURNING sequence",
+    types: &[Type::TEXT, Type::TEXT, Type::TEXT, Type::TEXT, Type::TEXT],
 };
 
-const LAST_RECEIPT: Statement = Statement {
-    text: "-- last_receipt\n\
-           SELECT sha256, document FROM nico_rewrap.receipts ORDER BY sequence DESC LIMIT 1",
-    types: &[],
+const END_OF_RECEIPTS: Statement = Statement {
+    text: "-- end_of_receipts\n\
+           SELECT coalesce((SELECT document FROM nico_rewrap.leases WHERE name = $1), \
+             (SELECT sha256 FROM nico_rewrap.receipts ORDER BY sequence DESC LIMIT 1), '')",
+    types: &[Type::TEXT],
 };
 
 const LAST_RECEIPTS: Statement = Statement {
@@ -56,19 +67,21 @@ impl Store {
         let rows = self
             .state_query(
                 &ADD_RECEIPT,
-                &[&run_id, &receipt.sha256, &receipt.document, &previous],
+                &[&run_id, &receipt.sha256, &receipt.document, &previous, &END],
             )
             .await?;
         Ok(!rows.is_empty())
     }
 
-    /// Reads the last receipt.
+    /// The hash of the last receipt; empty if there is none.
     ///
     /// # Errors
     ///
     /// [`StoreError`] when the state can't be read.
-    pub async fn last_receipt(&self) -> Result<Option<StoredReceipt>, StoreError> {
-        self.one_receipt(&LAST_RECEIPT, &[]).await
+    pub async fn end_of_receipts(&self) -> Result<String, StoreError> {
+        let rows = self.state_query(&END_OF_RECEIPTS, &[&END]).await?;
+        let row = rows.first().ok_or_else(StoreError::no_answer)?;
+        Ok(row.try_get(0)?)
     }
 
     /// Reads the last receipts, the newest first.

@@ -23,6 +23,15 @@ pub struct StoredRun {
     pub document: String,
 }
 
+/// The position of a run in the list of runs: the newest run is the greatest.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RunPosition {
+    /// When the run started.
+    pub started: SystemTime,
+    /// The id of the run.
+    pub id: String,
+}
+
 /// The result of [`Store::insert_run`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StartedRun {
@@ -126,10 +135,10 @@ const READ_RUN: Statement = Statement {
 const LIST_RUNS: Statement = Statement {
     text: select_runs!(
         "list_runs",
-        "WHERE $1::text IS NULL OR (started, id) < (SELECT started, id FROM nico_rewrap.runs \
-           WHERE id = $1) ORDER BY started DESC, id DESC LIMIT $2"
+        "WHERE $1::timestamptz IS NULL OR (started, id) < ($1, $2) \
+         ORDER BY started DESC, id DESC LIMIT $3"
     ),
-    types: &[Type::TEXT, Type::INT8],
+    types: &[Type::TIMESTAMPTZ, Type::TEXT, Type::INT8],
 };
 
 const ACTIVE_RUNS: Statement = Statement {
@@ -198,6 +207,15 @@ const PRUNE_RUNS: Statement = Statement {
 };
 
 impl StoredRun {
+    /// The position in the list of runs.
+    #[must_use]
+    pub fn position(&self) -> RunPosition {
+        RunPosition {
+            started: self.started,
+            id: self.id.clone(),
+        }
+    }
+
     fn from_pg(row: &PgRow) -> Result<Self, StoreError> {
         Ok(Self {
             id: row.try_get(0)?,
@@ -311,11 +329,12 @@ impl Store {
     /// [`StoreError`] when the state can't be read.
     pub async fn stored_runs(
         &self,
-        after: Option<&str>,
-        limit: u32,
+        after: Option<&RunPosition>,
+        limit: i64,
     ) -> Result<Vec<StoredRun>, StoreError> {
+        let (started, id) = after.map(|after| (after.started, &after.id)).unzip();
         let rows = self
-            .state_query(&LIST_RUNS, &[&after, &i64::from(limit)])
+            .state_query(&LIST_RUNS, &[&started, &id, &limit])
             .await?;
         rows.iter().map(StoredRun::from_pg).collect()
     }

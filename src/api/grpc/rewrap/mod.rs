@@ -1,6 +1,7 @@
 //! The service `nico.rewrap.v1.Rewrap`: runs, keys and verdicts.
 
 mod convert;
+mod keys;
 mod page;
 mod watch;
 
@@ -10,8 +11,8 @@ use futures_util::Stream;
 use tonic::{Request, Response, Status};
 
 use self::{
-    convert::{key, loaded_key},
-    page::{FailureToken, page_size},
+    convert::loaded_key,
+    page::{FailureToken, fitting, page_size, parse_run_token, run_token},
 };
 use crate::{
     api::{
@@ -30,6 +31,9 @@ use crate::{
     run::{Scope, history, record::Kind},
 };
 
+/// Maximum length of a request id, in bytes.
+const REQUEST_ID_BYTES: usize = 255;
+
 /// The path of StartRun, for the audit record.
 const START_RUN: &str = "/nico.rewrap.v1.Rewrap/StartRun";
 
@@ -43,6 +47,14 @@ impl RewrapService {
         let peer = peer.ok_or(ServiceError::Internal);
         peer.and_then(|peer| self.0.authorize(peer)).map_err(status)
     }
+}
+
+/// Refuses a text that no database can store, and so no run can have as its id.
+fn check_run_id(id: &str) -> Result<(), Status> {
+    if id.contains('\0') {
+        return Err(status(ServiceError::InvalidRun("run_id contains a NUL")));
+    }
+    Ok(())
 }
 
 /// The status of an error that belongs to no run.
@@ -77,6 +89,7 @@ impl Rewrap for RewrapService {
     ) -> Result<Response<Self::WatchRunStream>, Status> {
         self.permit(&request)?;
         let id = request.into_inner().run_id;
+        check_run_id(&id)?;
         let history = self.0.history().clone();
         // An unknown run is an error of the call, not of the stream.
         let first = history
@@ -92,6 +105,7 @@ impl Rewrap for RewrapService {
         request: Request<pb::GetRunRequest>,
     ) -> Result<Response<pb::Run>, Status> {
         self.permit(&request)?;
+        check_run_id(&request.get_ref().run_id)?;
         let run = self.0.history().get(&request.get_ref().run_id).await;
         run.map(|run| Response::new(run.into()))
             .map_err(|error| status(error.into()))
@@ -104,15 +118,23 @@ impl Rewrap for RewrapService {
         self.permit(&request)?;
         let message = request.into_inner();
         let size = page_size(message.page_size, 20, 100);
-        let after = Some(message.page_token.as_str()).filter(|token| !token.is_empty());
-        // One more run says whether there is another page.
-        let runs = self.0.history().list(after, size + 1).await;
-        let mut runs = runs.map_err(|error| status(error.into()))?;
-        let has_more = runs.len() > size as usize;
-        runs.truncate(size as usize);
-        let next = runs.last().filter(|_| has_more).map(|run| run.id.clone());
+        let after = parse_run_token(&message.page_token).map_err(status)?;
+        let page = self.0.history().list(after.as_ref(), size).await;
+        let page = page.map_err(|error| status(error.into()))?;
+        let (positions, mut runs): (Vec<_>, Vec<pb::Run>) = page
+            .runs
+            .into_iter()
+            .map(|(position, run)| (position, run.into()))
+            .unzip();
+        let count = fitting(&runs);
+        let next = if count < runs.len() {
+            positions.get(count - 1).map(run_token)
+        } else {
+            page.next.as_ref().map(run_token)
+        };
+        runs.truncate(count);
         Ok(Response::new(pb::ListRunsResponse {
-            runs: runs.into_iter().map(Into::into).collect(),
+            runs,
             next_page_token: next.unwrap_or_default(),
         }))
     }
@@ -122,6 +144,7 @@ impl Rewrap for RewrapService {
         request: Request<pb::StopRunRequest>,
     ) -> Result<Response<pb::Run>, Status> {
         self.permit(&request)?;
+        check_run_id(&request.get_ref().run_id)?;
         let run = self.0.history().stop(&request.get_ref().run_id).await;
         run.map(|run| Response::new(run.into()))
             .map_err(|error| status(error.into()))
@@ -133,6 +156,7 @@ impl Rewrap for RewrapService {
     ) -> Result<Response<pb::ListFailuresResponse>, Status> {
         self.permit(&request)?;
         let message = request.into_inner();
+        check_run_id(&message.run_id)?;
         let size = page_size(message.page_size, 100, 1000);
         let after = FailureToken::parse(&message.page_token).map_err(status)?;
         let failures = self
@@ -140,13 +164,15 @@ impl Rewrap for RewrapService {
             .history()
             .failures(&message.run_id, (&after.0, &after.1), size + 1)
             .await;
-        let mut failures = failures.map_err(|error| status(error.into()))?;
-        let has_more = failures.len() > size as usize;
-        failures.truncate(size as usize);
+        let failures = failures.map_err(|error| status(error.into()))?;
+        let mut failures: Vec<pb::Failure> = failures.into_iter().map(Into::into).collect();
+        let count = fitting(&failures).min(size as usize);
+        let has_more = failures.len() > count;
+        failures.truncate(count);
         let next = failures.last().filter(|_| has_more);
         let next = next.map(|last| FailureToken::after(&last.organization_id, &last.field));
         Ok(Response::new(pb::ListFailuresResponse {
-            failures: failures.into_iter().map(Into::into).collect(),
+            failures,
             next_page_token: next.unwrap_or_default(),
         }))
     }
@@ -158,28 +184,8 @@ impl Rewrap for RewrapService {
         self.permit(&request)?;
         let site = self.0.site().map_err(status)?;
         let known = self.0.censuses().key_use(site).await;
-        let target = site.keyring.target().id();
-        let mut ids: Vec<&str> = known.key_ids().collect();
-        ids.extend(site.keyring.iter().map(|kek| kek.id().as_str()));
-        ids.sort_unstable();
-        ids.dedup();
-        let tally = known.last.as_ref().map(|census| &census.tally);
-        let keys = ids.into_iter().filter_map(|id| {
-            let loaded = site.keyring.get(id);
-            let key_use = tally.and_then(|tally| tally.keys.get(id));
-            // Neither the last census nor this instance knows the id any longer.
-            if loaded.is_none() && key_use.is_none() {
-                return None;
-            }
-            let mut verdict = known.verdict(id);
-            if known.is_of_process() {
-                verdict.explanation += " This instance keeps no history: it knows only what it has \
-                                         seen since its start.";
-            }
-            Some(key(id, loaded, target.as_str() == id, key_use, verdict))
-        });
         Ok(Response::new(pb::ListKeysResponse {
-            keys: keys.collect(),
+            keys: keys::list(site, &known),
             census: known.last.as_ref().map(pb::Census::from),
         }))
     }
@@ -275,6 +281,12 @@ fn call_request(peer: Option<Arc<Peer>>, message: pb::StartRunRequest) -> CallRe
         (Some(Kind::Apply), _) if expected.is_none() => Err(ServiceError::InvalidRun(
             "an apply needs expect_target_key_id: the key id that it shall re-wrap to",
         )),
+        _ if message.request_id.len() > REQUEST_ID_BYTES => Err(ServiceError::InvalidRun(
+            "request_id is longer than 255 bytes",
+        )),
+        _ if message.request_id.contains('\0') => {
+            Err(ServiceError::InvalidRun("request_id contains a NUL"))
+        }
         (Some(kind), _) => Ok(kind),
     };
     CallRequest {
