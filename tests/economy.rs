@@ -86,9 +86,10 @@ async fn a_row_takes_one_statement_and_a_page_three() {
     // The lock of the site, and up to ten rows of each key. The first apply takes a census for that.
     let difference = total(&apply) - total(&three_pages);
     assert!(difference <= 100 + 30, "{three_pages:?} {apply:?}");
+    // The check of the keys looks for secrets that the server has not written itself.
     let on_target = count(&server, false).await;
     let difference = total(&on_target) - total(&three_pages);
-    assert!(difference <= 40, "{three_pages:?} {on_target:?}");
+    assert!(difference <= 60, "{three_pages:?} {on_target:?}");
     assert!(total(&three_pages) < 50, "{three_pages:?}");
 }
 

@@ -10,7 +10,7 @@ use nico_rewrap::domain::envelope::{ParseError, SealError};
 use nico_rewrap::domain::rewrap::FieldError;
 use nico_rewrap::domain::tenant_version::VersionError;
 use nico_rewrap::store::RowError;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::bad_texts::{Bad, bad_texts};
 use crate::grpcurl::{Failure, run};
@@ -235,7 +235,7 @@ async fn a_report_with_too_many_failures_is_cut_and_counts_them_all() {
         .chain([Org::under("last", "kv1")])
         .collect();
     let (_database, _client, server) = serve(&orgs).await;
-    for dry_run in [true, false] {
+    for (runs, dry_run) in [(1, true), (2, false)] {
         let report = run(&server, dry_run).await;
         let expected = Counters {
             updated: 1,
@@ -259,6 +259,22 @@ async fn a_report_with_too_many_failures_is_cut_and_counts_them_all() {
             .wait_log("more failures than a report can carry")
             .await;
         assert_eq!(omitted["omitted"], 3000 - kept);
+        // The log has the first failures, and a summary of all.
+        let causes = server.wait_logs("failures by cause", runs).await;
+        for (name, value) in [
+            ("reason", json!("KEY_NOT_IN_SECRETS")),
+            ("secrets", json!(3000)),
+            ("organizations", json!(1000)),
+        ] {
+            assert_eq!(causes[runs - 1][name], value);
+        }
+        let details = server.logs_with("row failed");
+        assert_eq!(details.len(), 100 * runs);
+        assert_eq!(details[99]["organization_id"], id(33));
+        let only_the_first =
+            "the log has only the first failures of this run: ListFailures has all of them";
+        let only_the_first = server.wait_logs(only_the_first, runs).await;
+        assert_eq!(only_the_first[runs - 1]["omitted"], 2900);
     }
 }
 

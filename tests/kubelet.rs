@@ -2,6 +2,7 @@
 //! module does the part of the kubelet, which is files under mount paths, variables and arguments.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 
@@ -160,13 +161,21 @@ pub(crate) fn mount(root: &Path, pod: &Value, container: &Value, objects: &Objec
         let files = objects
             .get(name)
             .unwrap_or_else(|| panic!("no object {name}"));
+        let mode = volume["secret"]["defaultMode"].as_u64().unwrap_or(0o644);
         for (file, text) in files {
-            std::fs::write(directory.join(file), moved(root, text)).unwrap();
+            let file = directory.join(file);
+            std::fs::write(&file, moved(root, text)).unwrap();
+            // In a cluster, the file belongs to root, so a client accepts that the group reads it.
+            let is_root = file.metadata().unwrap().uid() == 0;
+            let mode = if is_root { mode } else { mode & 0o700 };
+            let mode = u32::try_from(mode).unwrap();
+            std::fs::set_permissions(&file, PermissionsExt::from_mode(mode)).unwrap();
         }
     }
 }
 
-fn moved(root: &Path, text: &str) -> String {
+/// The text with `root` before its mount paths.
+pub(crate) fn moved(root: &Path, text: &str) -> String {
     let to = |below: &str| format!("{}{below}", root.display());
     text.replace("/etc/", &to("/etc/"))
         .replace("/var/run/", &to("/var/run/"))

@@ -14,8 +14,9 @@ use crate::admin_socket::ask;
 use crate::certs;
 use crate::database::Database;
 use crate::grpcurl::Call;
-use crate::kubelet::{arguments, cluster, container, environment, mount, named, rendered};
+use crate::kubelet::{arguments, cluster, container, environment, mount, moved, named, rendered};
 use crate::leaks;
+use crate::operator::Operator;
 use crate::pki::{Cert, Leaf};
 use crate::process::{self, temp_dir};
 use crate::seed::{Org, one_under_kv1};
@@ -89,45 +90,41 @@ async fn started(
     server
 }
 
-/// The call of the Job, by the real grpcurl, to `server`. The address of the server is not that of
-/// the Service, so grpcurl must verify another name: the name of the Service, or the one in `more`.
+/// The command of the Job, with `server` in place of the address of the Service. The client then
+/// verifies the name of the Service, or the one in `more`.
 ///
 /// The files of the command exist until the test process ends.
-fn call(folder: &str, database: &Database, server: &Server, more: &[&str]) -> Command {
+fn job(folder: &str, database: &Database, server: &Server, more: &[&str]) -> Command {
     let manifests = rendered(folder);
     let job = &manifests["Job"];
     let container = container(job, "call");
+    assert!(
+        container.get("command").is_none(),
+        "the entry point of the image"
+    );
     let objects = cluster(database, (STANDALONE, certs::server()));
     let dir = process::lasting_dir("job");
     mount(&dir, &job["spec"]["template"]["spec"], container, &objects);
     let mut variables = environment(container, &objects);
-    let target = variables.iter_mut().find(|(name, _)| name == "TARGET");
-    target.unwrap().1 = "kv2".to_owned();
-    let mut args = arguments(&dir, container, &variables);
-    let service = &address_of_service();
-    let address = args.iter().position(|one| one == service).unwrap();
-    args[address].clone_from(&server.grpc);
-    let of_service = ["-authority", service.rsplit_once(':').unwrap().0];
-    let name = if more.is_empty() { &of_service } else { more };
-    // The shell of the Job looks for grpcurl along its PATH.
-    let bin = dir.join("bin");
-    std::fs::create_dir(&bin).unwrap();
-    let grpcurl = std::env::var_os("GRPCURL").map_or_else(
-        || {
-            process::run(Command::new("which").arg("grpcurl"))
-                .trim()
-                .into()
-        },
-        std::path::PathBuf::from,
-    );
-    std::os::unix::fs::symlink(grpcurl, bin.join("grpcurl")).unwrap();
-    let words = container["command"].as_array().unwrap().iter();
-    let mut words = words.map(|word| word.as_str().unwrap());
-    let mut command = Command::new(words.next().unwrap());
-    let others = std::env::var("PATH").unwrap();
-    command.envs(variables);
-    command.env("PATH", format!("{}:{others}", bin.display()));
-    command.args(words).args(name).args(args);
+    let set = |(name, value): &mut (String, String)| match name.as_str() {
+        "TARGET" => "kv2".clone_into(value),
+        "REWRAP_ENDPOINT" => {
+            assert_eq!(*value, address_of_service());
+            value.clone_from(&server.grpc);
+        }
+        _ => *value = moved(&dir, value),
+    };
+    variables.iter_mut().for_each(set);
+    let service = address_of_service();
+    let of_service = ["--server-name", service.rsplit_once(':').unwrap().0];
+    let has_name = more
+        .iter()
+        .any(|option| option.starts_with("--server-name"));
+    let mut command = Command::new(BINARY);
+    command.env_clear();
+    command.args(arguments(&dir, container, &variables));
+    command.args(if has_name { &[][..] } else { &of_service });
+    command.args(more).envs(variables);
     command
 }
 
@@ -143,29 +140,21 @@ fn address_of_service() -> String {
     )
 }
 
-/// The run and the keys that the Job prints.
-fn printed(text: &str) -> (Value, Value) {
-    let documents = text.find("\n{").map_or(text, |start| &text[start..]);
-    let mut documents = serde_json::Deserializer::from_str(documents).into_iter();
-    let mut next = || {
-        documents
-            .next()
-            .unwrap_or_else(|| panic!("{text}"))
-            .unwrap()
-    };
-    (next(), next())
+/// What a Job that succeeds prints, with `-o json`.
+fn called(folder: &str, database: &Database, server: &Server, more: &[&str]) -> Value {
+    let more = [&["-o", "json"], more].concat();
+    let text = process::run(&mut job(folder, database, server, &more));
+    serde_json::from_str(&text).unwrap()
 }
 
-/// The report of a Job that succeeds.
-fn called(folder: &str, database: &Database, server: &Server, more: &[&str]) -> Value {
-    let text = process::run(&mut call(folder, database, server, more));
-    let (run, keys) = printed(&text);
+/// The rows that the dry run of a check would re-wrap.
+fn to_rewrap(check: &Value) -> &Value {
     assert_eq!(
-        (&run["state"], &run["targetKeyId"]),
-        (&json!("RUN_STATE_FINISHED"), &json!("kv2"))
+        (&check["kind"], &check["ok"]),
+        (&json!("Check"), &json!(true))
     );
-    assert!(keys["keys"][0]["verdict"]["state"].is_string(), "{keys}");
-    run["report"].clone()
+    assert_eq!(check["dryRun"]["report"]["rowsFailed"], 0, "{check}");
+    &check["dryRun"]["report"]["rowsUpdated"]
 }
 
 #[tokio::test]
@@ -175,55 +164,79 @@ async fn the_job_calls_the_deployment() {
     let certificate = issued(&manifests["Certificate"]);
     let server = started(&manifests, &database, (STANDALONE, &certificate)).await;
     for _ in 0..2 {
-        let dry = called("call", &database, &server, &[]);
-        assert_eq!(
-            (&dry["rowsUpdated"], &dry["rowsFailed"]),
-            (&json!("1"), &json!("0"))
-        );
+        assert_eq!(to_rewrap(&called("call", &database, &server, &[])), 1);
     }
-    let applied = called("call-apply", &database, &server, &[]);
-    assert_eq!(applied["rowsUpdated"], "1");
-    let after = called("call", &database, &server, &[]);
-    assert_eq!(after["rowsOnTarget"], "1", "{after}");
+    let rotation = called("call-apply", &database, &server, &[]);
+    assert_eq!(rotation["targetKeyId"], "kv2", "{rotation}");
+    assert_eq!(rotation["applies"][0]["report"]["rowsUpdated"], 1);
+    let keys = rotation["keys"].as_array().unwrap();
+    assert!(
+        keys.iter().all(|key| key["verdict"]["state"].is_string()),
+        "{rotation}"
+    );
+    assert_eq!(to_rewrap(&called("call", &database, &server, &[])), 0);
 }
 
 #[tokio::test]
-async fn the_job_fails_if_a_row_fails_and_prints_the_report() {
+async fn the_job_fails_with_the_code_of_the_client() {
     let database = one_under_kv1().await;
     let client = database.client().await;
     Org::under("under-a-lost-key", "kv0").insert(&client).await;
-    let certificate = issued(&rendered("standalone")["Certificate"]);
-    let server = started(
-        &rendered("standalone"),
-        &database,
-        (STANDALONE, &certificate),
-    )
-    .await;
-    let output = call("call-apply", &database, &server, &[])
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    let (run, _) = printed(&String::from_utf8_lossy(&output.stdout));
-    let report = &run["report"];
-    assert_eq!(
-        (&report["rowsUpdated"], &report["rowsFailed"]),
-        (&json!("1"), &json!("1"))
-    );
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("rows failed"), "{said}");
+    let manifests = rendered("standalone");
+    let certificate = issued(&manifests["Certificate"]);
+    let server = started(&manifests, &database, (STANDALONE, &certificate)).await;
+    for folder in ["call", "call-apply"] {
+        let output = job(folder, &database, &server, &[]).output().unwrap();
+        assert_eq!(output.status.code(), Some(3), "{folder}");
+        let text = String::from_utf8_lossy(&output.stdout);
+        for expected in ["KEY_NOT_IN_SECRETS", "under-a-lost-key"] {
+            assert!(text.contains(expected), "{text}");
+        }
+    }
+    let mut without_key = job("call", &database, &server, &[]);
+    without_key.env("REWRAP_KEY", "/nonexistent");
+    assert_eq!(without_key.output().unwrap().status.code(), Some(78));
+}
+
+/// A server that still has the old target key has nothing to do. The Job must not succeed there.
+#[tokio::test]
+async fn the_job_of_another_target_key_changes_nothing() {
+    let database = one_under_kv1().await;
+    let manifests = rendered("standalone");
+    let certificate = issued(&manifests["Certificate"]);
+    let server = started(&manifests, &database, (STANDALONE, &certificate)).await;
+    for (folder, code) in [("call", 3), ("call-apply", 4)] {
+        let usual = job(folder, &database, &server, &[]);
+        let args = usual.get_args().map(|argument| argument.to_str().unwrap());
+        let args: Vec<_> = args
+            .map(|argument| argument.replace("kv2", "kv9"))
+            .collect();
+        assert!(args.contains(&"--expect-target=kv9".to_owned()));
+        let envs = usual.get_envs();
+        let envs = envs.map(|(name, value)| (name.to_owned(), value.unwrap().to_owned()));
+        let mut other = Command::new(BINARY);
+        let output = other.env_clear().args(args).envs(envs).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        let line = "the target key is kv2, and --expect-target is kv9";
+        assert!(text.contains(line), "{text}");
+        assert!(text.contains("#check-expected-target"), "{text}");
+    }
+    assert_eq!(to_rewrap(&called("call", &database, &server, &[])), 1);
 }
 
 #[tokio::test]
 async fn the_job_calls_a_sidecar_by_nico_apis_name() {
     let database = one_under_kv1().await;
     let server = started(&rendered("sidecar"), &database, (SIDECAR, &of_nico_api())).await;
-    let argument = "-servername=nico-api.nico-system.svc.cluster.local";
+    let argument = "--server-name=nico-api.nico-system.svc.cluster.local";
     assert!(include_str!("../docs/install/kubernetes.md").contains(&format!("`{argument}`")));
     let dry = called("call", &database, &server, &[argument]);
-    assert_eq!(dry["rowsUpdated"], "1");
-    let refused = call("call", &database, &server, &[]).output().unwrap();
+    assert_eq!(to_rewrap(&dry), 1);
+    let refused = job("call", &database, &server, &[]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(6));
     let said = String::from_utf8_lossy(&refused.stderr);
-    assert!(said.contains("certificate is valid for"), "{said}");
+    assert!(said.contains("is not for the name"), "{said}");
 }
 
 #[tokio::test]
@@ -240,6 +253,11 @@ async fn a_client_in_the_container_can_look_and_apply_nothing() {
         assert_eq!(dry.rows_updated, 1, "{folder}");
         let error = local.reencrypt(&json!({})).await.unwrap_err();
         assert_eq!(error.reason().unwrap(), "ADMIN_SOCKET_READ_ONLY");
+        // As with `kubectl exec`.
+        let exec = Operator::without_options().env("REWRAP_SOCKET", socket);
+        let exit = exec.call(&["status"]).await;
+        assert_eq!(exit.code, 0, "{exit:?}");
+        assert!(exit.stdout.contains("kv2"), "{}", exit.stdout);
     }
 }
 

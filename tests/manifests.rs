@@ -281,6 +281,8 @@ fn the_image_has_the_tag_of_this_version() {
         ("standalone", "Deployment", "nico-rewrap"),
         ("sidecar", "Deployment", "nico-rewrap"),
         ("migrate-state", "Job", "migrate-state"),
+        ("call", "Job", "call"),
+        ("call-apply", "Job", "call"),
     ] {
         let manifests = rendered(folder);
         assert_eq!(container(&manifests[kind], name)["image"], image);

@@ -49,7 +49,8 @@ struct Assumptions {
     sets_are_short: bool,
     /// Every process with the old configuration has ended before the first census of the series.
     old_processes_are_gone: bool,
-    /// An old envelope that comes back during the soak stays until a census has seen it.
+    /// A tenant does not replace an old envelope that comes back during the soak before a census
+    /// or an apply has seen it.
     stragglers_stay: bool,
     /// Nobody restores a backup from before the series.
     no_old_backup: bool,
@@ -129,6 +130,15 @@ impl State {
             seen: self.seen && self.secret == key,
             ..self.clone()
         }
+    }
+
+    /// The service notes an apply that has re-wrapped a secret.
+    fn apply(&self) -> Self {
+        let mut next = self.write(Key::New);
+        if self.secret == Key::Old {
+            next.ledger.rewrapped("new");
+        }
+        next
     }
 
     fn census(&self, rule: Rule) -> Self {
@@ -231,9 +241,9 @@ impl State {
             };
             add("the old process ends", ended);
         }
+        add("an apply", self.apply());
         if self.can_be_replaced(assumed) {
-            // A new secret of the tenant has the same effect.
-            add("an apply", self.write(Key::New));
+            add("a tenant writes New", self.write(Key::New));
         }
         let dry_run_was_clean = self.secret == Key::New;
         let mut dry_run = Self {

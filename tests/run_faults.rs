@@ -9,7 +9,9 @@ use crate::database::Database;
 use crate::faults::{orgs, until_blocked, until_written};
 use crate::grpcurl::Call;
 use crate::outcome::seeded;
-use crate::rewrap_client::{ask, ended, migrate_state, number, reason, run, start_slow, watch};
+use crate::rewrap_client::{
+    ask, ended, migrate_state, number, reason, run, start_slow, try_ask, watch,
+};
 use crate::server::Server;
 use crate::site::Site;
 
@@ -27,11 +29,11 @@ async fn newest(server: &Server) -> Value {
 
 #[tokio::test]
 async fn a_watch_at_another_instance_ends_when_the_instance_is_killed() {
-    let (database, _client) = seeded(&orgs(400)).await;
+    let (database, client) = seeded(&orgs(400)).await;
     let first = site(&database).set("rewrap.instance_name", "\"one\"");
     migrate_state(&first);
     let (one, two) = (first.start().await, site(&database).start().await);
-    let started = start_slow(&one, APPLY, 5).await;
+    let started = start_slow(&one, APPLY, 100).await;
     let kill = async {
         tokio::time::sleep(Duration::from_secs(3)).await;
         one.signal("KILL");
@@ -51,6 +53,18 @@ async fn a_watch_at_another_instance_ends_when_the_instance_is_killed() {
             .contains("instance one"),
         "{last}"
     );
+    // The report has what the instance wrote last, and the run has an end.
+    let updated = number(&last["report"]["rowsUpdated"]);
+    assert!((1..400).contains(&updated), "{last}");
+    assert!(
+        last["endTime"].as_str() > last["startTime"].as_str(),
+        "{last}"
+    );
+    assert_eq!(last["durable"], false);
+    let stored = "SELECT state FROM nico_rewrap.runs WHERE id = $1";
+    let id = started["id"].as_str().unwrap();
+    let state: String = client.query_one(stored, &[&id]).await.unwrap().get(0);
+    assert_eq!(state, "FAILED");
     let rising: Vec<_> = states
         .iter()
         .map(|run| number(&run["progress"]["rowsDone"]))
@@ -60,6 +74,51 @@ async fn a_watch_at_another_instance_ends_when_the_instance_is_killed() {
     assert_eq!(run(&two, APPLY).await["state"], "RUN_STATE_FINISHED");
     let seen = ask(&two, "GetRun", json!({"runId": started["id"]})).await;
     assert_eq!(reason(&seen), "INSTANCE_GONE");
+}
+
+#[tokio::test]
+async fn a_frozen_instance_is_named_and_corrects_its_run_when_it_comes_back() {
+    let (database, _client) = seeded(&orgs(400)).await;
+    let first = site(&database).set("rewrap.instance_name", "\"one\"");
+    migrate_state(&first);
+    let (one, two) = (first.start().await, site(&database).start().await);
+    let started = start_slow(&one, APPLY, 50).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    one.signal("STOP");
+    tokio::time::sleep(Duration::from_secs(32)).await;
+    let request = json!({"kind": APPLY, "site": {}, "expectTargetKeyId": "kv2"});
+    let refused = try_ask(&two, "StartRun", request).await.unwrap_err();
+    let info = refused.error_info().unwrap();
+    assert_eq!(info.reason, "APPLY_UNDER_WAY");
+    assert_eq!(info.metadata["run_id"], started["id"].as_str().unwrap());
+    assert_eq!(info.metadata["instance"], "one");
+    for part in ["caller", "start_time"] {
+        assert!(!info.metadata[part].is_empty(), "{info:?}");
+    }
+    let at_two = async || ask(&two, "GetRun", json!({"runId": started["id"]})).await;
+    assert_eq!(reason(&at_two().await), "INSTANCE_GONE");
+    one.signal("CONT");
+    // Until its end at the first instance, the run stays FAILED at the second one.
+    let is_over = async {
+        let end = ended(&one, &started).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        end
+    };
+    let watch = async {
+        loop {
+            assert_ne!(at_two().await["state"], "RUN_STATE_RUNNING");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    let end = tokio::select! {
+        end = is_over => end,
+        () = watch => unreachable!(),
+    };
+    let corrected = at_two().await;
+    for part in ["state", "report", "endTime", "error"] {
+        assert_eq!(corrected[part], end[part], "{corrected}");
+    }
+    assert_ne!(reason(&corrected), "INSTANCE_GONE");
 }
 
 #[tokio::test]

@@ -1,11 +1,13 @@
 //! Runs that live on the server: start, progress, history, failures and stop.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
 
 use crate::certs;
 use crate::grpcurl::{self, Call};
 use crate::outcome::seeded;
-use crate::rewrap_client::{ask, ended, migrate_state, run, start, try_ask};
+use crate::rewrap_client::{ask, ended, migrate_state, number, run, start, start_slow, try_ask};
 use crate::seal::seal;
 use crate::seed::{Org, signing_key_pem};
 use crate::site::Site;
@@ -224,17 +226,93 @@ async fn a_run_continues_without_its_client_and_can_be_stopped() {
 }
 
 #[tokio::test]
-async fn a_run_stops_after_the_allowed_number_of_failures() {
-    let (database, _client) = seeded(&orgs()).await;
+async fn the_rate_limit_of_a_request_covers_a_dry_run() {
+    let orgs: Vec<_> = (0..200)
+        .map(|i| Org::under(&format!("org{i:03}"), "kv1"))
+        .collect();
+    let (database, _client) = seeded(&orgs).await;
     let server = site(&database).start().await;
-    let request = json!({"kind": "RUN_KIND_DRY_RUN", "site": {}, "stopAfterFailures": 1});
+    for kind in ["RUN_KIND_DRY_RUN", "RUN_KIND_APPLY"] {
+        let started = Instant::now();
+        let run = start_slow(&server, kind, 100).await;
+        let run = ended(&server, &run).await;
+        assert_eq!(run["report"]["rowsUpdated"], "200", "{run}");
+        let took = started.elapsed();
+        assert!(took >= Duration::from_millis(1800), "{kind}: {took:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_run_stops_after_the_allowed_number_of_failures() {
+    let orgs: Vec<_> = (0..600)
+        .map(|i| Org::under(&format!("org{i:03}"), "kv9"))
+        .collect();
+    let (database, _client) = seeded(&orgs).await;
+    let server = site(&database).start().await;
+    for kind in ["RUN_KIND_DRY_RUN", "RUN_KIND_APPLY", "RUN_KIND_VERIFY"] {
+        for limit in [1, 10] {
+            let request = json!({
+                "kind": kind, "site": {}, "expectTargetKeyId": "kv2", "stopAfterFailures": limit,
+            });
+            let run = ask(&server, "StartRun", request).await;
+            let run = ended(&server, &run).await;
+            assert_eq!(run["state"], "RUN_STATE_STOPPED");
+            let info = &run["error"]["details"][0];
+            assert_eq!(info["reason"], "FAILURE_LIMIT", "{run}");
+            // Each task that is at work may add a row.
+            let failed = number(&run["report"]["rowsFailed"]);
+            assert!((limit..limit + 10).contains(&failed), "{run}");
+            let message = run["error"]["message"].as_str().unwrap();
+            assert!(message.contains(&format!("{failed} failed rows")), "{run}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn locked_rows_count_for_the_limit_while_they_are_written() {
+    let orgs: Vec<_> = (0..100)
+        .map(|i| Org::under(&format!("org{i:03}"), "kv1"))
+        .collect();
+    let (database, client) = seeded(&orgs).await;
+    client
+        .batch_execute("BEGIN; SELECT FROM tenant_identity_config FOR UPDATE")
+        .await
+        .unwrap();
+    let server = site(&database)
+        .set("rewrap.lock_timeout", "\"100ms\"")
+        .set("rewrap.pipeline_depth", "1")
+        .start()
+        .await;
+    let request = json!({
+        "kind": "RUN_KIND_APPLY", "site": {}, "expectTargetKeyId": "kv2", "stopAfterFailures": 2,
+    });
     let run = ask(&server, "StartRun", request).await;
     let run = ended(&server, &run).await;
-    assert_eq!(run["state"], "RUN_STATE_STOPPED");
-    assert_eq!(
-        run["error"]["details"][0]["reason"], "FAILURE_LIMIT",
-        "{run}"
-    );
+    assert_eq!(run["error"]["details"][0]["reason"], "FAILURE_LIMIT");
+    assert_eq!(run["report"]["rowsFailed"], "2", "{run}");
+}
+
+#[tokio::test]
+async fn a_run_that_has_evaluated_every_row_is_finished() {
+    let orgs: Vec<_> = (0..300)
+        .map(|i| Org::under(&format!("org{i:03}"), "kv9"))
+        .collect();
+    let (database, _client) = seeded(&orgs).await;
+    let server = site(&database).start().await;
+    for kind in ["RUN_KIND_DRY_RUN", "RUN_KIND_APPLY", "RUN_KIND_VERIFY"] {
+        for (scope, id, rows) in [
+            ("site", json!({}), 300),
+            ("organizationId", json!("org007"), 1),
+        ] {
+            let request = json!({
+                "kind": kind, scope: id, "expectTargetKeyId": "kv2", "stopAfterFailures": rows,
+            });
+            let run = ask(&server, "StartRun", request).await;
+            let run = ended(&server, &run).await;
+            assert_eq!(run["state"], "RUN_STATE_FINISHED", "{run}");
+            assert_eq!(number(&run["report"]["rowsFailed"]), rows, "{run}");
+        }
+    }
 }
 
 #[tokio::test]

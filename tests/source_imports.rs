@@ -213,7 +213,7 @@ fn members(group: &str) -> Vec<&str> {
     members
 }
 
-fn without_tests_and_comments(text: &str) -> String {
+pub(crate) fn without_tests_and_comments(text: &str) -> String {
     let mut code = String::new();
     let mut lines = text.lines().peekable();
     while let Some(line) = lines.next() {

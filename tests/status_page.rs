@@ -11,6 +11,7 @@ use tokio::time::sleep;
 use crate::chromium::Browser;
 use crate::database::Database;
 use crate::outcome::seeded;
+use crate::pg;
 use crate::rewrap_client::{ended, migrate_state, run, start_slow};
 use crate::seal::{keys, seal};
 use crate::seed::{Org, signing_key_pem};
@@ -122,6 +123,40 @@ async fn without_a_database_the_page_says_so() {
     let off = Site::new(&Database::migrated().await).set("machine_identity.enabled", "false");
     let (_, text) = get(&off.start().await, "*/*").await;
     assert!(text.contains("Machine identity is disabled"), "{text}");
+}
+
+#[tokio::test]
+async fn many_requests_read_the_database_once_a_second() {
+    let postgres = pg::Server::options()
+        .setting("shared_preload_libraries", "pg_stat_statements")
+        .start();
+    let database = Database::migrated_on(&postgres).await;
+    let admin = database.admin().await;
+    admin
+        .batch_execute("CREATE EXTENSION pg_stat_statements")
+        .await
+        .unwrap();
+    let site = Site::new(&database);
+    migrate_state(&site);
+    let server = site.start().await;
+    server
+        .wait_log("runs and censuses are kept in the schema nico_rewrap")
+        .await;
+    let start = Instant::now();
+    for _ in 0..20 {
+        let requests = (0..10).map(|_| get(&server, "*/*"));
+        for (_, text) in futures_util::future::join_all(requests).await {
+            assert!(text.contains("Runs of all instances"), "{text}");
+        }
+    }
+    let seconds = start.elapsed().as_secs() + 1;
+    // Only the status page lists runs.
+    let sql = "SELECT sum(calls)::bigint FROM pg_stat_statements WHERE query LIKE '-- list_runs%'";
+    let reads: i64 = admin.query_one(sql, &[]).await.unwrap().get(0);
+    assert!(
+        (1..=seconds).contains(&reads.try_into().unwrap()),
+        "{reads} in {seconds} s"
+    );
 }
 
 /// For each element with a text of its own: the text, the size of the font, and the contrast of

@@ -118,6 +118,39 @@ async fn a_key_is_removable_only_after_the_soak() {
 }
 
 #[tokio::test]
+async fn an_apply_that_rewraps_a_secret_during_the_soak_starts_it_again() {
+    let (database, client) = seeded(&[Org::under("a", "kv2")]).await;
+    let persistent = site(&database);
+    for with_schema in [false, true] {
+        if with_schema {
+            migrate_state(&persistent);
+        }
+        let server = site(&database).start().await;
+        let soaked = async || {
+            run(&server, CENSUS).await;
+            sleep(Duration::from_millis(10)).await;
+            run(&server, CENSUS).await;
+            verdict(&server, "kv1").await
+        };
+        assert_eq!(soaked().await, "REMOVABLE");
+        // No census sees this secret.
+        seed::insert(
+            &client,
+            &[Org::under(&format!("late-{with_schema}"), "kv1")],
+        )
+        .await;
+        assert_eq!(grpcurl::run(&server, false).await.rows_updated, 1);
+        assert_eq!(verdict(&server, "kv1").await, "CANNOT_SAY");
+        run(&server, CENSUS).await;
+        assert_eq!(verdict(&server, "kv1").await, "SOAKING");
+        assert_eq!(soaked().await, "REMOVABLE");
+        // An apply that finds nothing changes nothing.
+        assert_eq!(grpcurl::run(&server, false).await.rows_updated, 0);
+        assert_eq!(verdict(&server, "kv1").await, "REMOVABLE");
+    }
+}
+
+#[tokio::test]
 async fn verdicts_are_the_same_at_every_instance_and_survive_a_restart() {
     let (database, _client) = seeded(&[Org::under("a", "kv2")]).await;
     let first = site(&database);

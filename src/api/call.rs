@@ -17,6 +17,7 @@ use super::{
     context::{CallContext, Inner, InstanceInfo},
     error::ServiceError,
     execute::Execution,
+    key_check::KeyCheck,
     request::{Answer, CallRequest, Ending},
     run_id::run_id,
     slots::Slots,
@@ -40,6 +41,7 @@ impl Calls {
     pub fn new(context: CallContext, tasks: TaskTracker, shutdown: CancellationToken) -> Self {
         Self(Arc::new(Inner {
             slots: Slots::new(context.max_runs),
+            key_check: KeyCheck::default(),
             context,
             census_due: Notify::new(),
             tasks,

@@ -9,7 +9,7 @@ use std::{
 use tokio::sync::{Notify, watch::Receiver};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{error::ServiceError, slots::Slots};
+use super::{error::ServiceError, key_check::KeyCheck, slots::Slots};
 use crate::{
     audit::AuditLog,
     auth::authorize::Policy,
@@ -63,6 +63,8 @@ pub(super) struct Inner {
     pub(super) context: CallContext,
     /// Limits the runs of this process.
     pub(super) slots: Slots,
+    /// The last check of the keys.
+    pub(super) key_check: KeyCheck,
     /// Says that a census is due.
     pub(super) census_due: Notify,
     pub(super) tasks: TaskTracker,

@@ -19,6 +19,7 @@ use super::{
     admission::decide,
     context::Inner,
     error::{Counts, ServiceError},
+    key_check::check_keys,
     request::{CallRequest, Ending},
 };
 use crate::{
@@ -29,10 +30,8 @@ use crate::{
         Ended, Meter, Report, RunError, RunIo, RunSpec, Runner, Sampler, Scope,
         guard::{Acquired, SiteGuard, acquire},
         history::{Begun, LiveRun},
-        key_check::check_keys,
         record::{Kind, Progress, RunRecord, RunState},
     },
-    store::StoreError,
     telemetry,
 };
 
@@ -208,6 +207,9 @@ impl Execution {
             finished_record = Some(record.clone());
         });
         finished.await;
+        if kind == Kind::Apply && counts.rows_updated + counts.rows_in_doubt > 0 {
+            context.censuses.rewrapped(runner.site()).await;
+        }
         if kind == Kind::Apply && counts.rows_updated > 0 {
             match finished_record {
                 // The task for the receipt also takes a census.
@@ -244,7 +246,7 @@ impl Execution {
             Kind::DryRun | Kind::Apply | Kind::Verify => None,
         };
         let began = tokio::time::Instant::now();
-        let check = self.check_keys(runner, spec, stop);
+        let check = check_keys(&self.inner, runner, spec, stop);
         let (checked, stopped_for) = self.stopped_for(check, deadline, stop, site_guard).await;
         match checked {
             Ok(()) if stop.is_cancelled() => return Ended::without_rows(Err(stopped_for)),
@@ -371,31 +373,6 @@ impl Execution {
         };
         (ended, stopped_for)
     }
-
-    /// Before a site-wide apply: refuses wrong key bytes under a right key id.
-    async fn check_keys(
-        &self,
-        runner: &Runner,
-        spec: &RunSpec,
-        stop: &CancellationToken,
-    ) -> Result<(), ServiceError> {
-        if spec.kind != Kind::Apply || spec.scope != Scope::Site {
-            return Ok(());
-        }
-        // Without a census, there is no known secret to open.
-        let last = self.inner.context.censuses.last().await;
-        let Some(census) = last else {
-            return Ok(());
-        };
-        let checked = stop
-            .run_until_cancelled(check_keys(runner.site(), &census))
-            .await;
-        match checked {
-            Some(Ok(Some(wrong))) => Err(ServiceError::WrongKeyMaterial(wrong)),
-            Some(Err(error)) => Err(StoreError::into_unavailable(error).into()),
-            Some(Ok(None)) | None => Ok(()),
-        }
-    }
 }
 
 /// Counts a run in the metrics until the value is dropped.
@@ -413,7 +390,11 @@ async fn publish(live: &LiveRun, meter: &Meter) -> Infallible {
     loop {
         ticks.tick().await;
         let progress = sampler.sample(meter);
-        live.update(|record| record.progress = progress);
+        let counts = meter.counts();
+        live.update(|record| {
+            record.progress = progress;
+            record.counts_so_far = counts;
+        });
     }
 }
 

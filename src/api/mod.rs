@@ -9,6 +9,7 @@ pub mod error;
 mod execute;
 pub mod grpc;
 pub mod guard;
+mod key_check;
 pub mod overview;
 mod receipt;
 mod remedy;

@@ -23,6 +23,10 @@ use crate::{
 /// and the organization id.
 const MAX_TEXT: usize = 256;
 
+/// How many failures of a run have a log line of their own, and how many causes.
+const MAX_DETAILS: usize = 100;
+const MAX_CAUSES: usize = 20;
+
 /// What is known about a call so far.
 #[derive(Debug, Clone)]
 pub(crate) struct Record {
@@ -77,14 +81,40 @@ impl Record {
         caller.map_or("none", Caller::kind)
     }
 
-    /// Logs the failures of the run.
+    /// Logs the first failures of the run, then all of them by cause.
     pub(super) fn log_failures(&self) {
-        for failure in self.report.failures() {
+        for failure in self.report.failures().take(MAX_DETAILS) {
             tracing::warn!(
                 organization_id = failure.organization_id,
                 field = failure.field,
+                reason = failure.reason,
                 error = failure.error,
                 "row failed"
+            );
+        }
+        let causes = self.report.groups();
+        let (logged, rest) = causes.split_at(causes.len().min(MAX_CAUSES));
+        for cause in logged {
+            tracing::warn!(
+                reason = cause.reason,
+                key_id = cause.key_id,
+                secrets = cause.secrets,
+                organizations = cause.organizations,
+                "failures by cause"
+            );
+        }
+        if !rest.is_empty() {
+            tracing::warn!(
+                causes = rest.len(),
+                secrets = rest.iter().map(|cause| cause.secrets).sum::<u64>(),
+                "failures of other causes"
+            );
+        }
+        let failures = causes.iter().map(|cause| cause.secrets).sum::<u64>();
+        if failures > MAX_DETAILS as u64 {
+            tracing::warn!(
+                omitted = failures - MAX_DETAILS as u64,
+                "the log has only the first failures of this run: ListFailures has all of them"
             );
         }
         if self.report.failures_omitted > 0 {

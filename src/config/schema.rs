@@ -144,7 +144,7 @@ pub const SETTINGS: &[Setting] = &[
     number(
         "max_rows_per_second",
         0,
-        "limit of written rows per second, over all runs; `0` means no limit",
+        "limit of rows per second that all applies of this instance together write. It does not cover dry runs, verifies and censuses; `0` means no limit",
     ),
     bool(
         "adaptive_rate",

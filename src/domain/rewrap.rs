@@ -187,6 +187,16 @@ fn field(
     text: &str,
     scratch: &mut Scratch,
 ) -> Result<Option<String>, FieldError> {
+    sealed_field(keyring, text, scratch, seal)
+}
+
+/// The same with any function that encrypts.
+fn sealed_field(
+    keyring: &Keyring,
+    text: &str,
+    scratch: &mut Scratch,
+    seal: impl FnOnce(&Kek, &Plaintext<'_>, &mut Buffers) -> Result<String, SealError>,
+) -> Result<Option<String>, FieldError> {
     let Scratch { opened, rewrapped } = scratch;
     let target = keyring.target();
     let opened = open(keyring, text, opened)?;
@@ -296,6 +306,27 @@ mod tests {
                 assert_eq!(texts[2], on_target);
             }
             other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_new_text_that_does_not_open_to_the_secret_is_a_failure() {
+        let text = sealed(&kek("kv1", 1), b"a").unwrap();
+        let field = |key: Kek, secret: &[u8]| {
+            let mut secret = secret.to_vec();
+            let seal = |_: &Kek, _: &Plaintext<'_>, buffers: &mut Buffers| {
+                super::seal(&key, &Plaintext::new(&mut secret), buffers)
+            };
+            sealed_field(&keyring(), &text, &mut Scratch::default(), seal)
+        };
+        assert!(field(kek("kv2", 2), b"a").unwrap().is_some());
+        // Another secret, other key bytes, another key.
+        for (key, secret) in [
+            (kek("kv2", 2), b"b"),
+            (kek("kv2", 9), b"a"),
+            (kek("kv1", 1), b"a"),
+        ] {
+            assert_eq!(field(key, secret), Err(FieldError::ReadBack));
         }
     }
 

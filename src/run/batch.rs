@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Context, Failure, Mode, RunError,
+    failure_limit::FailureLimit,
     pacer::Pacer,
     pending::{Pending, Progress},
     receipt::Changes,
@@ -47,6 +48,8 @@ pub(super) struct Batch {
     pub(super) with_receipt: bool,
     /// Limits the rate of the run.
     pub(super) pacer: Arc<Pacer>,
+    /// Stops the run after a number of failed rows.
+    pub(super) failure_limit: Arc<FailureLimit>,
     /// Whether each row is read again before its commit.
     pub(super) verify: bool,
     /// After this is cancelled, no row is started.
@@ -83,16 +86,34 @@ impl Batch {
             result: Ok(()),
         };
         let mut pending = Vec::new();
+        // Number of rows that may be evaluated now. In an apply, the writes are paced.
+        let mut due = match self.mode {
+            Mode::Apply => rows.len(),
+            Mode::DryRun => 0,
+        };
+        let mut left = rows.len();
         for row in rows {
+            if due == 0 {
+                let acquire = self.pacer.acquire(left);
+                due = self.stop.run_until_cancelled(acquire).await.unwrap_or(0);
+            }
             if self.stop.is_cancelled() {
                 end.result = Err(RunError::Stopped);
                 return end;
             }
+            if let Err(reached) = self.failure_limit.check() {
+                end.result = Err(reached);
+                return end;
+            }
+            (due, left) = (due.saturating_sub(1), left - 1);
             match self.decide(&row) {
                 Ok((texts, outcome)) if self.mode == Mode::Apply => {
                     pending.push(Pending::new(row, texts, outcome));
                 }
-                Ok((_, outcome)) | Err(outcome) => end.outcomes.push(outcome),
+                Ok((_, outcome)) | Err(outcome) => {
+                    self.failure_limit.count(&outcome);
+                    end.outcomes.push(outcome);
+                }
             }
         }
         let mut sessions = Vec::new();
@@ -102,10 +123,11 @@ impl Batch {
         }
         for mut row in pending {
             let id = std::mem::take(&mut row.row.organization_id);
-            if self.with_receipt
-                && let Some((old, new)) = row.change()
-            {
-                end.changes.add(&id, old, new);
+            if let Some((old, new)) = row.change() {
+                self.context.own_texts.add(old, new);
+                if self.with_receipt {
+                    end.changes.add(&id, old, new);
+                }
             }
             let outcome = row.into_outcome();
             if outcome == Some(RowOutcome::Gone) {
@@ -129,6 +151,7 @@ impl Batch {
             if self.stop.is_cancelled() {
                 return Err(RunError::Stopped);
             }
+            self.failure_limit.check()?;
             let writer = self.context.writer(self.is_site);
             let writer = self.stop.run_until_cancelled(writer).await;
             let (writer, _permit) = writer.ok_or(RunError::Stopped)??;
@@ -202,7 +225,7 @@ impl Batch {
             .run_until_cancelled(self.context.site.store.row(&id));
         let current = current.await.ok_or(RunError::Stopped)?;
         let outcome = current.and_then(|current| row.outcome_of_ended_session(current));
-        row.conclude(outcome.map(Some))?;
+        self.conclude(row, outcome.map(Some))?;
         rows.iter_mut().for_each(|row| row.sent = None);
         Ok(())
     }
@@ -214,12 +237,16 @@ impl Batch {
     }
 
     /// Writes rows on one connection, up to `pipeline_depth` at a time. Rows that change
-    /// faster than they can be written follow at the end, each under a lock.
+    /// faster than they can be written follow at the end, each under a lock. If the limit of
+    /// failed rows is reached, the rest of the rows stay open.
     async fn write(&self, writer: &mut Writer<'_>, rows: &mut [Pending]) -> Result<(), RunError> {
         self.write_pipelined(writer, rows).await?;
         for row in rows.iter_mut().filter(|row| row.is_open()) {
             if self.stop.is_cancelled() {
                 return Err(RunError::Stopped);
+            }
+            if self.failure_limit.is_reached() {
+                break;
             }
             self.replace_locked(writer, row).await?;
         }
@@ -239,6 +266,9 @@ impl Batch {
         // Number of rows that may be sent now.
         let mut due = 0;
         loop {
+            if self.failure_limit.is_reached() {
+                todo.clear();
+            }
             while due > 0
                 && in_flight.len() < depth
                 && let Some(row) = todo.pop_front()
@@ -270,7 +300,20 @@ impl Batch {
     /// Compare-and-set. The row stays open if it changes too often.
     async fn replace(&self, writer: &Writer<'_>, pending: &mut Pending) -> Result<(), StoreError> {
         let attempt = self.try_to_replace(writer, pending).await;
-        pending.conclude(attempt)
+        self.conclude(pending, attempt)
+    }
+
+    /// Sets the outcome of a row, if there is one.
+    fn conclude(
+        &self,
+        pending: &mut Pending,
+        attempt: Result<Option<RowOutcome>, StoreError>,
+    ) -> Result<(), StoreError> {
+        pending.conclude(attempt)?;
+        if let Progress::Finished(outcome) = &pending.progress {
+            self.failure_limit.count(outcome);
+        }
+        Ok(())
     }
 
     async fn try_to_replace(
@@ -349,7 +392,8 @@ impl Batch {
         if let Ok(Some(RowOutcome::Updated { .. })) = &written {
             pending.last_doubt_is_written();
         }
-        pending.conclude(written.map(|outcome| Some(outcome.unwrap_or(RowOutcome::Gone))))
+        let outcome = written.map(|outcome| Some(outcome.unwrap_or(RowOutcome::Gone)));
+        self.conclude(pending, outcome)
     }
 
     /// Finds out the outcome of writes that got no answer. Returns how many rows stay in

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Context, Failure, Mode, Report, RunError, RunIo, RunSpec, Scope,
     batch::{Batch, BatchEnd},
+    failure_limit::FailureLimit,
     pacer::Pacer,
     progress::Meter,
     receipt::Changes,
@@ -53,8 +54,8 @@ pub(super) struct BatchSet {
     max_tasks: usize,
     /// Limits the rate of this run alone.
     pacer: Arc<Pacer>,
-    /// The number of failed rows after which the run stops. Zero means no limit.
-    stop_after_failures: u64,
+    /// Stops the run after a number of failed rows.
+    failure_limit: Arc<FailureLimit>,
     verify_writes: bool,
     report: Report,
     changes: Changes,
@@ -84,7 +85,7 @@ impl BatchSet {
             visited: Visited::default(),
             max_tasks,
             pacer: Arc::new(Pacer::new(spec.max_rows_per_second)),
-            stop_after_failures: spec.stop_after_failures.into(),
+            failure_limit: Arc::new(FailureLimit::new(spec.stop_after_failures)),
             verify_writes: false,
             report: Report::default(),
             changes: Changes::default(),
@@ -170,6 +171,7 @@ impl BatchSet {
 
     /// Starts a batch of `rows` when the limits allow another one.
     pub(super) async fn start(&mut self, rows: Vec<Row>) -> Result<(), RunError> {
+        self.check_failure_limit()?;
         let bytes = rows.iter().map(Row::bytes).sum::<usize>();
         while self.running.len() >= self.max_tasks
             || (self.bytes + bytes > BYTES_AT_ONCE && !self.running.is_empty())
@@ -182,6 +184,7 @@ impl BatchSet {
             is_site: self.is_site,
             with_receipt: self.io.with_receipt,
             pacer: self.pacer.clone(),
+            failure_limit: self.failure_limit.clone(),
             verify: self.verify_writes,
             stop: self.stop.clone(),
             hurry: self.hurry.clone(),
@@ -234,25 +237,37 @@ impl BatchSet {
         for id in &end.gone {
             self.visited.gone(id);
         }
-        self.count_rows(end.outcomes).await;
+        self.add_rows(end.outcomes).await;
         self.report.counts.rows_in_doubt += end.in_doubt;
+        self.io.meter.set_counts(self.report.counts);
         self.changes.append(end.changes);
-        self.check_failure_limit()?;
         end.result
     }
 
-    /// Stops the run if the number of failed rows has reached its limit.
-    pub(super) fn check_failure_limit(&self) -> Result<(), RunError> {
-        let failed = self.report.counts.rows_failed;
-        if self.stop_after_failures > 0 && failed >= self.stop_after_failures {
-            self.stop();
-            return Err(RunError::FailureLimit(failed));
-        }
-        Ok(())
+    /// The limit of failed rows, for the tasks of a verify.
+    pub(super) fn failure_limit(&self) -> Arc<FailureLimit> {
+        self.failure_limit.clone()
     }
 
-    /// Counts rows by their outcomes.
+    /// Stops the run before its next row if the number of failed rows has reached the limit.
+    pub(super) fn check_failure_limit(&self) -> Result<(), RunError> {
+        let checked = self.failure_limit.check();
+        if checked.is_err() {
+            self.stop();
+        }
+        checked
+    }
+
+    /// Counts rows that belong to no batch by their outcomes.
     pub(super) async fn count_rows(&mut self, outcomes: Vec<RowOutcome>) {
+        for outcome in &outcomes {
+            self.failure_limit.count(outcome);
+        }
+        self.add_rows(outcomes).await;
+    }
+
+    /// Adds rows to the counts of the run.
+    pub(super) async fn add_rows(&mut self, outcomes: Vec<RowOutcome>) {
         self.io.meter.add(outcomes.len() as u64);
         // Add up first: each change of a metric needs a look-up.
         let mut done = BTreeMap::new();
@@ -264,6 +279,7 @@ impl BatchSet {
             }
             self.report.add(outcome);
         }
+        self.io.meter.set_counts(self.report.counts);
         count_failures(&failures);
         if let Some(queue) = self.io.failures.as_ref().filter(|_| !failures.is_empty()) {
             // An error means that nobody keeps failures.

@@ -2,11 +2,12 @@
 //! them for all instances. Without the schema, this process knows only its own censuses.
 
 use std::{
+    collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 
 use super::{Census, Site, history::History};
 use crate::{
@@ -18,7 +19,10 @@ use crate::{
 /// How often to try to record a census while other instances record theirs.
 const ATTEMPTS: u32 = 20;
 
-/// The ledger, and how many censuses were recorded in it.
+/// How long an apply waits until the database knows that it has re-wrapped a secret.
+const REWRAPPED_LIMIT: Duration = Duration::from_millis(500);
+
+/// The ledger, and how often it was changed.
 #[derive(Debug, Clone, Default)]
 struct Known {
     sequence: i64,
@@ -164,6 +168,55 @@ impl Censuses {
         }
         telemetry::stragglers(sum);
         sum
+    }
+
+    /// Notes that an apply has re-wrapped secrets. The next census begins the series of every key
+    /// again, and a census that is under way now is late.
+    pub async fn rewrapped(&self, site: &Site) {
+        let target = site.keyring.target().id().as_str();
+        let noted = timeout(REWRAPPED_LIMIT, self.try_to_note_rewrapped(target)).await;
+        let problem = match noted {
+            Ok(Ok(known)) => {
+                *lock(&self.memory) = known;
+                return;
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the database gave no answer".to_owned(),
+        };
+        tracing::warn!(
+            problem,
+            "cannot write to the schema nico_rewrap that an apply has re-wrapped secrets: other \
+             instances know it after the next census of this one"
+        );
+        // A census that cannot say what it saw has the same effect, at any moment.
+        let facts = CensusFacts {
+            moment: i64::MAX,
+            start: SystemTime::now(),
+            unreadable: 1,
+            secrets: BTreeMap::new(),
+        };
+        add(&mut lock(&self.unwritten), facts);
+    }
+
+    async fn try_to_note_rewrapped(&self, target: &str) -> Result<Known, StoreError> {
+        loop {
+            let mut known = self.known(true).await;
+            let before = known.sequence;
+            known.ledger.rewrapped(target);
+            known.sequence += 1;
+            let Some(store) = self
+                .history
+                .store()
+                .filter(|_| self.history.is_persistent())
+            else {
+                return Ok(known);
+            };
+            let ledger = serde_json::to_string(&known.ledger).unwrap_or_default();
+            if store.write_ledger(before, &ledger).await? {
+                return Ok(known);
+            }
+            // Another instance has recorded a census: look again.
+        }
     }
 
     /// The last census.

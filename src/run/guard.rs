@@ -28,6 +28,9 @@ const LOCK_PAUSE: Duration = Duration::from_millis(200);
 const CHECKS: u32 = 10;
 const CHECK_PAUSE: Duration = Duration::from_millis(200);
 
+/// How many runs of the history are searched for the holder of the lock: all.
+const RUNS: u32 = 100;
+
 /// Who runs a site-wide apply.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
@@ -150,8 +153,11 @@ async fn acquire_lock<'a>(
         }
         checks += 1;
         let holder = holder(history).await;
-        if holder.is_some() || checks >= CHECKS {
+        if holder.is_some() {
             return Ok(Acquired::Held(holder));
+        }
+        if checks >= CHECKS {
+            return Ok(Acquired::Held(silent_holder(history).await));
         }
         sleep(CHECK_PAUSE).await;
     }
@@ -163,6 +169,15 @@ async fn holder(history: &History) -> Option<Holder> {
     let active = history.active().await.ok()?;
     let applies = active.iter().filter(|run| run.is_site_apply());
     applies.max_by_key(|run| run.start_time).map(Holder::of)
+}
+
+/// The newest site-wide apply whose instance is silent. An instance that is frozen, or that has
+/// just lost the network, holds the lock until Postgres ends its session.
+async fn silent_holder(history: &History) -> Option<Holder> {
+    let runs = history.list(None, RUNS).await.ok()?;
+    let applies = runs.iter().filter(|run| run.is_site_apply());
+    let silent = applies.filter(|run| run.is_silent());
+    silent.max_by_key(|run| run.start_time).map(Holder::of)
 }
 
 impl<'a> SiteGuard<'a> {

@@ -2,11 +2,17 @@
 //!
 //! If the target key had other bytes here than in nico-api, an apply would make every secret
 //! unreadable for nico-api, and its report would look good. So a few secrets of every key id
-//! must open first.
+//! must open first. A secret that this program has written proves nothing: it opens with wrong
+//! bytes, too.
+
+use std::collections::BTreeSet;
 
 use thiserror::Error;
 
-use super::{Census, Site};
+use super::{
+    Census, Runner, Scope,
+    record::{Kind, RunRecord},
+};
 use crate::{
     domain::{
         envelope::{Buffers, Envelope},
@@ -31,27 +37,67 @@ pub struct WrongKeyMaterial {
     pub key_id: String,
     /// The check value of the key that this instance holds.
     pub check_value: KeyCheckValue,
-    /// How many secrets were tried.
+    /// How many secrets were tried. Secrets that this program has written do not count.
     pub tried: usize,
 }
 
-/// Opens a few secrets of every key id in `census` that this instance holds.
+/// Organizations that this program has re-wrapped in an apply of their own, with the target key
+/// id: the canaries of an operator.
+#[derive(Debug, Default)]
+pub struct Canaries(BTreeSet<(String, String)>);
+
+impl Canaries {
+    /// The canaries among these runs.
+    pub fn of(runs: impl IntoIterator<Item = RunRecord>) -> Self {
+        let canary = |run: RunRecord| match run.scope {
+            Scope::Organization(id) if run.kind == Kind::Apply => {
+                let counts = run.counts.filter(|counts| counts.rows_updated > 0);
+                counts.map(|_| (id.as_str().to_owned(), run.target_key_id))
+            }
+            _ => None,
+        };
+        Self(runs.into_iter().filter_map(canary).collect())
+    }
+
+    fn contains(&self, organization_id: &str, key_id: &str) -> bool {
+        // Few entries are compared: a check reads at most ten organizations for each key.
+        let pair = (organization_id.to_owned(), key_id.to_owned());
+        self.0.contains(&pair)
+    }
+}
+
+/// The result of a check.
+#[derive(Debug, Default)]
+pub struct Checked {
+    /// The keys with wrong bytes.
+    pub wrong: Vec<WrongKeyMaterial>,
+    /// Whether a secret under the target key opens that this program has not written.
+    pub target_opens: bool,
+    /// Whether the sample decides nothing about some key of which the census has counted enough
+    /// secrets: they were deleted or replaced.
+    pub is_outdated: bool,
+}
+
+/// Opens the sample secrets of every key id in `census` that this instance holds.
 ///
 /// # Errors
 ///
 /// [`StoreError`] when the rows can't be read.
 pub async fn check_keys(
-    site: &Site,
+    runner: &Runner,
     census: &Census,
-) -> Result<Option<WrongKeyMaterial>, StoreError> {
+    canaries: &Canaries,
+) -> Result<Checked, StoreError> {
+    let (site, own) = (runner.site(), &runner.context.own_texts);
+    let mut checked = Checked::default();
     for (key_id, key) in &census.tally.keys {
         let Some(kek) = site.keyring.get(key_id) else {
             // Every row under it fails with KEY_NOT_IN_SECRETS.
             continue;
         };
-        let (mut tried, mut opened) = (0, 0);
+        let (mut closed, mut opened, mut own_secrets) = (0, 0, 0);
         for organization_id in &key.sample_organization_ids {
-            if tried >= SAMPLE && opened > 0 {
+            if closed + opened >= SAMPLE && opened > 0 {
                 break;
             }
             let row = match site.store.row(organization_id).await {
@@ -60,24 +106,51 @@ pub async fn check_keys(
                 Err(error) => return Err(error),
             };
             let texts = row.map(|row| row.texts).unwrap_or_default();
-            for text in texts.iter().flatten() {
-                if !names(text, key_id) {
-                    continue;
+            for text in texts.iter().flatten().filter(|text| names(text, key_id)) {
+                if open(&site.keyring, text, &mut Buffers::default()).is_err() {
+                    closed += 1;
+                } else if own.contains(text) || canaries.contains(organization_id, key_id) {
+                    own_secrets += 1;
+                } else {
+                    opened += 1;
                 }
-                tried += 1;
-                opened += usize::from(open(&site.keyring, text, &mut Buffers::default()).is_ok());
             }
             wipe_stack();
         }
-        if tried >= SAMPLE && opened == 0 {
-            return Ok(Some(WrongKeyMaterial {
+        if opened > 0 {
+            checked.target_opens |= kek.id() == site.keyring.target().id();
+        } else if closed >= SAMPLE {
+            checked.wrong.push(WrongKeyMaterial {
                 key_id: key_id.clone(),
                 check_value: kek.check_value(),
-                tried,
-            }));
+                tried: closed,
+            });
+        } else if key.secrets >= SAMPLE as u64 && closed + own_secrets < SAMPLE {
+            checked.is_outdated = true;
         }
     }
-    Ok(None)
+    Ok(checked)
+}
+
+/// Whether the row of an organization has a secret under this key id.
+///
+/// # Errors
+///
+/// [`StoreError`] when the row can't be read.
+pub async fn is_used_by(
+    runner: &Runner,
+    organization_id: &str,
+    key_id: &str,
+) -> Result<bool, StoreError> {
+    match runner.store().row(organization_id).await {
+        Ok(row) => {
+            let texts = row.map(|row| row.texts).unwrap_or_default();
+            Ok(texts.iter().flatten().any(|text| names(text, key_id)))
+        }
+        // The run reports this row.
+        Err(StoreError::Row(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether the text is an envelope under this key id. A text changes while tenants write.

@@ -18,10 +18,12 @@ mod batch_set;
 mod census;
 pub mod censuses;
 mod failure;
+mod failure_limit;
 mod groups;
 pub mod guard;
 pub mod history;
 pub mod key_check;
+mod own_texts;
 mod pacer;
 mod pending;
 mod progress;
@@ -44,7 +46,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{adaptive_rate::RateController, batch_set::BatchSet, pacer::Pacer, record::Kind};
+use self::{
+    adaptive_rate::RateController, batch_set::BatchSet, own_texts::OwnTexts, pacer::Pacer,
+    record::Kind,
+};
 pub use self::{
     failure::Failure,
     groups::FailureGroup,
@@ -190,6 +195,8 @@ struct Context {
     adaptive_rate: bool,
     /// What a run without progress waits for.
     stall: watch::Sender<Option<String>>,
+    /// The texts that this process has written.
+    own_texts: OwnTexts,
 }
 
 impl Context {
@@ -228,6 +235,7 @@ impl Runner {
                 max_rows_per_second: speed.max_rows_per_second,
                 adaptive_rate: speed.adaptive_rate,
                 stall: watch::Sender::new(None),
+                own_texts: OwnTexts::default(),
             }),
         }
     }
@@ -354,6 +362,10 @@ impl Runner {
         let finished = batches.finish().await;
         result = result.and(finished);
         let report = batches.take_report();
+        if let Err(RunError::FailureLimit(failed)) = &mut result {
+            // Rows that had started may have failed since then.
+            *failed = report.counts.rows_failed;
+        }
         let server = match server {
             Ok(server) => server,
             Err(error) => return Ended::without_rows(Err(error)),

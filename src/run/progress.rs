@@ -2,13 +2,16 @@
 //! remaining time.
 
 use std::{
-    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-use super::record::Progress;
+use super::record::{Counts, Progress};
 use crate::telemetry::RunGauges;
 
 /// The counters of a run in progress.
@@ -21,12 +24,23 @@ pub struct Meter {
     configured_limit: AtomicU32,
     /// The adaptive limit: the bits of an `f64`; zero if there is none.
     rate_limit: AtomicU64,
+    counts: Mutex<Counts>,
 }
 
 impl Meter {
     /// Adds evaluated rows.
     pub(super) fn add(&self, rows: u64) {
         self.rows_done.fetch_add(rows, Ordering::Relaxed);
+    }
+
+    /// Sets the counts so far.
+    pub(super) fn set_counts(&self, counts: Counts) {
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner) = counts;
+    }
+
+    /// The counts so far. A census counts only [`Meter::rows_done`].
+    pub(crate) fn counts(&self) -> Counts {
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts to count from zero again.

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::{Mode, RunSpec, Scope, groups::FailureGroup};
 use crate::domain::{census::Tally, verdict::CensusFacts};
 
+/// The reason of a run whose instance was silent for too long.
+const INSTANCE_GONE: &str = "INSTANCE_GONE";
+
 /// What a run does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
@@ -143,10 +146,43 @@ impl RunRecord {
             instance: instance.to_owned(),
             progress: Progress::default(),
             counts: None,
+            counts_so_far: Counts::default(),
             failure_groups: Vec::new(),
             problem: None,
             durable: false,
         }
+    }
+
+    /// Ends a run whose instance has been silent since `heartbeat`. Its report has the counts
+    /// that the instance wrote last.
+    pub(super) fn settle(&mut self, heartbeat: SystemTime) {
+        self.state = RunState::Failed;
+        self.end_time = Some(heartbeat.max(self.start_time));
+        self.counts = Some(self.counts_so_far);
+        self.durable = false;
+        self.progress = Progress {
+            rows_done: self.progress.rows_done,
+            rows_total: self.progress.rows_total,
+            ..Progress::default()
+        };
+        self.problem = Some(RunProblem {
+            // gRPC core, "Status codes and their use": UNAVAILABLE.
+            code: 14,
+            reason: INSTANCE_GONE.to_owned(),
+            message: format!(
+                "instance {} has been silent for 30 s, so it has ended or lost the database. \
+                 Committed rows stay committed; run again",
+                self.instance
+            ),
+            metadata: [("instance".to_owned(), self.instance.clone())].into(),
+        });
+    }
+
+    /// Whether the instance of the run may execute it still, although it was silent.
+    #[must_use]
+    pub fn is_silent(&self) -> bool {
+        let problem = self.problem.as_ref();
+        problem.is_some_and(|problem| problem.reason == INSTANCE_GONE)
     }
 
     /// Whether this is a site-wide apply.
@@ -195,6 +231,9 @@ pub struct RunRecord {
     pub progress: Progress,
     /// The counts of the run, after its end.
     pub counts: Option<Counts>,
+    /// The counts during the run, for the case that its instance ends without a report.
+    #[serde(default)]
+    pub counts_so_far: Counts,
     /// Its failures, by reason and key id.
     pub failure_groups: Vec<FailureGroup>,
     /// Why the run did not finish.

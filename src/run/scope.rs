@@ -19,9 +19,6 @@ use crate::{
 /// Rows with larger texts than this are not read ahead, in bytes.
 const LARGE_ROW_BYTES: usize = 64 << 10;
 
-/// How many failures of a run without a report are logged.
-const LOGGED_FAILURES: usize = 100;
-
 impl Runner {
     pub(super) async fn organization(
         &self,
@@ -121,8 +118,7 @@ impl Runner {
     }
 
     /// Counts the organizations whose rows are in a part of the table that Postgres cannot
-    /// read, if their ids are known. The answer to the call has no list of failures, so this
-    /// function logs the first failures.
+    /// read, if their ids are known.
     async fn name_unreadable(
         &self,
         stop: &CancellationToken,
@@ -133,14 +129,6 @@ impl Runner {
         let found = until_stopped(stop, store.unreadable_organizations(visited)).await?;
         let outcomes = found.iter().map(|(id, error)| unreadable(id, error));
         batches.count_rows(outcomes.collect()).await;
-        for failure in batches.report().failures().take(LOGGED_FAILURES) {
-            tracing::warn!(
-                organization_id = failure.organization_id,
-                field = failure.field,
-                error = failure.error,
-                "a row failed"
-            );
-        }
         Ok(())
     }
 
@@ -185,6 +173,7 @@ impl Runner {
                 batches.visited.add(row.organization_id.as_bytes());
             }
             for row in broken {
+                batches.check_failure_limit()?;
                 batches.visited.add(&row.id);
                 let outcome = unreadable(&row.organization_id(), &row.error);
                 batches.count_rows(vec![outcome]).await;

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Failure, Mode, RunError, Site,
     batch_set::BatchSet,
+    failure_limit::FailureLimit,
     pacer::Pacer,
     report::RowOutcome,
     scope::{check_preflight, unreadable},
@@ -19,7 +20,7 @@ use crate::{
         organization::OrganizationId,
         verify::{Verified, VerifyRow, verify},
     },
-    store::StoreError,
+    store::{StoreError, VerifyScan},
 };
 
 /// Rows of one task.
@@ -36,17 +37,38 @@ pub(super) async fn verify_site(
     check_preflight(&until_stopped(stop, store.preflight()).await?, Mode::DryRun)?;
     let mut scan = until_stopped(stop, unavailable(store.verify_scan())).await?;
     batches.set_total(scan.snapshot().rows);
-    let parallel = std::thread::available_parallelism().map_or(1, usize::from);
     let mut tasks = JoinSet::new();
+    let mut result = verify_all(site, &mut scan, pacer, stop, batches, &mut tasks).await;
+    // Even after an error, so that all their rows are counted.
+    while !tasks.is_empty() {
+        result = result.and(count_one(&mut tasks, batches).await);
+    }
+    result?;
+    unavailable(scan.finish()).await?;
+    // A policy may have come into force during the run.
+    check_preflight(&until_stopped(stop, store.preflight()).await?, Mode::DryRun)?;
+    Ok(())
+}
+
+/// Starts tasks for all rows of the scan.
+async fn verify_all(
+    site: &Arc<Site>,
+    scan: &mut VerifyScan<'_>,
+    pacer: &Pacer,
+    stop: &CancellationToken,
+    batches: &mut BatchSet,
+    tasks: &mut JoinSet<TaskEnd>,
+) -> Result<(), RunError> {
+    let parallel = std::thread::available_parallelism().map_or(1, usize::from);
     while let Some(rows) = until_stopped(stop, unavailable(scan.next())).await? {
         let mut readable = Vec::with_capacity(rows.len());
         for row in rows {
             match row {
                 Ok(row) => readable.push(row),
                 Err(row) => {
+                    batches.check_failure_limit()?;
                     let outcome = unreadable(&row.organization_id(), &row.error);
                     batches.count_rows(vec![outcome]).await;
-                    batches.check_failure_limit()?;
                 }
             }
         }
@@ -54,22 +76,17 @@ pub(super) async fn verify_site(
             let rest = readable.split_off(readable.len().min(TASK_ROWS));
             let rows = std::mem::replace(&mut readable, rest);
             while tasks.len() >= parallel {
-                count_one(&mut tasks, batches).await?;
+                count_one(tasks, batches).await?;
             }
+            batches.check_failure_limit()?;
             let paced = stop
                 .run_until_cancelled(pacer.acquire_all(rows.len()))
                 .await;
             paced.ok_or(RunError::Stopped)?;
-            let site = site.clone();
-            tasks.spawn(async move { verify_rows(&site, &rows) });
+            let (site, limit) = (site.clone(), batches.failure_limit());
+            tasks.spawn(async move { verify_rows(&site, &rows, &limit) });
         }
     }
-    while !tasks.is_empty() {
-        count_one(&mut tasks, batches).await?;
-    }
-    unavailable(scan.finish()).await?;
-    // A policy may have come into force during the run.
-    check_preflight(&until_stopped(stop, store.preflight()).await?, Mode::DryRun)?;
     Ok(())
 }
 
@@ -86,7 +103,10 @@ pub(super) async fn verify_organization(
         .run_until_cancelled(store.verify_row(id.as_str()))
         .await;
     let outcomes = match row.ok_or(RunError::Stopped)? {
-        Ok(Some(row)) => verify_rows(site, &[(id.as_str().to_owned(), row)]),
+        Ok(Some(row)) => {
+            let mut buffers = Buffers::default();
+            vec![verify_row(site, id.as_str(), &row, &mut buffers)]
+        }
         Ok(None) => return Err(RunError::NotFound(id.clone())),
         Err(StoreError::Row(error)) => vec![unreadable(id.as_str(), &error)],
         Err(error) => return Err(error.into()),
@@ -102,22 +122,36 @@ async fn unavailable<T>(
     reading.await.map_err(StoreError::into_unavailable)
 }
 
-async fn count_one(
-    tasks: &mut JoinSet<Vec<RowOutcome>>,
-    batches: &mut BatchSet,
-) -> Result<(), RunError> {
-    if let Some(joined) = tasks.join_next().await {
-        batches
-            .count_rows(joined.map_err(|_| RunError::Panicked)?)
-            .await;
-        batches.check_failure_limit()?;
+/// The outcomes of a task, and why it has not verified all its rows.
+type TaskEnd = (Vec<RowOutcome>, Result<(), RunError>);
+
+async fn count_one(tasks: &mut JoinSet<TaskEnd>, batches: &mut BatchSet) -> Result<(), RunError> {
+    match tasks.join_next().await {
+        Some(Ok((outcomes, result))) => {
+            batches.add_rows(outcomes).await;
+            result
+        }
+        Some(Err(_)) => Err(RunError::Panicked),
+        None => Ok(()),
     }
-    Ok(())
 }
 
-fn verify_rows(site: &Site, rows: &[(String, VerifyRow)]) -> Vec<RowOutcome> {
+fn verify_rows(site: &Site, rows: &[(String, VerifyRow)], limit: &FailureLimit) -> TaskEnd {
     let mut buffers = Buffers::default();
-    let outcome = |(id, row): &(String, VerifyRow)| match verify(&site.keyring, row, &mut buffers) {
+    let mut outcomes = Vec::with_capacity(rows.len());
+    for (id, row) in rows {
+        if let Err(reached) = limit.check() {
+            return (outcomes, Err(reached));
+        }
+        let outcome = verify_row(site, id, row, &mut buffers);
+        limit.count(&outcome);
+        outcomes.push(outcome);
+    }
+    (outcomes, Ok(()))
+}
+
+fn verify_row(site: &Site, id: &str, row: &VerifyRow, buffers: &mut Buffers) -> RowOutcome {
+    match verify(&site.keyring, row, buffers) {
         Verified::Good {
             on_target,
             elsewhere,
@@ -133,6 +167,5 @@ fn verify_rows(site: &Site, rows: &[(String, VerifyRow)]) -> Vec<RowOutcome> {
                     .collect(),
             )
         }
-    };
-    rows.iter().map(outcome).collect()
+    }
 }

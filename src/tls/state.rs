@@ -209,13 +209,13 @@ impl TlsState {
         }
         for content in &self.contents {
             for warning in &content.warnings {
+                let problem = &warning.problem;
                 tracing::warn!(
                     setting = content.setting,
                     file = %content.path.display(),
                     line = warning.line,
                     subject = warning.subject,
-                    "{}",
-                    warning.problem
+                    "{problem}"
                 );
             }
         }

@@ -29,7 +29,16 @@ const SEEDS: [u64; 3] = [1, 2, 3];
 impl World {
     /// One random step.
     async fn step(&mut self) {
-        match self.rng.u32(..100) {
+        // During a run, tenants mostly write, and they do it all the time.
+        let events = match self.runs.is_empty() || self.rng.u32(..5) == 0 {
+            true => 100,
+            false => 45,
+        };
+        if !self.runs.is_empty() {
+            let pause = Duration::from_millis(self.rng.u64(..60));
+            tokio::time::sleep(pause).await;
+        }
+        match self.rng.u32(..events) {
             0..28 => self.tenants_write().await,
             28..37 => self.begin_set().await,
             37..45 => self.end_set().await,
@@ -40,8 +49,8 @@ impl World {
             74..79 => self.lock_or_unlock().await,
             79..83 => self.damage_or_repair_index().await,
             83..88 => self.change_target().await,
-            88..91 => self.restart_nico_api(),
-            91..93 => self.add_key().await,
+            88..90 => self.restart_nico_api(),
+            90..93 => self.add_key().await,
             93..97 => self.remove_key().await,
             _ => self.census().await,
         }
@@ -50,6 +59,8 @@ impl World {
 
 async fn simulate(seed: u64, until: Option<Instant>) {
     let mut world = World::new(seed).await;
+    world.start_instance(0).await;
+    world.change_target().await;
     for _ in 0..STEPS {
         if until.is_some_and(|until| Instant::now() > until) {
             break;

@@ -36,6 +36,14 @@ impl World {
         }
         let dry_run = self.rng.u32(..4) == 0;
         let target = self.instances[instance].as_ref().unwrap().target.clone();
+        if target == self.last_apply && !dry_run {
+            // A run that finds nothing to do shows little.
+            self.target_another_key(instance).await;
+        }
+        let target = self.instances[instance].as_ref().unwrap().target.clone();
+        if !dry_run {
+            self.last_apply.clone_from(&target);
+        }
         self.note(format!(
             "instance {instance}: dry run {dry_run} to {target}"
         ));
@@ -105,6 +113,9 @@ impl World {
                 );
                 assert!(counted.failed == 0 || run.disturbed, "{report:?}");
                 let says_clean = counted.failed == 0 && (!run.dry_run || counted.updated == 0);
+                if counted.updated > 0 {
+                    self.count("runs that re-wrapped rows");
+                }
                 self.count(if says_clean {
                     "clean reports"
                 } else {

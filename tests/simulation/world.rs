@@ -41,6 +41,8 @@ pub(super) struct World {
     pub(super) target: String,
     /// The target with which nico-api was started.
     pub(super) api_target: String,
+    /// The target of the last apply.
+    pub(super) last_apply: String,
     pub(super) instances: [Option<Instance>; 2],
     /// What tenants wrote last.
     pub(super) expected: BTreeMap<String, Secrets>,
@@ -86,6 +88,7 @@ impl World {
             keys_made: 2,
             target: "k1".to_owned(),
             api_target: "k1".to_owned(),
+            last_apply: String::new(),
             instances: [None, None],
             expected: BTreeMap::new(),
             touched: BTreeSet::new(),
@@ -125,10 +128,14 @@ impl World {
             .set("rewrap.adaptive_rate", "false")
             .set("rewrap.soak", format!("{SOAK:?}"))
             .set("rewrap.lock_timeout", "\"200ms\"")
-            .set("rewrap.page_size", self.rng.u32(2..9).to_string())
+            .set("rewrap.page_size", self.rng.u32(2..30).to_string())
             .set("rewrap.pipeline_depth", self.rng.u32(1..5).to_string())
             .set("rewrap.database_pool_size", self.rng.u32(1..4).to_string())
-            .set("rewrap.max_rows_per_second", "60")
+            // Slow, so that much can happen between the read of a row and its write.
+            .set(
+                "rewrap.max_rows_per_second",
+                self.rng.u32(10..50).to_string(),
+            )
     }
 
     /// Starts an instance, after the end of one with the same number.
@@ -200,10 +207,13 @@ impl Drop for World {
     )]
     fn drop(&mut self) {
         eprintln!("SIMULATE_SEED={}: {:?}", self.seed, self.counts);
-        if std::thread::panicking() {
+        let is_repeated = std::env::var_os("SIMULATE_SEED").is_some();
+        if is_repeated || std::thread::panicking() {
             for (number, what) in self.trace.iter().enumerate() {
                 eprintln!("{number:4} {what}");
             }
+        }
+        if std::thread::panicking() {
             for instance in self.instances.iter().flatten() {
                 eprintln!("{}", instance.server.log_text());
             }

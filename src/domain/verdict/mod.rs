@@ -6,6 +6,9 @@
 //! a period without such secrets is proof. A [`Ledger`] therefore remembers for every key id
 //! since when no census has seen a secret under it.
 //!
+//! An apply that re-wraps a secret under a key ends the series of this key, too: the secret may
+//! be a straggler, and after the apply no census can find it.
+//!
 //! The order of the censuses does not depend on a clock. If another census was recorded since a
 //! census began, this census is late. A late census can end a series, but it cannot begin or
 //! extend one.
@@ -157,6 +160,17 @@ impl Ledger {
             });
         }
         with_stragglers
+    }
+
+    /// Notes that an apply has re-wrapped secrets under other keys than `target`. No census has
+    /// counted them, and they may have come back after a key was clean. So the series of every
+    /// other key ends.
+    pub fn rewrapped(&mut self, target: &str) {
+        for (id, record) in &mut self.keys {
+            if id != target {
+                record.clean = None;
+            }
+        }
     }
 
     /// Whether a census that has just begun, with the snapshot `moment`, belongs to another

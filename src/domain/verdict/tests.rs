@@ -40,6 +40,24 @@ fn verdict_at(minute: u64, censuses: &[CensusFacts]) -> Verdict {
 }
 
 #[test]
+fn an_apply_that_has_rewrapped_a_secret_starts_the_soak_again() {
+    let clean = |moment| census(moment, &[("kv2", 3)]);
+    let mut ledger = Ledger::default();
+    let record = |ledger: &mut Ledger, moment| {
+        ledger.record(&clean(moment), false, ["kv1", "kv2"], "kv2");
+    };
+    let state = |ledger: &Ledger| ledger.verdict("kv1", "kv2", HOUR, at(500 * 60)).state;
+    record(&mut ledger, 10);
+    ledger.rewrapped("kv2");
+    assert_eq!(state(&ledger), VerdictState::CannotSay);
+    record(&mut ledger, 71);
+    assert_eq!(state(&ledger), VerdictState::Soaking);
+    record(&mut ledger, 132);
+    assert_eq!(state(&ledger), VerdictState::Removable);
+    assert_eq!(ledger.keys["kv1"].stragglers, 0);
+}
+
+#[test]
 fn each_state_has_its_conditions() {
     use VerdictState::*;
     let used = census(0, &[("kv1", 2), ("kv2", 1)]);

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::live::LiveRun;
 use self::memory::{Memory, Remembered};
-use super::record::{RunProblem, RunRecord, RunState};
+use super::record::{RunRecord, RunState};
 use crate::store::{
     Store, StoreError,
     state::{StartedRun, StateSchema, StoredFailure, StoredReceipt, StoredRun},
@@ -78,7 +78,8 @@ impl History {
         }))
     }
 
-    /// Checks whether the schema can be used, and logs a change.
+    /// Checks whether the schema can be used, and logs a change. Also writes the end of runs
+    /// whose instance is silent.
     pub async fn look_for_schema(&self) {
         let Some(store) = &self.0.store else {
             return;
@@ -98,6 +99,9 @@ impl History {
                 "runs and censuses are kept in memory only, and verdicts use only the censuses of this \
                  process"
             );
+        }
+        if let Err(error) = self.settle_abandoned().await {
+            tracing::debug!(%error, "cannot write the end of runs whose instance is silent");
         }
     }
 
@@ -185,9 +189,11 @@ impl History {
             Some(store) => store.stored_run(id).await?,
             None => None,
         };
-        stored
-            .and_then(|run| from_stored(&run))
-            .ok_or_else(|| HistoryError::NoSuchRun(id.to_owned()))
+        let record = match &stored {
+            Some(run) => self.settled(run).await,
+            None => None,
+        };
+        record.ok_or_else(|| HistoryError::NoSuchRun(id.to_owned()))
     }
 
     /// The changes of a run that this instance executes or has executed.
@@ -209,8 +215,11 @@ impl History {
         let Some(store) = self.state() else {
             return Ok(self.memory().list(after, limit as usize));
         };
-        let runs = store.stored_runs(after, limit).await?;
-        Ok(runs.iter().filter_map(|run| self.newest(run)).collect())
+        let mut runs = Vec::new();
+        for stored in store.stored_runs(after, limit).await? {
+            runs.extend(self.newest(&stored).await);
+        }
+        Ok(runs)
     }
 
     /// The runs in progress, of all instances.
@@ -310,11 +319,41 @@ impl History {
 
     /// The newest record of a stored run. For its own runs, this instance has a newer record in
     /// memory.
-    fn newest(&self, stored: &StoredRun) -> Option<RunRecord> {
-        match self.memory().get(&stored.id) {
+    async fn newest(&self, stored: &StoredRun) -> Option<RunRecord> {
+        let own = self.memory().get(&stored.id);
+        match own {
             Some(run) => Some(run.record()),
-            None => from_stored(stored),
+            None => self.settled(stored).await,
         }
+    }
+
+    /// The record of a stored run. If its instance is silent, its end is written first, so that
+    /// no later answer shows the run in progress again.
+    async fn settled(&self, stored: &StoredRun) -> Option<RunRecord> {
+        let record = from_stored(stored)?;
+        if !stored.is_abandoned {
+            return Some(record);
+        }
+        let store = self.state()?;
+        let document = document(&record);
+        let settled = store.settle_run(&stored.id, record.state.name(), &document);
+        if let Ok(false) = settled.await
+            && let Ok(Some(now)) = store.stored_run(&stored.id).await
+        {
+            // The instance has come back, or another instance was faster.
+            return from_stored(&now);
+        }
+        Some(record)
+    }
+
+    /// Writes the end of the runs whose instance is silent.
+    async fn settle_abandoned(&self) -> Result<(), StoreError> {
+        if let Some(store) = self.state() {
+            for stored in store.abandoned_runs().await? {
+                self.newest(&stored).await;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -329,22 +368,7 @@ fn document(record: &RunRecord) -> String {
 fn from_stored(stored: &StoredRun) -> Option<RunRecord> {
     let mut record: RunRecord = serde_json::from_str(&stored.document).ok()?;
     if stored.is_abandoned && record.state == RunState::Running {
-        record.state = RunState::Failed;
-        record.problem = Some(RunProblem {
-            code: tonic_code::UNAVAILABLE,
-            reason: "INSTANCE_GONE".to_owned(),
-            message: format!(
-                "instance {} has been silent for 30 s, so it has ended or lost the database. \
-                 Committed rows stay committed; run again",
-                record.instance
-            ),
-            metadata: [("instance".to_owned(), record.instance.clone())].into(),
-        });
+        record.settle(stored.heartbeat);
     }
     Some(record)
-}
-
-/// gRPC codes (gRPC core, "Status codes and their use").
-mod tonic_code {
-    pub(super) const UNAVAILABLE: i32 = 14;
 }

@@ -7,7 +7,7 @@ use super::super::{Store, StoreError, statement::Statement};
 /// The ledger as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredLedger {
-    /// How many censuses it contains.
+    /// How often it was changed.
     pub sequence: i64,
     /// The ledger as JSON.
     pub document: String,
@@ -28,6 +28,13 @@ const RECORD_CENSUS: Statement = Statement {
              SELECT $3, $4 FROM recorded) \
            SELECT sequence FROM recorded",
     types: &[Type::INT8, Type::TEXT, Type::TEXT, Type::TEXT],
+};
+
+const WRITE_LEDGER: Statement = Statement {
+    text: "-- write_ledger\n\
+           UPDATE nico_rewrap.ledger SET sequence = sequence + 1, document = $2 \
+           WHERE sequence = $1 RETURNING sequence",
+    types: &[Type::INT8, Type::TEXT],
 };
 
 const LAST_CENSUS: Statement = Statement {
@@ -74,6 +81,17 @@ impl Store {
         let rows = self
             .state_query(&RECORD_CENSUS, &[&before, &ledger, &run_id, &census])
             .await?;
+        Ok(!rows.is_empty())
+    }
+
+    /// Writes the ledger without a census. Returns false and writes nothing as
+    /// [`Store::record_census`] does.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the state can't be written.
+    pub async fn write_ledger(&self, before: i64, ledger: &str) -> Result<bool, StoreError> {
+        let rows = self.state_query(&WRITE_LEDGER, &[&before, &ledger]).await?;
         Ok(!rows.is_empty())
     }
 

@@ -17,6 +17,8 @@ pub struct StoredRun {
     pub state: String,
     /// Whether the instance that executes the run has been silent for too long.
     pub is_abandoned: bool,
+    /// When that instance last wrote the run, by the clock of the database.
+    pub heartbeat: SystemTime,
     /// The run as JSON.
     pub document: String,
 }
@@ -68,17 +70,23 @@ const RUN_OF_REQUEST: Statement = Statement {
     types: &[Type::TEXT],
 };
 
+// Another instance may have settled the run while this instance was silent. Then only the end of
+// the run changes it: a run never returns to the state RUNNING.
 const UPDATE_RUN: Statement = Statement {
     text: "-- update_run\n\
-           UPDATE nico_rewrap.runs SET state = $2, document = $3, heartbeat = now() \
+           UPDATE nico_rewrap.runs SET heartbeat = now(), \
+             state = CASE WHEN $2 = 'RUNNING' THEN state ELSE $2 END, \
+             document = CASE WHEN $2 = 'RUNNING' AND state <> 'RUNNING' THEN document ELSE $3 END \
            WHERE id = $1 RETURNING stop_requested",
     types: &[Type::TEXT, Type::TEXT, Type::TEXT],
 };
 
+// The instance of a settled run may have come back, and execute it still.
 const REQUEST_STOP: Statement = Statement {
     text: "-- request_stop\n\
            UPDATE nico_rewrap.runs SET stop_requested = true \
-           WHERE id = $1 AND state = 'RUNNING' RETURNING id",
+           WHERE id = $1 AND (state = 'RUNNING' OR heartbeat >= now() - interval '30 s') \
+           RETURNING id",
     types: &[Type::TEXT],
 };
 
@@ -88,7 +96,7 @@ macro_rules! select_runs {
             "-- ",
             $name,
             "\nSELECT id, started, state, \
-               state = 'RUNNING' AND heartbeat < now() - interval '30 s', document \
+               state = 'RUNNING' AND heartbeat < now() - interval '30 s', document, heartbeat \
              FROM nico_rewrap.runs ",
             $rest
         )
@@ -116,6 +124,24 @@ const ACTIVE_RUNS: Statement = Statement {
          LIMIT 100"
     ),
     types: &[],
+};
+
+const ABANDONED_RUNS: Statement = Statement {
+    text: select_runs!(
+        "abandoned_runs",
+        "WHERE state = 'RUNNING' AND heartbeat < now() - interval '30 s' ORDER BY started, id \
+         LIMIT 100"
+    ),
+    types: &[],
+};
+
+// Does nothing if the instance of the run has come back.
+const SETTLE_RUN: Statement = Statement {
+    text: "-- settle_run\n\
+           UPDATE nico_rewrap.runs SET state = $2, document = $3 \
+           WHERE id = $1 AND state = 'RUNNING' AND heartbeat < now() - interval '30 s' \
+           RETURNING id",
+    types: &[Type::TEXT, Type::TEXT, Type::TEXT],
 };
 
 const ADD_FAILURES: Statement = Statement {
@@ -159,6 +185,7 @@ impl StoredRun {
             state: row.try_get(2)?,
             is_abandoned: row.try_get(3)?,
             document: row.try_get(4)?,
+            heartbeat: row.try_get(5)?,
         })
     }
 }
@@ -278,6 +305,34 @@ impl Store {
     pub async fn active_runs(&self) -> Result<Vec<StoredRun>, StoreError> {
         let rows = self.state_query(&ACTIVE_RUNS, &[]).await?;
         rows.iter().map(StoredRun::from_pg).collect()
+    }
+
+    /// Reads the runs in progress whose instance has been silent for too long.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the state can't be read.
+    pub async fn abandoned_runs(&self) -> Result<Vec<StoredRun>, StoreError> {
+        let rows = self.state_query(&ABANDONED_RUNS, &[]).await?;
+        rows.iter().map(StoredRun::from_pg).collect()
+    }
+
+    /// Writes the end of a run whose instance has been silent for too long. Returns false and
+    /// writes nothing if the instance has come back.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] when the state can't be written.
+    pub async fn settle_run(
+        &self,
+        id: &str,
+        state: &str,
+        document: &str,
+    ) -> Result<bool, StoreError> {
+        let rows = self
+            .state_query(&SETTLE_RUN, &[&id, &state, &document])
+            .await?;
+        Ok(!rows.is_empty())
     }
 
     /// Adds failures to a run.

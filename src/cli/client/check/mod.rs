@@ -15,6 +15,9 @@ use super::{Client, Command, exit::Exit, options::Common, output::document, prob
 /// Options of `check`.
 #[derive(Debug, Args)]
 pub(crate) struct Check {
+    /// The target key id that you expect. If the server has another target key, the check fails
+    #[arg(long, value_name = "KEY")]
+    expect_target: Option<String>,
     #[command(flatten)]
     common: Common,
 }
@@ -33,7 +36,7 @@ impl Command for Check {
     }
 
     async fn execute(&self, client: &Client) -> Result<Exit, Problem> {
-        let preflight = preflight(client).await?;
+        let preflight = preflight(client, self.expect_target.as_deref()).await?;
         let exit = preflight.exit();
         let document = CheckDocument {
             ok: exit == Exit::Done,

@@ -78,8 +78,12 @@ fn show(client: &Client, item: &Item) {
     }
 }
 
-/// Makes all checks. If one of the first fails, the census and the dry run are left out.
-pub(crate) async fn preflight(client: &Client) -> Result<Preflight, Problem> {
+/// Makes all checks. If one of the first fails, the census and the dry run are left out. `expected`
+/// is the target key id that the operator expects.
+pub(crate) async fn preflight(
+    client: &Client,
+    expected: Option<&str>,
+) -> Result<Preflight, Problem> {
     let unreachable = |problem: Problem| {
         let check = match problem.exit {
             Exit::NotAllowed => Check::Authorized,
@@ -102,7 +106,7 @@ pub(crate) async fn preflight(client: &Client) -> Result<Preflight, Problem> {
         dry_run: None,
         refused: false,
     };
-    for (check, mark, message) in first_checks(&site) {
+    for (check, mark, message) in first_checks(&site, expected) {
         preflight.add(client, check, mark, message);
     }
     if preflight.has_bad() {
@@ -115,7 +119,7 @@ pub(crate) async fn preflight(client: &Client) -> Result<Preflight, Problem> {
 }
 
 /// The checks that need no run.
-fn first_checks(site: &Site) -> Vec<(Check, Mark, String)> {
+fn first_checks(site: &Site, expected: Option<&str>) -> Vec<(Check, Mark, String)> {
     let answers = site.answers().count();
     let silent: Vec<_> = site
         .instances
@@ -164,6 +168,9 @@ fn first_checks(site: &Site) -> Vec<(Check, Mark, String)> {
             "machine identity is disabled: set [machine_identity].enabled = true".to_owned(),
         )
     });
+    if let Some(expected) = expected {
+        checks.push(expected_target(site, expected));
+    }
     if site.disagreements.is_empty() {
         let message = "all instances have the same target key and the same key bytes";
         checks.push((Check::InstancesAgree, Mark::Good, message.to_owned()));
@@ -217,6 +224,23 @@ fn first_checks(site: &Site) -> Vec<(Check, Mark, String)> {
         ),
     });
     checks
+}
+
+/// Whether all instances have the target key that the operator expects. With the old target key,
+/// there would be nothing to do, and a rotation would seem to be complete.
+fn expected_target(site: &Site, expected: &str) -> (Check, Mark, String) {
+    let mut targets = site.answers().map(|status| status.target_key_id.as_str());
+    let (mark, message) = match targets.find(|target| *target != expected) {
+        None => (Mark::Good, format!("{expected} is the expected target key")),
+        Some(target) => (
+            Mark::Bad,
+            format!(
+                "the target key is {target}, and --expect-target is {expected}: restart servers that still have the old \
+                 target key, or correct --expect-target"
+            ),
+        ),
+    };
+    (Check::ExpectedTarget, mark, message)
 }
 
 fn database(site: &Site) -> (Check, Mark, String) {

@@ -37,6 +37,9 @@ pub(crate) struct Rotate {
     /// a token of this organization.
     #[arg(long, value_name = "CMD", requires = "canary")]
     canary_check: Option<String>,
+    /// The target key id that you expect. If the server has another target key, it refuses
+    #[arg(long, value_name = "KEY")]
+    expect_target: Option<String>,
     /// Do not ask before the apply
     #[arg(long)]
     yes: bool,
@@ -74,7 +77,7 @@ impl Command for Rotate {
 
     async fn execute(&self, client: &Client) -> Result<Exit, Problem> {
         self.check_confirmation(client)?;
-        let preflight = preflight(client).await?;
+        let preflight = preflight(client, self.expect_target.as_deref()).await?;
         if preflight.prevents_rotation() {
             return Err(Problem::new(
                 Exit::Refused,

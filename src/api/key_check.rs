@@ -1,0 +1,149 @@
+//! Checks the keys before an apply writes its first row.
+//!
+//! The sample comes from the last census. A site-wide apply takes a census of its own if there is
+//! none, or if it decides nothing. An apply of one organization must stay cheap: it uses the
+//! result of an earlier check for a while.
+
+use std::time::Duration;
+
+use tokio::{sync::Mutex, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::{context::Inner, error::ServiceError};
+use crate::{
+    run::{
+        Census, Meter, RunError, RunSpec, Runner, Scope,
+        key_check::{Canaries, Checked, check_keys as check_sample, is_used_by},
+        record::Kind,
+    },
+    store::StoreError,
+};
+
+/// How long the result of a check holds for applies of one organization.
+const RESULT_LIFE: Duration = Duration::from_secs(60);
+
+/// How long a census decides about a target key of which it has seen no secret that opens:
+/// nico-api may have written more since then. For a site-wide apply, and for one organization.
+const SITE_CENSUS_LIFE: Duration = Duration::from_secs(60);
+const CENSUS_LIFE: Duration = Duration::from_secs(15 * 60);
+
+/// How many runs of the history are searched for canaries: all.
+const RUNS: u32 = 100;
+
+/// The last check without a wrong key.
+#[derive(Default)]
+pub(super) struct KeyCheck(Mutex<Option<Passed>>);
+
+struct Passed {
+    at: Instant,
+    /// How many censuses this process had recorded.
+    censuses: u64,
+}
+
+/// Refuses wrong key bytes under a right key id before an apply.
+pub(super) async fn check_keys(
+    inner: &Inner,
+    runner: &Runner,
+    spec: &RunSpec,
+    stop: &CancellationToken,
+) -> Result<(), ServiceError> {
+    if spec.kind != Kind::Apply {
+        return Ok(());
+    }
+    let check = async {
+        let mut passed = inner.key_check.0.lock().await;
+        let censuses = *inner.context.censuses.changes().borrow();
+        let still_holds =
+            |last: &Passed| last.censuses == censuses && last.at.elapsed() < RESULT_LIFE;
+        if spec.scope != Scope::Site && passed.as_ref().is_some_and(still_holds) {
+            return Ok(());
+        }
+        let checked = check(inner, runner, spec, stop).await?;
+        if checked.wrong.is_empty() {
+            let at = Instant::now();
+            *passed = Some(Passed { at, censuses });
+            return Ok(());
+        }
+        drop(passed);
+        refuse(runner, spec, checked).await
+    };
+    stop.run_until_cancelled(check).await.unwrap_or(Ok(()))
+}
+
+/// An apply of one organization is refused for the target key, and for the keys of its row.
+async fn refuse(runner: &Runner, spec: &RunSpec, checked: Checked) -> Result<(), ServiceError> {
+    let target = runner.keyring().target().id();
+    for wrong in checked.wrong {
+        let concerns = match &spec.scope {
+            Scope::Organization(id) if wrong.key_id != target.as_str() => {
+                let used = is_used_by(runner, id.as_str(), &wrong.key_id).await;
+                used.map_err(StoreError::into_unavailable)?
+            }
+            _ => true,
+        };
+        if concerns {
+            return Err(wrong.into());
+        }
+    }
+    Ok(())
+}
+
+async fn check(
+    inner: &Inner,
+    runner: &Runner,
+    spec: &RunSpec,
+    stop: &CancellationToken,
+) -> Result<Checked, ServiceError> {
+    let runs = inner.context.history.list(None, RUNS).await;
+    // Without the history, this process still knows what it has written itself.
+    let canaries = Canaries::of(runs.unwrap_or_default());
+    let last = inner.context.censuses.last().await;
+    if let Some(census) = last {
+        let checked = check_sample(runner, &census, &canaries).await;
+        let checked = checked.map_err(StoreError::into_unavailable)?;
+        let life = match spec.scope {
+            Scope::Site => SITE_CENSUS_LIFE,
+            Scope::Organization(_) => CENSUS_LIFE,
+        };
+        let is_recent = || census.time.elapsed().is_ok_and(|age| age < life);
+        let is_decided = !checked.is_outdated && (checked.target_opens || is_recent());
+        if is_decided || !checked.wrong.is_empty() {
+            return Ok(checked);
+        }
+    }
+    let Some(census) = take_census(runner, spec, stop).await? else {
+        return Ok(Checked::default());
+    };
+    let checked = check_sample(runner, &census, &canaries).await;
+    Ok(checked.map_err(StoreError::into_unavailable)?)
+}
+
+/// A census for the check alone. `None` if the run is stopped, or cannot see the whole table: then
+/// it says so itself.
+async fn take_census(
+    runner: &Runner,
+    spec: &RunSpec,
+    stop: &CancellationToken,
+) -> Result<Option<Census>, ServiceError> {
+    let spec = RunSpec {
+        kind: Kind::Census,
+        scope: Scope::Site,
+        max_rows_per_second: 0,
+        stop_after_failures: 0,
+        ..spec.clone()
+    };
+    let ended = Box::pin(runner.census(&spec, false, &Meter::default(), stop)).await;
+    match ended.result {
+        Ok(()) => Ok(ended.census),
+        Err(RunError::Store(StoreError::Setup(problem))) => {
+            tracing::warn!(
+                %problem,
+                "cannot take a census before the apply, so the keys are not checked"
+            );
+            Ok(None)
+        }
+        Err(RunError::Store(error)) => Err(error.into_unavailable().into()),
+        // The run was stopped.
+        Err(_) => Ok(None),
+    }
+}
