@@ -105,6 +105,10 @@ advisories: ## check dependencies for known vulnerabilities; downloads the advis
 		echo "cargo deny check advisories" && "$$deny" --locked check advisories
 
 deb: build ## build the Debian package: target/debian/nico-rewrap_….deb
+	@rm -rf target/pages && $(TARGET)/release/nico-rewrap man --dir target/pages/man
+	@for shell in bash zsh fish; do \
+		$(TARGET)/release/nico-rewrap completion $$shell >target/pages/nico-rewrap.$$shell || exit; \
+	done
 	@deb=$$($(TOOL) cargo-deb) && rm -rf target/debian && \
 		echo "cargo deb" && "$$deb" -q --no-build --locked --output target/debian/
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Performs the run-book on a throwaway site: `make demo`.
 #
-# A run lives on the server. The demo starts its runs with StartRun, and ends with the verdict about the old key. On the way,
-# it plays nico-api, which writes an old secret back.
+# It does what an operator does: check, rotate, can-i-delete. On the way, it plays nico-api, which writes an old secret
+# back.
 #
 # Needs the release build of nico-rewrap and of the example `seed`. If DATABASE_URL is set, the demo does not start a
 # server: it creates a database on the server of that URL, and drops this database at the end.
@@ -86,59 +86,27 @@ stop_service() {
     note "stopped, exit code 0"
 }
 
-# rewrap METHOD REQUEST [COMMAND...] : calls a method of nico-rewrap. COMMAND, if given, runs grpcurl, such as `run`.
-rewrap() {
-    local method=$1 request=$2
-    shift 2
-    "$@" grpcurl -cacert pki/service-ca.pem -cert pki/admin-chain.pem -key pki/admin.key -emit-defaults \
-        -d "$request" "localhost:$port" "nico.rewrap.v1.Rewrap/$method"
+# The connection of the client. An operator would put it into a context.
+connect() {
+    export REWRAP_ENDPOINT=localhost:$port REWRAP_CACERT=pki/service-ca.pem REWRAP_CERT=pki/admin-chain.pem \
+        REWRAP_KEY=pki/admin.key
+    shown "export REWRAP_ENDPOINT=$REWRAP_ENDPOINT REWRAP_CACERT=$REWRAP_CACERT REWRAP_CERT=$REWRAP_CERT \\"
+    shown "    REWRAP_KEY=$REWRAP_KEY"
 }
 
-# counter NAME : a counter of the report in report.json.
-counter() { sed -n "s/^    \"$1\": \"\([0-9]*\)\".*/\1/p" report.json; }
-
-# run_on_server KIND : starts a run, waits for its end, and writes the run to report.json.
-run_on_server() {
-    local id
-    rewrap StartRun "{\"kind\": \"$1\", \"site\": {}, \"expect_target_key_id\": \"kv2\"}" run >report.json
-    id=$(value id)
-    rewrap WatchRun "{\"run_id\": \"$id\"}" >watch.json || fail "WatchRun ended with exit code $?"
-    rewrap GetRun "{\"run_id\": \"$id\"}" >report.json || fail "GetRun ended with exit code $?"
-    [ "$(value state)" = RUN_STATE_FINISHED ] || sed -n '/^  "error": {/,/^  }/p' report.json
-    check 'state of the run' "$(value state | sed 's/^RUN_STATE_//')" FINISHED
-    check 'organizations examined' "$(counter rowsExamined)" "$ORGANIZATIONS"
-    check '  failed' "$(counter rowsFailed)" 0
+# answers CODE COMMAND... : prints the command and its output. The demo fails if the exit code is not CODE.
+answers() {
+    local expected=$1 code=0
+    shift
+    shown "$*"
+    "$@" >output 2>errors || code=$?
+    sed 's/^/    /' output
+    sed 's/^/    /' errors >&2
+    check 'exit code' "$code" "$expected"
 }
 
-# rewrap_run KIND UPDATED ON_TARGET SECRETS SECRETS_ON_TARGET [WORDS] : starts a dry run or an apply. Its report must have
-# these numbers.
-rewrap_run() {
-    local started=${EPOCHREALTIME/[^0-9]/} ended
-    run_on_server "$1"
-    ended=${EPOCHREALTIME/[^0-9]/}
-    check "  ${6:-re-wrapped}" "$(counter rowsUpdated)" "$2"
-    check '  already under the target key' "$(counter rowsOnTarget)" "$3"
-    check "secrets ${6:-re-wrapped}" "$(counter secretsRewrapped)" "$4"
-    check 'secrets already under the target key' "$(counter secretsOnTarget)" "$5"
-    note "in $(((ended - started) / 1000)) ms"
-}
-
-# The verdict about kv1, from ListKeys.
-ask_for_verdict() {
-    rewrap ListKeys '{}' >keys.json
-    sed -n '/"keyId": "kv1"/,/"stragglers"/p' keys.json >verdict.txt
-}
-verdict() { sed -n 's/.*"state": "VERDICT_STATE_\([A-Z_]*\)".*/\1/p' verdict.txt; }
-verdict_is() { ask_for_verdict && [ "$(verdict)" = "$1" ]; }
-
-# wait_for_verdict STATE STRAGGLERS : waits until the verdict about kv1 is STATE, and prints it.
-wait_for_verdict() {
-    pause=0.2 wait_for 60 "$service_pid" verdict_is "$1" || fail "the verdict of kv1 is $(verdict), expected $1"
-    shown "grpcurl … -d '{}' localhost:$port nico.rewrap.v1.Rewrap/ListKeys"
-    grep -E '"(keyId|secrets|state|explanation|stragglers)":' verdict.txt | sed 's/^ */    /'
-    check 'verdict of kv1' "$(verdict)" "$1"
-    check 'stragglers' "$(sed -n 's/.*"stragglers": "\([0-9]*\)".*/\1/p' verdict.txt)" "$2"
-}
+# number NAME : a number in the JSON document in `output`.
+number() { sed -n "s/^ *\"$1\": \([0-9]*\),*$/\1/p" output | head -n 1; }
 
 # The demo does not rely on the report alone. It counts the secrets by key id, and computes a digest of all rows.
 envelopes="(SELECT convert_from(decode(text, 'base64'), 'UTF8') AS envelope FROM tenant_identity_config,
@@ -186,39 +154,47 @@ before=$(digest)
 
 step "1. Start with kv2 as the target"
 start_service
+connect
+answers 0 nico-rewrap whoami
 
-step "2. Dry run"
-rewrap_run RUN_KIND_DRY_RUN "$ORGANIZATIONS" 0 "$secrets" 0 'would be re-wrapped'
+step "2. Check"
+answers 0 nico-rewrap check
+note "(the last line: the demo has no nico-api that could write a secret under kv2)"
 check 'database' "$([ "$(digest)" = "$before" ] && echo untouched || echo changed)" untouched
 
-step "3. Apply"
+step "3. Rotate"
 query 'CREATE TABLE read_by_nico_api AS SELECT organization_id, encrypted_signing_key_1 AS text FROM tenant_identity_config
     ORDER BY organization_id COLLATE "C" LIMIT 1' >/dev/null
 note "nico-api reads one row: it is about to change the identity configuration of this organization"
-rewrap_run RUN_KIND_APPLY "$ORGANIZATIONS" 0 "$secrets" 0
+answers 0 nico-rewrap rotate --yes
 check 'secrets by key, in the database' "$(count_by_key)" "kv2 $secrets"
 
 step "4. May kv1 be deleted now? Not yet"
-wait_for_verdict SOAKING 0
+answers 8 nico-rewrap can-i-delete kv1
+note "the same question as a raw call:"
+run grpcurl -cacert pki/service-ca.pem -cert pki/admin-chain.pem -key pki/admin.key -emit-defaults -d '{}' \
+    "localhost:$port" nico.rewrap.v1.Rewrap/ListKeys >keys.json
+sed -n '/"keyId": "kv1"/,/"stragglers"/p' keys.json | grep -E '"(keyId|secrets|state|stragglers)":' | sed 's/^ */    /'
 
 step "5. A straggler: nico-api writes the row back, with the secret that it read before the apply"
 query 'UPDATE tenant_identity_config AS c SET encrypted_signing_key_1 = text FROM read_by_nico_api AS r
     WHERE r.organization_id = c.organization_id' >/dev/null
-wait_for_verdict IN_USE 1
-note "in the log: $(grep -o 'secrets are under a key that no secret used before' serve.log | head -n 1)"
+answers 0 nico-rewrap census -o json >/dev/null
+answers 8 nico-rewrap can-i-delete kv1
+answers 0 nico-rewrap status
 
-step "6. Apply again, and wait for the verdict"
-rewrap_run RUN_KIND_APPLY 1 $((ORGANIZATIONS - 1)) 1 $((secrets - 1))
+step "6. Rotate again, and wait for the verdict"
+answers 0 nico-rewrap rotate --yes
 check 'secrets by key, in the database' "$(count_by_key)" "kv2 $secrets"
-wait_for_verdict REMOVABLE 1
+answers 0 nico-rewrap can-i-delete kv1 --wait --timeout 60s
 
 step "7. Delete kv1 from the secrets, restart, and verify every secret with kv2"
 stop_service
 write_secrets "kv2=$kv2"
 note "secrets.json has only kv2"
 start_service
-run_on_server RUN_KIND_VERIFY
-check 'secrets verified' "$(counter secretsVerified)" "$secrets"
+answers 0 nico-rewrap verify -o json >/dev/null
+check 'secrets verified' "$(number secretsVerified)" "$secrets"
 stop_service
 
-good "Done in $SECONDS s: $secrets secrets of $ORGANIZATIONS organizations went from kv1 to kv2. The verdict of kv1 was REMOVABLE."
+good "Done in $SECONDS s: $secrets secrets of $ORGANIZATIONS organizations went from kv1 to kv2. kv1 could be deleted."

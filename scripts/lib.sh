@@ -17,7 +17,7 @@ PSQL=$("$root/scripts/tools.sh" psql)
 
 # Environment variables override the settings in files, for the service and for psql. Only the files must count here.
 for name in $(compgen -e); do
-    case $name in NICO_* | CARBIDE_* | PG[A-Z]*) unset "$name" ;; esac
+    case $name in NICO_* | CARBIDE_* | REWRAP_* | PG[A-Z]*) unset "$name" ;; esac
 done
 
 what=$(basename "$0" .sh)

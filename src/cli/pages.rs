@@ -31,7 +31,12 @@ impl Completion {
     pub(super) fn run(&self, mut command: Command) -> Exit {
         let mut script = Vec::new();
         clap_complete::generate(self.shell, &mut command, "nico-rewrap", &mut script);
-        print(&script)
+        let mut script = String::from_utf8_lossy(&script).into_owned();
+        if self.shell == Shell::Bash {
+            // clap_complete 4.6 has two spellings of a name with a hyphen, which do not match.
+            script = script.replace("nico__subcmd__rewrap", "nico__rewrap");
+        }
+        print(script.as_bytes())
     }
 }
 

@@ -10,7 +10,7 @@ use super::{
         document::{self, document, verdict_name},
         run_text::census_words,
         table::table,
-        text::count,
+        text::{count, plain, wrapped},
     },
     problem::Problem,
 };
@@ -50,7 +50,8 @@ pub(super) fn show(client: &Client, keys: &pb::ListKeysResponse) {
     });
 }
 
-/// The table of the keys. Numbers of a census that never was are not shown.
+/// The table of the keys, and below it the reason of each verdict. Numbers of a census that never
+/// was are not shown.
 pub(super) fn keys_table(keys: &pb::ListKeysResponse) -> String {
     let has_census = keys.census.is_some();
     let number = |value: u64| {
@@ -61,7 +62,11 @@ pub(super) fn keys_table(keys: &pb::ListKeysResponse) -> String {
         }
     };
     let rows = keys.keys.iter().map(|key| {
-        let verdict = key.verdict.clone().unwrap_or_default();
+        let verdict = key
+            .verdict
+            .as_ref()
+            .map(pb::Verdict::state)
+            .unwrap_or_default();
         vec![
             key.key_id.clone(),
             if key.in_secrets {
@@ -71,20 +76,16 @@ pub(super) fn keys_table(keys: &pb::ListKeysResponse) -> String {
             },
             number(key.secrets),
             number(key.organizations),
-            verdict_name(verdict.state()).to_owned(),
-            verdict.explanation,
+            verdict_name(verdict).to_owned(),
         ]
     });
-    table(
-        &[
-            "KEY",
-            "CHECK VALUE",
-            "SECRETS",
-            "ORGANIZATIONS",
-            "VERDICT",
-            "WHY",
-        ],
-        &[2, 3],
-        rows.collect(),
-    )
+    let heads = ["KEY", "CHECK VALUE", "SECRETS", "ORGANIZATIONS", "VERDICT"];
+    let mut text = table(&heads, &[2, 3], rows.collect());
+    for key in &keys.keys {
+        if let Some(verdict) = &key.verdict {
+            let line = plain(&format!("{}: {}", key.key_id, verdict.explanation));
+            text += &format!("  {}\n", wrapped(&line, "    "));
+        }
+    }
+    text
 }

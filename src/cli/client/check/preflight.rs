@@ -131,7 +131,11 @@ fn first_checks(site: &Site, expected: Option<&str>) -> Vec<(Check, Mark, String
         (
             Check::Reachable,
             Mark::Good,
-            format!("{} answers", counted(answers as u64, "instance")),
+            if answers == 1 {
+                "the instance answers".to_owned()
+            } else {
+                format!("all {answers} instances answer")
+            },
         )
     } else {
         (

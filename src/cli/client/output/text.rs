@@ -57,6 +57,30 @@ pub(crate) fn plain(text: &str) -> String {
     text.chars().map(visible).collect()
 }
 
+/// The longest line of a message.
+const WIDTH: usize = 100;
+
+/// The text in lines of at most 100 characters. Each line after the first starts with `indent`.
+pub(crate) fn wrapped(text: &str, indent: &str) -> String {
+    let mut result = String::new();
+    // Two characters for a mark before the first line.
+    let mut width = 2;
+    for word in text.split_whitespace() {
+        let length = word.chars().count();
+        if result.is_empty() {
+            width += length;
+        } else if width + 1 + length > WIDTH {
+            result = format!("{result}\n{indent}");
+            width = indent.len() + length;
+        } else {
+            result.push(' ');
+            width += 1 + length;
+        }
+        result.push_str(word);
+    }
+    result
+}
+
 /// A number with a comma after every three digits.
 pub(crate) fn count(number: u64) -> String {
     let digits = number.to_string();
@@ -149,6 +173,18 @@ mod tests {
         assert_eq!(counted(2, "row"), "2 rows");
         assert_eq!(rate(0.25), "0.2 rows/s");
         assert_eq!(rate(1234.6), "1,235 rows/s");
+    }
+
+    #[test]
+    fn long_texts_are_wrapped() {
+        assert_eq!(wrapped("a  b\nc", "  "), "a b c");
+        let text = wrapped(&"word ".repeat(50), "  ");
+        assert!(text.lines().all(|line| line.len() <= WIDTH), "{text}");
+        assert!(
+            text.lines().skip(1).all(|line| line.starts_with("  word")),
+            "{text}"
+        );
+        assert_eq!(text.matches("word").count(), 50);
     }
 
     #[test]

@@ -94,19 +94,20 @@ async fn how_long(preflight: &Preflight, rows: u64) -> Result<String, Problem> {
         .iter()
         .filter(|run| run.kind() == pb::RunKind::Apply)
         .find_map(rate);
-    if let Some(rate) = earlier {
-        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-        let seconds = rows as f64 / rate;
-        let estimate =
-            Duration::try_from_secs_f64(seconds).map_or_else(|_| "very long".to_owned(), span);
-        return Ok(format!(
-            "It takes about {estimate}, at the rate of the last apply."
-        ));
-    }
     let took = preflight.dry_run.as_ref().and_then(|run| {
         let (start, end) = (time(run.start_time)?, time(run.end_time)?);
         end.duration_since(start).ok()
     });
+    if let Some(rate) = earlier {
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let seconds = rows as f64 / rate;
+        let estimate = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        // An apply visits every row, as the dry run did.
+        let estimate = span(estimate.max(took.unwrap_or_default()));
+        return Ok(format!(
+            "It takes about {estimate}, at the rate of the last apply."
+        ));
+    }
     let took = took.map_or_else(String::new, |took| {
         format!(" The dry run took {}.", span(took))
     });
