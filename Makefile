@@ -37,6 +37,17 @@ test: ## run all tests, with a real Postgres, PgBouncer, Prometheus, Chromium an
 		export PG_BIN PGBOUNCER GRPCURL KUBECTL BAO PROMETHEUS CHROMIUM PYTHON && \
 		echo "cargo test --locked" && cargo test --locked
 
+# The tests that depend most on the version of the database.
+DATABASE_TESTS := runs:: live_writers:: visibility:: durability:: censuses:: census_faults:: verdicts:: failpoints:: simulation:: \
+	locks_and_retries:: old_schema:: unreadable:: state_schema:: least_privilege::
+# These need the collations of ICU.
+ICU_TESTS := pages_of_any_size an_index_with_another_order
+
+test-postgres: ## run the tests of the database with another PostgreSQL: VERSION=17 or VERSION=18
+	@$(TOOL) rust cc openssl grpcurl postgres-$(VERSION) >/dev/null
+	@PG_BIN=$$($(TOOL) postgres-$(VERSION)) && GRPCURL=$$($(TOOL) grpcurl) && export PG_BIN GRPCURL && \
+		cargo test --locked --test it -- $(DATABASE_TESTS) $(addprefix --skip ,$(ICU_TESTS))
+
 simulate: ## simulate a site with random faults for an hour; settings: TIME=seconds, SEED=number; `make test` does it for a minute
 	@$(TOOL) rust cc openssl postgres grpcurl >/dev/null
 	@PG_BIN=$$($(TOOL) postgres) && GRPCURL=$$($(TOOL) grpcurl) && export PG_BIN GRPCURL && \

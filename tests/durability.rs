@@ -170,7 +170,12 @@ async fn per_row_durability_flushes_every_row() {
     let postgres = lazy_postgres();
     let (database, client) = site_of(&postgres, 30).await;
     let flushes = async |client: &tokio_postgres::Client| {
-        let sql = "SELECT wal_sync FROM pg_stat_wal";
+        let version = "SELECT current_setting('server_version_num')::int >= 180000";
+        let is_18: bool = client.query_one(version, &[]).await.unwrap().get(0);
+        let sql = match is_18 {
+            true => "SELECT sum(fsyncs)::bigint FROM pg_stat_io WHERE object = 'wal'",
+            false => "SELECT wal_sync FROM pg_stat_wal",
+        };
         client.query_one(sql, &[]).await.unwrap().get::<_, i64>(0)
     };
     let mut flushed = Vec::new();

@@ -119,6 +119,7 @@ mod property;
 mod proto_comments;
 mod races;
 mod receipts;
+mod reliability_page;
 mod reload;
 mod replicas;
 mod requests;

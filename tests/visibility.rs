@@ -274,7 +274,10 @@ async fn a_missing_privilege_is_reported_before_the_first_row() {
             Some("DATABASE_PRIVILEGE"),
         ),
         (
-            "REVOKE EXECUTE ON FUNCTION pg_logical_emit_message(boolean, text, text) FROM PUBLIC",
+            // The function has another signature since PostgreSQL 17.
+            "DO $$ DECLARE f regprocedure; BEGIN
+                FOR f IN SELECT oid FROM pg_proc WHERE proname = 'pg_logical_emit_message'
+                LOOP EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', f); END LOOP; END $$",
             ("DATABASE_PRIVILEGE", "pg_logical_emit_message"),
             Some("DATABASE_PRIVILEGE"),
         ),

@@ -10,6 +10,9 @@ use super::{Hidden, Moment, PoolMode, SetupError, Store, StoreError, statement::
 // Returns one row. Every list in it is NULL if all is well. A missing column is not listed
 // as a missing privilege: the schema check reports it.
 //
+// Since PostgreSQL 17, pg_logical_emit_message has a fourth argument with a default, so its
+// signature is not the same everywhere.
+//
 // Row-level security is harmless if the role can see and write every row. That is so with
 // an unconditional policy for the role and no restrictive policy with a condition.
 //
@@ -86,7 +89,9 @@ SELECT \
    WHERE reads AND NOT has_column_privilege(oid, attnum, 'SELECT')), \
   (SELECT string_agg(name, ', ') FROM columns \
    WHERE writes AND NOT has_column_privilege(oid, attnum, 'UPDATE')), \
-  has_function_privilege('pg_logical_emit_message(boolean, text, text)', 'EXECUTE'), \
+  (SELECT bool_and(has_function_privilege(p.oid, 'EXECUTE')) FROM pg_proc p \
+   WHERE p.proname = 'pg_logical_emit_message' AND p.proargtypes[2] = 'text'::regtype \
+     AND p.pronamespace = 'pg_catalog'::regnamespace), \
   (SELECT string_agg(name, ', ') FROM columns WHERE writes AND generated), \
   (SELECT string_agg(t.name, ' and ') FROM tables t JOIN pg_class c ON c.oid = t.oid \
    WHERE c.relkind = 'r' AND CASE c.relreplident WHEN 'f' THEN false WHEN 'n' THEN true \
@@ -199,7 +204,7 @@ impl Preflight {
         } else if let Some(tables) = list(2)? {
             unfit = Some(Hidden::ByPolicy { tables, role }.into());
         } else if !row.try_get::<_, bool>(6)? {
-            let what = "EXECUTE on the function pg_logical_emit_message(boolean, text, text)";
+            let what = "EXECUTE on the function pg_logical_emit_message";
             unfit = Some(SetupError::Privilege(what.to_owned()));
         }
         let mut unwritable = None;

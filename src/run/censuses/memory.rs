@@ -1,7 +1,7 @@
 //! What this process remembers about the censuses.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::btree_map::Entry,
     time::{Instant, SystemTime},
 };
 
@@ -22,6 +22,8 @@ pub(super) struct Memory {
     last_since: Option<(String, Instant)>,
     /// Results of censuses that are not in the schema.
     unwritten: Option<CensusFacts>,
+    /// Whether an apply has re-wrapped secrets, and the schema does not know it.
+    unwritten_rewrap: bool,
     /// A failed census that is not in the schema, and the sequence of the ledger then.
     unwritten_failure: Option<(i64, FailedCensus)>,
 }
@@ -60,6 +62,7 @@ impl Memory {
     /// Takes the results that were just written to the schema.
     pub(super) fn written(&mut self, known: Known, is_late: bool) {
         self.unwritten = None;
+        self.unwritten_rewrap = false;
         if !is_late {
             self.unwritten_failure = None;
         }
@@ -88,14 +91,7 @@ impl Memory {
     pub(super) fn rewrapped(&mut self, target: &str) {
         self.known.ledger.rewrapped(target);
         self.changes += 1;
-        // A census that cannot say what it saw has the same effect, at any moment.
-        self.add(CensusFacts {
-            run_id: String::new(),
-            moment: i64::MAX,
-            start: SystemTime::now(),
-            unreadable: 1,
-            secrets: BTreeMap::new(),
-        });
+        self.unwritten_rewrap = true;
     }
 
     /// Records a failed census that is not in the schema.
@@ -112,6 +108,9 @@ impl Memory {
 
     /// Adds to results from the schema what is not in the schema.
     pub(super) fn add_unwritten(&self, known: &mut Known, target: &str) {
+        if self.unwritten_rewrap {
+            known.ledger.rewrapped(target);
+        }
         if let Some(unwritten) = &self.unwritten {
             known.ledger.record(unwritten, true, [], target);
         }
