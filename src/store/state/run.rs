@@ -176,8 +176,8 @@ const LIST_FAILURES: Statement = Statement {
     types: &[Type::TEXT, Type::TEXT, Type::TEXT, Type::INT8],
 };
 
-// A deleted run takes its failures with it. A run whose instance was killed stays in the state
-// RUNNING.
+// A deleted run takes its failures with it. A run whose instance was killed is in the state RUNNING
+// until another instance settles it.
 const PRUNE_RUNS: Statement = Statement {
     text: "-- prune_runs\n\
            DELETE FROM nico_rewrap.runs \
