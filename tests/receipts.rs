@@ -92,13 +92,10 @@ async fn each_apply_that_writes_has_a_receipt_in_one_chain() {
         let second: Value = serde_json::from_str(&lines[1]).unwrap();
         assert_eq!(second["previous"], sha256(&lines[0]).as_str());
         if persistent {
-            let rows = client
-                .query(
-                    "SELECT document, sha256 FROM nico_rewrap.receipts ORDER BY sequence",
-                    &[],
-                )
-                .await
-                .unwrap();
+            // The file does not wait for the database.
+            until_stored(&client, 2).await;
+            let all = "SELECT document, sha256 FROM nico_rewrap.receipts ORDER BY sequence";
+            let rows = client.query(all, &[]).await.unwrap();
             let stored: Vec<(String, String)> =
                 rows.iter().map(|row| (row.get(0), row.get(1))).collect();
             // With one instance, both chains are the same.

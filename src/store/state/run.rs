@@ -193,7 +193,7 @@ const LIST_FAILURES: Statement = Statement {
 
 // The censuses that the servers take by themselves must not crowd out the runs of callers. They
 // have `request` without `request_id`. A deleted run takes its failures with it. A run whose
-// instance was killed stays in the state RUNNING.
+// instance was killed is in the state RUNNING until another instance settles it.
 const PRUNE_RUNS: Statement = Statement {
     text: "-- prune_runs\n\
            DELETE FROM nico_rewrap.runs \
