@@ -174,8 +174,9 @@ run_of() {
     until rewrap GetRun "{\"runId\": \"$id\"}" >report.json && ! grep -q RUN_STATE_RUNNING report.json; do
         sleep 0.01
     done
-    grep -q '"state": "RUN_STATE_FINISHED"' report.json && grep -q "\"rowsExamined\": \"$2\"" report.json ||
+    if ! grep -q '"state": "RUN_STATE_FINISHED"' report.json || ! grep -q "\"rowsExamined\": \"$2\"" report.json; then
         fail "the run of kind $1 ended as $(tr -d '\n' <report.json)"
+    fi
 }
 
 rewrap() {
