@@ -8,13 +8,17 @@ use crate::seed::Org;
 use crate::server::Server;
 use crate::site::Site;
 
-/// The largest resident memory that the server had so far, in MiB.
+/// The largest resident memory that the server had so far, in MiB, without the pages of the
+/// program itself: a debug build has many more of these.
 pub(crate) fn peak(server: &Server) -> u64 {
     let status = format!("/proc/{}/status", server.pid());
     let status = std::fs::read_to_string(status).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
-    let kib = line.unwrap().split_whitespace().nth(1).unwrap();
-    kib.parse::<u64>().unwrap() >> 10
+    let kib = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        let value = line.split_whitespace().nth(1).unwrap();
+        value.parse::<u64>().unwrap()
+    };
+    (kib("VmHWM:") - kib("RssFile:")) >> 10
 }
 
 #[tokio::test]

@@ -41,8 +41,8 @@ pub const VERSION: &str = concat!(
 /// NICo stores up to three secrets of each organization in Postgres, encrypted with a site
 /// master key (KEK). To change the key, first add the new key to the secrets file and keep
 /// the old one. Set [machine_identity].current_encryption_key_id to the id of the new key
-/// and start this server. Then call forge.Forge/ReencryptTenantIdentitySecrets, first with
-/// dry_run. docs/rotate.md describes the whole procedure.
+/// and start this server. Then run `nico-rewrap rotate`. docs/rotate.md describes the whole
+/// procedure.
 #[derive(Debug, Parser)]
 #[command(name = "nico-rewrap", version = VERSION, max_term_width = 100, after_long_help = client::EXIT_CODES)]
 struct Cli {
