@@ -9,7 +9,7 @@ BUILD_HINT := building the release binary: about 5 minutes on two cores the firs
 SCRIPTS := .ci/run $(wildcard scripts/*.sh scripts/*/*/*.sh deploy/*/*.sh deploy/*/*/*.sh)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-postgres simulate model mutants fuzz fuzz-quick image image-inside image-test compose-test bench bench-quick bench-build check advisories deb \
+.PHONY: help build demo test test-long test-postgres simulate model mutants fuzz fuzz-quick image image-inside image-test compose-test bench bench-quick bench-build check advisories deb \
 	package-test clean
 
 help: ## print this list
@@ -36,6 +36,11 @@ test: ## run all tests, with a real Postgres, PgBouncer, Prometheus, Chromium an
 		CHROMIUM=$$($(TOOL) chromium) && PYTHON=$$($(TOOL) bench-python) && \
 		export PG_BIN PGBOUNCER GRPCURL KUBECTL BAO PROMETHEUS CHROMIUM PYTHON && \
 		echo "cargo test --locked" && cargo test --locked
+
+test-long: ## run the tests that take minutes and that `make test` leaves out: a million failures
+	@$(TOOL) rust cc openssl postgres grpcurl >/dev/null
+	@PG_BIN=$$($(TOOL) postgres) && GRPCURL=$$($(TOOL) grpcurl) && export PG_BIN GRPCURL && \
+		cargo test --locked --test it -- --ignored
 
 # The tests that depend most on the version of the database.
 DATABASE_TESTS := runs:: live_writers:: visibility:: durability:: censuses:: census_faults:: verdicts:: failpoints:: simulation:: \
