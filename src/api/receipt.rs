@@ -118,8 +118,8 @@ impl Inner {
         }
     }
 
-    /// A census that began after the end of a site-wide run. `None` if there is none. Then one is
-    /// due soon.
+    /// A census that began after the end of a site-wide run. Returns `None` if no such census can
+    /// be taken now, and makes a census due soon.
     async fn census_after(&self, runner: &Runner, record: &RunRecord) -> Option<Census> {
         if self.context.census_interval.is_zero() {
             return None;
