@@ -44,8 +44,8 @@ async fn version_and_help_give_the_basic_facts() {
                 "dev",
                 "machine-identity secrets",
                 "current_encryption_key_id",
-                "dry_run",
-                "ReencryptTenantIdentitySecrets",
+                "nico-rewrap rotate",
+                "docs/rotate.md",
             ],
         ),
         (
