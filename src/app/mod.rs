@@ -83,7 +83,7 @@ pub async fn run(
     log_listening(&listeners);
     let readiness = Readiness::waiting_for(&[GRPC]);
     readiness.hold(GRPC, "opening the TLS files and the audit log");
-    tokio::spawn(upkeep(metrics.clone()));
+    tokio::spawn(compact_histograms(metrics.clone()));
     changes::register();
     telemetry::build(env!("CARGO_PKG_VERSION"), env!("NICO_REWRAP_REVISION"));
     let probes_over = CancellationToken::new();
@@ -269,7 +269,7 @@ fn instance_name(options: &ServerOptions, listener: &TcpListener) -> String {
 }
 
 /// Compacts the histograms regularly.
-async fn upkeep(metrics: Metrics) {
+async fn compact_histograms(metrics: Metrics) {
     loop {
         metrics.run_upkeep();
         sleep(UPKEEP).await;

@@ -288,7 +288,7 @@ const EXIT_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Reports an error without the log: before logging starts, and in subcommands without a log.
 fn fail(what: &dyn std::fmt::Display, code: u8) -> ExitCode {
-    telemetry::say(format!("nico-rewrap: {what}\n"), EXIT_FLUSH_TIMEOUT);
+    telemetry::write_message(format!("nico-rewrap: {what}\n"), EXIT_FLUSH_TIMEOUT);
     ExitCode::from(code)
 }
 

@@ -181,11 +181,11 @@ impl Guard {
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<StdError> + Send,
     {
-        let unrecorded = telemetry::denial_waits();
+        let unrecorded = telemetry::denial_queued();
         // One call of each connection: a connection with many calls must not delay the others.
         let first = self.denial.clone().lock_owned().await;
         let place = self.waiting.clone().acquire_owned().await;
-        unrecorded.over();
+        unrecorded.disarm();
         let guard = self.clone();
         self.spawn_detached(async move {
             guard.denials.acquire().await;

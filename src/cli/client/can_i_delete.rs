@@ -14,7 +14,7 @@ use super::{
     options::Common,
     output::{
         document::{self, document, verdict_name},
-        run_text::census_words,
+        run_text::census_text,
         text::{Style, age, counted, moment, plain, rfc3339, span, time},
     },
     problem::Problem,
@@ -314,7 +314,7 @@ impl Evidence {
         let _ = writeln!(
             text,
             "  last census   {}",
-            census_words(self.census.as_ref())
+            census_text(self.census.as_ref())
         );
         let verdict = self.verdict();
         if let Some(key) = self.key.as_ref().filter(|_| self.census.is_some()) {

@@ -8,7 +8,7 @@ use super::{
     options::Common,
     output::{
         document::{self, document, verdict_name},
-        run_text::census_words,
+        run_text::census_text,
         table::table,
         text::{count, plain, wrapped},
     },
@@ -44,7 +44,7 @@ pub(super) fn show(client: &Client, keys: &pb::ListKeysResponse) {
     client.output.result(Exit::Done, &document, || {
         format!(
             "Last census: {}\n\n{}",
-            census_words(keys.census.as_ref()),
+            census_text(keys.census.as_ref()),
             keys_table(keys)
         )
     });

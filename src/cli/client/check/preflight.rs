@@ -8,7 +8,7 @@ use crate::{
         exit::Exit,
         options::Format,
         output::{
-            run_text::census_words,
+            run_text::census_text,
             text::{Mark, count, counted},
         },
         problem::Problem,
@@ -147,7 +147,7 @@ fn first_checks(site: &Site, expected: Option<&str>) -> Vec<(Check, Mark, String
     checks.push((
         Check::Authorized,
         Mark::Good,
-        format!("you are {}", whoami::words(&site.caller)),
+        format!("you are {}", whoami::caller_text(&site.caller)),
     ));
     let enabled = site.answers().all(|status| status.enabled);
     checks.push(if enabled {
@@ -293,7 +293,7 @@ async fn census(client: &Client, preflight: &mut Preflight) -> Result<bool, Prob
         client,
         Check::Census,
         mark,
-        format!("census of {}", census_words(census.as_ref())),
+        format!("census of {}", census_text(census.as_ref())),
     );
     Ok(true)
 }

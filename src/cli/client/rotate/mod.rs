@@ -14,7 +14,7 @@ use super::{
     options::{Common, Format},
     output::{
         document::{self, FailureLine},
-        run_text::{census_words, run_text},
+        run_text::{census_text, run_text},
         text::{counted, plain},
     },
     problem::Problem,
@@ -87,12 +87,12 @@ impl Command for Rotate {
         let mut rotation = Rotation::default();
         let rows = preflight.dry_run.as_ref().and_then(|run| run.report);
         let exit = if rows.is_some_and(|report| report.rows_updated == 0) {
-            say(client, "\nNo row has to be re-wrapped.\n");
+            show_text(client, "\nNo row has to be re-wrapped.\n");
             let failed = rows.is_some_and(|report| report.rows_failed > 0);
             rotation.keys.clone_from(&preflight.keys);
             if failed { Exit::Failures } else { Exit::Done }
         } else {
-            say(client, &plan::text(client, &preflight).await?);
+            show_text(client, &plan::text(client, &preflight).await?);
             question::ask(client, self.yes, self.confirm.as_deref()).await?;
             self.apply(client, &preflight, &mut rotation).await?
         };
@@ -102,7 +102,7 @@ impl Command for Rotate {
     }
 }
 
-fn say(client: &Client, text: &str) {
+fn show_text(client: &Client, text: &str) {
     if client.output.format == Format::Text {
         client.output.raw(text);
     }
@@ -178,7 +178,7 @@ async fn apply(
     let run = start(client, &preflight.session, &request).await?;
     client.output.note(&format!("apply {}", run.id));
     let run = follow(client, &preflight.session, run).await?;
-    say(
+    show_text(
         client,
         &format!("\n{}", run_text(client.output.style, &run)),
     );
@@ -273,7 +273,7 @@ impl Rotation {
                         "\n{}\n{}Census: {}\n",
                         style.bold("Keys"),
                         keys_table(&self.keys),
-                        census_words(self.keys.census.as_ref())
+                        census_text(self.keys.census.as_ref())
                     );
                 }
                 text += &plan::way_back(&preflight.keys, &preflight.target);
