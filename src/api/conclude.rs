@@ -65,7 +65,8 @@ impl Conclusion<'_> {
             match finished_record {
                 // The task for the receipt also takes a census.
                 Some(record) if self.inner.keeps_receipts() => {
-                    self.inner.spawn_receipt(record, changes, self.census_before);
+                    self.inner
+                        .spawn_receipt(record, changes, self.census_before);
                 }
                 _ => self.inner.census_due.notify_one(),
             }

@@ -68,7 +68,9 @@ impl Drive<'_, '_> {
             Ok(()) => {}
             Err(error) => return Ended::without_rows(Err(error)),
         }
-        let deadline = self.deadline.map(|deadline| deadline.saturating_sub(began.elapsed()));
+        let deadline = self
+            .deadline
+            .map(|deadline| deadline.saturating_sub(began.elapsed()));
         let meter = Arc::new(Meter::default());
         let _in_progress = in_progress(spec, &meter);
         let (queue, mut failures) = LiveRun::queue();
