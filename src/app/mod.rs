@@ -54,12 +54,11 @@ use crate::{
     tls::Reloader,
 };
 
-/// How long clients may take to receive the last answers, after the grace period of the
-/// calls.
+/// How long the server waits for clients to receive the last answers, after the grace period.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often to compact the histograms. The exporter does this in a task of its own only if
-/// it also serves the metrics over HTTP. This is the interval of that task.
+/// How often to compact the histograms. The exporter itself does this only if it also serves the
+/// metrics over HTTP. Its interval is the same.
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Serves until `shutdown` is cancelled. Then waits for the calls in progress, at most for the
@@ -236,7 +235,7 @@ impl App {
             () = shutdown.cancelled() => Ok(()),
             error = database => Err(error),
             error = keys => Err(error),
-            // A shutdown ends the listener, too, and this branch may be polled first.
+            // A shutdown also ends the listener, and `select!` may poll this branch first.
             error = critical.ended() => if shutdown.is_cancelled() { Ok(()) } else { Err(error) },
         };
         readiness.hold(PROCESS, "shutting down");

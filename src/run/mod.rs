@@ -194,7 +194,7 @@ struct Context {
     max_rows_per_second: u32,
     /// Whether a site-wide apply adapts its rate to the load.
     adaptive_rate: bool,
-    /// What a run without progress waits for.
+    /// The reason why a run makes no progress. `None` if it makes progress.
     stall: watch::Sender<Option<String>>,
     /// The texts that this process has written.
     own_texts: OwnTexts,
@@ -223,7 +223,7 @@ impl Context {
 }
 
 impl Runner {
-    /// A runner for `site`, at the rate that `speed` allows.
+    /// A runner for `site`, with the limits in `speed`.
     #[must_use]
     pub fn new(site: Arc<Site>, speed: RateOptions) -> Self {
         let connections = site.store.options().database_pool_size;
@@ -350,7 +350,7 @@ impl Runner {
         batches: &mut BatchSet,
     ) -> Ended {
         let store = &self.context.site.store;
-        // Before the first read: at the end, the server must still be the same.
+        // Before the first read: at the end of the run, Postgres must still be the same process.
         let server = until_stopped(stop, store.incarnation()).await;
         let unreplicated = store.unreplicated_commits();
         let mut result = match &server {
@@ -376,7 +376,7 @@ impl Runner {
         reach(Point::BeforeBarrier);
         let mut durable = true;
         if report.rows_examined() > 0 || report.counts.rows_in_doubt > 0 {
-            // A server that is silent on every connection will not answer here either.
+            // If Postgres does not answer on any connection, it does not answer here either.
             let is_silent = matches!(result, Err(RunError::Store(StoreError::NoAnswer(_))));
             let flushed = tokio::select! {
                 flushed = store.barrier(&server) => match flushed {

@@ -99,7 +99,7 @@ pub(crate) fn last_census(time: Option<SystemTime>) {
     gauge!(LAST_CENSUS).set(time.map_or(UNKNOWN, timestamp));
 }
 
-/// A census found secrets under a key that no secret used before.
+/// A census found secrets under a key that was clean before.
 pub(crate) fn stragglers(secrets: u64) {
     counter!(STRAGGLERS).increment(secrets);
 }

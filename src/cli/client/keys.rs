@@ -50,8 +50,8 @@ pub(super) fn show(client: &Client, keys: &pb::ListKeysResponse) {
     });
 }
 
-/// The table of the keys, and below it the reason of each verdict. Numbers of a census that never
-/// was are not shown.
+/// The table of the keys, and below it the reason of each verdict. Without a census, the table has
+/// no numbers.
 pub(super) fn keys_table(keys: &pb::ListKeysResponse) -> String {
     let has_census = keys.census.is_some();
     let number = |value: u64| {

@@ -26,17 +26,18 @@ use crate::{domain::verdict::Ledger, store::StoreError};
 enum Source {
     /// The schema `nico_rewrap`.
     Schema,
-    /// The censuses of this process. There was no schema since it started.
+    /// The censuses of this process. No schema has existed since its start.
     Process,
-    /// The memory of this process, although there is or was a schema.
+    /// The memory of this process. Other instances may know newer results in a schema that cannot
+    /// be read.
     Outdated,
 }
 
-/// Results, and where they come from.
+/// Results, and their source.
 struct Current {
     known: Known,
     source: Source,
-    /// The time by the clock of the database, if it is known.
+    /// The time by the clock of the database. `None` if it is unknown.
     now: Option<SystemTime>,
 }
 
@@ -89,7 +90,8 @@ impl Censuses {
         }
     }
 
-    /// The last census that was not late. `None` if there was none, or if it is not known now.
+    /// The last census that was not late. `None` if no such census exists, or if the schema cannot
+    /// be read now.
     pub async fn last(&self) -> Option<Census> {
         let current = self.current(true).await;
         let last = current.known.last;
@@ -107,7 +109,8 @@ impl Censuses {
         let Some(last) = current.known.last else {
             return true;
         };
-        // This process cannot see a census before it was taken. A clock can be wrong.
+        // A clock can be wrong. The time since this process learned of the census is a lower bound
+        // of the age.
         if self
             .memory()
             .last_since()
@@ -204,7 +207,7 @@ impl Censuses {
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
-        // A panic cannot leave the memory half changed.
+        // A panic cannot leave the memory in an inconsistent state.
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

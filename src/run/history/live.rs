@@ -28,8 +28,8 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How many batches of failures wait for the database.
 const QUEUE: usize = 16;
 
-/// How often, and after which pause, the end of a run is written again if that fails. A restart
-/// of the database can take minutes.
+/// Number of attempts to write the end of a run, and the pause between them. A restart of the
+/// database can take minutes.
 const END_ATTEMPTS: u32 = 600;
 const END_PAUSE: Duration = Duration::from_secs(1);
 

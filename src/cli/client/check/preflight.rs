@@ -51,7 +51,7 @@ impl Preflight {
         self.items.iter().any(|item| item.mark == Mark::Bad)
     }
 
-    /// Whether something other than the dry run prevents a rotation.
+    /// Whether a check other than the dry run prevents a rotation.
     pub(crate) fn prevents_rotation(&self) -> bool {
         let mut bad = self.items.iter().filter(|item| item.mark == Mark::Bad);
         bad.any(|item| item.check != Check::DryRun) || self.dry_run.is_none() || self.refused
@@ -298,7 +298,7 @@ async fn census(client: &Client, preflight: &mut Preflight) -> Result<bool, Prob
     Ok(true)
 }
 
-/// Makes a dry run, and says what it means for the target key.
+/// Makes a dry run and adds the checks that depend on its report.
 async fn dry_run(client: &Client, preflight: &mut Preflight) -> Result<(), Problem> {
     let mut request = Request::new(pb::RunKind::DryRun, None);
     request.expect_target.clone_from(&preflight.target);

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{cli::client::problem::Problem, proto::rewrap as pb};
 
-/// What the run does, in words.
+/// The kind of a run, as text.
 pub(crate) const fn kind_text(kind: pb::RunKind) -> &'static str {
     match kind {
         pb::RunKind::DryRun => "dry run",
@@ -28,7 +28,7 @@ pub(crate) fn scope_text(run: &pb::Run) -> String {
     }
 }
 
-/// How far the run is, on one line.
+/// The progress of a run, on one line.
 pub(crate) fn progress_text(run: &pb::Run) -> String {
     let progress = run.progress.unwrap_or_default();
     let mut text = match progress.rows_total {

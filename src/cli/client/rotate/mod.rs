@@ -81,7 +81,7 @@ impl Command for Rotate {
         if preflight.prevents_rotation() {
             return Err(Problem::new(
                 Exit::Refused,
-                "the checks above prevent a rotation, and nothing was changed: mend what is marked, and call again",
+                "the checks above prevent a rotation, and nothing was changed: correct what is marked, and call again",
             ));
         }
         let mut rotation = Rotation::default();
@@ -109,7 +109,7 @@ fn show_text(client: &Client, text: &str) {
 }
 
 impl Rotate {
-    /// A wrong --confirm is found before the checks.
+    /// Refuses a wrong --confirm before the checks begin.
     fn check_confirmation(&self, client: &Client) -> Result<(), Problem> {
         match (&self.confirm, &client.settings.site) {
             (Some(given), Some(site)) if given != site => Err(Problem::new(
@@ -125,7 +125,8 @@ impl Rotate {
         }
     }
 
-    /// The canaries, then the site, again while somebody writes under an old key.
+    /// Re-wraps the canaries, then the site. Repeats the apply of the site while secrets are
+    /// written under an old key.
     async fn apply(
         &self,
         client: &Client,
@@ -160,7 +161,7 @@ impl Rotate {
                 return Ok(exit);
             }
             client.output.note(&format!(
-                "{} under another key after the apply: somebody still writes under it. Applying again",
+                "{} under another key after the apply: a process still writes under an old key. Applying again",
                 counted(in_use, "secret")
             ));
         }
@@ -183,7 +184,7 @@ async fn apply(
         &format!("\n{}", run_text(client.output.style, &run)),
     );
     if client.output.format == Format::Jsonl {
-        // A server that dies now must not hide the result of the run.
+        // If the server dies now, the result of the run must still be shown.
         for failure in all_failures(&preflight.session, &run)
             .await
             .unwrap_or_default()
@@ -223,7 +224,7 @@ impl Rotation {
         others.map(|key| key.secrets).sum()
     }
 
-    /// Secrets that are still under another key are a "no", unless their rows failed.
+    /// If secrets are still under another key, the exit code is `No`, unless their rows failed.
     fn exit(&self, exit: Exit, target: &str) -> Exit {
         match exit {
             Exit::Done if self.in_use(target) > 0 => Exit::No,
@@ -242,10 +243,10 @@ impl Rotation {
             Exit::Done => others
                 .map(|key| format!("nico-rewrap can-i-delete {} --wait", key.key_id))
                 .collect(),
-            Exit::Failures => vec!["Mend the failures, then: nico-rewrap rotate".to_owned()],
+            Exit::Failures => vec!["Correct the failures, then: nico-rewrap rotate".to_owned()],
             Exit::No => vec![
-                "Find out who still writes under the old key: every nico-api must have read the new target key. Then: \
-                 nico-rewrap rotate"
+                "Find the process that still writes under the old key: every nico-api must have the new target key. \
+                 Then: nico-rewrap rotate"
                     .to_owned(),
             ],
             _ => vec!["nico-rewrap rotate".to_owned()],
