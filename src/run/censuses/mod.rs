@@ -14,12 +14,15 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 
 pub use self::key_use::KeyUse;
 use self::{known::Known, memory::Memory};
 use super::{Census, Site, history::History};
 use crate::{domain::verdict::Ledger, store::StoreError};
+
+/// How long an answer to a client waits for the schema.
+const READ_LIMIT: Duration = Duration::from_secs(2);
 
 /// Where results come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +86,7 @@ impl Censuses {
 
     /// The position of a census that begins now.
     pub async fn position(&self) -> SeriesPosition {
-        let current = self.current(true).await;
+        let current = self.current().await;
         match current.source {
             Source::Schema => SeriesPosition::Stored(current.known.sequence),
             Source::Process | Source::Outdated => self.memory().position(),
@@ -93,19 +96,19 @@ impl Censuses {
     /// The last census that was not late. `None` if no such census exists, or if the schema cannot
     /// be read now.
     pub async fn last(&self) -> Option<Census> {
-        let current = self.current(true).await;
+        let current = self.current().await;
         let last = current.known.last;
         last.filter(|_| current.source != Source::Outdated)
     }
 
     /// As [`Censuses::last`], but a newer census may exist.
     pub async fn last_known(&self) -> Option<Census> {
-        self.current(true).await.known.last
+        self.current().await.known.last
     }
 
     /// Whether the last census is older than `age`, or its age is not known.
     pub async fn is_older_than(&self, age: Duration) -> bool {
-        let current = self.current(true).await;
+        let current = self.current().await;
         let Some(last) = current.known.last else {
             return true;
         };
@@ -133,7 +136,7 @@ impl Censuses {
             mut known,
             source,
             mut now,
-        } = self.current(false).await;
+        } = self.current_for_client().await;
         let target = site.keyring.target().id().as_str();
         match source {
             Source::Schema => self.memory().add_unwritten(&mut known, target),
@@ -152,29 +155,39 @@ impl Censuses {
 
     /// The results in the schema. `None` if it cannot be read.
     async fn current_in_schema(&self) -> Option<Known> {
-        let current = self.current(true).await;
+        let current = self.current().await;
         (current.source == Source::Schema).then_some(current.known)
     }
 
-    /// The results in the schema. If it cannot be read, the results that this process knows.
-    /// `warn` is false for `ListKeys`, because clients can call it often.
-    async fn current(&self, warn: bool) -> Current {
-        if self.history.is_persistent() {
-            match self.read().await {
-                Ok((known, now)) => {
-                    self.memory().replace(known.clone());
-                    return Current {
-                        known,
-                        source: Source::Schema,
-                        now,
-                    };
-                }
-                Err(error) if warn => {
-                    tracing::warn!(%error, "cannot read the censuses from the schema nico_rewrap");
-                }
-                Err(_) => {}
+    /// The results in the schema. If it cannot be read, this logs why, and returns the results that
+    /// this process knows.
+    async fn current(&self) -> Current {
+        if !self.history.is_persistent() {
+            return self.from_memory();
+        }
+        match self.read().await {
+            Ok(current) => current,
+            Err(error) => {
+                tracing::warn!(%error, "cannot read the censuses from the schema nico_rewrap");
+                self.from_memory()
             }
         }
+    }
+
+    /// As [`Censuses::current`], for a client that waits for the answer: if the schema cannot be
+    /// read soon, the answer comes from memory. Clients can ask often, so this logs nothing.
+    async fn current_for_client(&self) -> Current {
+        if !self.history.is_persistent() {
+            return self.from_memory();
+        }
+        match timeout(READ_LIMIT, self.read()).await {
+            Ok(Ok(current)) => current,
+            Ok(Err(_)) | Err(_) => self.from_memory(),
+        }
+    }
+
+    /// The results that this process knows.
+    fn from_memory(&self) -> Current {
         Current {
             known: self.memory().known().clone(),
             source: if self.history.may_be_shared() {
@@ -187,9 +200,9 @@ impl Censuses {
     }
 
     /// Reads the schema, and the clock of the database.
-    async fn read(&self) -> Result<(Known, Option<SystemTime>), StoreError> {
+    async fn read(&self) -> Result<Current, StoreError> {
         let Some(store) = self.history.store() else {
-            return Ok((Known::default(), None));
+            return Ok(self.from_memory());
         };
         let stored = store.ledger().await?;
         // A document of an unknown form counts as empty: the verdicts start again.
@@ -203,7 +216,12 @@ impl Censuses {
             ledger,
             last: last.and_then(|last| serde_json::from_str(&last).ok()),
         };
-        Ok((known, Some(stored.now)))
+        self.memory().replace(known.clone());
+        Ok(Current {
+            known,
+            source: Source::Schema,
+            now: Some(stored.now),
+        })
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {

@@ -95,7 +95,7 @@ impl Censuses {
         self.memory().failed(&failed);
         let _recording = self.recording.lock().await;
         for _ in 0..ATTEMPTS {
-            let current = self.current(true).await;
+            let current = self.current().await;
             failed.time = current.now.unwrap_or(failed.time);
             self.memory().failed(&failed);
             let (Source::Schema, Some(store)) = (current.source, self.history.store()) else {
@@ -144,7 +144,7 @@ impl Censuses {
     async fn try_to_note_rewrapped(&self, target: &str) -> Result<(), StoreError> {
         let _recording = self.recording.lock().await;
         loop {
-            let current = self.current(true).await;
+            let current = self.current().await;
             let (Source::Schema, Some(store)) = (current.source, self.history.store()) else {
                 self.memory().rewrapped(target);
                 return Ok(());
