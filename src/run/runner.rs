@@ -26,8 +26,8 @@ const STOPPED_FLUSH_LIMIT: Duration = Duration::from_millis(500);
 /// How long a run waits for that flush after Postgres has become silent.
 const SILENT_FLUSH_LIMIT: Duration = Duration::from_secs(2);
 
-/// How much faster than an apply a run that only reads may be, while others use the database.
-/// Its rows cost the database less by these factors.
+/// The rate of a run that only reads, as a multiple of the rate of an apply, while others use the
+/// database. Its rows cost the database less by these factors.
 const CENSUS_SCALE: f64 = 20.0;
 const VERIFY_SCALE: f64 = 5.0;
 
@@ -113,7 +113,7 @@ impl Runner {
         &self.context.site.store
     }
 
-    /// What a run waits for while it makes no progress.
+    /// The reason why a run makes no progress. `None` if it makes progress.
     #[must_use]
     pub fn stall(&self) -> watch::Receiver<Option<String>> {
         self.context.stall.subscribe()

@@ -36,7 +36,7 @@ const END_PAUSE: Duration = Duration::from_secs(1);
 /// How many failures one statement writes at the end of a run.
 const FAILURE_BATCH: u32 = 1000;
 
-/// How long an ended run waits until its end is in the database.
+/// How long an ended run waits for the database to store its end.
 const END_LIMIT: Duration = Duration::from_millis(300);
 
 /// A run that this instance executes.
@@ -146,7 +146,7 @@ impl LiveRun {
 
     async fn add_failures(&self, batch: Vec<Failure>) {
         let batch: Vec<_> = batch.into_iter().map(StoredFailure::from).collect();
-        // Memory comes first: the run may end while the database is silent.
+        // Remember the failures first: the run may end while the database does not answer.
         self.history.remember_failures(&self.run, &batch);
         if self.is_stored
             && let Some(store) = self.history.state()
@@ -196,7 +196,7 @@ impl LiveRun {
     }
 }
 
-/// A run that was dropped before its end has panicked.
+/// If a run is dropped before its end, it has panicked.
 impl Drop for LiveRun {
     fn drop(&mut self) {
         if !self.is_over {

@@ -66,7 +66,7 @@ impl History {
         if let Ok(false) = settled.await
             && let Ok(Some(now)) = store.stored_run(&stored.id).await
         {
-            // The instance has come back, or another instance was faster.
+            // The instance has come back, or another instance has written the end.
             return from_stored(&now);
         }
         Some(record)

@@ -15,9 +15,9 @@ pub struct StoredRun {
     pub started: SystemTime,
     /// `RUNNING`, `FINISHED`, `STOPPED` or `FAILED`.
     pub state: String,
-    /// Whether the instance that executes the run has been silent for too long.
+    /// Whether the run is in progress and its instance has written nothing for 30 s.
     pub is_abandoned: bool,
-    /// When that instance last wrote the run, by the clock of the database.
+    /// When the instance last wrote the run, by the clock of the database.
     pub heartbeat: SystemTime,
     /// The run as JSON.
     pub document: String,
@@ -141,7 +141,7 @@ const ABANDONED_RUNS: Statement = Statement {
     types: &[],
 };
 
-// Does nothing if the instance of the run has come back.
+// Does nothing if the instance has written the run again in the meantime.
 const SETTLE_RUN: Statement = Statement {
     text: "-- settle_run\n\
            UPDATE nico_rewrap.runs SET state = $2, document = $3 \

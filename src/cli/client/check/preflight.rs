@@ -80,8 +80,8 @@ fn show(client: &Client, item: &Item) {
     }
 }
 
-/// Makes all checks. If one of the first fails, the census and the dry run are left out. `expected`
-/// is the target key id that the operator expects.
+/// Makes all checks. If a check without a run fails, the census and the dry run are left out.
+/// `expected` is the target key id that the operator expects.
 pub(crate) async fn preflight(
     client: &Client,
     expected: Option<&str>,
@@ -250,7 +250,8 @@ async fn was_applied(preflight: &Preflight) -> Result<bool, Problem> {
     }))
 }
 
-/// Makes a run. `None` if the server refuses it or if it does not finish: then a line says why.
+/// Makes a run. `None` if the server refuses it or if it does not finish. A line of the output then
+/// has the reason.
 async fn run(
     client: &Client,
     preflight: &mut Preflight,
