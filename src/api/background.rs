@@ -145,7 +145,7 @@ impl Inner {
         let meter = Arc::new(Meter::default());
         let in_progress = in_progress(&spec, &meter);
         let census = Box::pin(runner.census(&spec, true, &meter, &stop));
-        let ended = attend(&live, &meter, census).await;
+        let ended = execute_census(&live, &meter, census).await;
         drop(in_progress);
         if let Some(census) = &ended.census {
             censuses.record(runner.site(), position, census).await;
@@ -205,7 +205,7 @@ fn pause_after(failures: u32, interval: Duration) -> Duration {
 
 /// Executes a census, and publishes its progress. Other instances can see the progress and stop the
 /// census.
-async fn attend<T>(live: &LiveRun, meter: &Meter, census: impl Future<Output = T>) -> T {
+async fn execute_census<T>(live: &LiveRun, meter: &Meter, census: impl Future<Output = T>) -> T {
     // A census has no failures. The sender is kept because the queue ends when its last sender is
     // dropped.
     let (_sender, mut failures) = LiveRun::queue();

@@ -27,7 +27,7 @@ pub(crate) struct Settings {
 /// Where the server is.
 #[derive(Debug, Clone)]
 pub(super) enum Server {
-    /// The admin socket. `is_default` says that nobody has named it.
+    /// The admin socket. `is_default`: no setting names it.
     Socket { path: PathBuf, is_default: bool },
     /// Addresses on the network.
     Network(Box<Network>),
