@@ -163,13 +163,13 @@ impl Censuses {
     /// this process knows.
     async fn current(&self) -> Current {
         if !self.history.is_persistent() {
-            return self.from_memory();
+            return self.current_in_memory();
         }
         match self.read().await {
             Ok(current) => current,
             Err(error) => {
                 tracing::warn!(%error, "cannot read the censuses from the schema nico_rewrap");
-                self.from_memory()
+                self.current_in_memory()
             }
         }
     }
@@ -178,16 +178,16 @@ impl Censuses {
     /// read soon, the answer comes from memory. Clients can ask often, so this logs nothing.
     async fn current_for_client(&self) -> Current {
         if !self.history.is_persistent() {
-            return self.from_memory();
+            return self.current_in_memory();
         }
         match timeout(READ_LIMIT, self.read()).await {
             Ok(Ok(current)) => current,
-            Ok(Err(_)) | Err(_) => self.from_memory(),
+            Ok(Err(_)) | Err(_) => self.current_in_memory(),
         }
     }
 
     /// The results that this process knows.
-    fn from_memory(&self) -> Current {
+    fn current_in_memory(&self) -> Current {
         Current {
             known: self.memory().known().clone(),
             source: if self.history.may_be_shared() {
@@ -202,7 +202,7 @@ impl Censuses {
     /// Reads the schema, and the clock of the database.
     async fn read(&self) -> Result<Current, StoreError> {
         let Some(store) = self.history.store() else {
-            return Ok(self.from_memory());
+            return Ok(self.current_in_memory());
         };
         let stored = store.ledger().await?;
         // A document of an unknown form counts as empty: the verdicts start again.
