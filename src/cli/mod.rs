@@ -74,9 +74,9 @@ enum Command {
     /// which keys are still in use. If a secret was written under an old key in the meantime, it
     /// re-wraps again.
     ///
-    /// The run is executed by the server. On a terminal, Ctrl-C asks what to do: leave this
-    /// command, stop the run, or continue to watch. SIGTERM, or Ctrl-C without a terminal, ends
-    /// this command, and the run continues.
+    /// The server executes the run. On a terminal, Ctrl-C asks what to do: leave this command, stop
+    /// the run, or continue to watch. SIGTERM, or Ctrl-C without a terminal, ends this command, and
+    /// the run continues.
     ///
     /// The exit code is 0 if every secret is under the target key, 3 if rows or the canary check
     /// failed, 4 if nothing was changed, 5 if the run is incomplete, and 8 if secrets are still
