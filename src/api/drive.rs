@@ -95,7 +95,7 @@ impl Drive<'_, '_> {
                 let _ = timeout(KEEP_LIMIT, keep.as_mut()).await;
                 ended
             }
-            // The queue of failures has ended, so the run ends soon.
+            // The run has dropped its queue of failures, so it ends soon.
             () = keep.as_mut() => run.await,
         };
         drop(keep);
@@ -108,7 +108,9 @@ impl Drive<'_, '_> {
         ended.map_err(|error| {
             let error = match error {
                 RunError::Stopped => stopped_for,
-                // The run is complete: there is nothing to count.
+                // The organization does not exist, so there are no counts. @src/failpoint.rs Points
+                // in a run at which a test can make this program stop or panic. => Points in a run
+                // at which a test can pause this program or make it panic.
                 RunError::NotFound(id) => return ServiceError::UnknownOrganization(id),
                 RunError::Store(error) => error.into(),
                 RunError::NotReplicated => ServiceError::NotReplicated,
@@ -128,8 +130,8 @@ impl Drive<'_, '_> {
         })
     }
 
-    /// Drives a run, and stops it if the client disconnects, its deadline passes, or the guard
-    /// is lost. Also returns the error for a stopped run.
+    /// Executes a run. Stops it if the client disconnects, its deadline passes, or the guard is
+    /// lost. Also returns the error for a stopped run.
     async fn stopped_for<T>(
         &self,
         run: impl Future<Output = T>,
@@ -144,7 +146,7 @@ impl Drive<'_, '_> {
         let lost = async {
             let lost = self.site_guard.lost().await;
             if self.stop.is_cancelled() {
-                // The run was stopped for another reason and ends soon.
+                // The run was stopped elsewhere and ends soon.
                 pending().await
             }
             lost
@@ -165,7 +167,7 @@ impl Drive<'_, '_> {
         };
         self.stop.cancel();
         let ended = run.await;
-        // If the database fails just before a shutdown, the shutdown is the reason.
+        // If the database fails just before a shutdown, report the shutdown.
         let stopped_for = match stopped_for {
             ServiceError::Database(_) if self.inner.shutdown.is_cancelled() => {
                 ServiceError::ShuttingDown
@@ -176,8 +178,8 @@ impl Drive<'_, '_> {
     }
 }
 
-/// Runs to the end. Also returns what the run waited for at its end. The run itself clears this
-/// text when it ends.
+/// Runs to the end. Also returns the last reason why the run made no progress, because the run
+/// clears this reason at its end.
 async fn remember_wait(
     run: impl Future<Output = Ended>,
     mut stall: Receiver<Option<String>>,

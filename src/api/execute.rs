@@ -29,8 +29,8 @@ use crate::{
     },
 };
 
-/// How often, and after which pause, to check whether an equal request has started the apply that
-/// is under way.
+/// Number of checks whether an equal request has started the apply in progress, and the pause
+/// between them.
 const CHECKS: u32 = 10;
 const CHECK_PAUSE: Duration = Duration::from_millis(200);
 
@@ -40,7 +40,7 @@ pub(super) struct Execution {
     pub(super) run_id: String,
     /// Cancelled when the client has disconnected.
     pub(super) client_gone: CancellationToken,
-    /// Takes the record of the run when it has started.
+    /// Receives the record of the run when the run has started.
     pub(super) started: Option<oneshot::Sender<RunRecord>>,
 }
 
@@ -92,7 +92,7 @@ impl Execution {
         let inner = self.inner.clone();
         let context = &inner.context;
         let peer = request.peer.ok_or(ServiceError::Internal)?;
-        // Without a kind, the request is invalid, and the next line says so.
+        // If the kind is invalid, the next line returns its error.
         let access = match request.kind {
             Ok(Kind::Apply) => Access::Apply,
             Ok(Kind::DryRun | Kind::Verify | Kind::Census) | Err(_) => Access::Read,
@@ -191,8 +191,8 @@ impl Execution {
         Ok((target, ended))
     }
 
-    /// The answer to an apply while another one is under way. An equal request may have started that
-    /// one just now, at this or at another instance. Then its run is the answer.
+    /// Answers an apply while another apply is in progress. If an equal request has just started
+    /// the other apply, at this or another instance, the answer is its run.
     async fn under_way(
         &mut self,
         request: Option<&Request>,
@@ -207,7 +207,7 @@ impl Execution {
                 return Ok((target, Ended::without_rows(Ok(()))));
             }
             checks += 1;
-            // An unknown holder has not written its run yet.
+            // If the holder is unknown, its run is not in the history yet.
             if holder.is_some() || checks >= CHECKS {
                 break;
             }

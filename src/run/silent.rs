@@ -37,7 +37,8 @@ impl RunRecord {
         });
     }
 
-    /// Whether the instance of the run may execute it still, although it was silent.
+    /// Whether the run ended only because its instance was silent. The instance may still execute
+    /// the run.
     #[must_use]
     pub fn is_silent(&self) -> bool {
         let problem = self.problem.as_ref();
