@@ -19,6 +19,7 @@ use super::{
     context::Inner,
     error::{Counts, ServiceError},
     key_check::check_keys,
+    panicked::{LastCounts, Panicked},
     progress::{in_progress, publish, publish_last},
     request::{CallRequest, Ending},
 };
@@ -49,6 +50,8 @@ pub(super) struct Execution {
     pub(super) run_id: String,
     /// Cancelled when the client has disconnected.
     pub(super) client_gone: CancellationToken,
+    /// Counts the rows of the run.
+    pub(super) meter: Arc<Meter>,
     /// Takes the record of the run when it has started.
     pub(super) started: Option<oneshot::Sender<RunRecord>>,
 }
@@ -65,11 +68,13 @@ impl Execution {
         );
 
         let begun = record.clone();
+        let (panicked, meter) = (Panicked::prepare(&request), self.meter.clone());
         let run = async move { self.checked_run(request, &begun).await };
         let run = tokio::spawn(run.in_current_span());
         let (result, report, durable) = run.await.unwrap_or_else(|error| {
             tracing::error!(%error, "a run panicked: this is a bug");
-            (Err(ServiceError::Internal), Report::default(), false)
+            let (error, report) = panicked.end(&meter);
+            (Err(error), report, false)
         });
         record.set_report(&report, durable);
         let outcome = match &result {
@@ -280,8 +285,9 @@ impl Execution {
             Err(error) => return Ended::without_rows(Err(error)),
         }
         let deadline = deadline.map(|deadline| deadline.saturating_sub(began.elapsed()));
-        let meter = Arc::new(Meter::default());
-        let _in_progress = in_progress(spec, &meter);
+        let meter = &self.meter;
+        let _last_counts = LastCounts { live, meter };
+        let _in_progress = in_progress(spec, meter);
         let (queue, mut failures) = LiveRun::queue();
         let io = RunIo {
             meter: meter.clone(),
@@ -294,7 +300,7 @@ impl Execution {
         let run = async {
             tokio::select! {
                 ended = run => ended,
-                never = publish(live, &meter) => match never {},
+                never = publish(live, meter) => match never {},
             }
         };
         let mut run = pin!(run);
@@ -309,7 +315,7 @@ impl Execution {
         };
         drop(keep);
         live.remember(&mut failures);
-        publish_last(live, &meter, ended.result.is_ok());
+        publish_last(live, meter, ended.result.is_ok());
         if let (Some(census), Some(position)) = (&ended.census, position) {
             censuses.record(runner.site(), position, census).await;
         }
