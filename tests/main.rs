@@ -111,6 +111,7 @@ mod model;
 mod new_keys;
 mod notices;
 mod old_schema;
+mod panics;
 mod pem_files;
 mod permits;
 mod policies;

@@ -141,6 +141,7 @@ impl Calls {
             inner: self.0.clone(),
             run_id: run_id.to_owned(),
             client_gone,
+            meter: Arc::default(),
             started,
         };
         self.0.tasks.spawn(execution.call(request).instrument(span))

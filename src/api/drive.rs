@@ -12,6 +12,7 @@ use super::{
     context::Inner,
     error::{Counts, ServiceError},
     key_check::check_keys,
+    panicked::LastCounts,
     progress::{in_progress, publish, publish_last},
 };
 use crate::{
@@ -40,6 +41,8 @@ pub(super) struct Drive<'a, 'g> {
     pub(super) stop: &'a CancellationToken,
     /// Cancelled when the client has disconnected.
     pub(super) client_gone: &'a CancellationToken,
+    /// Counts the rows of the run.
+    pub(super) meter: &'a Arc<Meter>,
     /// If the guard is lost, another instance may start an apply, so this run stops.
     pub(super) site_guard: &'a SiteGuard<'g>,
 }
@@ -71,8 +74,9 @@ impl Drive<'_, '_> {
         let deadline = self
             .deadline
             .map(|deadline| deadline.saturating_sub(began.elapsed()));
-        let meter = Arc::new(Meter::default());
-        let _in_progress = in_progress(spec, &meter);
+        let meter = self.meter;
+        let _last_counts = LastCounts { live, meter };
+        let _in_progress = in_progress(spec, meter);
         let (queue, mut failures) = LiveRun::queue();
         let io = RunIo {
             meter: meter.clone(),
@@ -85,7 +89,7 @@ impl Drive<'_, '_> {
         let run = async {
             tokio::select! {
                 ended = run => ended,
-                never = publish(live, &meter) => match never {},
+                never = publish(live, meter) => match never {},
             }
         };
         let mut run = pin!(run);
@@ -100,7 +104,7 @@ impl Drive<'_, '_> {
         };
         drop(keep);
         live.remember(&mut failures);
-        publish_last(live, &meter, ended.result.is_ok());
+        publish_last(live, meter, ended.result.is_ok());
         if let (Some(census), Some(position)) = (&ended.census, position) {
             censuses.record(runner.site(), position, census).await;
         }

@@ -15,6 +15,7 @@ use super::{
     context::Inner,
     drive::Drive,
     error::ServiceError,
+    panicked::Panicked,
     request::{CallRequest, Ending},
 };
 use crate::{
@@ -22,7 +23,7 @@ use crate::{
     auth::authorize::Access,
     failpoint::{Point, reach},
     run::{
-        Ended, Report, RunSpec, Scope,
+        Ended, Meter, Report, RunSpec, Scope,
         guard::{Acquired, Holder, SiteGuard, acquire},
         history::{Begun, Request},
         record::{Kind, RunRecord},
@@ -40,6 +41,8 @@ pub(super) struct Execution {
     pub(super) run_id: String,
     /// Cancelled when the client has disconnected.
     pub(super) client_gone: CancellationToken,
+    /// Counts the rows of the run.
+    pub(super) meter: Arc<Meter>,
     /// Receives the record of the run when the run has started.
     pub(super) started: Option<oneshot::Sender<RunRecord>>,
 }
@@ -56,11 +59,13 @@ impl Execution {
         );
 
         let begun = record.clone();
+        let (panicked, meter) = (Panicked::prepare(&request), self.meter.clone());
         let run = async move { self.checked_run(request, &begun).await };
         let run = tokio::spawn(run.in_current_span());
         let (result, report, durable) = run.await.unwrap_or_else(|error| {
             tracing::error!(%error, "a run panicked: this is a bug");
-            (Err(ServiceError::Internal), Report::default(), false)
+            let (error, report) = panicked.end(&meter);
+            (Err(error), report, false)
         });
         record.set_report(&report, durable);
         let outcome = match &result {
@@ -174,6 +179,7 @@ impl Execution {
             deadline,
             stop: &stop,
             client_gone: &self.client_gone,
+            meter: &self.meter,
             site_guard: &site_guard,
         };
         let mut ended = Box::pin(drive.drive()).await;

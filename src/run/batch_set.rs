@@ -220,6 +220,7 @@ impl BatchSet {
                 let rows = self.forget(panicked.id());
                 if self.mode == Mode::Apply {
                     self.report.counts.rows_in_doubt += rows;
+                    self.io.meter.set_counts(self.report.counts);
                 }
                 Err(RunError::Panicked)
             }
@@ -287,6 +288,18 @@ impl BatchSet {
         }
         for (outcome, rows) in done {
             telemetry::rows_done(self.label, outcome, rows);
+        }
+    }
+}
+
+/// A set that is dropped with running batches belongs to a run that panicked. These batches end in
+/// the middle of a row, so the outcome of their rows is unknown.
+impl Drop for BatchSet {
+    fn drop(&mut self) {
+        if self.mode == Mode::Apply && !self.running.is_empty() {
+            let rows = self.sizes.values().map(|(rows, _)| rows).sum::<u64>();
+            self.report.counts.rows_in_doubt += rows;
+            self.io.meter.set_counts(self.report.counts);
         }
     }
 }

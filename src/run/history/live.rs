@@ -203,6 +203,7 @@ impl Drop for LiveRun {
             self.update(|record| {
                 record.state = RunState::Failed;
                 record.end_time = Some(SystemTime::now());
+                record.counts = Some(record.last_counts());
                 record.problem = Some(RunProblem::internal());
             });
         }
