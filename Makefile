@@ -37,7 +37,7 @@ test: ## run all tests, with a real Postgres, PgBouncer, Prometheus, Chromium an
 		export PG_BIN PGBOUNCER GRPCURL KUBECTL BAO PROMETHEUS CHROMIUM PYTHON && \
 		echo "cargo test --locked" && cargo test --locked
 
-test-long: ## run the tests that take minutes and that `make test` leaves out: a million failures
+test-long: ## run the tests that take minutes and that `make test` leaves out: a million failures, one round of the soak
 	@$(TOOL) rust cc openssl postgres grpcurl >/dev/null
 	@PG_BIN=$$($(TOOL) postgres) && GRPCURL=$$($(TOOL) grpcurl) && export PG_BIN GRPCURL && \
 		cargo test --locked --test it -- --ignored
@@ -72,9 +72,9 @@ model: ## show how an old key can be removed too early, and that the verdict pre
 	@$(TOOL) rust cc >/dev/null
 	cargo test --locked --test it -- --nocapture model::
 
-mutants: ## break src/domain and src/store in every way that cargo-mutants knows, to see whether a unit test fails; takes hours
-	@mutants=$$($(TOOL) cargo-mutants) && "$$mutants" mutants --output $(TARGET) $(or $(ONLY),--file 'src/domain/**' --file 'src/store/**') \
-		-- --locked --lib
+mutants: ## break src/domain in every way that cargo-mutants knows, to see whether a unit test fails; hours; ONLY=files, OPTIONS=…
+	@$(TOOL) rust cc >/dev/null
+	@mutants=$$($(TOOL) cargo-mutants) && scripts/mutants.sh "$$mutants" $(or $(ONLY),core) $(OPTIONS)
 
 fuzz: ## fuzz each target for five minutes; settings: TIME=seconds, TARGETS=names; see fuzz/README.md
 	@scripts/fuzz.sh $(or $(TIME),300) $(TARGETS)
