@@ -35,7 +35,7 @@ test: ## run all tests, with a real Postgres, PgBouncer, Prometheus, Chromium an
 		KUBECTL=$$($(TOOL) kubectl) && BAO=$$($(TOOL) bao) && PROMETHEUS=$$($(TOOL) prometheus) && \
 		CHROMIUM=$$($(TOOL) chromium) && PYTHON=$$($(TOOL) bench-python) && \
 		export PG_BIN PGBOUNCER GRPCURL KUBECTL BAO PROMETHEUS CHROMIUM PYTHON && \
-		echo "cargo test --locked" && cargo test --locked
+		threads=$${RUST_TEST_THREADS:-$$(($$(nproc) * 2))} && echo "RUST_TEST_THREADS=$$threads cargo test --locked" && RUST_TEST_THREADS=$$threads cargo test --locked
 
 test-long: ## run the tests that take minutes and that `make test` leaves out: a million failures, one round of the soak
 	@$(TOOL) rust cc openssl postgres grpcurl >/dev/null
@@ -72,7 +72,7 @@ model: ## show how an old key can be removed too early, and that the verdict pre
 	@$(TOOL) rust cc >/dev/null
 	cargo test --locked --test it -- --nocapture model::
 
-mutants: ## break src/domain in every way that cargo-mutants knows, to see whether a unit test fails; hours; ONLY=files, OPTIONS=…
+mutants: ## make each change of cargo-mutants to src/domain, to see whether a unit test fails; takes hours; ONLY=files, OPTIONS=…
 	@$(TOOL) rust cc >/dev/null
 	@mutants=$$($(TOOL) cargo-mutants) && scripts/mutants.sh "$$mutants" $(or $(ONLY),core) $(OPTIONS)
 

@@ -36,9 +36,9 @@ fn check(files: &[PathBuf], environment: &Environment) -> ExitCode {
     };
     for warning in &config.warnings {
         let line = format!("Warning: {warning}\n");
-        telemetry::say(line, super::EXIT_FLUSH_TIMEOUT);
+        telemetry::write_message(line, super::EXIT_FLUSH_TIMEOUT);
     }
-    say(&summary(&config));
+    print(&summary(&config));
     Exit::Done.into()
 }
 
@@ -71,6 +71,6 @@ fn summary(config: &Config) -> String {
 }
 
 #[expect(clippy::print_stdout, reason = "this is what the command is for")]
-fn say(text: &str) {
+fn print(text: &str) {
     println!("{text}");
 }

@@ -22,7 +22,7 @@ pub(super) fn run(files: &[PathBuf], environment: &Environment) -> ExitCode {
         .and_then(|runtime| runtime.block_on(migrate(&database)));
     match migrated {
         Ok(applied) => {
-            say(applied);
+            print_applied(applied);
             ExitCode::SUCCESS
         }
         Err(error) => fail(&error, 1),
@@ -64,6 +64,6 @@ const DROP_EMPTY_HISTORY: &str = "-- drop_empty_history
     END $$";
 
 #[expect(clippy::print_stdout, reason = "this is what the command is for")]
-fn say(applied: usize) {
+fn print_applied(applied: usize) {
     println!("{applied} migrations applied");
 }

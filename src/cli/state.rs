@@ -69,7 +69,7 @@ fn migrate_with(files: &[PathBuf], environment: &Environment) -> ExitCode {
         .and_then(|runtime| runtime.block_on(migrate(&database)));
     match migrated {
         Ok(applied) => {
-            say(applied);
+            print_applied(applied);
             ExitCode::SUCCESS
         }
         Err(error) => fail(&error, 1),
@@ -137,6 +137,6 @@ async fn migrate(database: &Database) -> Result<usize, String> {
 }
 
 #[expect(clippy::print_stdout, reason = "this is what the command is for")]
-fn say(applied: usize) {
+fn print_applied(applied: usize) {
     println!("schema nico_rewrap: version {STATE_VERSION}, {applied} migrations applied");
 }

@@ -28,7 +28,7 @@ use crate::{store::Row, telemetry};
 /// A page of the default size still makes two batches for every writer.
 const BATCH_ROWS: usize = 125;
 
-/// Maximum size of the texts in one batch, and in all batches of a run, in bytes. A batch
+/// Maximum size of the texts, in bytes: in one batch, and in all batches of a run. A batch always
 /// has at least one row.
 const BATCH_BYTES: usize = 1 << 20;
 const BYTES_AT_ONCE: usize = 3 << 20;
@@ -283,7 +283,7 @@ impl BatchSet {
         self.io.meter.set_counts(self.report.counts);
         count_failures(&failures);
         if let Some(queue) = self.io.failures.as_ref().filter(|_| !failures.is_empty()) {
-            // An error means that nobody keeps failures.
+            // An error means that the receiver is dropped: the failures are not kept.
             let _ = queue.send(failures).await;
         }
         for (outcome, rows) in done {

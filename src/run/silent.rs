@@ -42,7 +42,8 @@ impl RunRecord {
         counts
     }
 
-    /// Whether the instance of the run may execute it still, although it was silent.
+    /// Whether the run ended only because its instance was silent. The instance may still execute
+    /// the run.
     #[must_use]
     pub fn is_silent(&self) -> bool {
         let problem = self.problem.as_ref();

@@ -1,4 +1,4 @@
-//! Runs and their failures.
+//! Runs.
 
 use std::time::SystemTime;
 
@@ -15,9 +15,9 @@ pub struct StoredRun {
     pub started: SystemTime,
     /// `RUNNING`, `FINISHED`, `STOPPED` or `FAILED`.
     pub state: String,
-    /// Whether the instance that executes the run has been silent for too long.
+    /// Whether the run is in progress and its instance has written nothing for 30 s.
     pub is_abandoned: bool,
-    /// When that instance last wrote the run, by the clock of the database.
+    /// When the instance last wrote the run, by the clock of the database.
     pub heartbeat: SystemTime,
     /// The run as JSON.
     pub document: String,
@@ -46,10 +46,10 @@ pub enum StartedRun {
     },
 }
 
-/// Who started a run.
+/// The starter of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Starter<'a> {
-    /// The server itself.
+    /// The server, for an automatic census.
     Server,
     /// A caller.
     Caller {
@@ -58,26 +58,8 @@ pub enum Starter<'a> {
     },
 }
 
-/// What `request` contains for a run that the server started by itself.
+/// The content of the column `request` for an automatic census.
 const AUTOMATIC: &str = "automatic";
-
-/// A failure as it is stored.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoredFailure {
-    /// The organization.
-    pub organization_id: String,
-    /// The column; empty for the row as a whole.
-    pub field: String,
-    /// The stable reason.
-    pub reason: String,
-    /// The key id; empty if it is unknown.
-    pub key_id: String,
-    /// The text for the operator.
-    pub message: String,
-}
-
-/// Some failures of a run.
-pub type FailurePage = Vec<StoredFailure>;
 
 const INSERT_RUN: Statement = Statement {
     text: "-- insert_run\n\
@@ -94,8 +76,8 @@ const RUN_OF_REQUEST: Statement = Statement {
     types: &[Type::TEXT],
 };
 
-// Another instance may have settled the run while this instance was silent. Then only the end of
-// the run changes it: a run never returns to the state RUNNING.
+// Another instance may have ended the record while this instance was silent. Then only the final
+// state is written: a run never returns to the state RUNNING.
 const UPDATE_RUN: Statement = Statement {
     text: "-- update_run\n\
            UPDATE nico_rewrap.runs SET heartbeat = now(), \
@@ -105,7 +87,7 @@ const UPDATE_RUN: Statement = Statement {
     types: &[Type::TEXT, Type::TEXT, Type::TEXT],
 };
 
-// The instance of a settled run may have come back, and execute it still.
+// The run of a silent instance may still be in progress there, although its record has ended.
 const REQUEST_STOP: Statement = Statement {
     text: "-- request_stop\n\
            UPDATE nico_rewrap.runs SET stop_requested = true \
@@ -159,7 +141,7 @@ const ABANDONED_RUNS: Statement = Statement {
     types: &[],
 };
 
-// Does nothing if the instance of the run has come back.
+// Does nothing if the instance has written the run again in the meantime.
 const SETTLE_RUN: Statement = Statement {
     text: "-- settle_run\n\
            UPDATE nico_rewrap.runs SET state = $2, document = $3 \
@@ -168,32 +150,10 @@ const SETTLE_RUN: Statement = Statement {
     types: &[Type::TEXT, Type::TEXT, Type::TEXT],
 };
 
-const ADD_FAILURES: Statement = Statement {
-    text: "-- add_failures\n\
-           INSERT INTO nico_rewrap.failures \
-           SELECT $1, * FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[]) \
-           ON CONFLICT DO NOTHING",
-    types: &[
-        Type::TEXT,
-        Type::TEXT_ARRAY,
-        Type::TEXT_ARRAY,
-        Type::TEXT_ARRAY,
-        Type::TEXT_ARRAY,
-        Type::TEXT_ARRAY,
-    ],
-};
-
-const LIST_FAILURES: Statement = Statement {
-    text: "-- list_failures\n\
-           SELECT organization_id, field, reason, key_id, message FROM nico_rewrap.failures \
-           WHERE run_id = $1 AND (organization_id, field) > ($2, $3) \
-           ORDER BY organization_id, field LIMIT $4",
-    types: &[Type::TEXT, Type::TEXT, Type::TEXT, Type::INT8],
-};
-
-// The censuses that the servers take by themselves must not crowd out the runs of callers. They
-// have `request` without `request_id`. A deleted run takes its failures with it. A run whose
-// instance was killed is in the state RUNNING until another instance settles it.
+// Counts automatic censuses and runs of callers separately, so that the censuses do not displace
+// the runs. An automatic census has `request` without `request_id`. The failures of a deleted run
+// are deleted with it. A run whose instance was killed is in the state RUNNING until another
+// instance settles it.
 const PRUNE_RUNS: Statement = Statement {
     text: "-- prune_runs\n\
            DELETE FROM nico_rewrap.runs \
@@ -229,7 +189,7 @@ impl StoredRun {
 }
 
 impl Store {
-    /// Adds a run, unless there is one with the same request id.
+    /// Adds a run, unless a run with the same request id exists.
     ///
     /// # Errors
     ///
@@ -244,8 +204,8 @@ impl Store {
             Starter::Server => (None, Some(AUTOMATIC)),
             Starter::Caller { request } => request.unzip(),
         };
-        // Two servers can insert the same request id at once. Then one of them inserts nothing,
-        // and finds the run of the other at the second attempt.
+        // If two servers insert the same request id at the same time, one of them inserts nothing.
+        // It finds the run of the other server at the second attempt.
         for _ in 0..2 {
             let rows = self
                 .state_query(&INSERT_RUN, &[&id, &document, &request_id, &request])
@@ -253,7 +213,7 @@ impl Store {
             if let Some(row) = rows.first() {
                 let known: String = row.try_get(0)?;
                 if known == id {
-                    // An earlier attempt has added it, but its answer was lost.
+                    // An earlier attempt has added the run, but the answer was lost.
                     break;
                 }
                 return Ok(StartedRun::Known {
@@ -284,8 +244,8 @@ impl Store {
         Ok(Some((row.try_get(0)?, row.try_get(1)?)))
     }
 
-    /// Writes the state of a run. Returns whether somebody asked to stop it; `None` if the
-    /// run is not stored.
+    /// Writes the state of a run. Returns whether a client has asked to stop it. `None` if the run
+    /// is not stored.
     ///
     /// # Errors
     ///
@@ -322,7 +282,7 @@ impl Store {
         rows.first().map(StoredRun::from_pg).transpose()
     }
 
-    /// Reads at most `limit` runs, the newest first, from the one before `after` on.
+    /// Reads at most `limit` runs that started before the position `after`, the newest first.
     ///
     /// # Errors
     ///
@@ -377,64 +337,8 @@ impl Store {
         Ok(!rows.is_empty())
     }
 
-    /// Adds failures to a run.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`] when the state can't be written.
-    pub async fn add_failures(
-        &self,
-        run_id: &str,
-        failures: &[StoredFailure],
-    ) -> Result<(), StoreError> {
-        let column = |of: fn(&StoredFailure) -> &str| failures.iter().map(of).collect::<Vec<_>>();
-        self.state_query(
-            &ADD_FAILURES,
-            &[
-                &run_id,
-                &column(|failure| &failure.organization_id),
-                &column(|failure| &failure.field),
-                &column(|failure| &failure.reason),
-                &column(|failure| &failure.key_id),
-                &column(|failure| &failure.message),
-            ],
-        )
-        .await?;
-        Ok(())
-    }
-
-    /// Reads at most `limit` failures of a run, in ascending order, after the given
-    /// organization and column.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`] when the state can't be read.
-    pub async fn stored_failures(
-        &self,
-        run_id: &str,
-        after: (&str, &str),
-        limit: u32,
-    ) -> Result<FailurePage, StoreError> {
-        let rows = self
-            .state_query(
-                &LIST_FAILURES,
-                &[&run_id, &after.0, &after.1, &i64::from(limit)],
-            )
-            .await?;
-        let failure = |row: &PgRow| -> Result<_, StoreError> {
-            Ok(StoredFailure {
-                organization_id: row.try_get(0)?,
-                field: row.try_get(1)?,
-                reason: row.try_get(2)?,
-                key_id: row.try_get(3)?,
-                message: row.try_get(4)?,
-            })
-        };
-        rows.iter().map(failure).collect()
-    }
-
-    /// Deletes all runs but the last 100 of callers and the last 100 automatic ones, with their
-    /// failures.
+    /// Deletes all runs except the last 100 runs of callers and the last 100 automatic censuses.
+    /// Their failures are deleted with them.
     ///
     /// # Errors
     ///

@@ -2,6 +2,7 @@
 
 mod item;
 mod preflight;
+mod site;
 
 use clap::Args;
 use serde::Serialize;
@@ -49,7 +50,7 @@ impl Command for Check {
                 if exit == Exit::Done {
                     "\nNothing prevents a rotation.\n".to_owned()
                 } else {
-                    "\nMend what is marked, and check again.\n".to_owned()
+                    "\nCorrect what is marked, and check again.\n".to_owned()
                 }
             });
         Ok(exit)

@@ -1,6 +1,9 @@
 //! The checks before a rotation, in their order. Each line is shown as soon as it is known.
 
-use super::item::{Check, Item};
+use super::{
+    item::{Check, Item},
+    site::site_checks,
+};
 use crate::{
     cli::client::{
         Client,
@@ -8,13 +11,12 @@ use crate::{
         exit::Exit,
         options::Format,
         output::{
-            run_text::census_words,
+            run_text::census_text,
             text::{Mark, count, counted},
         },
         problem::Problem,
         run::{Request, exit_of, follow, start},
         status::Site,
-        whoami,
     },
     proto::rewrap as pb,
 };
@@ -51,7 +53,7 @@ impl Preflight {
         self.items.iter().any(|item| item.mark == Mark::Bad)
     }
 
-    /// Whether something other than the dry run prevents a rotation.
+    /// Whether a check other than the dry run prevents a rotation.
     pub(crate) fn prevents_rotation(&self) -> bool {
         let mut bad = self.items.iter().filter(|item| item.mark == Mark::Bad);
         bad.any(|item| item.check != Check::DryRun) || self.dry_run.is_none() || self.refused
@@ -78,8 +80,8 @@ fn show(client: &Client, item: &Item) {
     }
 }
 
-/// Makes all checks. If one of the first fails, the census and the dry run are left out. `expected`
-/// is the target key id that the operator expects.
+/// Makes all checks. If a check without a run fails, the census and the dry run are left out.
+/// `expected` is the target key id that the operator expects.
 pub(crate) async fn preflight(
     client: &Client,
     expected: Option<&str>,
@@ -106,7 +108,7 @@ pub(crate) async fn preflight(
         dry_run: None,
         refused: false,
     };
-    for (check, mark, message) in first_checks(&site, expected) {
+    for (check, mark, message) in site_checks(&site, expected) {
         preflight.add(client, check, mark, message);
     }
     if preflight.has_bad() {
@@ -116,157 +118,6 @@ pub(crate) async fn preflight(
         dry_run(client, &mut preflight).await?;
     }
     Ok(preflight)
-}
-
-/// The checks that need no run.
-fn first_checks(site: &Site, expected: Option<&str>) -> Vec<(Check, Mark, String)> {
-    let answers = site.answers().count();
-    let silent: Vec<_> = site
-        .instances
-        .iter()
-        .filter(|instance| instance.status.is_err())
-        .map(|instance| instance.address.as_str())
-        .collect();
-    let mut checks = vec![if silent.is_empty() {
-        (
-            Check::Reachable,
-            Mark::Good,
-            if answers == 1 {
-                "the instance answers".to_owned()
-            } else {
-                format!("all {answers} instances answer")
-            },
-        )
-    } else {
-        (
-            Check::Reachable,
-            Mark::Warning,
-            format!("these addresses do not answer: {}", silent.join(", ")),
-        )
-    }];
-    checks.push((
-        Check::Authorized,
-        Mark::Good,
-        format!("you are {}", whoami::words(&site.caller)),
-    ));
-    let enabled = site.answers().all(|status| status.enabled);
-    checks.push(if enabled {
-        let target = site
-            .answers()
-            .next()
-            .map(|status| status.target_key_id.as_str());
-        let target = target.unwrap_or_default();
-        (
-            Check::Enabled,
-            Mark::Good,
-            format!("machine identity is enabled, and the target key is {target}"),
-        )
-    } else {
-        (
-            Check::Enabled,
-            Mark::Bad,
-            "machine identity is disabled: set [machine_identity].enabled = true".to_owned(),
-        )
-    });
-    if let Some(expected) = expected {
-        checks.push(expected_target(site, expected));
-    }
-    if site.disagreements.is_empty() {
-        let message = "all instances have the same target key and the same key bytes";
-        checks.push((Check::InstancesAgree, Mark::Good, message.to_owned()));
-    }
-    for problem in &site.disagreements {
-        checks.push((Check::InstancesAgree, Mark::Bad, problem.clone()));
-    }
-    let changed: Vec<_> = site.changed_on_disk().into_iter().collect();
-    checks.push(if changed.is_empty() {
-        (
-            Check::FilesUnchanged,
-            Mark::Good,
-            "the files on disk are those that the server has read".to_owned(),
-        )
-    } else {
-        let message = format!(
-            "changed on disk since the start: {}: restart nico-rewrap",
-            changed.join(", ")
-        );
-        (Check::FilesUnchanged, Mark::Bad, message)
-    });
-    checks.push(database(site));
-    if site.answers().all(|status| status.history_persistent) {
-        checks.push((
-            Check::History,
-            Mark::Good,
-            "runs and censuses are kept in the database".to_owned(),
-        ));
-    } else {
-        let message =
-            "runs and censuses are kept in memory only: an instance forgets them when it ends";
-        checks.push((Check::History, Mark::Warning, message.to_owned()));
-    }
-    let apply = site
-        .active_runs()
-        .into_iter()
-        .find(|run| run.kind() == pb::RunKind::Apply);
-    checks.push(match apply {
-        None => (
-            Check::NoOtherApply,
-            Mark::Good,
-            "no apply is in progress".to_owned(),
-        ),
-        Some(run) => (
-            Check::NoOtherApply,
-            Mark::Bad,
-            format!(
-                "an apply of {} is in progress: nico-rewrap runs watch {}",
-                run.caller, run.id
-            ),
-        ),
-    });
-    checks
-}
-
-/// Whether all instances have the target key that the operator expects. With the old target key,
-/// there would be nothing to do, and a rotation would seem to be complete.
-fn expected_target(site: &Site, expected: &str) -> (Check, Mark, String) {
-    let mut targets = site.answers().map(|status| status.target_key_id.as_str());
-    let (mark, message) = match targets.find(|target| *target != expected) {
-        None => (Mark::Good, format!("{expected} is the expected target key")),
-        Some(target) => (
-            Mark::Bad,
-            format!(
-                "the target key is {target}, and --expect-target is {expected}: restart servers that still have the old \
-                 target key, or correct --expect-target"
-            ),
-        ),
-    };
-    (Check::ExpectedTarget, mark, message)
-}
-
-fn database(site: &Site) -> (Check, Mark, String) {
-    let databases: Vec<_> = site
-        .answers()
-        .filter_map(|status| status.database.as_ref())
-        .collect();
-    if databases.is_empty() || databases.iter().any(|database| !database.reachable) {
-        return (
-            Check::Database,
-            Mark::Bad,
-            "the database does not answer".to_owned(),
-        );
-    }
-    if databases.iter().any(|database| database.in_recovery) {
-        let message = "the database is a standby, and accepts no writes";
-        return (Check::Database, Mark::Bad, message.to_owned());
-    }
-    let version = databases
-        .first()
-        .map_or("", |database| database.server_version.as_str());
-    (
-        Check::Database,
-        Mark::Good,
-        format!("the database answers: Postgres {version}"),
-    )
 }
 
 /// Takes a census. Returns whether it is complete.
@@ -293,12 +144,12 @@ async fn census(client: &Client, preflight: &mut Preflight) -> Result<bool, Prob
         client,
         Check::Census,
         mark,
-        format!("census of {}", census_words(census.as_ref())),
+        format!("census of {}", census_text(census.as_ref())),
     );
     Ok(true)
 }
 
-/// Makes a dry run, and says what it means for the target key.
+/// Makes a dry run and adds the checks that depend on its report.
 async fn dry_run(client: &Client, preflight: &mut Preflight) -> Result<(), Problem> {
     let mut request = Request::new(pb::RunKind::DryRun, None);
     request.expect_target.clone_from(&preflight.target);
@@ -356,7 +207,7 @@ async fn same_bytes(preflight: &Preflight, dry_run: &pb::Run) -> Result<(Mark, S
         return Ok((
             Mark::Warning,
             format!(
-                "no secret is under {target} yet, so nobody knows whether nico-api has the same bytes under this id: let nico-api \
+                "no secret is under {target} yet, so it is not known whether nico-api has the same bytes under this id: let nico-api \
                  write one (rotate the signing key of a test organization), and check again. Or compare the check value with \
                  that of the key of nico-api: nico-rewrap keys check-value"
             ),
@@ -399,7 +250,8 @@ async fn was_applied(preflight: &Preflight) -> Result<bool, Problem> {
     }))
 }
 
-/// Makes a run. `None` if the server refuses it or if it does not finish: then a line says why.
+/// Makes a run. `None` if the server refuses it or if it does not finish. A line of the output then
+/// has the reason.
 async fn run(
     client: &Client,
     preflight: &mut Preflight,

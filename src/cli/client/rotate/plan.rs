@@ -15,7 +15,7 @@ use crate::{
 /// How many runs are searched for an earlier apply.
 const RUNS: u32 = 100;
 
-/// The plan, before the question.
+/// The plan, which is shown before the question.
 pub(super) async fn text(client: &Client, preflight: &Preflight) -> Result<String, Problem> {
     let style = client.output.style;
     let target = &preflight.target;
@@ -53,7 +53,7 @@ pub(super) async fn text(client: &Client, preflight: &Preflight) -> Result<Strin
     if report.rows_failed > 0 {
         let _ = writeln!(
             text,
-            "  {} will fail, and nothing of them will be changed.",
+            "  {} will fail and stay unchanged.",
             counted(report.rows_failed, "row")
         );
     }
@@ -112,7 +112,7 @@ async fn how_long(preflight: &Preflight, rows: u64) -> Result<String, Problem> {
         format!(" The dry run took {}.", span(took))
     });
     Ok(format!(
-        "There was no apply yet that tells how long it takes.{took} An apply takes longer, because it writes."
+        "No earlier apply shows how long it takes.{took} An apply takes longer, because it writes."
     ))
 }
 
