@@ -41,7 +41,7 @@ pub(super) struct Drive<'a, 'g> {
     pub(super) stop: &'a CancellationToken,
     /// Cancelled when the client has disconnected.
     pub(super) client_gone: &'a CancellationToken,
-    /// Counts the rows.
+    /// Counts the rows of the run.
     pub(super) meter: &'a Arc<Meter>,
     /// If the guard is lost, another instance may start an apply, so this run stops.
     pub(super) site_guard: &'a SiteGuard<'g>,
@@ -56,7 +56,6 @@ impl Drive<'_, '_> {
             spec,
             stop,
             live,
-            meter,
             ..
         } = self;
         let censuses = &self.inner.context.censuses;
@@ -75,6 +74,7 @@ impl Drive<'_, '_> {
         let deadline = self
             .deadline
             .map(|deadline| deadline.saturating_sub(began.elapsed()));
+        let meter = self.meter;
         let _last_counts = LastCounts { live, meter };
         let _in_progress = in_progress(spec, meter);
         let (queue, mut failures) = LiveRun::queue();
