@@ -138,6 +138,7 @@ mod several_hosts;
 mod silent_sessions;
 mod simulation;
 mod site_guard;
+mod soak;
 mod standard_error;
 mod start_log;
 mod start_up;
