@@ -12,6 +12,7 @@ use crate::{
             Output,
             document::ProgressLine,
             run_text::{kind_words, progress_words},
+            text::Style,
         },
     },
     proto::rewrap as pb,
@@ -30,7 +31,7 @@ pub(super) struct ProgressView<'a> {
 impl<'a> ProgressView<'a> {
     pub(super) fn new(output: &'a Output) -> Self {
         let is_text = output.format != Format::Jsonl;
-        let bar = (output.has_bars && is_text).then(|| bar(output.notes.ascii));
+        let bar = (output.has_bars && is_text).then(|| bar(output.notes));
         Self {
             output,
             bar,
@@ -85,11 +86,19 @@ impl Drop for ProgressView<'_> {
     }
 }
 
-fn bar(ascii: bool) -> ProgressBar {
+/// The smallest width of a terminal that has room for a bar beside the text.
+const BAR_WIDTH: usize = 80;
+
+fn bar(notes: Style) -> ProgressBar {
     // At most ten times per second.
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
-    let style = ProgressStyle::with_template("[{bar:24}] {percent:>3}%  {wide_msg}");
-    let characters = if ascii { "=> " } else { "█▌░" };
+    let template = if notes.width < BAR_WIDTH {
+        "{percent:>3}%  {wide_msg}"
+    } else {
+        "[{bar:24}] {percent:>3}%  {wide_msg}"
+    };
+    let style = ProgressStyle::with_template(template);
+    let characters = if notes.ascii { "=> " } else { "█▌░" };
     bar.set_style(
         style
             .unwrap_or_else(|_| ProgressStyle::default_bar())
