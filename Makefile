@@ -63,7 +63,7 @@ model: ## show how an old key can be removed too early, and that the verdict pre
 	@$(TOOL) rust cc >/dev/null
 	cargo test --locked --test it -- --nocapture model::
 
-mutants: ## break src/domain and src/store in every way that cargo-mutants knows, to see whether a unit test fails; takes hours
+mutants: ## make each change of cargo-mutants to src/domain and src/store, to see whether a unit test fails; takes hours
 	@mutants=$$($(TOOL) cargo-mutants) && "$$mutants" mutants --output $(TARGET) $(or $(ONLY),--file 'src/domain/**' --file 'src/store/**') \
 		-- --locked --lib
 

@@ -40,8 +40,8 @@ as_root() {
     fi
 }
 
-# announce root|user WHAT WHY COMMAND HOW : says what is about to be installed and why. Prints COMMAND and fails instead if nothing
-# may be installed, or if COMMAND needs a root that the user cannot become.
+# announce root|user WHAT WHY COMMAND HOW : says what is about to be installed and why. If nothing may be installed, or if
+# COMMAND needs root and the user cannot become root, it prints COMMAND and fails.
 announce() {
     local missing="missing: $2 (needed $3)" no_root="You are not root and cannot use sudo. Run as root: ${4//sudo /}"
     if no_install; then
@@ -405,7 +405,7 @@ tool_cargo-fuzz() { from_crate cargo-fuzz '~0.13' 'to run the fuzz targets'; }
 
 tool_cargo-mutants() { from_crate cargo-mutants '~27.1' 'to break the code and see whether a test fails'; }
 
-# A running Docker engine. This script never installs or starts one: the owner of the machine decides about that.
+# A running Docker engine. This script never installs or starts Docker: the owner of the machine decides about that.
 tool_docker() {
     have docker || die "Docker is missing. Install it (Debian, Ubuntu: apt-get install docker.io)"
     docker version >/dev/null 2>&1 ||
@@ -426,7 +426,8 @@ tool_buildkit() {
     die "no docker on this machine builds with BuildKit. Install the plugin buildx (Debian 13: apt-get install docker-buildx)"
 }
 
-# Prints the command of a compose: the plugin of docker, or a separate program. The old compose, written in Python, is the last choice.
+# Prints the command of a compose: the plugin of docker, or a separate program. The old compose, written in Python, comes
+# last.
 tool_compose() {
     tool_docker >/dev/null
     if [ -n "${COMPOSE:-}" ]; then

@@ -115,6 +115,7 @@ mod model;
 mod new_keys;
 mod notices;
 mod old_schema;
+mod panics;
 mod pem_files;
 mod permits;
 mod policies;

@@ -40,9 +40,9 @@ fn check(files: &[PathBuf], environment: &Environment) -> ExitCode {
     };
     for warning in &config.warnings {
         let line = format!("Warning: {warning}\n");
-        telemetry::say(line, super::EXIT_FLUSH_TIMEOUT);
+        telemetry::write_message(line, super::EXIT_FLUSH_TIMEOUT);
     }
-    say(&summary(&config));
+    print(&summary(&config));
     Exit::Done.into()
 }
 
@@ -74,7 +74,7 @@ fn summary(config: &Config) -> String {
     }
 }
 
-fn say(text: &str) {
+fn print(text: &str) {
     // An error is ignored: the work is done, and nobody reads.
     let _ = writeln!(io::stdout(), "{text}");
 }

@@ -26,7 +26,7 @@ pub(super) fn run(files: &[PathBuf], environment: &Environment) -> ExitCode {
         .and_then(|runtime| runtime.block_on(migrate(&database)));
     match migrated {
         Ok(applied) => {
-            say(applied);
+            print_applied(applied);
             ExitCode::SUCCESS
         }
         Err(error) => fail(&error, 1),
@@ -67,7 +67,7 @@ const DROP_EMPTY_HISTORY: &str = "-- drop_empty_history
         END IF;
     END $$";
 
-fn say(applied: usize) {
+fn print_applied(applied: usize) {
     // An error is ignored: the work is done, and nobody reads.
     let _ = writeln!(io::stdout(), "{applied} migrations applied");
 }

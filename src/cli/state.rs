@@ -73,7 +73,7 @@ fn migrate_with(files: &[PathBuf], environment: &Environment) -> ExitCode {
         .and_then(|runtime| runtime.block_on(migrate(&database)));
     match migrated {
         Ok(applied) => {
-            say(applied);
+            print_applied(applied);
             ExitCode::SUCCESS
         }
         Err(error) => fail(&error, 1),
@@ -140,7 +140,7 @@ async fn migrate(database: &Database) -> Result<usize, String> {
     Ok(applied)
 }
 
-fn say(applied: usize) {
+fn print_applied(applied: usize) {
     // An error is ignored: the work is done, and nobody reads.
     let _ = writeln!(
         io::stdout(),

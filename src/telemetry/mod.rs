@@ -23,6 +23,6 @@ pub(crate) use self::{
     stderr::write_line,
 };
 pub use self::{
-    logging::{LogFormat, LogOptions, flush_logs, say, start_logging},
+    logging::{LogFormat, LogOptions, flush_logs, start_logging, write_message},
     scrape::Metrics,
 };

@@ -8,7 +8,7 @@ use super::{
     options::Common,
     output::{
         document::{self, document, verdict_name},
-        run_text::census_words,
+        run_text::census_text,
         table::table,
         text::{Style, count, plain},
     },
@@ -44,14 +44,14 @@ pub(super) fn show(client: &Client, keys: &pb::ListKeysResponse) {
     client.output.result(Exit::Done, &document, || {
         format!(
             "Last census: {}\n\n{}",
-            census_words(keys.census.as_ref()),
+            census_text(keys.census.as_ref()),
             keys_table(client.output.style, keys)
         )
     });
 }
 
-/// The table of the keys, and below it the reason of each verdict. Numbers of a census that never
-/// was are not shown.
+/// The table of the keys, and below it the reason of each verdict. Without a census, the table has
+/// no numbers.
 pub(super) fn keys_table(style: Style, keys: &pb::ListKeysResponse) -> String {
     let has_census = keys.census.is_some();
     let number = |value: u64| {

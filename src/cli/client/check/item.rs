@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::cli::client::output::text::{Mark, Style};
 
-/// What a line is about. Each has a section in `docs/troubleshooting.md`.
+/// The checks. Each has a section in `docs/troubleshooting.md`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Check {
     Reachable,
@@ -22,7 +22,7 @@ pub(super) enum Check {
 }
 
 impl Check {
-    /// The name, which is the anchor of the section, too.
+    /// The name. The anchor of the section is `check-` and this name.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Reachable => "check-reachable",
@@ -54,7 +54,7 @@ pub(crate) struct Item {
 }
 
 impl Item {
-    /// The line, and the link to the document if something is to do.
+    /// The line. A check that did not pass also has a link to its section.
     pub(super) fn text(&self, style: Style) -> String {
         let line = style.marked(self.mark, &self.message);
         match self.mark {

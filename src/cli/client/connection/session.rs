@@ -27,7 +27,7 @@ pub(crate) struct Session {
     deadline: Option<Instant>,
 }
 
-/// Each address, with the connection to it, or why there is none.
+/// Each address, with its connection or with the reason why the connection failed.
 #[derive(Debug)]
 pub(crate) struct Sessions(pub(crate) Vec<(String, Result<Session, Problem>)>);
 
@@ -117,7 +117,7 @@ impl Session {
     }
 }
 
-/// Waits for `work`, at most until the deadline and for the limit.
+/// Waits for `work`, but not after the deadline and not longer than the limit.
 async fn within<T>(
     deadline: Option<Instant>,
     limit: Option<Duration>,
@@ -131,11 +131,11 @@ async fn within<T>(
             Err(if is_timeout {
                 Problem::new(
                     Exit::Unreachable,
-                    "no answer of the server within --timeout",
+                    "the server did not answer within --timeout",
                 )
             } else {
                 Problem::broken(format!(
-                    "no answer of the server within {} seconds",
+                    "the server did not answer within {} seconds",
                     limit.as_secs()
                 ))
             })

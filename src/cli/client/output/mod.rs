@@ -28,11 +28,11 @@ pub(crate) struct Output {
     pub(super) style: Style,
     /// For standard error.
     pub(super) notes: Style,
-    /// Whether somebody can read a progress bar.
+    /// Whether standard error is a terminal that can show a progress bar.
     pub(super) has_bars: bool,
     /// Whether standard output is a terminal that can be cleared.
     pub(super) is_screen: bool,
-    /// Whether nobody reads standard output any longer.
+    /// Whether the reader of standard output has closed the pipe.
     closed: AtomicBool,
 }
 
@@ -88,7 +88,7 @@ impl Output {
         self.json(document, false);
     }
 
-    /// Whether nobody reads standard output any longer.
+    /// Whether the reader of standard output has closed the pipe.
     pub(super) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Relaxed)
     }
@@ -150,7 +150,7 @@ fn columns(stream: impl AsFd) -> u16 {
     rustix::termios::tcgetwinsize(stream).map_or(0, |size| size.ws_col)
 }
 
-/// Writes a line to standard error. An error is ignored: there is nobody to tell.
+/// Writes a line to standard error. An error is ignored, because no other output is left.
 pub(super) fn note(text: &str) {
     let _ = io::stderr().write_all(format!("{text}\n").as_bytes());
 }

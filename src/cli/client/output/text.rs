@@ -33,9 +33,9 @@ impl Default for Style {
 /// The result of one check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mark {
-    /// All is well.
+    /// The check passed.
     Good,
-    /// Not wrong, but somebody should look.
+    /// Not an error. An operator should check it.
     Warning,
     /// Wrong.
     Bad,
@@ -111,8 +111,8 @@ impl Style {
     }
 }
 
-/// The text without control characters. Texts of the server can contain what somebody wrote
-/// into the database.
+/// The text without control characters. A text from the server can contain bytes from the database
+/// that would control the terminal.
 pub(crate) fn plain(text: &str) -> String {
     let visible = |c: char| if c.is_control() && c != '\n' { '?' } else { c };
     text.chars().map(visible).collect()
@@ -162,7 +162,7 @@ pub(crate) fn rfc3339(stamp: Option<Timestamp>) -> Option<String> {
     time(stamp).map(|time| humantime::format_rfc3339_millis(time).to_string())
 }
 
-/// A time as RFC 3339, UTC, with seconds. A dash if there is none.
+/// A time as RFC 3339, UTC, with seconds. A dash if the time is absent.
 pub(crate) fn moment(stamp: Option<Timestamp>) -> String {
     time(stamp).map_or_else(
         || "-".to_owned(),

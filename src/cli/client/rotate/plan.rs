@@ -15,7 +15,7 @@ use crate::{
 /// How many runs are searched for an earlier apply.
 const RUNS: u32 = 100;
 
-/// The plan, before the question.
+/// The plan, which is shown before the question.
 pub(super) async fn text(client: &Client, preflight: &Preflight) -> Result<String, Problem> {
     let style = client.output.style;
     let target = &preflight.target;
@@ -49,7 +49,7 @@ pub(super) async fn text(client: &Client, preflight: &Preflight) -> Result<Strin
     }
     if report.rows_failed > 0 {
         text += &style.indented(&format!(
-            "{} will fail, and will stay unchanged.",
+            "{} will fail and stay unchanged.",
             counted(report.rows_failed, "row")
         ));
     }
@@ -105,7 +105,7 @@ async fn how_long(preflight: &Preflight, rows: u64) -> Result<String, Problem> {
         format!(" The dry run took {}.", span(took))
     });
     Ok(format!(
-        "There was no apply yet that tells how long it takes. An apply takes longer than the dry run, because it writes.{took}"
+        "No earlier apply shows how long it takes. An apply takes longer than the dry run, because it writes.{took}"
     ))
 }
 

@@ -20,7 +20,7 @@ pub(super) async fn ask(client: &Client, yes: bool, confirm: Option<&str>) -> Re
     let option = site.map_or_else(|| "--yes".to_owned(), |site| format!("--confirm {site}"));
     if client.no_input || !io::stdin().is_terminal() {
         return Err(refused(&format!(
-            "this command asks before it changes something, and nobody can answer: add {option}"
+            "this command asks for permission before it changes anything, and it cannot ask here: add {option}"
         )));
     }
     let (prompt, expected) = match site {

@@ -11,7 +11,7 @@ use crate::{
         output::{
             Output,
             document::ProgressLine,
-            run_text::{kind_words, progress_words},
+            run_text::{kind_text, progress_text},
             text::Style,
         },
     },
@@ -46,7 +46,7 @@ impl<'a> ProgressView<'a> {
     pub(super) fn show(&mut self, run: &pb::Run) {
         self.output.line(&ProgressLine::new(run));
         let progress = run.progress.unwrap_or_default();
-        let text = format!("{}: {}", kind_words(run.kind()), progress_words(run));
+        let text = format!("{}: {}", kind_text(run.kind()), progress_text(run));
         if let Some(bar) = &self.bar {
             // Without an estimate of the number of rows, a part of them means nothing.
             let has_total = progress.rows_total > 0;

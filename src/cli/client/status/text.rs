@@ -8,7 +8,7 @@ use crate::{
         keys::keys_table,
         output::{
             document::state_name,
-            run_text::{census_words, failures_text, kind_words, progress_words, scope_words},
+            run_text::{census_text, failures_text, kind_text, progress_text, scope_text},
             table::table,
             text::{Mark, Style, age, count, duration, plain, span},
         },
@@ -29,7 +29,7 @@ pub(crate) fn status_text(style: Style, site: &Site) -> String {
         format!(" ({})", named.join(", "))
     };
     let _ = writeln!(text, "{}{}", style.bold(&plain(&site.place)), plain(&named));
-    let _ = writeln!(text, "You are {}.", whoami::words(&site.caller));
+    let _ = writeln!(text, "You are {}.", whoami::caller_text(&site.caller));
     let _ = writeln!(text, "\n{}", style.bold("Instances"));
     text += &instances(&site.instances);
     text += &agreement(style, site);
@@ -39,7 +39,7 @@ pub(crate) fn status_text(style: Style, site: &Site) -> String {
         Some(keys) => {
             let _ = writeln!(text, "\n{}", style.bold("Keys"));
             text += &keys_table(style, keys);
-            let _ = writeln!(text, "Last census: {}", census_words(census));
+            let _ = writeln!(text, "Last census: {}", census_text(census));
         }
         None => {
             let _ = writeln!(
@@ -170,7 +170,7 @@ fn runs(style: Style, site: &Site) -> String {
             "\n{}",
             style.bold(&format!("Run in progress: {}", title(run)))
         );
-        let _ = writeln!(text, "  {}", progress_words(run));
+        let _ = writeln!(text, "  {}", progress_text(run));
     }
     if let Some(run) = &site.last_run {
         let state = state_name(run.state()).to_lowercase();
@@ -204,8 +204,8 @@ fn title(run: &pb::Run) -> String {
     };
     plain(&format!(
         "{} of {} by {caller}, {}",
-        kind_words(run.kind()),
-        scope_words(run),
+        kind_text(run.kind()),
+        scope_text(run),
         run.id
     ))
 }
