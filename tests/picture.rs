@@ -196,16 +196,14 @@ fn class(cell: &Cell) -> &'static str {
 fn trimmed(spans: Vec<Span>) -> Vec<Span> {
     let mut line: Vec<Span> = Vec::new();
     for span in spans {
-        let count = line.len();
-        match line.last() {
-            Some(gap) if gap.text.trim().is_empty() && count >= 2 => {
-                if line[count - 2].class == span.class {
-                    let gap = line.pop().unwrap();
-                    line[count - 2].text += &(gap.text + &span.text);
-                    continue;
-                }
-            }
-            _ => {}
+        // A blank has no attributes, so it divides the words of a bold text.
+        if let [.., before, gap] = &mut line[..]
+            && gap.text.trim().is_empty()
+            && before.class == span.class
+        {
+            before.text += &(gap.text.clone() + &span.text);
+            line.pop();
+            continue;
         }
         line.push(span);
     }

@@ -109,27 +109,28 @@ fn capitalized(text: &str) -> String {
     first.into_iter().chain(characters).collect()
 }
 
+/// What happened to the updated rows. A dry run writes nothing.
+pub(crate) const fn rewrapped_text(kind: pb::RunKind) -> &'static str {
+    if matches!(kind, pb::RunKind::DryRun) {
+        "would be re-wrapped"
+    } else {
+        "re-wrapped"
+    }
+}
+
 fn report_lines(kind: pb::RunKind, report: &pb::Report) -> Vec<(&'static str, String)> {
     let rows = format!(
         "{} examined: {} {}, {} on target, {} failed",
         count(report.rows_examined),
         count(report.rows_updated),
-        if kind == pb::RunKind::DryRun {
-            "would be re-wrapped"
-        } else {
-            "re-wrapped"
-        },
+        rewrapped_text(kind),
         count(report.rows_on_target),
         count(report.rows_failed),
     );
     let secrets = format!(
         "{} {}, {} on target",
         count(report.secrets_rewrapped),
-        if kind == pb::RunKind::DryRun {
-            "would be re-wrapped"
-        } else {
-            "re-wrapped"
-        },
+        rewrapped_text(kind),
         count(report.secrets_on_target),
     );
     let mut lines = match kind {

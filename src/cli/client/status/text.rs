@@ -8,7 +8,9 @@ use crate::{
         keys::keys_table,
         output::{
             document::state_name,
-            run_text::{census_text, failures_text, kind_text, progress_text, scope_text},
+            run_text::{
+                census_text, failures_text, kind_text, progress_text, rewrapped_text, scope_text,
+            },
             table::table,
             text::{Mark, Style, age, count, duration, plain, span},
         },
@@ -186,9 +188,10 @@ fn runs(style: Style, site: &Site) -> String {
         let report = run.report.unwrap_or_default();
         let _ = writeln!(
             text,
-            "  {} rows examined, {} re-wrapped, {} failed",
+            "  {} rows examined, {} {}, {} failed",
             count(report.rows_examined),
             count(report.rows_updated),
+            rewrapped_text(run.kind()),
             count(report.rows_failed)
         );
         text += &failures_text(style, &run.failure_groups, &run.id);
