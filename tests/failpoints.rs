@@ -233,7 +233,7 @@ async fn check_history(server: &Server, error: &GrpcError, counts: [u64; 2], cas
     let runs = ask(server, "ListRuns", json!({})).await;
     let id = error.run_id.as_deref().unwrap();
     let run = runs["runs"].as_array().unwrap().iter();
-    let run = run.filter(|run| run["id"] == id).last().unwrap();
+    let run = run.filter(|run| run["id"] == id).next_back().unwrap();
     let kept = ["rowsUpdated", "rowsInDoubt"].map(|name| number(&run["report"][name]));
     assert_eq!(kept, counts, "{case}: {run}");
 }

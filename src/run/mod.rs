@@ -22,7 +22,9 @@ mod failure_limit;
 mod groups;
 pub mod guard;
 pub mod history;
+mod io;
 pub mod key_check;
+mod kind;
 mod own_texts;
 mod pacer;
 mod pending;
@@ -45,11 +47,13 @@ use self::runner::Context;
 pub use self::{
     failure::Failure,
     groups::FailureGroup,
+    io::RunIo,
+    kind::Mode,
     progress::{Meter, Sampler},
     record::Census,
     report::{Ended, Report},
     runner::Runner,
-    spec::{Mode, RateOptions, RunError, RunIo, RunSpec, Scope, Site},
+    spec::{RateOptions, RunError, RunSpec, Scope, Site},
 };
 use crate::store::StoreError;
 
