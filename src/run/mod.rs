@@ -22,9 +22,7 @@ mod failure_limit;
 mod groups;
 pub mod guard;
 pub mod history;
-mod io;
 pub mod key_check;
-mod kind;
 mod own_texts;
 mod pacer;
 mod pending;
@@ -47,13 +45,11 @@ use self::runner::Context;
 pub use self::{
     failure::Failure,
     groups::FailureGroup,
-    io::RunIo,
-    kind::Mode,
     progress::{Meter, Sampler},
     record::Census,
     report::{Ended, Report},
     runner::Runner,
-    spec::{RateOptions, RunError, RunSpec, Scope, Site},
+    spec::{Mode, RateOptions, RunError, RunIo, RunSpec, Scope, Site},
 };
 use crate::store::StoreError;
 

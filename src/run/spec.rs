@@ -4,8 +4,9 @@ use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use tokio::sync::mpsc;
 
-use super::kind::Kind;
+use super::{Failure, Meter, record::Kind};
 use crate::{
     domain::{keyring::Keyring, organization::OrganizationId},
     store::{Store, StoreError},
@@ -29,6 +30,15 @@ impl fmt::Display for Scope {
     }
 }
 
+/// Whether a run writes rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Evaluate the rows, but write nothing.
+    DryRun,
+    /// Write the rows.
+    Apply,
+}
+
 /// The parameters of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunSpec {
@@ -42,6 +52,17 @@ pub struct RunSpec {
     pub max_rows_per_second: u32,
     /// The number of failed rows after which the run stops. Zero means no limit.
     pub stop_after_failures: u32,
+}
+
+/// Where a run reports its progress and its failures.
+#[derive(Debug, Clone, Default)]
+pub struct RunIo {
+    /// The progress of the run.
+    pub meter: Arc<Meter>,
+    /// Receives every failure of the run. Without it, the report keeps only the first failures.
+    pub failures: Option<mpsc::Sender<Vec<Failure>>>,
+    /// Whether to keep the changes of an apply, for a receipt.
+    pub with_receipt: bool,
 }
 
 /// The keys and the database of a site.
