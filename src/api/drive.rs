@@ -112,9 +112,7 @@ impl Drive<'_, '_> {
         ended.map_err(|error| {
             let error = match error {
                 RunError::Stopped => stopped_for,
-                // The organization does not exist, so there are no counts. @src/failpoint.rs Points
-                // in a run at which a test can make this program stop or panic. => Points in a run
-                // at which a test can pause this program or make it panic.
+                // The organization does not exist, so there are no counts.
                 RunError::NotFound(id) => return ServiceError::UnknownOrganization(id),
                 RunError::Store(error) => error.into(),
                 RunError::NotReplicated => ServiceError::NotReplicated,

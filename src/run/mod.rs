@@ -22,6 +22,7 @@ mod failure_limit;
 mod groups;
 pub mod guard;
 pub mod history;
+mod io;
 pub mod key_check;
 mod own_texts;
 mod pacer;
@@ -45,11 +46,12 @@ use self::runner::Context;
 pub use self::{
     failure::Failure,
     groups::FailureGroup,
+    io::RunIo,
     progress::{Meter, Sampler},
     record::Census,
     report::{Ended, Report},
     runner::Runner,
-    spec::{Mode, RateOptions, RunError, RunIo, RunSpec, Scope, Site},
+    spec::{Mode, RateOptions, RunError, RunSpec, Scope, Site},
 };
 use crate::store::StoreError;
 

@@ -7,43 +7,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Mode, RunSpec, Scope, groups::FailureGroup};
+pub use super::spec::Kind;
+use super::{RunSpec, Scope, groups::FailureGroup};
 use crate::domain::{census::Tally, verdict::CensusFacts};
-
-/// What a run does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum Kind {
-    /// Evaluate the rows, but write nothing.
-    DryRun,
-    /// Re-wrap.
-    Apply,
-    /// Decrypt every secret and check its content.
-    Verify,
-    /// Count the secrets by key id.
-    Census,
-}
-
-impl Kind {
-    /// Whether the run writes rows.
-    pub(super) fn mode(self) -> Mode {
-        match self {
-            Self::Apply => Mode::Apply,
-            Self::DryRun | Self::Verify | Self::Census => Mode::DryRun,
-        }
-    }
-
-    /// The label value for metrics.
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::DryRun => "dry_run",
-            Self::Apply => "apply",
-            Self::Verify => "verify",
-            Self::Census => "census",
-        }
-    }
-}
 
 /// The state of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -311,7 +311,11 @@ impl Evidence {
             plain(key_id),
             verdict_name(self.state)
         );
-        let mut text = format!("{}\n  {}\n", style.bold(&title), plain(&self.explanation));
+        let mut text = format!(
+            "{}\n{}",
+            style.bold(&title),
+            style.indented(&self.explanation)
+        );
         let _ = writeln!(
             text,
             "  last census   {}",
@@ -326,11 +330,9 @@ impl Evidence {
             );
             let _ = writeln!(text, "  under it      {used}");
             if !key.sample_organization_ids.is_empty() {
-                let _ = writeln!(
-                    text,
-                    "  for example   {}",
-                    plain(&key.sample_organization_ids.join(", "))
-                );
+                let ids = plain(&key.sample_organization_ids.join(", "));
+                let ids = style.wrapped(&ids, 16, "                ");
+                let _ = writeln!(text, "  for example   {ids}");
             }
         }
         if verdict.clean_since.is_some() {

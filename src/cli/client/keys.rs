@@ -10,7 +10,7 @@ use super::{
         document::{self, document, verdict_name},
         run_text::census_text,
         table::table,
-        text::{count, plain, wrapped},
+        text::{Style, count, plain},
     },
     problem::Problem,
 };
@@ -45,14 +45,14 @@ pub(super) fn show(client: &Client, keys: &pb::ListKeysResponse) {
         format!(
             "Last census: {}\n\n{}",
             census_text(keys.census.as_ref()),
-            keys_table(keys)
+            keys_table(client.output.style, keys)
         )
     });
 }
 
 /// The table of the keys, and below it the reason of each verdict. Without a census, the table has
 /// no numbers.
-pub(super) fn keys_table(keys: &pb::ListKeysResponse) -> String {
+pub(super) fn keys_table(style: Style, keys: &pb::ListKeysResponse) -> String {
     let has_census = keys.census.is_some();
     let number = |value: u64| {
         if has_census {
@@ -84,7 +84,7 @@ pub(super) fn keys_table(keys: &pb::ListKeysResponse) -> String {
     for key in &keys.keys {
         if let Some(verdict) = &key.verdict {
             let line = plain(&format!("{}: {}", key.key_id, verdict.explanation));
-            text += &format!("  {}\n", wrapped(&line, "    "));
+            text += &format!("  {}\n", style.wrapped(&line, 2, "    "));
         }
     }
     text

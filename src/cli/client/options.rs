@@ -75,7 +75,7 @@ pub(crate) struct OutputOptions {
 pub(crate) enum Format {
     /// For people.
     Text,
-    /// One JSON document.
+    /// One JSON document. Its kind is Error if the command could not do its work.
     Json,
     /// JSON lines. The last line is the result or the error.
     Jsonl,

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::cli::client::output::text::{Mark, Style, plain, wrapped};
+use crate::cli::client::output::text::{Mark, Style};
 
 /// The checks. Each has a section in `docs/troubleshooting.md`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,12 +56,7 @@ pub(crate) struct Item {
 impl Item {
     /// The line. A check that did not pass also has a link to its section.
     pub(super) fn text(&self, style: Style) -> String {
-        let message = wrapped(&plain(&self.message), "  ");
-        let line = format!(
-            "{} {message}
-",
-            style.mark(self.mark)
-        );
+        let line = style.marked(self.mark, &self.message);
         match self.mark {
             Mark::Good => line,
             Mark::Warning | Mark::Bad => format!("{line}    see {}\n", self.check.link()),

@@ -177,7 +177,7 @@ pub(crate) fn failures_text(style: Style, groups: &[pb::FailureGroup], run_id: &
             counted(group.organizations, "organization")
         );
         let _ = writeln!(text, "\n{}", style.bold(&plain(&title)));
-        let _ = writeln!(text, "  what to do: {}", plain(&group.remedy));
+        text += &style.indented(&format!("what to do: {}", group.remedy));
         let shown = group.sample_organization_ids.join(", ");
         let more = group
             .organizations
@@ -187,7 +187,7 @@ pub(crate) fn failures_text(style: Style, groups: &[pb::FailureGroup], run_id: &
         } else {
             String::new()
         };
-        let _ = writeln!(text, "  organizations: {}{more}", plain(&shown));
+        text += &style.indented(&format!("organizations: {shown}{more}"));
     }
     if !groups.is_empty() {
         let _ = writeln!(

@@ -78,13 +78,23 @@ impl Command for Rotate {
     async fn execute(&self, client: &Client) -> Result<Exit, Problem> {
         self.check_confirmation(client)?;
         let preflight = preflight(client, self.expect_target.as_deref()).await?;
+        let mut rotation = Rotation::default();
         if preflight.prevents_rotation() {
-            return Err(Problem::new(
+            let problem = Problem::new(
                 Exit::Refused,
                 "the checks above prevent a rotation, and nothing was changed: correct what is marked, and call again",
-            ));
+            );
+            if client.output.format == Format::Text {
+                return Err(problem);
+            }
+            // A program has not seen the checks yet.
+            client
+                .output
+                .note(&format!("nico-rewrap: {}", problem.message));
+            rotation.keys.clone_from(&preflight.keys);
+            rotation.show(client, &preflight, problem.exit);
+            return Ok(problem.exit);
         }
-        let mut rotation = Rotation::default();
         let rows = preflight.dry_run.as_ref().and_then(|run| run.report);
         let exit = if rows.is_some_and(|report| report.rows_updated == 0) {
             show_text(client, "\nNo row has to be re-wrapped.\n");
@@ -94,7 +104,11 @@ impl Command for Rotate {
         } else {
             show_text(client, &plan::text(client, &preflight).await?);
             question::ask(client, self.yes, self.confirm.as_deref()).await?;
-            self.apply(client, &preflight, &mut rotation).await?
+            let applied = self.apply(client, &preflight, &mut rotation).await;
+            rotation.corrected(applied.map_err(|problem| Problem {
+                exit: rotation.corrected(problem.exit),
+                ..problem
+            })?)
         };
         let exit = rotation.exit(exit, &preflight.target);
         rotation.show(client, &preflight, exit);
@@ -224,6 +238,19 @@ impl Rotation {
         others.map(|key| key.secrets).sum()
     }
 
+    /// Something that was refused after an earlier run has changed rows is incomplete.
+    fn corrected(&self, exit: Exit) -> Exit {
+        let mut reports = self.canaries.iter().chain(&self.applies);
+        let has_changed = reports.any(|run| {
+            run.report
+                .is_some_and(|report| report.rows_updated > 0 || report.rows_in_doubt > 0)
+        });
+        match exit {
+            Exit::Refused if has_changed => Exit::Incomplete,
+            exit => exit,
+        }
+    }
+
     /// If secrets are still under another key, the exit code is `No`, unless their rows failed.
     fn exit(&self, exit: Exit, target: &str) -> Exit {
         match exit {
@@ -273,14 +300,14 @@ impl Rotation {
                     text += &format!(
                         "\n{}\n{}Census: {}\n",
                         style.bold("Keys"),
-                        keys_table(&self.keys),
+                        keys_table(style, &self.keys),
                         census_text(self.keys.census.as_ref())
                     );
                 }
-                text += &plan::way_back(&preflight.keys, &preflight.target);
+                text += &plan::way_back(style, &preflight.keys, &preflight.target);
                 text += &format!("\n{}\n", style.bold("Next"));
                 for step in &next {
-                    text += &format!("  {}\n", plain(step));
+                    text += &style.indented(step);
                 }
                 text
             });

@@ -38,7 +38,7 @@ pub(crate) fn status_text(style: Style, site: &Site) -> String {
     match &site.keys {
         Some(keys) => {
             let _ = writeln!(text, "\n{}", style.bold("Keys"));
-            text += &keys_table(keys);
+            text += &keys_table(style, keys);
             let _ = writeln!(text, "Last census: {}", census_text(census));
         }
         None => {
@@ -51,11 +51,10 @@ pub(crate) fn status_text(style: Style, site: &Site) -> String {
     }
     text += &runs(style, site);
     for file in site.changed_on_disk() {
-        let _ = writeln!(
-            text,
-            "\n{} {} has changed on disk since the server started",
-            style.mark(Mark::Warning),
-            plain(file)
+        text.push('\n');
+        text += &style.marked(
+            Mark::Warning,
+            &format!("{file} has changed on disk since the server started"),
         );
     }
     let steps = site.next_steps();
@@ -64,7 +63,7 @@ pub(crate) fn status_text(style: Style, site: &Site) -> String {
         text += "  nothing to do\n";
     }
     for step in steps {
-        let _ = writeln!(text, "  {}", plain(&step));
+        text += &style.indented(&step);
     }
     text
 }
@@ -109,31 +108,28 @@ fn instances(instances: &[Instance]) -> String {
 fn agreement(style: Style, site: &Site) -> String {
     let mut text = String::new();
     for problem in &site.disagreements {
-        let _ = writeln!(text, "{} {}", style.mark(Mark::Bad), plain(problem));
+        text += &style.marked(Mark::Bad, problem);
     }
     let answers = site.answers().count();
     if answers > 1 && site.disagreements.is_empty() {
-        let _ = writeln!(
-            text,
-            "{} all {answers} instances have the same target key and the same key bytes",
-            style.mark(Mark::Good)
+        text += &style.marked(
+            Mark::Good,
+            &format!("all {answers} instances have the same target key and the same key bytes"),
         );
     }
     let silent = site.instances.len() - answers;
     if silent > 0 {
-        let _ = writeln!(
-            text,
-            "{} {silent} of {} addresses do not answer",
-            style.mark(Mark::Warning),
-            site.instances.len()
+        let all = site.instances.len();
+        text += &style.marked(
+            Mark::Warning,
+            &format!("{silent} of {all} addresses do not answer"),
         );
     }
     if site.answers().any(|status| !status.history_persistent) {
-        let _ = writeln!(
-            text,
-            "{} runs and censuses are kept in memory only: an instance forgets them when it ends. To keep them: nico-rewrap \
+        text += &style.marked(
+            Mark::Warning,
+            "runs and censuses are kept in memory only: an instance forgets them when it ends. To keep them: nico-rewrap \
              state migrate",
-            style.mark(Mark::Warning)
         );
     }
     text
