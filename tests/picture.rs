@@ -197,15 +197,11 @@ fn trimmed(spans: Vec<Span>) -> Vec<Span> {
     let mut line: Vec<Span> = Vec::new();
     for span in spans {
         let count = line.len();
-        match line.last() {
-            Some(gap) if gap.text.trim().is_empty() && count >= 2 => {
-                if line[count - 2].class == span.class {
-                    let gap = line.pop().unwrap();
-                    line[count - 2].text += &(gap.text + &span.text);
-                    continue;
-                }
-            }
-            _ => {}
+        let is_gap = line.last().is_some_and(|gap| gap.text.trim().is_empty());
+        if is_gap && count >= 2 && line[count - 2].class == span.class {
+            let gap = line.pop().unwrap();
+            line[count - 2].text += &(gap.text + &span.text);
+            continue;
         }
         line.push(span);
     }
