@@ -21,6 +21,7 @@ use super::{
     key_check::check_keys,
     progress::{in_progress, publish, publish_last},
     request::{CallRequest, Ending},
+    run_span,
 };
 use crate::{
     audit::{Outcome, Record},
@@ -32,7 +33,7 @@ use crate::{
         history::{Begun, LiveRun, Request},
         record::{Kind, RunRecord, RunState},
     },
-    telemetry,
+    telemetry::{self, Trace},
 };
 
 /// How long an ended run waits until its last failures are in the database.
@@ -133,7 +134,8 @@ impl Execution {
         let stop = inner.shutdown.child_token();
         let slots = &inner.slots;
         let slots = slots.acquire(&spec.id, record.is_site_apply(), &stop, history);
-        let (deadline, request) = (request.deadline, request.options.request);
+        let (deadline, trace) = (request.deadline, request.trace);
+        let request = request.options.request;
         let _slots = match slots.await {
             Err(ServiceError::ApplyUnderWay(holder)) => {
                 return self.under_way(request.as_ref(), holder, target).await;
@@ -161,6 +163,7 @@ impl Execution {
             }
         };
         self.send_started(live.record());
+        let span = run_span::start(&trace, &spec, &target);
         tracing::info!(
             scope = %spec.scope,
             kind = kind.label(),
@@ -174,9 +177,17 @@ impl Execution {
             .last()
             .await
             .filter(|_| kind == Kind::Apply);
-        let mut ended =
-            Box::pin(self.execute(runner, &permit, &spec, deadline, &stop, &site_guard, &live))
-                .await;
+        let mut ended = Box::pin(self.execute(
+            runner,
+            &permit,
+            &spec,
+            deadline,
+            &stop,
+            &site_guard,
+            &live,
+            &span.trace(),
+        ))
+        .await;
         reach(Point::BeforeReport);
         site_guard.release().await;
         let counts = ended.report.counts;
@@ -188,6 +199,8 @@ impl Execution {
             Err(error) if error.is_stop() => RunState::Stopped,
             Err(_) => RunState::Failed,
         };
+        run_span::set_end(&span, state, &ended.report, durable, problem.as_ref());
+        drop(span);
         telemetry::run_ended(kind.label(), state.name());
         let end = SystemTime::now();
         let is_clean = state == RunState::Finished && counts.rows_failed == 0 && durable;
@@ -265,6 +278,7 @@ impl Execution {
         stop: &CancellationToken,
         site_guard: &SiteGuard<'_>,
         live: &LiveRun,
+        trace: &Trace,
     ) -> Ended<ServiceError> {
         let censuses = &self.inner.context.censuses;
         let position = match spec.kind {
@@ -272,7 +286,7 @@ impl Execution {
             Kind::DryRun | Kind::Apply | Kind::Verify => None,
         };
         let began = tokio::time::Instant::now();
-        let check = check_keys(&self.inner, runner, spec, stop);
+        let check = check_keys(&self.inner, runner, spec, stop, trace);
         let (checked, stopped_for) = self.stopped_for(check, deadline, stop, site_guard).await;
         match checked {
             Ok(()) if stop.is_cancelled() => return Ended::without_rows(Err(stopped_for)),
@@ -287,6 +301,7 @@ impl Execution {
             meter: meter.clone(),
             failures: Some(queue),
             with_receipt: self.inner.keeps_receipts(),
+            trace: trace.clone(),
         };
         let run = Box::pin(runner.run(permit, spec, io, stop));
         let run = remember_wait(run, runner.stall());

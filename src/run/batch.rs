@@ -26,7 +26,7 @@ use crate::{
     domain::rewrap::{Decision, Envelopes, Scratch, decide},
     failpoint::{Point, reach},
     store::{CasOutcome, Row, RowError, StoreError, Writer},
-    telemetry,
+    telemetry::{self, Span},
 };
 
 /// Compare-and-set attempts before the row is locked for the last attempt.
@@ -59,6 +59,7 @@ pub(super) struct Batch {
     pub(super) hurry: CancellationToken,
     /// Never contended: one task decides all rows of a batch.
     pub(super) scratch: Mutex<Scratch>,
+    pub(super) span: Span,
 }
 
 /// The result of a batch.
@@ -75,9 +76,40 @@ pub(super) struct BatchEnd {
     pub(super) result: Result<(), RunError>,
 }
 
+/// Sets how a batch has ended.
+pub(super) fn set_end(
+    span: &Span,
+    outcomes: &[RowOutcome],
+    in_doubt: u64,
+    result: &Result<(), RunError>,
+) {
+    if !span.is_recording() {
+        return;
+    }
+    let count = |name| {
+        outcomes
+            .iter()
+            .filter(|outcome| outcome.name() == name)
+            .count()
+    };
+    span.count("nico_rewrap.rows", outcomes.len());
+    span.count("nico_rewrap.rows_updated", count("updated"));
+    span.count("nico_rewrap.rows_failed", count("failed"));
+    span.count("nico_rewrap.rows_in_doubt", in_doubt);
+    if let Err(error) = result {
+        span.fail(error.label());
+    }
+}
+
 impl Batch {
     /// Processes `rows`.
     pub(super) async fn run(self, rows: Vec<Row>) -> BatchEnd {
+        let end = self.process(rows).await;
+        set_end(&self.span, &end.outcomes, end.in_doubt, &end.result);
+        end
+    }
+
+    async fn process(&self, rows: Vec<Row>) -> BatchEnd {
         let mut end = BatchEnd {
             outcomes: Vec::with_capacity(rows.len()),
             gone: Vec::new(),

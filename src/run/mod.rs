@@ -63,6 +63,7 @@ use crate::{
     domain::{keyring::Keyring, organization::OrganizationId},
     failpoint::{Point, reach},
     store::{Store, StoreError, Writer},
+    telemetry::Trace,
 };
 
 /// How long a stopped run waits for the flush of the rows that it wrote.
@@ -127,6 +128,8 @@ pub struct RunIo {
     pub failures: Option<mpsc::Sender<Vec<Failure>>>,
     /// Whether to keep the changes of an apply, for a receipt.
     pub with_receipt: bool,
+    /// Where the spans of the run belong.
+    pub trace: Trace,
 }
 
 /// The keys and the database of a site.
@@ -175,6 +178,21 @@ pub enum RunError {
     /// A bug in this program.
     #[error("a task of the run panicked")]
     Panicked,
+}
+
+impl RunError {
+    /// The status of the span of a page, a batch or another part that ended with this error.
+    fn label(&self) -> &'static str {
+        match self {
+            Self::NotFound(_) => "not_found",
+            Self::Stopped => "stopped",
+            Self::Store(_) => "database",
+            Self::NotReplicated => "not_replicated",
+            Self::FailureLimit(_) => "failure_limit",
+            Self::CensusElsewhere => "census_elsewhere",
+            Self::NotPermitted | Self::Panicked => "bug",
+        }
+    }
 }
 
 /// Starts runs. All runs share its keyring, store and limits.
@@ -274,7 +292,7 @@ impl Runner {
         stop: &CancellationToken,
     ) -> Ended {
         if spec.kind == Kind::Census {
-            return Box::pin(self.census(spec, false, &io.meter, stop)).await;
+            return Box::pin(self.census(spec, false, &io, stop)).await;
         }
         let writes = spec.kind == Kind::Apply;
         if writes && permit.access() != Access::Apply {
@@ -304,13 +322,15 @@ impl Runner {
         &self,
         spec: &RunSpec,
         exclusively: bool,
-        meter: &Meter,
+        io: &RunIo,
         stop: &CancellationToken,
     ) -> Ended {
         let pacer = Pacer::new(spec.max_rows_per_second);
         let site = &self.context.site;
-        let census = census::census(site, &spec.id, exclusively, &pacer, meter, stop);
-        let result = self.paced(&pacer, CENSUS_SCALE, meter, stop, census).await;
+        let census = census::census(site, &spec.id, exclusively, &pacer, io, stop);
+        let result = self
+            .paced(&pacer, CENSUS_SCALE, &io.meter, stop, census)
+            .await;
         let mut ended = Ended::without_rows(Ok(()));
         match result {
             Ok(census) => {
@@ -377,6 +397,7 @@ impl Runner {
         let mut durable = true;
         if report.rows_examined() > 0 || report.counts.rows_in_doubt > 0 {
             // A server that is silent on every connection will not answer here either.
+            let span = batches.trace().span("barrier");
             let is_silent = matches!(result, Err(RunError::Store(StoreError::NoAnswer(_))));
             let flushed = tokio::select! {
                 flushed = store.barrier(&server) => match flushed {
@@ -392,6 +413,7 @@ impl Runner {
             };
             durable = flushed.is_ok();
             if let Err(error) = &flushed {
+                span.fail(error.label());
                 tracing::warn!(
                     %error,
                     rows_updated = report.counts.rows_updated,
@@ -450,6 +472,27 @@ async fn until_stopped<T>(
         Some(result) => result.map_err(RunError::from),
         None => Err(RunError::Stopped),
     }
+}
+
+/// Waits for a page, but not after `stop`. The page has a span of its own. `rows` counts its rows.
+async fn read_page<T>(
+    trace: &Trace,
+    stop: &CancellationToken,
+    reading: impl Future<Output = Result<T, StoreError>>,
+    rows: impl FnOnce(&T) -> usize,
+) -> Result<T, RunError> {
+    let span = trace.span("page");
+    let page = until_stopped(stop, reading).await;
+    match &page {
+        Ok(page) => span.count("nico_rewrap.rows", rows(page)),
+        Err(error) => span.fail(error.label()),
+    }
+    page
+}
+
+/// The number of rows in a page of a scan. After the last page, there is none.
+fn length<T>(page: &Option<Vec<T>>) -> usize {
+    page.as_ref().map_or(0, Vec::len)
 }
 
 /// Returns `limit` after `stop`.
