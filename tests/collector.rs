@@ -41,7 +41,9 @@ impl UnaryService<ExportTraceServiceRequest> for Received {
 
     fn call(&mut self, request: tonic::Request<ExportTraceServiceRequest>) -> Self::Future {
         self.0.lock().unwrap().push(request.into_inner());
-        ready(Ok(tonic::Response::default()))
+        ready(Ok(tonic::Response::new(
+            ExportTraceServiceResponse::default(),
+        )))
     }
 }
 

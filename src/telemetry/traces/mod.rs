@@ -31,7 +31,7 @@ use self::exporter::{Counted, Exporter};
 /// The value of `service.name` if the environment sets none, and the scope of all spans.
 const SERVICE: &str = "nico-rewrap";
 
-/// The name that the SDK gives a service without a name.
+/// The beginning of the name that the SDK gives a service without a name.
 const UNNAMED_SERVICE: &str = "unknown_service";
 
 static STARTED: OnceLock<Started> = OnceLock::new();
@@ -62,7 +62,7 @@ impl fmt::Debug for TraceOptions {
 pub(crate) fn start_traces(options: TraceOptions) {
     let mut resource = Resource::builder().build();
     let name = resource.get(&"service.name".into());
-    if name.is_none_or(|name| name.as_str() == UNNAMED_SERVICE) {
+    if name.is_none_or(|name| name.as_str().starts_with(UNNAMED_SERVICE)) {
         let named = Resource::builder().with_service_name(SERVICE);
         resource = named.build();
     }
