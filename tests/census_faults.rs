@@ -40,6 +40,20 @@ fn with_background(database: &Database) -> Site {
     site(database).set("rewrap.census_interval", "\"1h\"")
 }
 
+/// A server whose history says that kv1 may be deleted.
+async fn with_a_removable_key() -> (Server, Client) {
+    let orgs = ["org0", "org1", "org2"].map(|id| Org::under(id, "kv2"));
+    let (database, client) = seeded(&orgs).await;
+    let site = site(&database);
+    migrate_state(&site);
+    let server = site.start().await;
+    run(&server, CENSUS).await;
+    sleep(Duration::from_millis(10)).await;
+    run(&server, CENSUS).await;
+    assert_eq!(verdict(&server, "kv1").await, "REMOVABLE");
+    (server, client)
+}
+
 /// Waits until the scan of a census waits for its rate limit.
 async fn until_scanning(watch: &Client) {
     let scanning = "EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()
@@ -153,17 +167,7 @@ async fn a_census_in_the_future_is_no_reason_to_wait() {
 
 #[tokio::test]
 async fn a_key_is_not_removable_by_a_census_in_the_future() {
-    let orgs: Vec<_> = (0..3)
-        .map(|i| Org::under(&format!("org{i}"), "kv2"))
-        .collect();
-    let (database, client) = seeded(&orgs).await;
-    let site = site(&database);
-    migrate_state(&site);
-    let server = site.start().await;
-    run(&server, CENSUS).await;
-    sleep(Duration::from_millis(10)).await;
-    run(&server, CENSUS).await;
-    assert_eq!(verdict(&server, "kv1").await, "REMOVABLE");
+    let (server, client) = with_a_removable_key().await;
     // The first time in the ledger is that of the last census.
     into_the_future(&client, "ledger").await;
     assert_eq!(verdict(&server, "kv1").await, "SOAKING");
@@ -368,17 +372,7 @@ async fn a_shutdown_during_a_background_census_leaves_a_stopped_run() {
 
 #[tokio::test]
 async fn a_census_that_cannot_be_written_still_counts_against_a_key() {
-    let orgs: Vec<_> = (0..3)
-        .map(|i| Org::under(&format!("org{i}"), "kv2"))
-        .collect();
-    let (database, client) = seeded(&orgs).await;
-    let site = site(&database);
-    migrate_state(&site);
-    let server = site.start().await;
-    run(&server, CENSUS).await;
-    sleep(Duration::from_millis(10)).await;
-    run(&server, CENSUS).await;
-    assert_eq!(verdict(&server, "kv1").await, "REMOVABLE");
+    let (server, client) = with_a_removable_key().await;
     // A straggler, in a census that cannot be written.
     seed::insert(&client, &[Org::under("late", "kv1")]).await;
     let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS

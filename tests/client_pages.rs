@@ -1,9 +1,8 @@
 //! Completions, manual pages and the reference of the command line.
 
-use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::documents::read;
+use crate::documents::check_generated;
 use crate::process::{run, temp_dir};
 use crate::site::{BINARY, run_binary};
 
@@ -14,15 +13,7 @@ async fn the_reference_of_the_command_line_is_current() {
     let args = ["dev", "cli-reference"].map(str::to_owned);
     let current = run_binary(&args, &[]).await;
     assert_eq!(current.code, 0, "{}", current.stderr);
-    if std::env::var_os("UPDATE_REFERENCE").is_some() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE);
-        std::fs::write(path, &current.stdout).unwrap();
-        return;
-    }
-    assert!(
-        read(PAGE) == current.stdout,
-        "{PAGE} is not up to date: run `UPDATE_REFERENCE=1 cargo test client_pages`"
-    );
+    check_generated(PAGE, &current.stdout, "client_pages");
     for words in ["## nico-rewrap rotate", "`--canary-check <CMD>`", "| 78 |"] {
         assert!(current.stdout.contains(words), "{words}");
     }

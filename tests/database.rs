@@ -105,6 +105,16 @@ impl Database {
             .unwrap()
     }
 
+    /// Creates the view `pg_stat_statements`. Returns a connection that may read all of it.
+    pub(crate) async fn count_statements(&self) -> Client {
+        let admin = self.admin().await;
+        admin
+            .batch_execute("CREATE EXTENSION pg_stat_statements")
+            .await
+            .unwrap();
+        admin
+    }
+
     async fn create(server: &Server, name: &str, template: &str) -> Self {
         let socket = socket(server);
         let admin = connect(socket.clone().user(SUPERUSER).dbname("postgres"))

@@ -15,6 +15,26 @@ pub(crate) fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
+/// Checks that a page has its generated text. With `UPDATE_REFERENCE`, writes it instead.
+/// `module` is the name of the test module, for the message.
+pub(crate) fn check_generated(page: &str, current: &str, module: &str) {
+    if std::env::var_os("UPDATE_REFERENCE").is_some() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(page);
+        std::fs::write(path, current).unwrap();
+        return;
+    }
+    let written = read(page);
+    let lines: std::collections::HashSet<_> = written.lines().collect();
+    let new: Vec<_> = current
+        .lines()
+        .filter(|line| !lines.contains(line))
+        .collect();
+    assert!(
+        written == current,
+        "{page} is not up to date: run `UPDATE_REFERENCE=1 cargo test {module}`. New lines: {new:#?}"
+    );
+}
+
 /// The files below a folder with this extension, as paths from the root of the repository.
 pub(crate) fn files(folder: &str, ending: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();

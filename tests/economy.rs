@@ -32,15 +32,9 @@ async fn statements(admin: &tokio_postgres::Client) -> BTreeMap<String, i64> {
 
 #[tokio::test]
 async fn a_row_takes_one_statement_and_a_page_three() {
-    let postgres = pg::Server::options()
-        .setting("shared_preload_libraries", "pg_stat_statements")
-        .start();
+    let postgres = pg::Server::with_statistics();
     let database = Database::migrated_on(&postgres).await;
-    let admin = database.admin().await;
-    admin
-        .batch_execute("CREATE EXTENSION pg_stat_statements")
-        .await
-        .unwrap();
+    let admin = database.count_statements().await;
     let client = database.client().await;
     let orgs: Vec<_> = (0..100)
         .map(|i| Org::under(&format!("org-{i:03}"), "kv1"))

@@ -1,9 +1,8 @@
 //! docs/reference/logs.md has every event of the source, with its level and its fields.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
-use crate::documents::{files, read};
+use crate::documents::{check_generated, files, read};
 use crate::source_imports::without_tests_and_comments;
 
 const PAGE: &str = "docs/reference/logs.md";
@@ -142,22 +141,7 @@ fn with_current_table(page: &str) -> String {
 #[test]
 fn the_page_has_every_event_and_no_other() {
     assert!(events().len() > 70);
-    let page = read(PAGE);
-    let current = with_current_table(&page);
-    if std::env::var_os("UPDATE_REFERENCE").is_some() {
-        std::fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE), current).unwrap();
-        return;
-    }
-    let written: BTreeSet<_> = page.lines().collect();
-    let missing: Vec<_> = current
-        .lines()
-        .filter(|line| !written.contains(line))
-        .collect();
-    assert!(
-        page == current,
-        "{PAGE} is not up to date: run `UPDATE_REFERENCE=1 cargo test logs_page`. New lines: \
-         {missing:#?}"
-    );
+    check_generated(PAGE, &with_current_table(&read(PAGE)), "logs_page");
 }
 
 #[test]

@@ -124,6 +124,15 @@ impl Server {
         Options::default().start()
     }
 
+    /// A private server that can count its statements: see [`Database::count_statements`].
+    ///
+    /// [`Database::count_statements`]: crate::database::Database::count_statements
+    pub(crate) fn with_statistics() -> Server {
+        Self::options()
+            .setting("shared_preload_libraries", "pg_stat_statements")
+            .start()
+    }
+
     /// A private server with other settings: `Server::options().setting(…).start()`.
     pub(crate) fn options() -> Options {
         Options::default()

@@ -21,6 +21,13 @@ fn site(database: &Database) -> Site {
     Site::new(database).set("rewrap.adaptive_rate", "false")
 }
 
+/// Two instances with one history. The first one is called "one".
+async fn two_instances(database: &Database) -> (Server, Server) {
+    let first = site(database).set("rewrap.instance_name", "\"one\"");
+    migrate_state(&first);
+    (first.start().await, site(database).start().await)
+}
+
 /// The newest run, when it has ended.
 async fn newest(server: &Server) -> Value {
     let runs = ask(server, "ListRuns", json!({})).await;
@@ -30,9 +37,7 @@ async fn newest(server: &Server) -> Value {
 #[tokio::test]
 async fn a_watch_at_another_instance_ends_when_the_instance_is_killed() {
     let (database, client) = seeded(&orgs(400)).await;
-    let first = site(&database).set("rewrap.instance_name", "\"one\"");
-    migrate_state(&first);
-    let (one, two) = (first.start().await, site(&database).start().await);
+    let (one, two) = two_instances(&database).await;
     let started = start_slow(&one, APPLY, 100).await;
     let kill = async {
         tokio::time::sleep(Duration::from_secs(3)).await;
@@ -79,9 +84,7 @@ async fn a_watch_at_another_instance_ends_when_the_instance_is_killed() {
 #[tokio::test]
 async fn a_frozen_instance_is_named_and_corrects_its_run_when_it_comes_back() {
     let (database, _client) = seeded(&orgs(400)).await;
-    let first = site(&database).set("rewrap.instance_name", "\"one\"");
-    migrate_state(&first);
-    let (one, two) = (first.start().await, site(&database).start().await);
+    let (one, two) = two_instances(&database).await;
     let started = start_slow(&one, APPLY, 50).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     one.signal("STOP");

@@ -2,11 +2,10 @@
 //! program reads every setting of the schema and no other.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use nico_rewrap::config::SETTINGS;
 
-use crate::documents::{quoted, read};
+use crate::documents::{check_generated, quoted, read};
 
 const PAGE: &str = "docs/reference/configuration.md";
 const HEAD: &str = "| setting | default | meaning |\n| --- | --- | --- |\n";
@@ -31,23 +30,7 @@ fn with_current_table(page: &str) -> String {
 
 #[test]
 fn the_reference_has_the_settings_of_the_schema() {
-    let page = read(PAGE);
-    let current = with_current_table(&page);
-    if std::env::var_os("UPDATE_REFERENCE").is_some() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(PAGE);
-        std::fs::write(path, current).unwrap();
-        return;
-    }
-    let written: BTreeSet<_> = page.lines().collect();
-    let missing: Vec<_> = current
-        .lines()
-        .filter(|line| !written.contains(line))
-        .collect();
-    assert!(
-        page == current,
-        "{PAGE} is not up to date: run `UPDATE_REFERENCE=1 cargo test settings_reference`. \
-         New lines: {missing:#?}"
-    );
+    check_generated(PAGE, &with_current_table(&read(PAGE)), "settings_reference");
 }
 
 #[test]

@@ -127,15 +127,9 @@ async fn without_a_database_the_page_says_so() {
 
 #[tokio::test]
 async fn many_requests_read_the_database_once_a_second() {
-    let postgres = pg::Server::options()
-        .setting("shared_preload_libraries", "pg_stat_statements")
-        .start();
+    let postgres = pg::Server::with_statistics();
     let database = Database::migrated_on(&postgres).await;
-    let admin = database.admin().await;
-    admin
-        .batch_execute("CREATE EXTENSION pg_stat_statements")
-        .await
-        .unwrap();
+    let admin = database.count_statements().await;
     let site = Site::new(&database);
     migrate_state(&site);
     let server = site.start().await;

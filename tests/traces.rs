@@ -184,7 +184,9 @@ async fn the_reference_has_every_span_and_every_attribute() {
         assert_eq!(run["state"], "RUN_STATE_FINISHED", "{run}");
     }
     let unknown = json!({"organizationId": "quokka", "dryRun": true});
-    reencrypt(&server, certs::admin(), unknown).await.unwrap_err();
+    reencrypt(&server, certs::admin(), unknown)
+        .await
+        .unwrap_err();
     assert_eq!(server.terminate().await, 0);
 
     let spans = collector.spans();

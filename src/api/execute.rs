@@ -1,43 +1,34 @@
 //! One call from its authorization to its audit record.
 
 use std::{
-    future::pending,
-    pin::pin,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
-use tokio::{
-    sync::{oneshot, watch::Receiver},
-    time::{sleep, timeout},
-};
+use tokio::{sync::oneshot, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::{
     admission::decide,
+    conclude::Conclusion,
     context::Inner,
-    error::{Counts, ServiceError},
-    key_check::check_keys,
-    progress::{in_progress, publish, publish_last},
+    drive::Drive,
+    error::ServiceError,
     request::{CallRequest, Ending},
     run_span,
 };
 use crate::{
     audit::{Outcome, Record},
-    auth::authorize::{Access, Permit},
+    auth::authorize::Access,
     failpoint::{Point, reach},
     run::{
-        Ended, Meter, Report, RunError, RunIo, RunSpec, Runner, Scope,
+        Ended, Report, RunSpec, Scope,
         guard::{Acquired, Holder, SiteGuard, acquire},
-        history::{Begun, LiveRun, Request},
-        record::{Kind, RunRecord, RunState},
+        history::{Begun, Request},
+        record::{Kind, RunRecord},
     },
-    telemetry::{self, Trace},
 };
-
-/// How long an ended run waits until its last failures are in the database.
-const KEEP_LIMIT: Duration = Duration::from_millis(300);
 
 /// How often, and after which pause, to check whether an equal request has started the apply that
 /// is under way.
@@ -162,8 +153,8 @@ impl Execution {
                 return Ok((target, Ended::without_rows(Ok(()))));
             }
         };
-        self.send_started(live.record());
         let span = run_span::start(&trace, &spec, &target);
+        self.send_started(live.record());
         tracing::info!(
             scope = %spec.scope,
             kind = kind.label(),
@@ -172,67 +163,36 @@ impl Execution {
             caller,
             "run started"
         );
-        let before = context
+        let census_before = context
             .censuses
             .last()
             .await
             .filter(|_| kind == Kind::Apply);
-        let mut ended = Box::pin(self.execute(
+        let drive = Drive {
+            inner: &inner,
             runner,
-            &permit,
-            &spec,
+            permit: &permit,
+            spec: &spec,
+            live: &live,
             deadline,
-            &stop,
-            &site_guard,
-            &live,
-            &span.trace(),
-        ))
-        .await;
+            stop: &stop,
+            client_gone: &self.client_gone,
+            site_guard: &site_guard,
+            trace: &span.trace(),
+        };
+        let mut ended = Box::pin(drive.drive()).await;
         reach(Point::BeforeReport);
         site_guard.release().await;
-        let counts = ended.report.counts;
-        let changes = std::mem::take(&mut ended.changes);
-        let (groups, durable) = (ended.report.groups(), ended.durable);
-        let problem = ended.result.as_ref().err().map(ServiceError::problem);
-        let state = match &ended.result {
-            Ok(()) => RunState::Finished,
-            Err(error) if error.is_stop() => RunState::Stopped,
-            Err(_) => RunState::Failed,
+        let conclusion = Conclusion {
+            inner: &inner,
+            site: runner.site(),
+            kind,
+            is_site: spec.scope == Scope::Site,
+            live,
+            span,
+            census_before,
         };
-        run_span::set_end(&span, state, &ended.report, durable, problem.as_ref());
-        drop(span);
-        telemetry::run_ended(kind.label(), state.name());
-        let end = SystemTime::now();
-        let is_clean = state == RunState::Finished && counts.rows_failed == 0 && durable;
-        if kind == Kind::Apply && spec.scope == Scope::Site && is_clean {
-            telemetry::apply_succeeded(end);
-        }
-        if kind == Kind::Census && state == RunState::Failed {
-            inner.record_census_failure(problem.as_ref()).await;
-        }
-        let mut finished_record = None;
-        let finished = live.finish(|record| {
-            record.state = state;
-            record.end_time = Some(end);
-            record.counts = Some(counts);
-            record.failure_groups = groups;
-            record.problem = problem;
-            record.durable = durable;
-            finished_record = Some(record.clone());
-        });
-        finished.await;
-        if kind == Kind::Apply && counts.rows_updated + counts.rows_in_doubt > 0 {
-            context.censuses.rewrapped(runner.site()).await;
-        }
-        if kind == Kind::Apply && counts.rows_updated > 0 {
-            match finished_record {
-                // The task for the receipt also takes a census.
-                Some(record) if inner.keeps_receipts() => {
-                    inner.spawn_receipt(record, changes, before);
-                }
-                _ => inner.census_due.notify_one(),
-            }
-        }
+        conclusion.conclude(&mut ended).await;
         Ok((target, ended))
     }
 
@@ -265,156 +225,6 @@ impl Execution {
         if let Some(started) = self.started.take() {
             // An error means that the client has disconnected. The run continues.
             let _ = started.send(record);
-        }
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "the parts of one run")]
-    async fn execute(
-        &self,
-        runner: &Runner,
-        permit: &Permit,
-        spec: &RunSpec,
-        deadline: Option<Duration>,
-        stop: &CancellationToken,
-        site_guard: &SiteGuard<'_>,
-        live: &LiveRun,
-        trace: &Trace,
-    ) -> Ended<ServiceError> {
-        let censuses = &self.inner.context.censuses;
-        let position = match spec.kind {
-            Kind::Census => Some(censuses.position().await),
-            Kind::DryRun | Kind::Apply | Kind::Verify => None,
-        };
-        let began = tokio::time::Instant::now();
-        let check = check_keys(&self.inner, runner, spec, stop, trace);
-        let (checked, stopped_for) = self.stopped_for(check, deadline, stop, site_guard).await;
-        match checked {
-            Ok(()) if stop.is_cancelled() => return Ended::without_rows(Err(stopped_for)),
-            Ok(()) => {}
-            Err(error) => return Ended::without_rows(Err(error)),
-        }
-        let deadline = deadline.map(|deadline| deadline.saturating_sub(began.elapsed()));
-        let meter = Arc::new(Meter::default());
-        let _in_progress = in_progress(spec, &meter);
-        let (queue, mut failures) = LiveRun::queue();
-        let io = RunIo {
-            meter: meter.clone(),
-            failures: Some(queue),
-            with_receipt: self.inner.keeps_receipts(),
-            trace: trace.clone(),
-        };
-        let run = Box::pin(runner.run(permit, spec, io, stop));
-        let run = remember_wait(run, runner.stall());
-        let run = self.stopped_for(run, deadline, stop, site_guard);
-        let run = async {
-            tokio::select! {
-                ended = run => ended,
-                never = publish(live, &meter) => match never {},
-            }
-        };
-        let mut run = pin!(run);
-        let mut keep = Box::pin(live.keep(&mut failures));
-        let ((ended, wait), stopped_for) = tokio::select! {
-            ended = run.as_mut() => {
-                let _ = timeout(KEEP_LIMIT, keep.as_mut()).await;
-                ended
-            }
-            // The queue of failures has ended, so the run ends soon.
-            () = keep.as_mut() => run.await,
-        };
-        drop(keep);
-        live.remember(&mut failures);
-        publish_last(live, &meter, ended.result.is_ok());
-        if let (Some(census), Some(position)) = (&ended.census, position) {
-            censuses.record(runner.site(), position, census).await;
-        }
-        let counts = Counts::of(&ended.report, spec.kind, ended.durable);
-        ended.map_err(|error| {
-            let error = match error {
-                RunError::Stopped => stopped_for,
-                // The run is complete: there is nothing to count.
-                RunError::NotFound(id) => return ServiceError::UnknownOrganization(id),
-                RunError::Store(error) => error.into(),
-                RunError::NotReplicated => ServiceError::NotReplicated,
-                RunError::FailureLimit(failed) => ServiceError::FailureLimit(failed),
-                error @ (RunError::CensusElsewhere
-                | RunError::NotPermitted
-                | RunError::Panicked) => {
-                    tracing::error!(%error, "the run failed: this is a bug");
-                    ServiceError::Internal
-                }
-            };
-            ServiceError::EndedEarly {
-                error: Box::new(error),
-                counts,
-                wait,
-            }
-        })
-    }
-
-    /// Drives a run, and stops it if the client disconnects, its deadline passes, or the guard
-    /// is lost. Also returns the error for a stopped run.
-    async fn stopped_for<T>(
-        &self,
-        run: impl Future<Output = T>,
-        deadline: Option<Duration>,
-        stop: &CancellationToken,
-        site_guard: &SiteGuard<'_>,
-    ) -> (T, ServiceError) {
-        let deadline = async {
-            match deadline {
-                Some(deadline) => sleep(deadline).await,
-                None => pending().await,
-            }
-        };
-        let lost = async {
-            let lost = site_guard.lost().await;
-            if stop.is_cancelled() {
-                // The run was stopped for another reason and ends soon.
-                pending().await
-            }
-            lost
-        };
-        let mut run = pin!(run);
-        let stopped_for = tokio::select! {
-            ended = run.as_mut() => {
-                let stopped_for = if self.inner.shutdown.is_cancelled() {
-                    ServiceError::ShuttingDown
-                } else {
-                    ServiceError::Stopped
-                };
-                return (ended, stopped_for);
-            }
-            () = self.client_gone.cancelled() => ServiceError::Cancelled,
-            () = deadline => ServiceError::DeadlineExceeded,
-            lost = lost => lost.into(),
-        };
-        stop.cancel();
-        let ended = run.await;
-        // If the database fails just before a shutdown, the shutdown is the reason.
-        let stopped_for = match stopped_for {
-            ServiceError::Database(_) if self.inner.shutdown.is_cancelled() => {
-                ServiceError::ShuttingDown
-            }
-            other => other,
-        };
-        (ended, stopped_for)
-    }
-}
-
-/// Runs to the end. Also returns what the run waited for at its end. The run itself clears this
-/// text when it ends.
-async fn remember_wait(
-    run: impl Future<Output = Ended>,
-    mut stall: Receiver<Option<String>>,
-) -> (Ended, Option<String>) {
-    let mut run = pin!(run);
-    loop {
-        let wait = stall.borrow_and_update().clone();
-        tokio::select! {
-            biased;
-            ended = run.as_mut() => return (ended, wait),
-            Ok(()) = stall.changed() => {}
         }
     }
 }

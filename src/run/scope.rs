@@ -8,7 +8,10 @@ use futures_util::future;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Failure, Mode, RunError, Runner, batch_set::BatchSet, read_page, report::RowOutcome,
+    Failure, Mode, RunError, Runner,
+    batch_set::BatchSet,
+    report::RowOutcome,
+    spans::{read_page, set_error},
     until_stopped,
 };
 use crate::{
@@ -83,7 +86,7 @@ impl Runner {
             let span = batches.trace().span("sweep");
             let sweep = store.sweep(preflight.moment, visited);
             let sweep = until_stopped(stop, sweep).await;
-            let sweep = sweep.inspect_err(|error| span.fail(error.label()))?;
+            let sweep = sweep.inspect_err(|error| set_error(&span, error))?;
             drop(span);
             passed_over += sweep.passed_over;
             repeated += sweep.repeated;

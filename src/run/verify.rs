@@ -7,14 +7,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Failure, Mode, RunError, Site,
-    batch::set_end,
     batch_set::BatchSet,
     failure_limit::FailureLimit,
-    length,
     pacer::Pacer,
-    read_page,
     report::RowOutcome,
     scope::{check_preflight, unreadable},
+    spans::{length, read_page, set_batch_end},
     until_stopped,
 };
 use crate::{
@@ -91,7 +89,7 @@ async fn verify_all(
             let span = trace.span("batch");
             tasks.spawn(async move {
                 let end = verify_rows(&site, &rows, &limit);
-                set_end(&span, &end.0, 0, &end.1);
+                set_batch_end(&span, &end.0, 0, &end.1);
                 end
             });
         }

@@ -5,7 +5,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use super::{Known, SeriesPosition};
+use super::{SeriesPosition, known::Known};
 use crate::{
     domain::verdict::{CensusFacts, FailedCensus},
     run::{Census, Site},

@@ -6,6 +6,8 @@
 
 mod live;
 mod memory;
+mod read;
+mod stored;
 
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
@@ -13,16 +15,19 @@ use std::sync::{
 };
 
 use thiserror::Error;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use self::live::LiveRun;
-use self::memory::{Memory, Remembered};
-use super::record::{RunRecord, RunState};
+pub use self::read::RunPage;
+use self::{
+    memory::{Memory, Remembered},
+    stored::document,
+};
+use super::record::RunRecord;
 pub use crate::store::state::RunPosition;
 use crate::store::{
     Store, StoreError,
-    state::{StartedRun, Starter, StateSchema, StoredFailure, StoredReceipt, StoredRun},
+    state::{StartedRun, Starter, StoredFailure},
 };
 
 /// Why the history could not answer.
@@ -37,17 +42,6 @@ pub enum HistoryError {
     /// The database could not be asked.
     #[error(transparent)]
     Store(#[from] StoreError),
-}
-
-/// How many runs are kept.
-const KEPT_RUNS: u32 = 100;
-
-/// A part of the list of runs.
-pub struct RunPage {
-    /// The runs, with their positions.
-    pub runs: Vec<(RunPosition, RunRecord)>,
-    /// Where the next page begins: after this position. `None` at the end of the list.
-    pub next: Option<RunPosition>,
 }
 
 /// The result of [`History::begin`].
@@ -91,36 +85,6 @@ impl History {
             has_seen_schema: AtomicBool::new(false),
             memory: Mutex::default(),
         }))
-    }
-
-    /// Checks whether the schema can be used, and logs a change. Also writes the end of runs
-    /// whose instance is silent.
-    pub async fn look_for_schema(&self) {
-        let Some(store) = &self.0.store else {
-            return;
-        };
-        // If the database does not answer, nothing is known, and nothing changes.
-        let Ok(schema) = store.state_schema().await else {
-            return;
-        };
-        let is_ready = schema == StateSchema::Ready;
-        if schema != StateSchema::Absent {
-            self.0.has_seen_schema.store(true, Ordering::Relaxed);
-        }
-        let was_ready = self.0.is_persistent.swap(is_ready, Ordering::Relaxed);
-        let first = !std::mem::replace(&mut self.memory().knows_schema, true);
-        if is_ready && (first || !was_ready) {
-            tracing::info!("runs and censuses are kept in the schema nico_rewrap");
-        } else if !is_ready && (first || was_ready) {
-            tracing::warn!(
-                reason = %schema,
-                "runs and censuses are kept in memory only, and verdicts use only the censuses of this \
-                 process"
-            );
-        }
-        if let Err(error) = self.settle_abandoned().await {
-            tracing::debug!(%error, "cannot write the end of runs whose instance is silent");
-        }
     }
 
     /// The database; `None` if machine identity is disabled.
@@ -208,90 +172,6 @@ impl History {
         )))
     }
 
-    /// The run `id`.
-    ///
-    /// # Errors
-    ///
-    /// [`HistoryError::NoSuchRun`] if there is none.
-    pub async fn get(&self, id: &str) -> Result<RunRecord, HistoryError> {
-        if let Some(run) = self.memory().get(id) {
-            return Ok(run.record());
-        }
-        let stored = match self.state() {
-            Some(store) => store.stored_run(id).await?,
-            None => None,
-        };
-        let record = match &stored {
-            Some(run) => self.settled(run).await,
-            None => None,
-        };
-        record.ok_or_else(|| HistoryError::NoSuchRun(id.to_owned()))
-    }
-
-    /// The changes of a run that this instance executes or has executed.
-    #[must_use]
-    pub fn subscribe(&self, id: &str) -> Option<watch::Receiver<RunRecord>> {
-        self.memory().get(id).map(|run| run.subscribe())
-    }
-
-    /// At most `limit` runs, the newest first, from the one before `after` on.
-    ///
-    /// # Errors
-    ///
-    /// [`HistoryError::Store`] when the database does not answer.
-    pub async fn list(
-        &self,
-        after: Option<&RunPosition>,
-        limit: u32,
-    ) -> Result<RunPage, HistoryError> {
-        let limit = limit as usize;
-        // One more run says whether there is another page.
-        let Some(store) = self.state() else {
-            let mut runs = self.memory().list(after, limit + 1);
-            let next = runs.get(limit).is_some().then(|| runs[limit - 1].0.clone());
-            runs.truncate(limit);
-            return Ok(RunPage { runs, next });
-        };
-        let mut stored = store.stored_runs(after, limit as i64 + 1).await?;
-        let next = stored
-            .get(limit)
-            .is_some()
-            .then(|| stored[limit - 1].position());
-        stored.truncate(limit);
-        let mut runs = Vec::with_capacity(stored.len());
-        for stored in stored {
-            let record = self.newest(&stored).await;
-            runs.extend(record.map(|record| (stored.position(), record)));
-        }
-        Ok(RunPage { runs, next })
-    }
-
-    /// All runs of the history, the newest first.
-    ///
-    /// # Errors
-    ///
-    /// As [`History::list`].
-    pub async fn all(&self) -> Result<Vec<RunRecord>, HistoryError> {
-        let page = self.list(None, KEPT_RUNS).await?;
-        Ok(page.runs.into_iter().map(|(_, run)| run).collect())
-    }
-
-    /// The runs in progress, of all instances.
-    ///
-    /// # Errors
-    ///
-    /// [`HistoryError::Store`] when the database does not answer.
-    pub async fn active(&self) -> Result<Vec<RunRecord>, HistoryError> {
-        let mut runs = self.memory().active();
-        if let Some(store) = self.state() {
-            let stored = store.active_runs().await?;
-            let others = stored.iter().filter_map(from_stored);
-            let known: Vec<String> = runs.iter().map(|run| run.id.clone()).collect();
-            runs.extend(others.filter(|run| !known.contains(&run.id)));
-        }
-        Ok(runs)
-    }
-
     /// Asks a run to stop. Does nothing if it has ended.
     ///
     /// # Errors
@@ -309,53 +189,6 @@ impl History {
         Ok(record)
     }
 
-    /// The receipt of a run. `None` if the run has none, or if the schema does not exist.
-    ///
-    /// # Errors
-    ///
-    /// As [`History::get`].
-    pub async fn receipt(&self, id: &str) -> Result<Option<StoredReceipt>, HistoryError> {
-        self.get(id).await?;
-        match self.state() {
-            Some(store) => Ok(store.receipt(id).await?),
-            None => Ok(None),
-        }
-    }
-
-    /// At most `limit` failures of a run, in ascending order, after the given organization
-    /// and column.
-    ///
-    /// # Errors
-    ///
-    /// As [`History::get`].
-    pub async fn failures(
-        &self,
-        id: &str,
-        after: (&str, &str),
-        limit: u32,
-    ) -> Result<Vec<StoredFailure>, HistoryError> {
-        let run = self.memory().get(id);
-        // Usually one of the two is empty: memory keeps only the failures that are not in the
-        // database.
-        let mut failures = match &run {
-            Some(run) => run.failures(after, limit as usize),
-            None => {
-                self.get(id).await?;
-                Vec::new()
-            }
-        };
-        if let Some(store) = self.state() {
-            failures.extend(store.stored_failures(id, after, limit).await?);
-            failures.sort_by(|a, b| {
-                (&a.organization_id, &a.field).cmp(&(&b.organization_id, &b.field))
-            });
-            failures
-                .dedup_by(|a, b| (&a.organization_id, &a.field) == (&b.organization_id, &b.field));
-            failures.truncate(limit as usize);
-        }
-        Ok(failures)
-    }
-
     fn remember_failures(&self, run: &Remembered, failures: &[StoredFailure]) {
         run.add_failures(failures);
         self.memory().limit_failures();
@@ -370,59 +203,4 @@ impl History {
         // A panic cannot leave the memory half changed.
         self.0.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// The newest record of a stored run. For its own runs, this instance has a newer record in
-    /// memory.
-    async fn newest(&self, stored: &StoredRun) -> Option<RunRecord> {
-        let own = self.memory().get(&stored.id);
-        match own {
-            Some(run) => Some(run.record()),
-            None => self.settled(stored).await,
-        }
-    }
-
-    /// The record of a stored run. If its instance is silent, its end is written first, so that
-    /// no later answer shows the run in progress again.
-    async fn settled(&self, stored: &StoredRun) -> Option<RunRecord> {
-        let record = from_stored(stored)?;
-        if !stored.is_abandoned {
-            return Some(record);
-        }
-        let store = self.state()?;
-        let document = document(&record);
-        let settled = store.settle_run(&stored.id, record.state.name(), &document);
-        if let Ok(false) = settled.await
-            && let Ok(Some(now)) = store.stored_run(&stored.id).await
-        {
-            // The instance has come back, or another instance was faster.
-            return from_stored(&now);
-        }
-        Some(record)
-    }
-
-    /// Writes the end of the runs whose instance is silent.
-    async fn settle_abandoned(&self) -> Result<(), StoreError> {
-        if let Some(store) = self.state() {
-            for stored in store.abandoned_runs().await? {
-                self.newest(&stored).await;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The JSON of a record.
-fn document(record: &RunRecord) -> String {
-    // All maps in it have strings as keys, so this cannot fail.
-    serde_json::to_string(record).unwrap_or_default()
-}
-
-/// Reads a stored run. `None` if another version of this program wrote it in a form that
-/// this version does not know.
-fn from_stored(stored: &StoredRun) -> Option<RunRecord> {
-    let mut record: RunRecord = serde_json::from_str(&stored.document).ok()?;
-    if stored.is_abandoned && record.state == RunState::Running {
-        record.settle(stored.heartbeat);
-    }
-    Some(record)
 }

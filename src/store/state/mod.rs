@@ -7,6 +7,7 @@
 //! Runs, censuses and receipts are JSON documents that this module does not interpret.
 
 mod census;
+mod failure;
 mod lease;
 mod receipt;
 mod run;
@@ -18,9 +19,10 @@ use tokio_postgres::{
 
 pub use self::{
     census::StoredLedger,
+    failure::{FailurePage, StoredFailure},
     lease::Lease as StateLease,
     receipt::StoredReceipt,
-    run::{FailurePage, RunPosition, StartedRun, Starter, StoredFailure, StoredRun},
+    run::{RunPosition, StartedRun, Starter, StoredRun},
 };
 use super::{Store, StoreError, statement::Statement};
 

@@ -2,6 +2,7 @@
 
 mod item;
 mod preflight;
+mod site;
 
 use clap::Args;
 use serde::Serialize;

@@ -1,6 +1,9 @@
 //! The checks before a rotation, in their order. Each line is shown as soon as it is known.
 
-use super::item::{Check, Item};
+use super::{
+    item::{Check, Item},
+    site::site_checks,
+};
 use crate::{
     cli::client::{
         Client,
@@ -14,7 +17,6 @@ use crate::{
         problem::Problem,
         run::{Request, exit_of, follow, start},
         status::Site,
-        whoami,
     },
     proto::rewrap as pb,
 };
@@ -106,7 +108,7 @@ pub(crate) async fn preflight(
         dry_run: None,
         refused: false,
     };
-    for (check, mark, message) in first_checks(&site, expected) {
+    for (check, mark, message) in site_checks(&site, expected) {
         preflight.add(client, check, mark, message);
     }
     if preflight.has_bad() {
@@ -116,157 +118,6 @@ pub(crate) async fn preflight(
         dry_run(client, &mut preflight).await?;
     }
     Ok(preflight)
-}
-
-/// The checks that need no run.
-fn first_checks(site: &Site, expected: Option<&str>) -> Vec<(Check, Mark, String)> {
-    let answers = site.answers().count();
-    let silent: Vec<_> = site
-        .instances
-        .iter()
-        .filter(|instance| instance.status.is_err())
-        .map(|instance| instance.address.as_str())
-        .collect();
-    let mut checks = vec![if silent.is_empty() {
-        (
-            Check::Reachable,
-            Mark::Good,
-            if answers == 1 {
-                "the instance answers".to_owned()
-            } else {
-                format!("all {answers} instances answer")
-            },
-        )
-    } else {
-        (
-            Check::Reachable,
-            Mark::Warning,
-            format!("these addresses do not answer: {}", silent.join(", ")),
-        )
-    }];
-    checks.push((
-        Check::Authorized,
-        Mark::Good,
-        format!("you are {}", whoami::words(&site.caller)),
-    ));
-    let enabled = site.answers().all(|status| status.enabled);
-    checks.push(if enabled {
-        let target = site
-            .answers()
-            .next()
-            .map(|status| status.target_key_id.as_str());
-        let target = target.unwrap_or_default();
-        (
-            Check::Enabled,
-            Mark::Good,
-            format!("machine identity is enabled, and the target key is {target}"),
-        )
-    } else {
-        (
-            Check::Enabled,
-            Mark::Bad,
-            "machine identity is disabled: set [machine_identity].enabled = true".to_owned(),
-        )
-    });
-    if let Some(expected) = expected {
-        checks.push(expected_target(site, expected));
-    }
-    if site.disagreements.is_empty() {
-        let message = "all instances have the same target key and the same key bytes";
-        checks.push((Check::InstancesAgree, Mark::Good, message.to_owned()));
-    }
-    for problem in &site.disagreements {
-        checks.push((Check::InstancesAgree, Mark::Bad, problem.clone()));
-    }
-    let changed: Vec<_> = site.changed_on_disk().into_iter().collect();
-    checks.push(if changed.is_empty() {
-        (
-            Check::FilesUnchanged,
-            Mark::Good,
-            "the files on disk are those that the server has read".to_owned(),
-        )
-    } else {
-        let message = format!(
-            "changed on disk since the start: {}: restart nico-rewrap",
-            changed.join(", ")
-        );
-        (Check::FilesUnchanged, Mark::Bad, message)
-    });
-    checks.push(database(site));
-    if site.answers().all(|status| status.history_persistent) {
-        checks.push((
-            Check::History,
-            Mark::Good,
-            "runs and censuses are kept in the database".to_owned(),
-        ));
-    } else {
-        let message =
-            "runs and censuses are kept in memory only: an instance forgets them when it ends";
-        checks.push((Check::History, Mark::Warning, message.to_owned()));
-    }
-    let apply = site
-        .active_runs()
-        .into_iter()
-        .find(|run| run.kind() == pb::RunKind::Apply);
-    checks.push(match apply {
-        None => (
-            Check::NoOtherApply,
-            Mark::Good,
-            "no apply is in progress".to_owned(),
-        ),
-        Some(run) => (
-            Check::NoOtherApply,
-            Mark::Bad,
-            format!(
-                "an apply of {} is in progress: nico-rewrap runs watch {}",
-                run.caller, run.id
-            ),
-        ),
-    });
-    checks
-}
-
-/// Whether all instances have the target key that the operator expects. With the old target key,
-/// there would be nothing to do, and a rotation would seem to be complete.
-fn expected_target(site: &Site, expected: &str) -> (Check, Mark, String) {
-    let mut targets = site.answers().map(|status| status.target_key_id.as_str());
-    let (mark, message) = match targets.find(|target| *target != expected) {
-        None => (Mark::Good, format!("{expected} is the expected target key")),
-        Some(target) => (
-            Mark::Bad,
-            format!(
-                "the target key is {target}, and --expect-target is {expected}: restart servers that still have the old \
-                 target key, or correct --expect-target"
-            ),
-        ),
-    };
-    (Check::ExpectedTarget, mark, message)
-}
-
-fn database(site: &Site) -> (Check, Mark, String) {
-    let databases: Vec<_> = site
-        .answers()
-        .filter_map(|status| status.database.as_ref())
-        .collect();
-    if databases.is_empty() || databases.iter().any(|database| !database.reachable) {
-        return (
-            Check::Database,
-            Mark::Bad,
-            "the database does not answer".to_owned(),
-        );
-    }
-    if databases.iter().any(|database| database.in_recovery) {
-        let message = "the database is a standby, and accepts no writes";
-        return (Check::Database, Mark::Bad, message.to_owned());
-    }
-    let version = databases
-        .first()
-        .map_or("", |database| database.server_version.as_str());
-    (
-        Check::Database,
-        Mark::Good,
-        format!("the database answers: Postgres {version}"),
-    )
 }
 
 /// Takes a census. Returns whether it is complete.
