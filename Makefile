@@ -9,7 +9,7 @@ BUILD_HINT := building the release binary: about 5 minutes on two cores the firs
 SCRIPTS := .ci/run $(wildcard scripts/*.sh scripts/*/*/*.sh deploy/*/*.sh deploy/*/*/*.sh)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-long test-postgres simulate model mutants fuzz fuzz-quick image image-inside image-test compose-test bench bench-quick bench-build check advisories deb \
+.PHONY: help build demo test test-long test-postgres test-postgres-quick soak simulate model mutants fuzz fuzz-quick image image-inside image-test compose-test bench bench-quick bench-build check advisories deb \
 	package-test clean
 
 help: ## print this list
@@ -37,7 +37,7 @@ test: ## run all tests, with a real Postgres, PgBouncer, Prometheus, Chromium an
 		export PG_BIN PGBOUNCER GRPCURL KUBECTL BAO PROMETHEUS CHROMIUM PYTHON && \
 		threads=$${RUST_TEST_THREADS:-$$(($$(nproc) * 2))} && echo "RUST_TEST_THREADS=$$threads cargo test --locked" && RUST_TEST_THREADS=$$threads cargo test --locked
 
-test-long: ## run the tests that take minutes and that `make test` leaves out: a million failures
+test-long: ## run the tests that take minutes and that `make test` leaves out: a million failures, one round of the soak
 	@$(TOOL) rust cc openssl postgres grpcurl >/dev/null
 	@PG_BIN=$$($(TOOL) postgres) && GRPCURL=$$($(TOOL) grpcurl) && export PG_BIN GRPCURL && \
 		cargo test --locked --test it -- --ignored
@@ -45,13 +45,22 @@ test-long: ## run the tests that take minutes and that `make test` leaves out: a
 # The tests that depend most on the version of the database.
 DATABASE_TESTS := runs:: live_writers:: visibility:: durability:: censuses:: census_faults:: verdicts:: failpoints:: simulation:: \
 	locks_and_retries:: old_schema:: unreadable:: state_schema:: least_privilege::
-# These need the collations of ICU.
+QUICK_TESTS := runs:: durability:: visibility:: locks_and_retries:: unreadable:: state_schema:: least_privilege::
+# These need the collations of ICU, which the builds of PyPI lack.
 ICU_TESTS := pages_of_any_size an_index_with_another_order
 
-test-postgres: ## run the tests of the database with another PostgreSQL: VERSION=17 or VERSION=18
+test-postgres: ## run the tests of the database with another PostgreSQL: VERSION=14, 16, 17 or 18
 	@$(TOOL) rust cc openssl grpcurl postgres-$(VERSION) >/dev/null
 	@PG_BIN=$$($(TOOL) postgres-$(VERSION)) && GRPCURL=$$($(TOOL) grpcurl) && export PG_BIN GRPCURL && \
 		cargo test --locked --test it -- $(DATABASE_TESTS) $(addprefix --skip ,$(ICU_TESTS))
+
+test-postgres-quick: ## run some of these tests with PostgreSQL 18, as in CI
+	@$(MAKE) --no-print-directory test-postgres VERSION=18 DATABASE_TESTS="$(QUICK_TESTS)"
+
+soak: ## run two instances for four hours under tenants, rotations, reloads and faults, and see that nothing grows; TIME=seconds
+	@$(TOOL) rust cc openssl postgres grpcurl >/dev/null
+	@PG_BIN=$$($(TOOL) postgres) && GRPCURL=$$($(TOOL) grpcurl) && export PG_BIN GRPCURL && \
+		SOAK_SECONDS=$(or $(TIME),14400) cargo test --locked --test it -- --ignored --nocapture soak::
 
 simulate: ## simulate a site with random faults for an hour; settings: TIME=seconds, SEED=number; `make test` does it for a minute
 	@$(TOOL) rust cc openssl postgres grpcurl >/dev/null
@@ -63,9 +72,9 @@ model: ## show how an old key can be removed too early, and that the verdict pre
 	@$(TOOL) rust cc >/dev/null
 	cargo test --locked --test it -- --nocapture model::
 
-mutants: ## break src/domain and src/store in every way that cargo-mutants knows, to see whether a unit test fails; takes hours
-	@mutants=$$($(TOOL) cargo-mutants) && "$$mutants" mutants --output $(TARGET) $(or $(ONLY),--file 'src/domain/**' --file 'src/store/**') \
-		-- --locked --lib
+mutants: ## make each change of cargo-mutants to src/domain, to see whether a unit test fails; takes hours; ONLY=files, OPTIONS=…
+	@$(TOOL) rust cc >/dev/null
+	@mutants=$$($(TOOL) cargo-mutants) && scripts/mutants.sh "$$mutants" $(or $(ONLY),core) $(OPTIONS)
 
 fuzz: ## fuzz each target for five minutes; settings: TIME=seconds, TARGETS=names; see fuzz/README.md
 	@scripts/fuzz.sh $(or $(TIME),300) $(TARGETS)

@@ -317,7 +317,7 @@ choose_ports
 make_certificates
 make_keys
 start_postgres
-# With SETTINGS, so that an error in them shows now and not in an hour.
+# With SETTINGS, so that an error in them is detected now and not in an hour.
 write_config kv2 "$SETTINGS"
 note "$("$PG_BIN/postgres" --version), default settings"
 seed_rows
@@ -343,7 +343,7 @@ for ((round = 1; round <= REPEAT; round++)); do
             { ! wants barrier && ! wants on-target; } || both barrier "$rows" '' false "$rows" 0 "$rewrapped" reset "$rows"
         fi
         ! wants on-target || both on-target "$rows" '' false 0 "$rows" "$rewrapped" compact
-        # Right after the run that it is compared with, because the speed of the machine may change within minutes.
+        # Directly after the way that it is compared with, because the speed of the machine may change within minutes.
         if wants_ceiling "$rows"; then
             ceiling ceiling-barrier "$rows" barrier "$shape_barrier"
             [ "$round" -gt 1 ] || proven "$rows"

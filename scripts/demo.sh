@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Performs the run-book on a throwaway site: `make demo`.
 #
-# It does what an operator does: check, rotate, can-i-delete. On the way, it plays nico-api, which writes an old secret
+# It does what an operator does: check, rotate, can-i-delete. In the middle, it acts as nico-api and writes an old secret
 # back.
 #
 # Needs the release build of nico-rewrap and of the example `seed`. If DATABASE_URL is set, the demo does not start a

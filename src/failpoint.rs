@@ -1,32 +1,34 @@
-//! Points in a run at which a test can make this program stop or panic.
+//! Points in a run at which a test can pause this program or make it panic.
 //!
-//! Two conditions keep them out of a release. The cargo feature `failpoints` is enabled only
-//! by the tests of this package. And a build without debug assertions has no points even with
-//! the feature: Cargo enables the feature for a program that is built together with an
-//! example.
+//! Two conditions keep them out of a release. The cargo feature `failpoints` is enabled only by the
+//! tests of this package. A build without debug assertions has no points, even with the feature.
+//! This second condition is necessary because Cargo also enables the feature if it builds the
+//! program together with an example.
 
-/// The variable that arms a point: `POINT panic NTH`, or `POINT hold NTH DIRECTORY`.
+/// The variable that arms a point. Its value is `POINT panic NTH` or `POINT hold NTH DIRECTORY`.
+/// `NTH` is the number of the pass, from 1.
 #[cfg(all(feature = "failpoints", debug_assertions))]
 const VARIABLE: &str = "REWRAP_TEST_FAILPOINT";
 
-/// A point.
+/// A point in a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Point {
-    /// The rows of a page were read.
+    /// After a page of rows is read.
     PageRead,
-    /// A row is about to be decided.
+    /// Before the decision about a row.
     BeforeDecide,
-    /// A row is about to be written.
+    /// Before a row is written.
     BeforeWrite,
-    /// Postgres has answered that a row is written, and nothing remembers that yet.
+    /// After Postgres has confirmed the write of a row, and before this process records the
+    /// outcome.
     AfterWrite,
-    /// The rows of a run are about to be flushed.
+    /// Before the flush of a run's rows.
     BeforeBarrier,
-    /// The report is about to be given.
+    /// Before the run returns its report.
     BeforeReport,
 }
 
-/// Does what the test asks for at this point.
+/// Does the action that the test has armed for this point.
 #[cfg(all(feature = "failpoints", debug_assertions))]
 pub(crate) fn reach(point: Point) {
     fail::fail_point!(armed::name(point));
@@ -63,11 +65,11 @@ mod armed {
         }
     }
 
-    /// Arms the point that the variable names, if it is set.
+    /// Arms the point in the variable. Does nothing if the variable is not set.
     ///
     /// # Panics
     ///
-    /// If the variable cannot be understood.
+    /// If the value of the variable is malformed.
     pub(crate) fn arm(variable: impl FnOnce(&str) -> Option<String>) {
         let Some(text) = variable(VARIABLE) else {
             return;
@@ -93,8 +95,8 @@ mod armed {
         assert_eq!(armed, Ok(()), "{VARIABLE}={text}");
     }
 
-    /// Makes the file `reached`, and waits for the file `go`. This blocks a thread of the
-    /// runtime, so the process does hardly anything else meanwhile.
+    /// Creates the file `reached`, and waits until the file `go` exists. The wait blocks a thread
+    /// of the runtime, so other tasks of the process hardly run.
     fn hold(directory: &Path) {
         let reached = fs::write(directory.join("reached"), "");
         assert!(reached.is_ok(), "{reached:?}");

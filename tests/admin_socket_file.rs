@@ -61,11 +61,17 @@ async fn the_socket_of_a_killed_server_is_replaced_and_that_of_a_live_one_is_not
     live.wait_log("admin socket: replacing the socket of an ended process")
         .await;
     assert!(answers(&socket).await);
-    assert_refused(&start_with(&socket).await, "another process listens there");
+    assert_refused(
+        &start_with(&socket).await,
+        "another process listens at this path",
+    );
     assert!(answers(&socket).await, "{}", live.log_text());
     // A stopped process is alive, too.
     live.signal("STOP");
-    assert_refused(&start_with(&socket).await, "another process listens there");
+    assert_refused(
+        &start_with(&socket).await,
+        "another process listens at this path",
+    );
     live.signal("CONT");
     assert!(answers(&socket).await);
 }
@@ -75,15 +81,12 @@ async fn a_path_that_cannot_be_used_stops_the_start_and_stays_as_it_is() {
     let directory = lasting_dir("socket");
     let file = directory.join("file");
     fs::write(&file, "text").unwrap();
-    assert_refused(&start_with(&file).await, "there is a file of another kind");
+    assert_refused(&start_with(&file).await, "the path is not a socket");
     assert_eq!(fs::read_to_string(&file).unwrap(), "text");
     let link = directory.join("link");
     std::os::unix::fs::symlink("nothing", &link).unwrap();
-    assert_refused(&start_with(&link).await, "there is a file of another kind");
-    assert_refused(
-        &start_with(&directory).await,
-        "there is a file of another kind",
-    );
+    assert_refused(&start_with(&link).await, "the path is not a socket");
+    assert_refused(&start_with(&directory).await, "the path is not a socket");
 
     let missing = directory.join("missing/admin.sock");
     let message = format!(

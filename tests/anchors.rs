@@ -183,7 +183,7 @@ async fn constraints_of_a_ca_are_enforced() {
         let cert = Cert::new(&subject).ca();
         issuing(&cert.extension(extension))
     };
-    let gets_in = async |cert: &Cert, issuer: &Ca| {
+    let is_accepted = async |cert: &Cert, issuer: &Ca| {
         let leaf = cert.signed_by(issuer);
         handshake(&server, Some(&leaf), &[]).await.is_ok()
     };
@@ -215,21 +215,21 @@ async fn constraints_of_a_ca_are_enforced() {
             ""
         };
         let line = format!("nameConstraints = critical,{constraint}{section}");
-        let came = gets_in(&cert, &issuer(&line)).await;
+        let came = is_accepted(&cert, &issuer(&line)).await;
         assert_eq!(came, expected, "{constraint} {cert:?}");
     }
 
     let sub_ca =
         |issuer: &Ca| issuer.intermediate(&format!("/O=Acme/CN={ADMIN_ISSUER_CN}"), Strings::Utf8);
     let any = issuer("1.2.3.4 = DER:0500");
-    assert!(gets_in(&admin_cert(), &sub_ca(&any)).await);
+    assert!(is_accepted(&admin_cert(), &sub_ca(&any)).await);
     let none_below = Cert::new("/O=Acme/CN=None Below").path_length(0);
     let none_below = issuing(&none_below);
-    assert!(gets_in(&admin_cert(), &none_below).await);
-    assert!(!gets_in(&admin_cert(), &sub_ca(&none_below)).await);
+    assert!(is_accepted(&admin_cert(), &none_below).await);
+    assert!(!is_accepted(&admin_cert(), &sub_ca(&none_below)).await);
     let expired = Cert::new(&format!("/O=Acme/CN={ADMIN_ISSUER_CN}"));
     for dated in [expired.clone().expired(), expired.not_yet_valid()] {
-        assert!(!gets_in(&admin_cert(), &issuing(&dated.ca())).await);
+        assert!(!is_accepted(&admin_cert(), &issuing(&dated.ca())).await);
     }
 }
 

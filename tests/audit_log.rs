@@ -37,7 +37,7 @@ fn records(file: &Path) -> Vec<Value> {
     text.lines().map(parse).collect()
 }
 
-fn told(records: &[Value], fields: [&str; 4]) -> Vec<String> {
+fn texts(records: &[Value], fields: [&str; 4]) -> Vec<String> {
     let text = |value: &Value| {
         value
             .as_str()
@@ -87,7 +87,7 @@ async fn every_call_has_one_record_and_one_before_it_touches_anything() {
         "call nico-dhcp false NOT_ALLOWED",
         "call alice true INVALID_ORGANIZATION_ID",
     ];
-    assert_eq!(told(&records, fields), expected);
+    assert_eq!(texts(&records, fields), expected);
     let fields = ["run_id", "certificate_issuer", "scope", "rows_updated"];
     let run_id = report.run_id.unwrap();
     let issuer = records[1]["certificate_issuer"].as_str().unwrap();
@@ -95,7 +95,7 @@ async fn every_call_has_one_record_and_one_before_it_touches_anything() {
     let scope = records[1]["scope"].as_str().unwrap();
     assert!(scope.contains("acme"), "{scope}");
     assert_eq!(
-        told(&records[..2], fields),
+        texts(&records[..2], fields),
         [
             format!("{run_id} {issuer} {scope} null"),
             format!("{run_id} {issuer} {scope} 1")
@@ -169,7 +169,7 @@ async fn a_call_without_a_record_is_refused_before_anything_is_touched() {
     assert!(server.logs_with("run started").is_empty());
     // The server writes the records to the log instead.
     let outcomes = |server: &Server| {
-        told(
+        texts(
             &server.logs_with("call"),
             ["outcome", "target", "identity", "message"],
         )
@@ -231,7 +231,7 @@ async fn without_a_file_records_are_on_stderr_in_json_whatever_is_logged_and_how
     };
     eventually("a record", || !records().is_empty()).await;
     let fields = ["target", "message", "outcome", "identity"];
-    assert_eq!(told(&records(), fields), ["audit call OK alice"]);
+    assert_eq!(texts(&records(), fields), ["audit call OK alice"]);
     assert!(server.logs_with("run started").is_empty());
     assert!(!server.logs_with("listening").is_empty());
 }
@@ -409,5 +409,5 @@ async fn an_audit_log_that_hangs_counts_as_failed() {
         "call started null alice false",
         "call OK alice false",
     ];
-    assert_eq!(told(&lines, fields), expected);
+    assert_eq!(texts(&lines, fields), expected);
 }

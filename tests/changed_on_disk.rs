@@ -163,7 +163,7 @@ async fn other_credentials_and_settings_may_change() {
 }
 
 #[tokio::test]
-async fn sighup_looks_at_once() {
+async fn sighup_compares_the_files_at_once() {
     let database = Database::migrated().await;
     let site = Site::new(&database).set("rewrap.tls_reload_interval", "\"1h\"");
     let file = site.dir().join("secrets.json");

@@ -296,6 +296,12 @@ async fn a_rotation_without_a_terminal() {
         ("kv2".to_owned(), "kv1".to_owned())
     );
 
+    // A canary that is refused after another one was changed: something was changed.
+    let refused = operator
+        .call(&["rotate", "--yes", "--canary", "org001", "--canary", "nope"])
+        .await;
+    assert_eq!(refused.code, 5, "{refused:?}");
+
     let (code, lines) = operator.lines(&["rotate", "--yes"]).await;
     assert_eq!(code, 0, "{lines:?}");
     let last = lines.last().unwrap();
@@ -305,7 +311,7 @@ async fn a_rotation_without_a_terminal() {
     );
     let rotation = &last["result"];
     assert_eq!(rotation["kind"], "Rotation");
-    assert_eq!(rotation["applies"][0]["report"]["rowsUpdated"], 4);
+    assert_eq!(rotation["applies"][0]["report"]["rowsUpdated"], 3);
     assert_eq!(rotation["census"]["secrets"], 12);
     assert_eq!(
         rotation["next"],

@@ -252,7 +252,7 @@ fn reasons() -> BTreeSet<String> {
 /// The reasons of failures in the source.
 pub(crate) fn failure_reasons() -> BTreeSet<String> {
     let sources = [
-        "src/domain/rewrap.rs",
+        "src/domain/rewrap/mod.rs",
         "src/domain/verify/mod.rs",
         "src/store/error.rs",
     ];

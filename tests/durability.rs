@@ -92,7 +92,7 @@ async fn left_unflushed(database: &Database, client: &tokio_postgres::Client) ->
     let hold = "SET synchronous_commit = off;
         BEGIN; DELETE FROM tenants WHERE organization_id = 'org-039'";
     client.batch_execute(hold).await.unwrap();
-    let server = without_looks(database)
+    let server = without_load_probes(database)
         .set("rewrap.statement_timeout", "\"100s\"")
         .set("rewrap.lock_timeout", "\"100s\"")
         .start()
@@ -110,7 +110,7 @@ async fn left_unflushed(database: &Database, client: &tokio_postgres::Client) ->
 }
 
 /// The load probe is off, since its commits would also flush.
-fn without_looks(database: &Database) -> Site {
+fn without_load_probes(database: &Database) -> Site {
     Site::new(database).set("rewrap.adaptive_rate", "false")
 }
 
@@ -120,7 +120,7 @@ async fn rows_that_were_found_on_target_are_durable_after_the_report() {
         let postgres = lazy_postgres();
         let (database, client) = site_of(&postgres, 40).await;
         let written = left_unflushed(&database, &client).await;
-        let server = without_looks(&database).start().await;
+        let server = without_load_probes(&database).start().await;
         let report = run(&server, dry_run).await;
         postgres.stop_immediate();
         postgres.restart();
@@ -135,7 +135,7 @@ async fn a_crash_that_no_statement_notices_prevents_the_report() {
     let postgres = lazy_postgres();
     let (database, client) = site_of(&postgres, 8).await;
     // The crash comes between the fourth and the fifth row.
-    let server = without_looks(&database)
+    let server = without_load_probes(&database)
         .set("rewrap.max_rows_per_second", "1")
         .start()
         .await;

@@ -17,7 +17,7 @@ use crate::grpcurl::{GrpcError, Report, reencrypt, run};
 use crate::outcome::counters;
 use crate::process::temp_dir;
 use crate::proxy::Proxy;
-use crate::rewrap_client::{ask, migrate_state};
+use crate::rewrap_client::{ask, migrate_state, number};
 use crate::seal::{keys, open, seal};
 use crate::seed::{self, COLUMNS, Org};
 use crate::server::{Server, field};
@@ -222,6 +222,22 @@ async fn until_reached(directory: &Path, server: &Server) {
     }
 }
 
+/// The error and the history have the counts of the audit record.
+async fn check_history(server: &Server, error: &GrpcError, counts: [u64; 2], case: &str) {
+    if counts == [0, 0] {
+        return;
+    }
+    let told = error.error_info().unwrap().metadata;
+    let told = ["rows_updated", "rows_in_doubt"].map(|name| told[name].parse::<u64>().unwrap());
+    assert_eq!(told, counts, "{case}: {error:?}");
+    let runs = ask(server, "ListRuns", json!({})).await;
+    let id = error.run_id.as_deref().unwrap();
+    let run = runs["runs"].as_array().unwrap().iter();
+    let run = run.filter(|run| run["id"] == id).last().unwrap();
+    let kept = ["rowsUpdated", "rowsInDoubt"].map(|name| number(&run["report"][name]));
+    assert_eq!(kept, counts, "{case}: {run}");
+}
+
 /// Checks the answer of the run during which the fault happened.
 async fn check_answer(
     point: &str,
@@ -247,14 +263,12 @@ async fn check_answer(
             let count = |name: &str| field(&record, name).and_then(|n| n.as_u64()).unwrap();
             let (updated, in_doubt) = (count("rows_updated"), count("rows_in_doubt"));
             assert!(updated <= writes, "{case}: {writes} written: {record}");
-            // A panic of a batch leaves its rows in doubt. After another one, only the log tells more.
-            let is_in_batch = matches!(point, "before-decide" | "before-write" | "after-write");
-            if fault == Fault::Cut || is_in_batch {
-                assert!(
-                    writes <= updated + in_doubt,
-                    "{case}: {writes} written: {record}"
-                );
-            }
+            // A panic leaves the rows of its batch in doubt, or those of all running batches.
+            assert!(
+                writes <= updated + in_doubt,
+                "{case}: {writes} written: {record}"
+            );
+            check_history(server, &error, [updated, in_doubt], &case).await;
             return;
         }
     };

@@ -39,16 +39,26 @@ spiffe_machine_base_path = "/nico-system/machine/"
 additional_issuer_cns = []
 "#;
 
-/// The rendered manifests of a folder, by kind.
+/// The rendered manifests of a folder, by kind. The second one of a kind has its name, too:
+/// `Service nico-rewrap-instances`.
 pub(crate) fn rendered(folder: &str) -> BTreeMap<String, Value> {
     let kubectl = std::env::var_os("KUBECTL").unwrap_or_else(|| "kubectl".into());
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("deploy/kubernetes")
         .join(folder);
-    let text = process::run(Command::new(kubectl).arg("kustomize").arg(folder));
+    let text = process::run(Command::new(kubectl).arg("kustomize").arg(&folder));
     let manifests: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
-    let by_kind = |manifest: Value| (manifest["kind"].as_str().unwrap().to_owned(), manifest);
-    manifests.into_iter().map(by_kind).collect()
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let mut by_kind = BTreeMap::new();
+    for manifest in manifests {
+        let kind = text(&manifest["kind"]);
+        let key = match by_kind.contains_key(&kind) {
+            false => kind,
+            true => format!("{kind} {}", text(&manifest["metadata"]["name"])),
+        };
+        assert_eq!(by_kind.insert(key, manifest), None, "{folder:?}");
+    }
+    by_kind
 }
 
 /// A container in the Pod template of a Deployment or Job.

@@ -90,8 +90,7 @@ async fn started(
     server
 }
 
-/// The command of the Job, with `server` in place of the address of the Service. The client then
-/// verifies the name of the Service, or the one in `more`.
+/// The command of the Job, with `server` in place of the address of the Service.
 ///
 /// The files of the command exist until the test process ends.
 fn job(folder: &str, database: &Database, server: &Server, more: &[&str]) -> Command {
@@ -109,28 +108,27 @@ fn job(folder: &str, database: &Database, server: &Server, more: &[&str]) -> Com
     let set = |(name, value): &mut (String, String)| match name.as_str() {
         "TARGET" => "kv2".clone_into(value),
         "REWRAP_ENDPOINT" => {
-            assert_eq!(*value, address_of_service());
+            assert_eq!(*value, address_of("Service nico-rewrap-instances"));
             value.clone_from(&server.grpc);
+        }
+        // The client verifies this name, unless an option names another one.
+        "REWRAP_SERVER_NAME" => {
+            let service = address_of("Service");
+            assert_eq!(*value, service.rsplit_once(':').unwrap().0);
         }
         _ => *value = moved(&dir, value),
     };
     variables.iter_mut().for_each(set);
-    let service = address_of_service();
-    let of_service = ["--server-name", service.rsplit_once(':').unwrap().0];
-    let has_name = more
-        .iter()
-        .any(|option| option.starts_with("--server-name"));
     let mut command = Command::new(BINARY);
     command.env_clear();
     command.args(arguments(&dir, container, &variables));
-    command.args(if has_name { &[][..] } else { &of_service });
     command.args(more).envs(variables);
     command
 }
 
-/// Host and port of the Service in the cluster.
-fn address_of_service() -> String {
-    let service = &rendered("standalone")["Service"];
+/// Host and port of a Service in the cluster.
+fn address_of(service: &str) -> String {
+    let service = &rendered("standalone")[service];
     let port = &named(&service["spec"]["ports"], &json!("grpc"))["port"];
     let text = |key: &str| service["metadata"][key].as_str().unwrap();
     format!(

@@ -112,6 +112,9 @@ async fn the_role_has_no_other_privileges() {
     let (database, url) = site(&postgres).await;
     let owner = database.client().await;
     seed::insert(&owner, &orgs(2)).await;
+    // As role.sql says for PostgreSQL 14 and older.
+    let revoke = "REVOKE CREATE ON SCHEMA public FROM PUBLIC";
+    database.admin().await.batch_execute(revoke).await.unwrap();
     grant(&database).await;
     let first = grants(&owner).await;
     assert_eq!(

@@ -19,14 +19,14 @@ use crate::server::Server;
 use crate::site::Site;
 
 /// The plaintexts of a row's three secrets.
-type Secrets = [Option<String>; 3];
+pub(crate) type Secrets = [Option<String>; 3];
 
 /// The statement with which `nico-api` bumps a version. The trigger below refuses any other change
 /// of a version.
 const BUMP: &str = "UPDATE tenants SET version = 'V' || split_part(substr(version, 2), '-T', 1)::bigint + 1 || '-T'
     || (extract(epoch FROM clock_timestamp()) * 1000000)::bigint WHERE organization_id = ";
 
-const VERSIONS_GROW: &str = r"
+pub(crate) const VERSIONS_GROW: &str = r"
     CREATE FUNCTION versions_grow() RETURNS trigger LANGUAGE plpgsql AS $$
     DECLARE
         was bigint[] := regexp_match(OLD.version, '^V(\d+)-T(\d+)$');
@@ -38,16 +38,16 @@ const VERSIONS_GROW: &str = r"
     CREATE TRIGGER versions_grow BEFORE UPDATE ON tenants FOR EACH ROW EXECUTE FUNCTION versions_grow()";
 
 /// A task that changes its own organizations as `nico-api` does, and knows their expected content.
-struct Rival {
+pub(crate) struct Rival {
     name: usize,
     client: Client,
-    expected: BTreeMap<String, Secrets>,
-    changes: u32,
+    pub(crate) expected: BTreeMap<String, Secrets>,
+    pub(crate) changes: u32,
     gave_way: u32,
 }
 
 impl Rival {
-    async fn new(name: usize, database: &Database) -> Self {
+    pub(crate) async fn new(name: usize, database: &Database) -> Self {
         let client = database.client().await;
         let mut rival = Self {
             name,
@@ -69,7 +69,13 @@ impl Rival {
         self
     }
 
-    async fn change(&mut self) {
+    /// Connects again, after a restart of the database.
+    pub(crate) async fn reconnect(&mut self, database: &Database) {
+        self.client = database.client().await;
+    }
+
+    /// One random change.
+    pub(crate) async fn change(&mut self) {
         if self.expected.len() < 5 {
             self.insert().await;
         }
@@ -126,7 +132,8 @@ impl Rival {
         self.expected.remove(id);
     }
 
-    async fn insert(&mut self) {
+    /// A new organization.
+    pub(crate) async fn insert(&mut self) {
         let id = format!("org-{}-{}", fastrand::u32(..), self.name);
         let secret = |what: &str| Some(format!("{what} of {id}"));
         let secrets = [secret("key"), None, secret("delegation")];

@@ -72,7 +72,7 @@ async fn the_commit_goes_out_before_the_write_is_answered() {
 }
 
 #[tokio::test]
-async fn what_fails_under_the_lock_is_told_and_not_written() {
+async fn a_failure_under_the_lock_is_reported_and_nothing_is_written() {
     // The action of the trigger, the action at COMMIT, and a word of the failure. `None` means
     // that the row does not fail.
     let raise =

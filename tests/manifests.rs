@@ -60,6 +60,28 @@ fn ports_match_the_addresses_of_the_program() {
     }
 }
 
+/// The client asks every address of a name. The name of a Service with a cluster IP has one address.
+#[test]
+fn the_job_asks_every_instance() {
+    for folder in ["standalone", "sidecar"] {
+        let manifests = rendered(folder);
+        let instances = &manifests["Service nico-rewrap-instances"];
+        assert_eq!(instances["spec"]["clusterIP"], "None", "{folder}");
+        let service = &manifests["Service"]["spec"];
+        assert_eq!(instances["spec"]["selector"], service["selector"]);
+        let ports = instances["spec"]["ports"].as_array().unwrap();
+        // A headless Service translates no port.
+        assert_eq!(ports[0]["port"], number(&manifests, "rewrap-grpc"));
+        let monitor = &manifests["ServiceMonitor"]["spec"]["selector"]["matchLabels"];
+        let is_scraped = selects(monitor, &instances["metadata"]["labels"]);
+        assert!(!is_scraped, "each Pod twice");
+    }
+    let job = rendered("call")["Job"].clone();
+    let endpoint = named(&container(&job, "call")["env"], &json!("REWRAP_ENDPOINT"));
+    let host = endpoint["value"].as_str().unwrap();
+    assert!(host.starts_with("nico-rewrap-instances."), "{host}");
+}
+
 #[test]
 fn selectors_match_the_intended_objects() {
     for folder in ["standalone", "sidecar"] {

@@ -159,7 +159,7 @@ async fn before_the_first_event_counters_are_zero_and_unknown_gauges_are_absent(
         .collect();
     let wanted = [("kv1", "other"), ("kv2", "target")].map(|(id, role)| (id.into(), role.into()));
     assert_eq!(roles, BTreeMap::from(wanted));
-    // The target key is never removable. About the other key, nobody can say.
+    // The target key is never removable. For the other key, this is unknown.
     let kv1 = [("key_id", "kv1")];
     assert_eq!(server.metric(REMOVABLE, &kv1).await, None);
     for absent in [
@@ -297,7 +297,7 @@ async fn a_census_sets_the_gauges_of_the_keys() {
     assert_eq!(removable("kv2").await, Some(0.0), "target");
     let scrape = server.metrics().await;
     promtool(&["check", "metrics"], &scrape);
-    // An unreadable secret may need it: nobody can say.
+    // An unreadable secret may need it: the gauge is absent.
     assert_eq!(
         values(&scrape, REMOVABLE, "key_id"),
         ["kv1", "kv2"].map(Into::into).into()

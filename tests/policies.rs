@@ -277,7 +277,7 @@ async fn an_unreadable_or_invalid_policy_stops_the_start() {
         ("p, a", "policy.csv line 1 has 2 fields"),
         (
             "# ok\np, a, forge/*\nallow all",
-            "policy.csv line 3 is no rule",
+            "policy.csv line 3 is not a rule",
         ),
         (
             "p, a, forge/[",
@@ -291,7 +291,7 @@ async fn an_unreadable_or_invalid_policy_stops_the_start() {
     }
     let all = [
         "policy.csv line 1 has 2 fields",
-        "policy.csv line 2 is no rule",
+        "policy.csv line 2 is not a rule",
     ];
     let said = refused(&database, &all, |site| with_policy(site, "p, a\nq, a, b")).await;
     assert_eq!(said.lines().count(), 2, "{said}");

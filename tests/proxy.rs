@@ -54,7 +54,10 @@ impl Proxy {
                 {
                     continue;
                 }
-                let server = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+                // While the server is down, new connections end at once.
+                let Ok(server) = TcpStream::connect(("127.0.0.1", port)).await else {
+                    continue;
+                };
                 tokio::spawn(connection(client, server, relay.clone(), cut.clone()));
             }
         });

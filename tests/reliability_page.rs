@@ -41,13 +41,39 @@ fn every_test_that_the_page_names_exists() {
 }
 
 #[test]
-fn the_page_names_the_settings_of_the_simulation() {
+fn the_page_names_the_variables_of_the_simulation_and_the_soak() {
     let page = read("docs/reliability.md");
-    for source in files("tests/simulation", ".rs") {
+    let sources = [files("tests/simulation", ".rs"), files("tests/soak", ".rs")];
+    for source in sources.concat() {
         let text = read(&source);
-        for seed in text.split("variable(\"").skip(1) {
-            let name = seed.split('"').next().unwrap();
+        let variables = text.split("variable(\"").chain(text.split("env::var(\""));
+        for variable in variables.filter(|text| text.starts_with("S")) {
+            let name = variable.split('"').next().unwrap();
             assert!(page.contains(name), "{name}");
         }
+    }
+}
+
+/// Every command of the page is a target of the Makefile, and every module of tests is compiled.
+#[test]
+fn the_commands_and_modules_of_the_page_exist() {
+    let (page, makefile, main) = (
+        read("docs/reliability.md"),
+        read("Makefile"),
+        read("tests/main.rs"),
+    );
+    let words = |text: &'static str| page.split(text).skip(1);
+    let targets: BTreeSet<_> = words("`make ")
+        .chain(words("$ make "))
+        .map(|rest| rest.split([' ', '`', '\n']).next().unwrap())
+        .collect();
+    assert!(targets.len() > 5, "{targets:?}");
+    for target in targets {
+        assert!(makefile.contains(&format!("\n{target}: ")), "make {target}");
+    }
+    let quoted = page.split('`').skip(1).step_by(2);
+    for name in quoted.filter(|text| text.contains("::") && !text.starts_with("domain::")) {
+        let module = name.split("::").next().unwrap();
+        assert!(main.contains(&format!("mod {module};\n")), "{name}");
     }
 }

@@ -27,7 +27,7 @@ fn list(files: &[&PathBuf]) -> String {
     format!("[{}]", files.join(", "))
 }
 
-async fn gets_in(server: &Server, leaf: &Leaf) -> bool {
+async fn is_accepted(server: &Server, leaf: &Leaf) -> bool {
     handshake(server, Some(leaf), &[]).await.is_ok()
 }
 
@@ -60,15 +60,15 @@ async fn a_revoked_leaf_is_refused_and_its_sibling_is_not() {
         &[&der(&roots_list), &der(&issuers_list)],
     ] {
         let server = site(files).start().await;
-        assert!(gets_in(&server, &good).await, "{files:?}");
-        assert!(!gets_in(&server, &bad).await, "{files:?}");
+        assert!(is_accepted(&server, &good).await, "{files:?}");
+        assert!(!is_accepted(&server, &bad).await, "{files:?}");
         assert_refused(&server, "revoked", 1).await;
         // The issuer of this certificate has no list.
-        assert!(!gets_in(&server, &certs::service("nico-api")).await);
+        assert!(!is_accepted(&server, &certs::service("nico-api")).await);
         assert_refused(&server, "crl_missing", 1).await;
     }
     let server = site(&[]).start().await;
-    assert!(gets_in(&server, &bad).await);
+    assert!(is_accepted(&server, &bad).await);
 }
 
 #[tokio::test]
@@ -77,8 +77,8 @@ async fn a_revoked_intermediate_takes_all_its_leaves_with_it() {
     let root = Crl::of(admin_root()).revokes(&revoked.issuer.key).issue();
     let lists = [&revoked, &other].map(|branch| Crl::of(&branch.issuer).issue());
     let server = site(&[&root, &lists[0], &lists[1]]).start().await;
-    assert!(gets_in(&server, &other.good).await);
-    assert!(!gets_in(&server, &revoked.good).await);
+    assert!(is_accepted(&server, &other.good).await);
+    assert!(!is_accepted(&server, &revoked.good).await);
     assert_refused(&server, "revoked", 1).await;
 }
 
@@ -91,8 +91,8 @@ async fn a_ca_that_changes_its_key_has_a_list_of_each() {
     for files in [[&lists[0], &lists[1]], [&lists[1], &lists[0]]] {
         let server = site(&[&root, files[0], files[1]]).start().await;
         for branch in [&before, &after] {
-            assert!(gets_in(&server, &branch.good).await);
-            assert!(!gets_in(&server, &branch.bad).await);
+            assert!(is_accepted(&server, &branch.good).await);
+            assert!(!is_accepted(&server, &branch.bad).await);
         }
         assert_refused(&server, "revoked", 2).await;
     }
@@ -101,8 +101,8 @@ async fn a_ca_that_changes_its_key_has_a_list_of_each() {
         let policy = format!("\"{policy}\"");
         let site = site(&[&root, &lists[0]]).set("rewrap.crl_policy", policy);
         let server = site.start().await;
-        assert!(gets_in(&server, &before.good).await);
-        assert!(!gets_in(&server, &after.good).await);
+        assert!(is_accepted(&server, &before.good).await);
+        assert!(!is_accepted(&server, &after.good).await);
         assert_refused(&server, "crl_unusable", 1).await;
     }
 }
@@ -149,8 +149,8 @@ async fn a_root_that_changes_its_key_and_its_kind_has_a_list_of_each() {
         let site = site.set("tls.root_cafile_path", path(&bundle));
         let server = site.start_unready().await;
         for root in [0, 1, 2] {
-            assert!(gets_in(&server, &good[root]).await, "{order:?}, {root}");
-            assert!(!gets_in(&server, &bad[root]).await, "{order:?}, {root}");
+            assert!(is_accepted(&server, &good[root]).await, "{order:?}, {root}");
+            assert!(!is_accepted(&server, &bad[root]).await, "{order:?}, {root}");
         }
         assert_refused(&server, "revoked", 3).await;
     }
@@ -174,8 +174,8 @@ async fn a_list_without_a_key_identifier_hides_nobody_whom_another_names() {
         [&old_with, &new_without],
     ] {
         let server = site(&[&root, files[0], files[1]]).start().await;
-        assert!(gets_in(&server, &good).await, "{files:?}");
-        assert!(!gets_in(&server, &bad).await, "{files:?}");
+        assert!(is_accepted(&server, &good).await, "{files:?}");
+        assert!(!is_accepted(&server, &bad).await, "{files:?}");
         assert_refused(&server, "revoked", 1).await;
     }
 }
@@ -195,8 +195,8 @@ async fn a_revoked_leaf_gains_nothing_by_what_it_sends_along() {
     // More signatures than rustls looks at.
     for along in [expired, current.repeat(40)] {
         let with = |leaf| with_chain(leaf, &[&issuer.chain, &along]);
-        assert!(gets_in(&server, &with(&good)).await);
-        assert!(!gets_in(&server, &with(&bad)).await);
+        assert!(is_accepted(&server, &with(&good)).await);
+        assert!(!is_accepted(&server, &with(&bad)).await);
     }
 }
 
@@ -231,8 +231,8 @@ async fn the_policy_says_what_an_old_or_a_missing_list_means() {
                 .start_unready()
                 .await;
             let what = format!("{policy} {}", list.display());
-            assert_eq!(gets_in(&server, &good).await, good_expected, "{what}");
-            assert_eq!(gets_in(&server, &bad).await, bad_expected, "{what}");
+            assert_eq!(is_accepted(&server, &good).await, good_expected, "{what}");
+            assert_eq!(is_accepted(&server, &bad).await, bad_expected, "{what}");
             if !good_expected {
                 assert_refused(&server, refused_for, 2).await;
             } else if !bad_expected {
@@ -252,8 +252,8 @@ async fn the_newest_list_of_an_issuer_counts() {
     for files in [[&before, &after], [&after, &before]] {
         let server = site(&files).set("tls.root_cafile_path", path(&root.cert));
         let server = server.start().await;
-        assert!(gets_in(&server, &good).await, "{files:?}");
-        assert!(!gets_in(&server, &bad).await, "{files:?}");
+        assert!(is_accepted(&server, &good).await, "{files:?}");
+        assert!(!is_accepted(&server, &bad).await, "{files:?}");
         assert_refused(&server, "revoked", 1).await;
     }
 }
@@ -282,17 +282,17 @@ async fn a_list_in_parts_is_refused_and_one_with_a_scope_counts() {
     let for_users = format!("{this}\nonlyuser = TRUE");
     for scope in [&this, &for_users] {
         let server = with(&[&list().scope(scope).issue()]).start_unready().await;
-        assert!(gets_in(&server, &good).await && gets_in(&server, &good_here).await);
-        assert!(!gets_in(&server, &bad).await && !gets_in(&server, &bad_here).await);
+        assert!(is_accepted(&server, &good).await && is_accepted(&server, &good_here).await);
+        assert!(!is_accepted(&server, &bad).await && !is_accepted(&server, &bad_here).await);
     }
     // A list for CAs only, or for another distribution point, does not cover the certificate.
     let for_cas = list().scope(&format!("{this}\nonlyCA = TRUE")).issue();
     let server = with(&[&for_cas]).start_unready().await;
-    assert!(!gets_in(&server, &good).await);
+    assert!(!is_accepted(&server, &good).await);
     assert_refused(&server, "crl_missing", 1).await;
     let elsewhere = leaf("URI:http://ca.example/2.crl");
     let server = with(&[&list().scope(&this).issue()]).start_unready().await;
-    assert!(!gets_in(&server, &elsewhere).await);
+    assert!(!is_accepted(&server, &elsewhere).await);
     assert_refused(&server, "crl_missing", 1).await;
 
     let part = |line: &str| Crl::of(&root).scope(line).issue();

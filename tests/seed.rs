@@ -11,6 +11,7 @@ use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use tokio_postgres::Client;
 
 use crate::database::Database;
+use crate::process::{self, temp_dir};
 use crate::seal::seal;
 
 /// The three secret columns, in the order of the texts in [`Org`] and [`Row`].
@@ -165,6 +166,18 @@ pub(crate) fn signing_key_pem() -> &'static str {
         )
     });
     &PEM
+}
+
+/// Gives every row the public key of [`signing_key_pem`], so that a verify finds a pair.
+pub(crate) async fn set_public_keys(client: &Client) {
+    let dir = temp_dir("public-key");
+    let file = dir.path().join("key.pem");
+    std::fs::write(&file, signing_key_pem()).unwrap();
+    let mut openssl = std::process::Command::new("openssl");
+    let public = process::run(openssl.args(["pkey", "-pubout", "-in"]).arg(&file));
+    let sql = "UPDATE tenant_identity_config
+        SET signing_key_public_1 = jsonb_set(signing_key_public_1, '{public_pem}', to_jsonb($1::text))";
+    client.execute(sql, &[&public]).await.unwrap();
 }
 
 /// Changes the schema to that of a site before June 2026.

@@ -12,7 +12,7 @@ use crate::pg::PASSWORD;
 use crate::seed;
 use crate::server::Server;
 use crate::site::Site;
-use crate::start_up::until_probes_say;
+use crate::start_up::until_probes_answer;
 
 /// Runs the statements, with `ROLE` and `DATABASE` replaced.
 async fn execute(admin: &Client, database: &Database, sql: &str) {
@@ -71,7 +71,7 @@ async fn a_login_that_postgres_refuses_at_the_start_has_its_own_reason() {
         execute(&admin, &database, problem).await;
         let server = Site::with_url(&url).start_unready().await;
         server.wait_log("waiting for the database").await;
-        until_probes_say(&server, 503, sqlstate).await;
+        until_probes_answer(&server, 503, sqlstate).await;
         let (code, reason, cause) = refusal(&server).await;
         assert_eq!(code, "FAILED_PRECONDITION", "{problem}");
         assert_eq!(reason, "DATABASE_LOGIN", "{problem}");
@@ -89,7 +89,7 @@ async fn a_refusal_by_pg_hba_at_the_start_has_its_own_reason() {
     let database = Database::migrated_on(&postgres).await;
     let url = format!("{}?sslmode=disable", database.url());
     let server = Site::with_url(&url).start_unready().await;
-    until_probes_say(&server, 503, "28000").await;
+    until_probes_answer(&server, 503, "28000").await;
     let (code, reason, cause) = refusal(&server).await;
     assert_eq!(
         (code.as_str(), reason.as_str()),
@@ -147,7 +147,7 @@ async fn a_problem_that_appears_after_the_start_ends_readiness_until_it_is_gone(
     until(&admin, &second).await;
     for (problem, remedy, words, reason) in cases {
         execute(&admin, &database, problem).await;
-        until_probes_say(&server, 503, words).await;
+        until_probes_answer(&server, 503, words).await;
         if !reason.is_empty() {
             let (code, found, _) = refusal(&server).await;
             assert_eq!(
@@ -156,6 +156,6 @@ async fn a_problem_that_appears_after_the_start_ends_readiness_until_it_is_gone(
             );
         }
         execute(&admin, &database, remedy).await;
-        until_probes_say(&server, 200, "ready").await;
+        until_probes_answer(&server, 200, "ready").await;
     }
 }

@@ -207,7 +207,7 @@ async fn an_apply_whose_lease_is_lost_ends_unavailable() {
 }
 
 #[tokio::test]
-async fn without_the_means_for_a_guard_an_apply_works_and_a_warning_says_so() {
+async fn an_apply_without_a_guard_works_and_logs_a_warning() {
     let (database, _client) = seeded(&orgs(10)).await;
     let server = Site::new(&database)
         .set("rewrap.pool_mode", "\"transaction\"")

@@ -42,7 +42,7 @@ async fn assert_health(server: &Server, expected: &str) {
 /// answer. `expected` is the code and the reason of the error.
 async fn assert_not_ready(server: &Server, why: &str, expected: (&str, &str)) {
     assert_eq!(server.get("/livez").await, (200, "ok\n".to_owned()));
-    until_probes_say(server, 503, why).await;
+    until_probes_answer(server, 503, why).await;
     let (status, body) = server.get("/readyz").await;
     assert!(
         status == 503 && body.contains("not ready: database: ") && body.contains(why),
@@ -118,7 +118,7 @@ async fn the_start_waits_for_a_database_that_does_not_exist_yet() {
 }
 
 /// Waits until the probe has this answer. Calls have their own errors.
-pub(crate) async fn until_probes_say(server: &Server, status: u16, words: &str) {
+pub(crate) async fn until_probes_answer(server: &Server, status: u16, words: &str) {
     let deadline = Instant::now() + TIME_LIMIT;
     loop {
         let (found, body) = server.get("/readyz").await;
@@ -141,7 +141,7 @@ async fn probes_answer_while_the_database_is_silent() {
         .start_unready()
         .await;
     assert_eq!(server.get("/livez").await, (200, "ok\n".to_owned()));
-    until_probes_say(&server, 503, "database: connecting to it").await;
+    until_probes_answer(&server, 503, "database: connecting to it").await;
     assert_health(&server, "NOT_SERVING").await;
     assert!(
         start.elapsed() < Duration::from_secs(50),
@@ -167,7 +167,7 @@ async fn the_probes_follow_a_database_that_stops_and_restarts() {
     let (postgres, _database, server) = on_its_own_postgres().await;
     for _ in 0..2 {
         postgres.stop_fast();
-        until_probes_say(&server, 503, "not ready: database: ").await;
+        until_probes_answer(&server, 503, "not ready: database: ").await;
         assert_eq!(server.get("/livez").await.0, 200);
         assert_health(&server, "NOT_SERVING").await;
         let error = reencrypt(&server, certs::admin(), json!({"dryRun": true})).await;
@@ -177,7 +177,7 @@ async fn the_probes_follow_a_database_that_stops_and_restarts() {
             Some("DATABASE_UNAVAILABLE")
         );
         postgres.restart();
-        until_probes_say(&server, 200, "ready").await;
+        until_probes_answer(&server, 200, "ready").await;
         assert_health(&server, "SERVING").await;
     }
     leaks::assert_none(&server.log_text());
@@ -195,9 +195,9 @@ async fn the_probes_show_a_database_that_hangs() {
         .collect();
     pids.push(postgres.pid());
     crate::process::signal(&pids, "STOP");
-    until_probes_say(&server, 503, "no answer from the database").await;
+    until_probes_answer(&server, 503, "no answer from the database").await;
     crate::process::signal(&pids, "CONT");
-    until_probes_say(&server, 200, "ready").await;
+    until_probes_answer(&server, 200, "ready").await;
 }
 
 #[tokio::test]
@@ -223,15 +223,15 @@ async fn the_probes_show_a_revoked_privilege() {
     assert_eq!(server.get("/readyz").await.0, 200);
     let revoke = format!("REVOKE UPDATE ON tenants FROM {role}");
     admin.batch_execute(&revoke).await.unwrap();
-    until_probes_say(&server, 503, "UPDATE on tenants.version").await;
+    until_probes_answer(&server, 503, "UPDATE on tenants.version").await;
     assert_health(&server, "NOT_SERVING").await;
     let grant = format!("GRANT UPDATE (version) ON tenants TO {role}");
     admin.batch_execute(&grant).await.unwrap();
-    until_probes_say(&server, 200, "ready").await;
+    until_probes_answer(&server, 200, "ready").await;
     // Only a new connection shows that the role may not log in.
     let no_login = format!("ALTER ROLE {role} NOLOGIN");
     admin.batch_execute(&no_login).await.unwrap();
-    until_probes_say(&server, 503, "28000").await;
+    until_probes_answer(&server, 503, "28000").await;
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags, open};
@@ -18,18 +19,24 @@ const TIME_LIMIT: Duration = Duration::from_secs(60);
 pub(crate) struct Terminal {
     process: Child,
     keyboard: File,
-    screen: Arc<Mutex<String>>,
+    output: Arc<Mutex<Vec<u8>>>,
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Terminal {
-    /// Starts the client with these arguments and variables.
+    /// Starts the client with these arguments and variables in a terminal of a usual size.
     pub(crate) fn start(args: &[String], env: &[(&str, &str)]) -> Self {
+        Self::sized(args, env, 50, 120)
+    }
+
+    /// The same in a terminal of this size.
+    pub(crate) fn sized(args: &[String], env: &[(&str, &str)], rows: u16, columns: u16) -> Self {
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&master).unwrap();
         unlockpt(&master).unwrap();
         let size = Winsize {
-            ws_row: 50,
-            ws_col: 120,
+            ws_row: rows,
+            ws_col: columns,
             ws_xpixel: 0,
             ws_ypixel: 0,
         };
@@ -58,29 +65,29 @@ impl Terminal {
             .spawn()
             .unwrap();
         let keyboard = File::from(master);
-        let screen = Arc::new(Mutex::new(String::new()));
-        let (sink, mut output) = (screen.clone(), keyboard.try_clone().unwrap());
-        std::thread::spawn(move || {
+        let output = Arc::new(Mutex::new(Vec::new()));
+        let (sink, mut written) = (output.clone(), keyboard.try_clone().unwrap());
+        let reader = std::thread::spawn(move || {
             let mut piece = [0; 4096];
             // An error means that the program has ended.
-            while let Ok(read) = output.read(&mut piece) {
+            while let Ok(read) = written.read(&mut piece) {
                 if read == 0 {
                     break;
                 }
-                let text = String::from_utf8_lossy(&piece[..read]).into_owned();
-                sink.lock().unwrap().push_str(&text);
+                sink.lock().unwrap().extend_from_slice(&piece[..read]);
             }
         });
         Self {
             process,
             keyboard,
-            screen,
+            output,
+            reader: Some(reader),
         }
     }
 
     /// Everything that was written so far.
     pub(crate) fn screen(&self) -> String {
-        self.screen.lock().unwrap().clone()
+        String::from_utf8_lossy(&self.output.lock().unwrap()).into_owned()
     }
 
     /// Waits until the screen has shown this text.
@@ -112,6 +119,10 @@ impl Terminal {
         let deadline = Instant::now() + TIME_LIMIT;
         loop {
             if let Some(status) = self.process.try_wait().unwrap() {
+                // What the program has written last.
+                if let Some(reader) = self.reader.take() {
+                    reader.join().unwrap();
+                }
                 return status.code().unwrap_or(-1);
             }
             assert!(

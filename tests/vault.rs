@@ -71,7 +71,7 @@ async fn the_rendered_file_is_read() {
 }
 
 #[test]
-fn the_mount_is_the_one_that_nico_api_is_told() {
+fn the_mount_is_that_of_nico_api() {
     let vault = Vault::start("site/kv").with_key("only");
     let expected = json!({"only": BASE64_STANDARD.encode(key("only"))});
     assert_eq!(
@@ -104,7 +104,7 @@ fn a_key_that_is_listed_and_cannot_be_read_makes_no_file() {
 }
 
 #[test]
-fn the_policy_lets_the_agent_read_keys_and_nothing_else() {
+fn the_policy_allows_the_agent_to_read_keys_and_nothing_else() {
     let vault = Vault::start("secrets").with_key("kv1");
     vault.put("bmc/site_wide_root", &json!({"data": {"password": "x"}}));
     let token = vault.token();

@@ -225,7 +225,7 @@ async fn the_stores_are_those_of_nico_api() {
 }
 
 #[tokio::test]
-async fn keys_that_only_postgres_may_have_are_told_of() {
+async fn keys_that_only_postgres_may_have_cause_a_warning_or_a_refusal() {
     let database = Database::migrated().await;
     let backends = "secrets.backends";
     // With the target elsewhere, a warning.

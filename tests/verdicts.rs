@@ -16,8 +16,8 @@ use crate::site::Site;
 
 const CENSUS: &str = "RUN_KIND_CENSUS";
 
-const STRAGGLER: &str = "secrets are under a key that no secret used before: somebody still writes \
-                         under it. The soak starts again";
+const STRAGGLER: &str = "a census found secrets under a key that was clean before: an old process \
+    or a race with nico-api wrote them. The soak starts again";
 
 const MEMORY_ONLY: &str = "runs and censuses are kept in memory only, and verdicts use only the \
                            censuses of this process";

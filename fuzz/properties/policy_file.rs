@@ -28,8 +28,8 @@ pub(crate) fn check(input: &[u8]) -> &'static str {
     };
     let policy = match CasbinPolicy::parse(text) {
         Ok(policy) => policy,
-        Err(faults) => {
-            check_faults(text, &faults);
+        Err(problems) => {
+            check_problems(text, &problems);
             return "refused";
         }
     };
@@ -48,16 +48,16 @@ pub(crate) fn check(input: &[u8]) -> &'static str {
 
 /// There is at least one problem, at most one for each line, in the order of the lines. Each
 /// text fits in one line of the log.
-fn check_faults(text: &str, faults: &[PolicyError]) {
+fn check_problems(text: &str, problems: &[PolicyError]) {
     let mut last = 0;
-    for fault in faults {
-        let line = fault.line;
-        assert!(last < line && line <= text.lines().count(), "{fault:?}");
+    for problem in problems {
+        let line = problem.line;
+        assert!(last < line && line <= text.lines().count(), "{problem:?}");
         last = line;
-        let said = fault.to_string();
+        let said = problem.to_string();
         assert!(!said.contains(char::is_control), "{said:?}");
     }
-    assert_ne!(last, 0, "{text:?} without a fault");
+    assert_ne!(last, 0, "{text:?} without a problem");
 }
 
 fn read_by_casbin(text: &str) -> Enforcer {

@@ -65,12 +65,12 @@ pub(crate) fn check(input: &[u8]) -> &'static str {
             assert_eq!(ids.len(), keks.len(), "{keks:?}");
             "accepted"
         }
-        Err(faults) => {
-            assert!(!faults.is_empty());
+        Err(problems) => {
+            assert!(!problems.is_empty());
             let ids = key_ids(text);
-            for fault in &faults {
-                let message = numbers_as_n(&id_as_id(fault, &ids));
-                assert!(MESSAGES.contains(&message.as_str()), "{fault:?}");
+            for problem in &problems {
+                let message = numbers_as_n(&id_as_id(problem, &ids));
+                assert!(MESSAGES.contains(&message.as_str()), "{problem:?}");
             }
             "refused"
         }
@@ -95,9 +95,9 @@ fn key_ids(text: &str) -> Vec<String> {
     ids.map(|id| format!("{id:?}")).collect()
 }
 
-fn id_as_id(fault: &str, ids: &[String]) -> String {
+fn id_as_id(problem: &str, ids: &[String]) -> String {
     for prefix in ["key id ", "key "] {
-        let Some(rest) = fault.strip_prefix(prefix) else {
+        let Some(rest) = problem.strip_prefix(prefix) else {
             continue;
         };
         // The longest match: an id with a quote may begin like another id.
@@ -106,7 +106,7 @@ fn id_as_id(fault: &str, ids: &[String]) -> String {
             return format!("{prefix}ID{}", &rest[id.len()..]);
         }
     }
-    fault.to_owned()
+    problem.to_owned()
 }
 
 fn numbers_as_n(text: &str) -> String {

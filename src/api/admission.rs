@@ -23,7 +23,7 @@ pub(crate) fn decide(policy: &Policy, peer: &Peer, access: Access) -> Result<Per
             Denial::SocketReadOnly => "socket_read_only",
         },
     };
-    telemetry::decided(caller.kind(), outcome);
+    telemetry::authorization_decided(caller.kind(), outcome);
     if let Err(Denied { refusal, .. }) = &decision {
         let certificate = caller.certificate();
         tracing::warn!(

@@ -28,12 +28,11 @@ use crate::{
     telemetry::{self, Trace},
 };
 
-/// How long to wait after a census that failed. After each further failure, the pause is twice as
-/// long, up to the interval.
+/// Pause after a failed census. It doubles after each further failure, up to the interval.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// How often to look whether the census of another instance has ended, if one is due here.
-pub(super) const ELSEWHERE: Duration = Duration::from_secs(1);
+/// How often to check whether the census of another instance has ended, while a census is due here.
+pub(super) const OTHER_CENSUS_POLL: Duration = Duration::from_secs(1);
 
 /// How often to check for the first contact with the database.
 const START: Duration = Duration::from_millis(200);
@@ -74,14 +73,14 @@ impl Calls {
         let mut failures = 0;
         while !shutdown.is_cancelled() {
             let mut pause = interval;
-            // Otherwise, another instance has taken one.
+            // If the last census is recent, another instance has taken it.
             if is_due || censuses.is_older_than(interval.mul_f64(0.9)).await {
                 // A shutdown stops the census but does not drop this future, because the end
                 // must be recorded.
                 match inner.take_census(runner).await {
-                    Ok(Taken::Elsewhere) if is_due => pause = ELSEWHERE,
+                    Ok(Taken::Elsewhere) if is_due => pause = OTHER_CENSUS_POLL,
                     Ok(Taken::Elsewhere) => {}
-                    // A census that somebody has stopped does not begin again soon.
+                    // A caller has stopped this census: wait for the whole interval.
                     Ok(Taken::Here(_)) | Err(ServiceError::Stopped) => {
                         (is_due, failures) = (false, 0);
                     }
@@ -153,7 +152,7 @@ impl Inner {
         };
         let in_progress = in_progress(&spec, &meter);
         let census = Box::pin(runner.census(&spec, true, &io, &stop));
-        let ended = attend(&live, &meter, census).await;
+        let ended = execute_census(&live, &meter, census).await;
         drop(in_progress);
         if let Some(census) = &ended.census {
             censuses.record(runner.site(), position, census).await;
@@ -195,8 +194,8 @@ impl Inner {
         ended.census.map(Taken::Here).ok_or(ServiceError::Internal)
     }
 
-    /// Lets the verdicts know that a census has failed. Waits only for a moment, because the
-    /// database may be the problem.
+    /// Records for the verdicts that a census has failed. Waits only briefly, because the database
+    /// may be the cause of the failure.
     pub(super) async fn record_census_failure(&self, problem: Option<&RunProblem>) {
         let Some(problem) = problem.cloned() else {
             return;
@@ -208,15 +207,17 @@ impl Inner {
     }
 }
 
-/// The pause after a census that failed, and `failures` before it.
+/// The pause after a failed census, if `failures` censuses have failed before it.
 fn pause_after(failures: u32, interval: Duration) -> Duration {
     let doubled = RETRY.saturating_mul(1 << failures.min(16));
     doubled.min(interval.max(RETRY))
 }
 
-/// Drives a census. Meanwhile, other instances see its progress and can stop it.
-async fn attend<T>(live: &LiveRun, meter: &Meter, census: impl Future<Output = T>) -> T {
-    // A census has no failures, but without the sender the queue ends at once.
+/// Executes a census, and publishes its progress. Other instances can see the progress and stop the
+/// census.
+async fn execute_census<T>(live: &LiveRun, meter: &Meter, census: impl Future<Output = T>) -> T {
+    // A census has no failures. The sender is kept because the queue ends when its last sender is
+    // dropped.
     let (_sender, mut failures) = LiveRun::queue();
     let keep = async {
         live.keep(&mut failures).await;

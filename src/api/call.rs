@@ -66,7 +66,7 @@ impl Calls {
         &self.0.context.censuses
     }
 
-    /// About this instance.
+    /// Facts about this instance.
     pub(super) fn info(&self) -> &InstanceInfo {
         &self.0.context.info
     }
@@ -86,7 +86,8 @@ impl Calls {
         Ok(decide(&self.0.context.policy, peer, Access::Read)?)
     }
 
-    /// Why the client does not have this access, if it does not. This is not counted as a decision.
+    /// The reason why the client does not have this access. `None` if it has the access. The metric
+    /// of decisions does not count this question.
     pub(super) fn denial(&self, peer: &Peer, access: Access) -> Option<Denied> {
         authorize(&self.0.context.policy, &peer.caller, access).err()
     }
@@ -140,6 +141,7 @@ impl Calls {
             inner: self.0.clone(),
             run_id: run_id.to_owned(),
             client_gone,
+            meter: Arc::default(),
             started,
         };
         self.0.tasks.spawn(execution.call(request).instrument(span))

@@ -1,4 +1,4 @@
-//! What follows a run: its record, the metrics, the soak of the keys, and the receipt.
+//! The work after a run: its record, its metrics, the note for the verdicts, and the receipt.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -27,7 +27,7 @@ pub(super) struct Conclusion<'a> {
 }
 
 impl Conclusion<'_> {
-    /// Records the end of the run, and starts what must follow it. Takes the changes out of
+    /// Records the end of the run, and starts the task for the receipt. Takes the changes out of
     /// `ended`.
     pub(super) async fn conclude(self, ended: &mut Ended<ServiceError>) {
         let kind = self.kind;

@@ -20,7 +20,7 @@ use crate::{
     telemetry::readiness::Readiness,
 };
 
-/// What the server knows about itself.
+/// Facts about this instance.
 #[derive(Debug)]
 pub struct InstanceInfo {
     /// The name of this instance.
@@ -31,7 +31,7 @@ pub struct InstanceInfo {
     pub database_tls: String,
 }
 
-/// What calls need from the rest of the server.
+/// The parts of the server that calls use.
 pub struct CallContext {
     /// Starts the runs. Without it, machine identity is disabled on this site.
     pub runner: Option<LateRunner>,
@@ -39,17 +39,17 @@ pub struct CallContext {
     pub history: History,
     /// The results of the censuses.
     pub censuses: Arc<Censuses>,
-    /// About this instance.
+    /// Facts about this instance.
     pub info: InstanceInfo,
     /// Who may call.
     pub policy: Policy,
     /// Whether calls may run.
     pub readiness: Readiness,
-    /// The problem with the database that an operator must solve, if there is one.
+    /// The problem with the database that an operator must solve. `None` without such a problem.
     pub setup_problem: Receiver<Option<SetupError>>,
     /// The log for audit records.
     pub audit: AuditLog,
-    /// Maximum number of concurrent runs.
+    /// Maximum number of concurrent runs, `[rewrap].max_runs`.
     pub max_runs: u32,
     /// The file for receipts.
     pub receipt_log: Option<PathBuf>,
@@ -57,7 +57,7 @@ pub struct CallContext {
     pub census_interval: Duration,
 }
 
-/// The runner. It is set when the keys have been read.
+/// The runner. It is empty until the keys have been read.
 pub type LateRunner = Arc<OnceLock<Runner>>;
 
 /// What all clones of `Calls` share.
@@ -69,14 +69,14 @@ pub(super) struct Inner {
     pub(super) key_check: PassedCheck,
     /// The order of the receipts.
     pub(super) receipt_order: ReceiptOrder,
-    /// Says that a census is due.
+    /// Notified when a census is due.
     pub(super) census_due: Notify,
     pub(super) tasks: TaskTracker,
     pub(super) shutdown: CancellationToken,
 }
 
 impl Inner {
-    /// The runner, when the keys have been read.
+    /// The runner. An error until the keys have been read.
     pub(super) fn runner(&self) -> Result<&Runner, ServiceError> {
         let runner = self.context.runner.as_ref().ok_or(ServiceError::Disabled)?;
         runner.get().ok_or_else(|| {

@@ -12,6 +12,7 @@ use super::{
     context::Inner,
     error::{Counts, ServiceError},
     key_check::check_keys,
+    panicked::LastCounts,
     progress::{in_progress, publish, publish_last},
 };
 use crate::{
@@ -41,6 +42,8 @@ pub(super) struct Drive<'a, 'g> {
     pub(super) stop: &'a CancellationToken,
     /// Cancelled when the client has disconnected.
     pub(super) client_gone: &'a CancellationToken,
+    /// Counts the rows of the run.
+    pub(super) meter: &'a Arc<Meter>,
     /// If the guard is lost, another instance may start an apply, so this run stops.
     pub(super) site_guard: &'a SiteGuard<'g>,
     /// Where the spans of the run belong.
@@ -74,8 +77,9 @@ impl Drive<'_, '_> {
         let deadline = self
             .deadline
             .map(|deadline| deadline.saturating_sub(began.elapsed()));
-        let meter = Arc::new(Meter::default());
-        let _in_progress = in_progress(spec, &meter);
+        let meter = self.meter;
+        let _last_counts = LastCounts { live, meter };
+        let _in_progress = in_progress(spec, meter);
         let (queue, mut failures) = LiveRun::queue();
         let io = RunIo {
             meter: meter.clone(),
@@ -89,7 +93,7 @@ impl Drive<'_, '_> {
         let run = async {
             tokio::select! {
                 ended = run => ended,
-                never = publish(live, &meter) => match never {},
+                never = publish(live, meter) => match never {},
             }
         };
         let mut run = pin!(run);
@@ -99,12 +103,12 @@ impl Drive<'_, '_> {
                 let _ = timeout(KEEP_LIMIT, keep.as_mut()).await;
                 ended
             }
-            // The queue of failures has ended, so the run ends soon.
+            // The run has dropped its queue of failures, so it ends soon.
             () = keep.as_mut() => run.await,
         };
         drop(keep);
         live.remember(&mut failures);
-        publish_last(live, &meter, ended.result.is_ok());
+        publish_last(live, meter, ended.result.is_ok());
         if let (Some(census), Some(position)) = (&ended.census, position) {
             censuses.record(runner.site(), position, census).await;
         }
@@ -112,7 +116,7 @@ impl Drive<'_, '_> {
         ended.map_err(|error| {
             let error = match error {
                 RunError::Stopped => stopped_for,
-                // The run is complete: there is nothing to count.
+                // The organization does not exist, so there are no counts.
                 RunError::NotFound(id) => return ServiceError::UnknownOrganization(id),
                 RunError::Store(error) => error.into(),
                 RunError::NotReplicated => ServiceError::NotReplicated,
@@ -132,8 +136,8 @@ impl Drive<'_, '_> {
         })
     }
 
-    /// Drives a run, and stops it if the client disconnects, its deadline passes, or the guard
-    /// is lost. Also returns the error for a stopped run.
+    /// Executes a run. Stops it if the client disconnects, its deadline passes, or the guard is
+    /// lost. Also returns the error for a stopped run.
     async fn stopped_for<T>(
         &self,
         run: impl Future<Output = T>,
@@ -148,7 +152,7 @@ impl Drive<'_, '_> {
         let lost = async {
             let lost = self.site_guard.lost().await;
             if self.stop.is_cancelled() {
-                // The run was stopped for another reason and ends soon.
+                // The run was stopped elsewhere and ends soon.
                 pending().await
             }
             lost
@@ -169,7 +173,7 @@ impl Drive<'_, '_> {
         };
         self.stop.cancel();
         let ended = run.await;
-        // If the database fails just before a shutdown, the shutdown is the reason.
+        // If the database fails just before a shutdown, report the shutdown.
         let stopped_for = match stopped_for {
             ServiceError::Database(_) if self.inner.shutdown.is_cancelled() => {
                 ServiceError::ShuttingDown
@@ -180,8 +184,8 @@ impl Drive<'_, '_> {
     }
 }
 
-/// Runs to the end. Also returns what the run waited for at its end. The run itself clears this
-/// text when it ends.
+/// Runs to the end. Also returns the last reason why the run made no progress, because the run
+/// clears this reason at its end.
 async fn remember_wait(
     run: impl Future<Output = Ended>,
     mut stall: Receiver<Option<String>>,

@@ -15,6 +15,7 @@ use super::{
     context::Inner,
     drive::Drive,
     error::ServiceError,
+    panicked::Panicked,
     request::{CallRequest, Ending},
     run_span,
 };
@@ -23,15 +24,15 @@ use crate::{
     auth::authorize::Access,
     failpoint::{Point, reach},
     run::{
-        Ended, Report, RunSpec, Scope,
+        Ended, Meter, Report, RunSpec, Scope,
         guard::{Acquired, Holder, SiteGuard, acquire},
         history::{Begun, Request},
         record::{Kind, RunRecord},
     },
 };
 
-/// How often, and after which pause, to check whether an equal request has started the apply that
-/// is under way.
+/// Number of checks whether an equal request has started the apply in progress, and the pause
+/// between them.
 const CHECKS: u32 = 10;
 const CHECK_PAUSE: Duration = Duration::from_millis(200);
 
@@ -41,7 +42,9 @@ pub(super) struct Execution {
     pub(super) run_id: String,
     /// Cancelled when the client has disconnected.
     pub(super) client_gone: CancellationToken,
-    /// Takes the record of the run when it has started.
+    /// Counts the rows of the run.
+    pub(super) meter: Arc<Meter>,
+    /// Receives the record of the run when the run has started.
     pub(super) started: Option<oneshot::Sender<RunRecord>>,
 }
 
@@ -57,11 +60,13 @@ impl Execution {
         );
 
         let begun = record.clone();
+        let (panicked, meter) = (Panicked::prepare(&request), self.meter.clone());
         let run = async move { self.checked_run(request, &begun).await };
         let run = tokio::spawn(run.in_current_span());
         let (result, report, durable) = run.await.unwrap_or_else(|error| {
             tracing::error!(%error, "a run panicked: this is a bug");
-            (Err(ServiceError::Internal), Report::default(), false)
+            let (error, report) = panicked.end(&meter);
+            (Err(error), report, false)
         });
         record.set_report(&report, durable);
         let outcome = match &result {
@@ -93,7 +98,7 @@ impl Execution {
         let inner = self.inner.clone();
         let context = &inner.context;
         let peer = request.peer.ok_or(ServiceError::Internal)?;
-        // Without a kind, the request is invalid, and the next line says so.
+        // If the kind is invalid, the next line returns its error.
         let access = match request.kind {
             Ok(Kind::Apply) => Access::Apply,
             Ok(Kind::DryRun | Kind::Verify | Kind::Census) | Err(_) => Access::Read,
@@ -177,6 +182,7 @@ impl Execution {
             deadline,
             stop: &stop,
             client_gone: &self.client_gone,
+            meter: &self.meter,
             site_guard: &site_guard,
             trace: &span.trace(),
         };
@@ -196,8 +202,8 @@ impl Execution {
         Ok((target, ended))
     }
 
-    /// The answer to an apply while another one is under way. An equal request may have started that
-    /// one just now, at this or at another instance. Then its run is the answer.
+    /// Answers an apply while another apply is in progress. If an equal request has just started
+    /// the other apply, at this or another instance, the answer is its run.
     async fn under_way(
         &mut self,
         request: Option<&Request>,
@@ -212,7 +218,7 @@ impl Execution {
                 return Ok((target, Ended::without_rows(Ok(()))));
             }
             checks += 1;
-            // An unknown holder has not written its run yet.
+            // If the holder is unknown, its run is not in the history yet.
             if holder.is_some() || checks >= CHECKS {
                 break;
             }

@@ -1,8 +1,8 @@
 //! Checks the keys before an apply writes its first row.
 //!
-//! The sample comes from the last census. A site-wide apply takes a census of its own if there is
-//! none, or if it decides nothing. An apply of one organization must stay cheap: it uses the
-//! result of an earlier check for a while.
+//! The sample comes from the last census. If no census exists, or if its sample decides nothing,
+//! the check takes a census of its own. An apply of one organization must stay cheap: it uses the
+//! result of an earlier check for a minute.
 
 use std::time::Duration;
 
@@ -23,8 +23,9 @@ use crate::{
 /// How long the result of a check holds for applies of one organization.
 const RESULT_LIFE: Duration = Duration::from_secs(60);
 
-/// How long a census decides about a target key of which it has seen no secret that opens:
-/// nico-api may have written more since then. For a site-wide apply, and for one organization.
+/// How old a census may be if none of its sample secrets under the target key opens. After this
+/// time, nico-api may have written secrets that open, so the check takes a new census. The first
+/// value is for a site-wide apply, the second for one organization.
 const SITE_CENSUS_LIFE: Duration = Duration::from_secs(60);
 const CENSUS_LIFE: Duration = Duration::from_secs(15 * 60);
 
@@ -60,7 +61,8 @@ pub(super) async fn check_keys(
     stop.run_until_cancelled(check).await.unwrap_or(Ok(()))
 }
 
-/// An apply of one organization is refused for the target key, and for the keys of its row.
+/// Refuses the apply because of wrong keys. For an apply of one organization, only the target key
+/// and the keys of its row count.
 async fn refuse(runner: &Runner, spec: &RunSpec, checked: Checked) -> Result<(), ServiceError> {
     let target = runner.keyring().target().id();
     for wrong in checked.wrong {
@@ -86,7 +88,8 @@ async fn check(
     trace: Trace,
 ) -> Result<Checked, ServiceError> {
     let runs = inner.context.history.all().await;
-    // Without the history, this process still knows what it has written itself.
+    // If the history cannot be read, the check still excludes the texts that this process has
+    // written.
     let canaries = Canaries::of(runs.unwrap_or_default());
     let last = inner.context.censuses.last().await;
     if let Some(census) = last {
@@ -109,8 +112,8 @@ async fn check(
     Ok(checked.map_err(StoreError::into_unavailable)?)
 }
 
-/// A census for the check alone. `None` if the run is stopped, or cannot see the whole table: then
-/// it says so itself.
+/// A census only for this check. `None` if the run is stopped, or if it cannot see the whole table.
+/// In the second case, the run itself reports the problem.
 async fn take_census(
     runner: &Runner,
     spec: &RunSpec,

@@ -13,6 +13,7 @@ pub mod grpc;
 pub mod guard;
 mod key_check;
 pub mod overview;
+mod panicked;
 mod passed_check;
 mod progress;
 mod receipt;

@@ -1,5 +1,5 @@
-//! What the status page shows: keys, runs and instances of the site. Everybody who reaches the
-//! plain HTTP port can read it, so it names no organization and no caller.
+//! What the status page shows: keys, runs and instances of the site. Everybody who can reach the
+//! plain HTTP port can read the page, so it names no organization and no caller.
 
 use std::{
     collections::BTreeMap,
@@ -15,8 +15,8 @@ use crate::{
     },
 };
 
-/// How many runs the history keeps, and how many of them are shown. Censuses are not shown: there
-/// are many, and the last one is shown with the keys.
+/// The number of runs that the history keeps, and the number of runs on the page. Censuses are not
+/// shown as runs: the page shows the last census with the keys.
 const HISTORY: u32 = 100;
 const SHOWN: usize = 10;
 
@@ -31,7 +31,7 @@ pub struct Overview {
     pub start_time: SystemTime,
     /// When this overview was made.
     pub now: SystemTime,
-    /// Whether machine identity is enabled, and the keys are read.
+    /// Whether machine identity is enabled and the keys have been read.
     pub has_keys: bool,
     /// The keys, the target first.
     pub keys: Vec<KeyOverview>,
@@ -44,7 +44,7 @@ pub struct Overview {
     pub runs: Option<RunsOverview>,
 }
 
-/// A key id that the secrets or the last census have.
+/// A key id that is in the secrets or in the last census.
 #[derive(Debug, Clone)]
 pub struct KeyOverview {
     /// The id.
@@ -55,7 +55,7 @@ pub struct KeyOverview {
     pub secrets: Option<u64>,
     /// The verdict, such as `REMOVABLE`.
     pub verdict: &'static str,
-    /// Why, for the operator.
+    /// The reason of the verdict, for the operator.
     pub explanation: String,
 }
 
@@ -88,7 +88,7 @@ pub struct RunsOverview {
 pub struct RunOverview {
     /// The id.
     pub id: String,
-    /// What the run does, in words.
+    /// The kind, as text.
     pub kind: &'static str,
     /// Whether the run writes rows.
     pub writes: bool,
@@ -102,11 +102,11 @@ pub struct RunOverview {
     pub instance: String,
     /// When it started.
     pub start_time: SystemTime,
-    /// How long it has taken so far, or took.
+    /// The time since its start, or its whole duration after its end.
     pub duration: Duration,
-    /// How far it is.
+    /// The progress.
     pub progress: Progress,
-    /// What it counted, after its end.
+    /// The counts. Absent while the run is in progress.
     pub counts: Option<Counts>,
     /// The reason of its error.
     pub error: Option<String>,

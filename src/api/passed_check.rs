@@ -9,6 +9,6 @@ pub(super) struct Passed {
     pub(super) censuses: u64,
 }
 
-/// The last one. Its lock is held during a check, so that calls at the same time share the result.
+/// The last successful check. A check holds the lock, so that concurrent calls share its result.
 #[derive(Default)]
 pub(super) struct PassedCheck(pub(super) Mutex<Option<Passed>>);

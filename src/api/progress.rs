@@ -41,7 +41,7 @@ pub(super) fn publish_last(live: &LiveRun, meter: &Meter, is_complete: bool) {
     let rows_done = meter.rows_done();
     let progress = Progress {
         rows_done,
-        // Now the number of rows is known.
+        // After a complete run, the number of rows is known exactly.
         rows_total: if is_complete {
             rows_done
         } else {

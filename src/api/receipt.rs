@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep};
 use tracing::Instrument;
 
 use super::{
-    background::{ELSEWHERE, Taken},
+    background::{OTHER_CENSUS_POLL, Taken},
     context::Inner,
 };
 use crate::{
@@ -19,13 +19,14 @@ use crate::{
     store::{Store, StoreError, state::StoredReceipt},
 };
 
-/// How often to try to add a receipt to the chain, which other instances extend, too.
+/// Number of attempts to add a receipt to the chain. An attempt fails if another instance adds a
+/// receipt at the same time.
 const ATTEMPTS: u32 = 20;
 
-/// How long a receipt waits for the end of a census of another instance.
-const OTHER_CENSUS: Duration = Duration::from_secs(60);
-/// How long, and after which pause, to try again while the database is away: as long as the end of
-/// a run.
+/// How long a receipt waits for the end of another instance's census.
+const OTHER_CENSUS_LIMIT: Duration = Duration::from_secs(60);
+/// How long to retry while the database does not answer, and the pause between two attempts. The
+/// limit is the same as for writing the end of a run.
 const RETRY_LIMIT: Duration = Duration::from_secs(600);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
@@ -35,7 +36,7 @@ impl Inner {
         self.context.history.is_persistent() || self.context.receipt_log.is_some()
     }
 
-    /// Writes the receipt of an apply that wrote rows, in a task of its own.
+    /// Starts a task that writes the receipt of an apply. Call this only if the apply wrote rows.
     pub(super) fn spawn_receipt(
         self: &Arc<Self>,
         record: RunRecord,
@@ -67,7 +68,7 @@ impl Inner {
         let receipt = Receipt::new(record, build, check_values, before, after, changes);
         let receipt = Arc::new(receipt);
         if let Some(path) = self.context.receipt_log.clone() {
-            let _turn = self.receipt_order.file.lock().await;
+            let _order = self.receipt_order.file.lock().await;
             // Blocking: the disk may be slow.
             let (file, receipt) = (path.clone(), receipt.clone());
             let append = move || receipt_log::append(&file, &receipt);
@@ -81,13 +82,13 @@ impl Inner {
                 Err(error) => tracing::error!(%error, "writing a receipt panicked: this is a bug"),
             }
         }
-        let _turn = self.receipt_order.database.lock().await;
+        let _order = self.receipt_order.database.lock().await;
         if let Err(error) = self.add_until_written(&receipt).await {
             tracing::error!(%error, "cannot write the receipt to the schema nico_rewrap");
         }
     }
 
-    /// Adds the receipt to the chain in the database. Tries again while the database is away.
+    /// Adds the receipt to the chain in the database. Retries while the database does not answer.
     /// Does nothing without the schema.
     async fn add_until_written(&self, receipt: &Receipt) -> Result<(), StoreError> {
         let history = &self.context.history;
@@ -118,8 +119,9 @@ impl Inner {
         }
     }
 
-    /// A census that began after the end of a site-wide run. Returns `None` if no such census can
-    /// be taken now, and makes a census due soon.
+    /// Takes a census after the end of a site-wide run, for the receipt. If no census can be taken
+    /// now, returns `None` and makes a census due. For a run of one organization, also returns
+    /// `None`.
     async fn census_after(&self, runner: &Runner, record: &RunRecord) -> Option<Census> {
         if self.context.census_interval.is_zero() {
             return None;
@@ -128,13 +130,14 @@ impl Inner {
             self.census_due.notify_one();
             return None;
         }
-        let deadline = Instant::now() + OTHER_CENSUS;
+        let deadline = Instant::now() + OTHER_CENSUS_LIMIT;
         let census = loop {
             match self.take_census(runner).await {
                 Ok(Taken::Here(census)) => break Some(census),
-                // That census may have begun before the end of the run.
+                // The census of the other instance may have begun before the end of the run, so it
+                // does not count. Wait for its end.
                 Ok(Taken::Elsewhere) if Instant::now() < deadline => {
-                    let pause = self.shutdown.run_until_cancelled(sleep(ELSEWHERE));
+                    let pause = self.shutdown.run_until_cancelled(sleep(OTHER_CENSUS_POLL));
                     if pause.await.is_none() {
                         break None;
                     }
@@ -152,7 +155,8 @@ impl Inner {
 /// Adds the receipt to the chain in the database.
 async fn add_to_chain(store: &Store, receipt: &Receipt) -> Result<(), StoreError> {
     for _ in 0..ATTEMPTS {
-        // An earlier attempt may have added it, and its answer was lost.
+        // The receipt may already be in the chain: an earlier attempt may have succeeded without an
+        // answer.
         if store.receipt(&receipt.run_id).await?.is_some() {
             return Ok(());
         }

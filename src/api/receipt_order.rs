@@ -2,8 +2,9 @@
 
 use tokio::sync::Mutex;
 
-/// Lets receipts into the file and into the database one after the other. The locks are fair. The
-/// file does not wait for the database.
+/// Keeps the receipts of this process in order: one lock for the file and one for the database. The
+/// locks are fair, so the first task that waits is the first to write. The file does not wait for
+/// the database.
 #[derive(Default)]
 pub(super) struct ReceiptOrder {
     pub(super) file: Mutex<()>,

@@ -13,7 +13,7 @@ use crate::{
 pub(super) struct CallRequest {
     /// The method, for the audit record.
     pub(super) method: &'static str,
-    /// The client; `None` is a bug of the server.
+    /// The client. `None` only because of a bug of the server.
     pub(super) peer: Option<Arc<Peer>>,
     /// The organization or the site; an error if the request is invalid.
     pub(super) scope: Result<Scope, ServiceError>,
@@ -36,7 +36,7 @@ pub(super) struct RunOptions {
     pub(super) max_rows_per_second: u32,
     /// The number of failed rows after which the run stops. Zero means no limit.
     pub(super) stop_after_failures: u32,
-    /// The id of the request, so that it starts only one run.
+    /// The request id and the parameters. A repeated request with this id starts no second run.
     pub(super) request: Option<history::Request>,
 }
 

@@ -28,7 +28,7 @@ pub(super) struct Slots {
 /// A site-wide apply of this process.
 #[derive(Default)]
 struct Applying {
-    /// Stops it.
+    /// Stops this apply.
     stop: CancellationToken,
     run_id: String,
 }
@@ -43,9 +43,9 @@ impl Slots {
         }
     }
 
-    /// Acquires one of the slots and, for a site-wide apply, the only slot for site-wide
-    /// applies. `stop` stops the run that gets the slots. The history names the apply that
-    /// holds the only slot.
+    /// Acquires one of the slots and, for a site-wide apply, the only slot for site-wide applies.
+    /// `stop` is the token that stops the run. If another apply holds that slot, the error names
+    /// its run, as the history has it.
     ///
     /// If a site-wide apply is stopping, the next one waits for its end. Otherwise a client that
     /// calls again after its deadline would be refused because of its own earlier call.

@@ -1,4 +1,4 @@
-//! The tasks without which the server must not continue.
+//! The tasks whose end must end the server.
 
 use tokio_util::task::TaskTracker;
 

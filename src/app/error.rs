@@ -1,4 +1,4 @@
-//! Why the server did not start, or ended without a shutdown signal.
+//! The error with which the server did not start, or ended without a shutdown signal.
 
 use std::{io, net::SocketAddr, path::PathBuf};
 
@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use crate::{server::admin_socket::AdminSocketError, store::SchemaError};
 
-/// Why the server did not start, or ended without a shutdown signal.
+/// The error with which the server did not start, or ended without a shutdown signal.
 #[derive(Debug, Error)]
 pub enum AppError {
     /// The database lacks tables or columns.

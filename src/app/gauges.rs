@@ -16,11 +16,11 @@ use crate::{
     telemetry::{self, KeyGauges, StoredSecrets},
 };
 
-/// How often to look whether another instance has taken a census or applied.
+/// How often to check for censuses and applies of other instances.
 const INTERVAL: Duration = Duration::from_secs(30);
 
-/// How often to look for the keys, and for the schema `nico_rewrap`. Without the schema, nothing
-/// is read from the database.
+/// How often to check whether the keys have been read and the schema `nico_rewrap` exists. Without
+/// the schema, nothing is read from the database.
 const START: Duration = Duration::from_secs(1);
 
 /// How many receipts to search for the last site-wide apply.

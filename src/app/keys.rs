@@ -35,12 +35,12 @@ pub(super) struct Site {
     pub(super) census_interval: Duration,
     pub(super) soak: Duration,
     rate: RateOptions,
-    /// Keys that are still to be read.
+    /// The keys that are not read yet.
     in_vault: Option<InVault>,
 }
 
 impl Site {
-    /// Checks the keys that are there. Does not use the network.
+    /// Checks the keys that have been read. Does not use the network.
     pub(super) fn prepare(machine_identity: MachineIdentity) -> Result<Self, AppError> {
         let store = Store::new(&machine_identity.database, machine_identity.store)
             .map_err(|error| AppError::Bug(error.to_string()))?;
@@ -60,18 +60,18 @@ impl Site {
         Ok(site)
     }
 
-    /// Holds the latch if keys are still to be read.
+    /// Holds the latch while keys are not read yet.
     pub(super) fn hold(&self, readiness: &Readiness) {
         if let Some(in_vault) = &self.in_vault {
             readiness.hold(KEYS, format!("reading them from {}", in_vault.vault));
         }
     }
 
-    /// Reads the keys that are in Vault, and waits while Vault does not answer.
+    /// Reads the keys in Vault. Waits while Vault does not answer.
     ///
     /// # Errors
     ///
-    /// [`AppError::Keys`] if waiting does not help.
+    /// [`AppError::Keys`] if the problem cannot end without a change by an operator.
     pub(super) async fn complete(mut self, readiness: &Readiness) -> Result<LateRunner, AppError> {
         if let Some(in_vault) = self.in_vault.take() {
             let (keyring, warnings) = read(in_vault, readiness).await?;
@@ -130,7 +130,8 @@ async fn read(
     }
 }
 
-/// Logs what an operator needs to compare the keys of two programs.
+/// Logs the id and the check value of every key, so that an operator can compare the keys of two
+/// programs.
 pub(crate) fn log(keyring: &Keyring) {
     let target = keyring.target().id();
     for kek in keyring.iter() {

@@ -54,12 +54,11 @@ use crate::{
     tls::Reloader,
 };
 
-/// How long clients may take to receive the last answers, after the grace period of the
-/// calls.
+/// How long the server waits for clients to receive the last answers, after the grace period.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often to compact the histograms. The exporter does this in a task of its own only if
-/// it also serves the metrics over HTTP. This is the interval of that task.
+/// How often to compact the histograms. The exporter itself does this only if it also serves the
+/// metrics over HTTP. Its interval is the same.
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Serves until `shutdown` is cancelled. Then waits for the calls in progress, at most for the
@@ -83,7 +82,7 @@ pub async fn run(
     log_listening(&listeners);
     let readiness = Readiness::waiting_for(&[GRPC]);
     readiness.hold(GRPC, "opening the TLS files and the audit log");
-    tokio::spawn(upkeep(metrics.clone()));
+    tokio::spawn(compact_histograms(metrics.clone()));
     changes::register();
     telemetry::build(env!("CARGO_PKG_VERSION"), env!("NICO_REWRAP_REVISION"));
     let probes_over = CancellationToken::new();
@@ -236,7 +235,7 @@ impl App {
             () = shutdown.cancelled() => Ok(()),
             error = database => Err(error),
             error = keys => Err(error),
-            // A shutdown ends the listener, too, and this branch may be polled first.
+            // A shutdown also ends the listener, and `select!` may poll this branch first.
             error = critical.ended() => if shutdown.is_cancelled() { Ok(()) } else { Err(error) },
         };
         readiness.hold(PROCESS, "shutting down");
@@ -269,7 +268,7 @@ fn instance_name(options: &ServerOptions, listener: &TcpListener) -> String {
 }
 
 /// Compacts the histograms regularly.
-async fn upkeep(metrics: Metrics) {
+async fn compact_histograms(metrics: Metrics) {
     loop {
         metrics.run_upkeep();
         sleep(UPKEEP).await;

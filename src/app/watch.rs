@@ -29,8 +29,8 @@ const RECONNECT: Duration = Duration::from_secs(10);
 /// How often to check whether `nico-rewrap state migrate` has run.
 const SCHEMA_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Watches the database. Returns only if it is unusable at the start. `setup_problem` says why
-/// the start cannot use the database, if no retry helps.
+/// Watches the database. Returns only if the database cannot be used at the start. Sets
+/// `setup_problem` to the problem if a retry cannot solve it.
 pub(super) async fn database(
     store: Option<Arc<Store>>,
     readiness: &Readiness,
@@ -55,8 +55,8 @@ pub(super) async fn database(
     }
 }
 
-/// Waits until the database has answered for the first time. Calls are refused until then, because
-/// they need the result of the schema check.
+/// Waits for the first answer of the database. Until then, calls are refused, because they need the
+/// result of the schema check.
 async fn reached(
     store: &Store,
     readiness: &Readiness,
@@ -106,10 +106,11 @@ struct Answer {
     is_standby: bool,
 }
 
-/// A problem with the database, and whether it counts at once.
+/// A problem with the database, and whether it ends readiness immediately.
 struct Problem {
     text: String,
-    /// Postgres itself has answered. An unreachable database counts only when it lasts.
+    /// True if Postgres itself reported the problem. An unreachable database ends readiness only
+    /// after a time limit.
     is_certain: bool,
 }
 
@@ -152,7 +153,7 @@ async fn stays(store: &Store, readiness: &Readiness) -> ! {
 }
 
 impl Watch {
-    /// The problem that has appeared since the first ping, if any.
+    /// The problem that has appeared since the first ping. `None` without such a problem.
     fn problem(&mut self, answer: Answer) -> Option<Problem> {
         let first = self.first.get_or_insert_with(|| answer.clone());
         let lost: Vec<_> = answer
@@ -181,8 +182,8 @@ impl Watch {
     }
 
     /// Ends readiness when the database has a problem, and restores it when the database works
-    /// again. A database that does not answer must fail for `limit`. Returns whether this ping
-    /// found no problem.
+    /// again. If the database does not answer, readiness ends only after `limit`. Returns whether
+    /// this ping found no problem.
     fn update(
         &mut self,
         ping: Result<Ping, SchemaError>,

@@ -27,8 +27,7 @@ pub const ACTION: &str = "forge/ReencryptTenantIdentitySecrets";
 /// What a caller asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Everything that writes no secret: all questions, dry run, verify, census, and the stop of a
-    /// run.
+    /// Everything that writes no secret: all queries, dry run, verify, census, and stopping a run.
     Read,
     /// An apply.
     Apply,
@@ -42,8 +41,8 @@ pub struct Policy {
     pub allowed_services: Vec<String>,
     /// `[auth].casbin_policy_file`: the Casbin policy, which must also allow the call.
     pub casbin: Option<Arc<CasbinPolicy>>,
-    /// `[auth].permissive_mode`: a call that the Casbin policy denies is allowed and recorded as
-    /// such. The rule of identities still applies.
+    /// `[auth].permissive_mode`: a call that the Casbin policy denies is allowed, and the log says
+    /// so. The rule of identities still applies.
     pub permissive: bool,
     /// `[rewrap].admin_socket_may_apply`: whether a local user may start an apply.
     pub local_may_apply: bool,
@@ -114,7 +113,7 @@ pub enum Denial {
     SocketReadOnly,
 }
 
-/// A denial, and the rule that decided. The client gets the denial only.
+/// A denial, and the rule that caused it. The client gets only the denial.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{denial}")]
 pub struct Denied {
@@ -334,7 +333,7 @@ mod tests {
                 assert_eq!(permit.access(), Access::Apply);
             }
         }
-        // The setting gives nothing to a certificate.
+        // The setting does not affect a caller with a certificate.
         let writes = Policy {
             local_may_apply: true,
             ..policy(None, false)

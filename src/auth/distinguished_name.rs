@@ -12,7 +12,7 @@ use x509_parser::{
     x509::X509Name,
 };
 
-/// The attributes that identities are made of.
+/// The attributes of a name that identities use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attribute {
     /// CN.

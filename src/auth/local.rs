@@ -1,4 +1,4 @@
-//! The users of the admin socket. The kernel says which user a process of the other end has.
+//! The users of the admin socket. The kernel reports the user id of the client's process.
 
 use super::identity::{Caller, Identity};
 

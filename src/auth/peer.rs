@@ -7,13 +7,13 @@ use super::identity::Caller;
 /// The client of a connection. It is read once, and is the same for all calls of the connection.
 #[derive(Debug)]
 pub struct Peer {
-    /// The other end.
+    /// The address of the client.
     pub address: PeerAddress,
-    /// What the verified certificate, or the kernel, says.
+    /// The caller: from the verified certificate, or from the kernel.
     pub caller: Caller,
 }
 
-/// The other end of a connection.
+/// The address of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PeerAddress {
     /// A client with TLS.

@@ -1,5 +1,6 @@
-//! Why a caller is refused: the rule that decided, the value that it saw, and the value that it
-//! expected. The log and the audit record have all three. The client gets only the reason.
+//! Why a caller is refused: the rule that refused it, the value that the rule saw, and the value
+//! that the rule expected. The log and the audit record have all three. The client gets only the
+//! reason.
 
 use super::distinguished_name::is_deceptive;
 
@@ -21,7 +22,7 @@ pub enum Rule {
     ExternalUser,
     /// The chain of an external user does not end in the admin bundle.
     AdminBundle,
-    /// The admin bundle of an external user is configured and missing.
+    /// The admin bundle is configured, but its file is absent or empty.
     AdminBundleMissing,
     /// The identity is neither an external user nor a listed service.
     AllowedServices,
@@ -70,8 +71,8 @@ impl Refusal {
     }
 }
 
-/// The text without characters that disguise a line, and cut if it is too long: a certificate may
-/// contain anything.
+/// The text without characters that could disguise a log line, and with limited length. A
+/// certificate can contain any text.
 fn printable(text: &str) -> String {
     let character = |c: char| if is_deceptive(c) { '?' } else { c };
     text.chars().take(MAX_TEXT).map(character).collect()

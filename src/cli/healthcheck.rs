@@ -45,7 +45,7 @@ impl Healthcheck {
         match answer {
             Ok(answer) if answer.status == "200" => ExitCode::SUCCESS,
             Ok(answer) => unhealthy(&format!("{} {}", answer.status, answer.body)),
-            Err(error) => unhealthy(&in_words(&error)),
+            Err(error) => unhealthy(&error_text(&error)),
         }
     }
 }
@@ -63,7 +63,7 @@ fn connect(endpoint: SocketAddr) -> io::Result<TcpStream> {
 }
 
 /// The error text. The system's own texts for a timeout do not mention the time limit.
-fn in_words(error: &io::Error) -> String {
+fn error_text(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
             format!("no answer within {} seconds", TIMEOUT.as_secs())

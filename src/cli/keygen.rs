@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    io::{IsTerminal, stdout},
+    io::{self, IsTerminal, Write, stdout},
     path::{Path, PathBuf},
     process::ExitCode,
     time::SystemTime,
@@ -84,8 +84,8 @@ impl Keygen {
         match file {
             Some(file) => file.add(&kek, &key.text),
             None => {
-                print(&kek, &key.text, is_unchecked);
-                Ok(())
+                let printed = print(&kek, &key.text, is_unchecked);
+                printed.map_err(|error| (format!("the key was not printed ({error})"), REFUSED))
             }
         }
     }
@@ -205,14 +205,11 @@ fn warn(warnings: &[String]) {
     }
 }
 
-#[expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "this is what the command is for"
-)]
-fn print(kek: &Kek, text: &str, is_unchecked: bool) {
+#[expect(clippy::print_stderr, reason = "this is what the command is for")]
+fn print(kek: &Kek, text: &str, is_unchecked: bool) -> io::Result<()> {
     let id = Value::from(kek.id().as_str());
-    println!("{id}: \"{text}\"");
+    // One line for a file. Without it, nobody has the key.
+    writeln!(stdout(), "{id}: \"{text}\"").and_then(|()| stdout().flush())?;
     eprintln!(
         "Add this line to machine_identity.encryption_keys in the secrets file, beside the keys \
          that are there,\nand keep it as secret as they are. Its key check value is {}.",
@@ -230,16 +227,14 @@ fn print(kek: &Kek, text: &str, is_unchecked: bool) {
              FILE, which prints no key."
         );
     }
+    Ok(())
 }
 
-#[expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "this is what the command is for"
-)]
+#[expect(clippy::print_stderr, reason = "this is what the command is for")]
 fn report_added(kek: &Kek, path: &Path) {
     let id = Value::from(kek.id().as_str());
-    println!("{id}: key check value {}", kek.check_value());
+    // An error is ignored: the key is in the file, and nobody reads.
+    let _ = writeln!(stdout(), "{id}: key check value {}", kek.check_value());
     eprintln!(
         "Added to {}. Copy this key to every other secrets file that nico-api and nico-rewrap \
          read: a second\ncall of this command makes another key. Make it the target after every \

@@ -69,20 +69,22 @@ enum Command {
     Check(client::Check),
     /// Rotate the key: check, ask, re-wrap every secret, and show the verdict.
     ///
-    /// The command makes the checks of `check`, says what will happen, and asks. It re-wraps the
-    /// canary organizations first, then all others. After a census it shows which keys are still in
-    /// use. If somebody wrote under an old key in the meantime, it re-wraps again.
+    /// The command makes the checks of `check`, shows what it will do, and asks for permission. It
+    /// re-wraps the canary organizations first, then all others. Then it takes a census and shows
+    /// which keys are still in use. If a secret was written under an old key in the meantime, it
+    /// re-wraps again.
     ///
-    /// The run lives on the server. Ctrl-C asks whether to leave, to stop or to continue. Without a
-    /// terminal, SIGTERM leaves the run to the server.
+    /// The server executes the run. On a terminal, Ctrl-C asks what to do: leave this command, stop
+    /// the run, or continue to watch. SIGTERM, or Ctrl-C without a terminal, ends this command, and
+    /// the run continues.
     ///
     /// The exit code is 0 if every secret is under the target key, 3 if rows or the canary check
     /// failed, 4 if nothing was changed, 5 if the run is incomplete, and 8 if secrets are still
     /// written under an old key.
     Rotate(client::Rotate),
-    /// Re-wrap the secrets, or say with --dry-run what an apply would do.
+    /// Re-wrap the secrets, or show with --dry-run what an apply would do.
     ///
-    /// The run lives on the server. If this command ends early, the run continues.
+    /// The server executes the run. If this command ends early, the run continues.
     ///
     /// The exit code is 0 if every row is done, 3 if rows failed, 4 if the server refused the
     /// run, and 5 if the run is incomplete and has to be repeated.
@@ -93,7 +95,7 @@ enum Command {
     Verify(client::Verify),
     /// Answer the question whether a key may be deleted.
     ///
-    /// The exit code is 0 for yes, 8 for no or not yet, and 9 if nobody can say.
+    /// The exit code is 0 for yes, 8 for no or not yet, and 9 if the server does not know.
     CanIDelete(client::CanIDelete),
     /// List, show, watch and stop runs.
     #[command(subcommand)]
@@ -288,7 +290,7 @@ const EXIT_FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Reports an error without the log: before logging starts, and in subcommands without a log.
 fn fail(what: &dyn std::fmt::Display, code: u8) -> ExitCode {
-    telemetry::say(format!("nico-rewrap: {what}\n"), EXIT_FLUSH_TIMEOUT);
+    telemetry::write_message(format!("nico-rewrap: {what}\n"), EXIT_FLUSH_TIMEOUT);
     ExitCode::from(code)
 }
 

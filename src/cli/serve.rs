@@ -50,7 +50,7 @@ pub(super) fn run(files: &[PathBuf], environment: Environment) -> ExitCode {
     let code = match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(%error, "ended");
+            tracing::error!(%error, "the server ended with an error");
             ExitCode::from(if error.is_configuration() {
                 EX_CONFIG
             } else {

@@ -15,8 +15,8 @@ use zeroize::Zeroizing;
 /// Length of a key in bytes: AES-256.
 pub const KEY_BYTES: usize = 32;
 
-/// The check value is a hash of this label and the key. Because of the label, nobody can
-/// compare it with a plain hash of the key from elsewhere.
+/// The check value is a hash of this label and the key. The label makes the hash different from a
+/// plain SHA-256 of the key that another program may publish.
 const CHECK_VALUE_LABEL: &[u8] = b"nico-rewrap key check value v1\0";
 
 /// The id of a KEK in envelopes and in the site config: 1 to 255 bytes of UTF-8.
@@ -188,7 +188,7 @@ pub(crate) fn wipe_stack() {
     } else {
         8 << 10
     };
-    // A variable, because a constant would not be on the stack.
+    // A variable: a constant would not be on the stack.
     let mut zeros = [0_u8; BYTES];
     std::hint::black_box(&mut zeros);
 }

@@ -161,7 +161,7 @@ impl Drop for RateController<'_> {
 
 /// Computes the limit in rows per second from the samples. It does no I/O.
 struct RateRule {
-    /// Latency of a commit without the run, if it is known.
+    /// Latency of a commit without the run. `None` if it is unknown.
     baseline: Option<Duration>,
     limit: f64,
     /// The factor of all rates.
@@ -177,7 +177,7 @@ impl RateRule {
         }
     }
 
-    /// The limit until the next sample, if there is one. `rate` is the number of rows per
+    /// The limit until the next sample. `None` means no limit. `rate` is the number of rows per
     /// second since the last sample.
     fn next(&mut self, sample: &LoadSample, rate: f64) -> Option<f64> {
         let behind = sample.replica_lag.is_some_and(|lag| lag > REPLICA_LAG);
@@ -190,15 +190,15 @@ impl RateRule {
         if behind || is_slow {
             self.limit *= DECREASE;
         } else if rate > self.limit / 2.0 {
-            // Only if the run uses the limit. Otherwise, a fast commit says nothing about a
-            // higher limit.
+            // Raise the limit only if the run reaches it. Otherwise, a fast commit does not show
+            // that the database can take a higher rate.
             self.limit *= INCREASE;
         }
         self.limit = self.limit.max(MIN_RATE * self.scale);
         Some(self.limit)
     }
 
-    /// Moves the baseline towards the median latency of the commits in pauses.
+    /// Moves the baseline one step towards the latency of a commit in a pause.
     fn learn(&mut self, commit: Duration) {
         let Some(baseline) = &mut self.baseline else {
             return;

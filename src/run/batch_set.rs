@@ -31,7 +31,7 @@ use crate::{
 /// A page of the default size still makes two batches for every writer.
 const BATCH_ROWS: usize = 125;
 
-/// Maximum size of the texts in one batch, and in all batches of a run, in bytes. A batch
+/// Maximum size of the texts, in bytes: in one batch, and in all batches of a run. A batch always
 /// has at least one row.
 const BATCH_BYTES: usize = 1 << 20;
 const BYTES_AT_ONCE: usize = 3 << 20;
@@ -229,6 +229,7 @@ impl BatchSet {
                 let rows = self.forget(panicked.id());
                 if self.mode == Mode::Apply {
                     self.report.counts.rows_in_doubt += rows;
+                    self.io.meter.set_counts(self.report.counts);
                 }
                 Err(RunError::Panicked)
             }
@@ -291,11 +292,23 @@ impl BatchSet {
         self.io.meter.set_counts(self.report.counts);
         count_failures(&failures);
         if let Some(queue) = self.io.failures.as_ref().filter(|_| !failures.is_empty()) {
-            // An error means that nobody keeps failures.
+            // An error means that the receiver is dropped: the failures are not kept.
             let _ = queue.send(failures).await;
         }
         for (outcome, rows) in done {
             telemetry::rows_done(self.label, outcome, rows);
+        }
+    }
+}
+
+/// A set that is dropped with running batches belongs to a run that panicked. These batches end in
+/// the middle of a row, so the outcome of their rows is unknown.
+impl Drop for BatchSet {
+    fn drop(&mut self) {
+        if self.mode == Mode::Apply && !self.running.is_empty() {
+            let rows = self.sizes.values().map(|(rows, _)| rows).sum::<u64>();
+            self.report.counts.rows_in_doubt += rows;
+            self.io.meter.set_counts(self.report.counts);
         }
     }
 }

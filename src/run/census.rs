@@ -75,12 +75,12 @@ pub(super) async fn census(
             Err(error) => return Err(error),
         }
     };
-    // A policy may have come into force during the census.
+    // A row-level security policy may have been created during the census.
     check_preflight(&until_stopped(stop, store.preflight()).await?, Mode::DryRun)?;
     Ok(census)
 }
 
-/// Whether the problem may disappear with a new snapshot.
+/// Whether a new snapshot can solve the problem.
 fn can_pass(error: &StoreError) -> bool {
     matches!(
         error,

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{RunError, report::RowOutcome};
 
-/// The failed rows of a run, counted as soon as they fail, by all its tasks.
+/// The number of failed rows of a run. All its tasks add to it as soon as a row fails.
 #[derive(Debug)]
 pub(super) struct FailureLimit {
     /// Zero means no limit.
@@ -20,7 +20,7 @@ impl FailureLimit {
         }
     }
 
-    /// Counts the row if it failed.
+    /// Adds the row to the number of failed rows, if it failed.
     pub(super) fn count(&self, outcome: &RowOutcome) {
         if let RowOutcome::Failed(_) = outcome {
             self.failed.fetch_add(1, Ordering::Relaxed);

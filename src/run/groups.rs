@@ -28,7 +28,7 @@ pub struct FailureGroup {
     pub secrets: u64,
     /// Organizations.
     pub organizations: u64,
-    /// Some of the organizations.
+    /// Up to ten of the organizations.
     pub sample_organization_ids: Vec<String>,
 }
 
@@ -69,7 +69,7 @@ impl FailureGroups {
         }
     }
 
-    /// The group of a failure: one without a key id if there are too many groups.
+    /// The key of a failure's group. If there are too many groups, the key id is left out.
     fn key(&self, failure: &Failure) -> (&'static str, String) {
         let key = (failure.reason, failure.key_id.clone());
         let is_full = self.groups.len() >= MAX_GROUPS || self.bytes >= MAX_BYTES;

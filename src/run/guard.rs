@@ -18,22 +18,22 @@ const LEASE: &str = "site-wide apply";
 const LEASE_SECONDS: f64 = 30.0;
 const RENEWAL: Duration = Duration::from_secs(5);
 
-/// A holder that could not renew its lease for this long must stop: soon another instance may
-/// take the lease.
+/// A holder that could not renew its lease for this long must stop. After the lease expires,
+/// another instance may take it.
 const RENEWAL_LIMIT: Duration = Duration::from_secs(20);
 
 /// The pause between two attempts to take the lock again.
 const LOCK_PAUSE: Duration = Duration::from_millis(200);
-/// How often, and after which pause, to check who holds the lock.
+/// Number of checks of the holder, and the pause between them.
 const CHECKS: u32 = 10;
 const CHECK_PAUSE: Duration = Duration::from_millis(200);
 
-/// Who runs a site-wide apply.
+/// The run that holds the guard.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
     /// The id of the run.
     pub run_id: String,
-    /// Who started it.
+    /// The caller that started the run.
     pub caller: String,
     /// The instance that executes it.
     pub instance: String,
@@ -72,7 +72,7 @@ pub enum SiteGuard<'a> {
         /// The holder as JSON.
         document: String,
     },
-    /// Only the guard of this process. The log says why.
+    /// No guard over all instances, only the limit of this process. The log says why.
     ProcessOnly,
 }
 
@@ -80,7 +80,7 @@ pub enum SiteGuard<'a> {
 pub enum Acquired<'a> {
     /// The run may begin.
     Guard(SiteGuard<'a>),
-    /// Another instance runs a site-wide apply; `None` if it is unknown which one.
+    /// Another instance runs a site-wide apply. `None` if its run is unknown.
     Held(Option<Holder>),
 }
 
@@ -122,9 +122,9 @@ pub async fn acquire<'a>(
     Ok(Acquired::Held(holder))
 }
 
-/// Takes the session lock, or finds its holder in the history. The holder takes the lock a
-/// little before its run is in the history, and releases it a little after the end of the run.
-/// So this function checks the lock and the history several times.
+/// Takes the session lock, or finds its holder in the history. A holder takes the lock shortly
+/// before its run appears in the history, and releases it shortly after the run has ended there. So
+/// this function checks the lock and the history several times.
 async fn acquire_lock<'a>(
     site: &'a Arc<Site>,
     history: &History,
@@ -160,8 +160,8 @@ async fn acquire_lock<'a>(
     }
 }
 
-/// The newest site-wide apply in progress, by the history. An older apply can be left from an
-/// instance that was killed.
+/// The newest site-wide apply that the history shows in progress. An older one may belong to a
+/// killed instance.
 async fn holder(history: &History) -> Option<Holder> {
     let active = history.active().await.ok()?;
     let applies = active.iter().filter(|run| run.is_site_apply());
@@ -191,7 +191,8 @@ impl<'a> SiteGuard<'a> {
         }
     }
 
-    /// Returns when the guard is lost. The run must stop then: another instance may begin.
+    /// Returns when the guard is lost. The run must then stop, because another instance may start
+    /// an apply.
     pub async fn lost(&self) -> StoreError {
         match self {
             Self::ProcessOnly => std::future::pending().await,
@@ -199,8 +200,8 @@ impl<'a> SiteGuard<'a> {
                 let held = lock.lock().await;
                 let lost = held.lost().await;
                 drop(held);
-                // The connection of the lock can die while the run continues with its other
-                // connections. Take the lock again, unless another apply has begun.
+                // The connection of the lock can break while the other connections of the run work.
+                // Try to take the lock again. This fails if another apply has started.
                 match Self::lock_again(site).await {
                     Some(again) => *lock.lock().await = again,
                     None => break lost,

@@ -1,9 +1,9 @@
 //! Refuses an apply with wrong key bytes under a right key id, before it writes a row.
 //!
 //! If the target key had other bytes here than in nico-api, an apply would make every secret
-//! unreadable for nico-api, and its report would look good. So a few secrets of every key id
-//! must open first. A secret that this program has written proves nothing: it opens with wrong
-//! bytes, too.
+//! unreadable for nico-api, and its report would look good. So a few secrets of every key id must
+//! open first. A secret that this program has written proves nothing, because it opens with the
+//! same wrong bytes.
 
 use std::collections::BTreeSet;
 
@@ -41,8 +41,8 @@ pub struct WrongKeyMaterial {
     pub tried: usize,
 }
 
-/// Organizations that this program has re-wrapped in an apply of their own, with the target key
-/// id: the canaries of an operator.
+/// Organizations that had an apply of their own, each with the target key id of that apply. These
+/// are the canaries of an operator.
 #[derive(Debug, Default)]
 pub struct Canaries(BTreeSet<(String, String)>);
 
@@ -60,7 +60,7 @@ impl Canaries {
     }
 
     fn contains(&self, organization_id: &str, key_id: &str) -> bool {
-        // Few entries are compared: a check reads at most ten organizations for each key.
+        // The copies are cheap: a check reads at most ten organizations for each key.
         let pair = (organization_id.to_owned(), key_id.to_owned());
         self.0.contains(&pair)
     }
@@ -71,10 +71,10 @@ impl Canaries {
 pub struct Checked {
     /// The keys with wrong bytes.
     pub wrong: Vec<WrongKeyMaterial>,
-    /// Whether a secret under the target key opens that this program has not written.
+    /// Whether a secret under the target key opens that another program wrote.
     pub target_opens: bool,
-    /// Whether the sample decides nothing about some key of which the census has counted enough
-    /// secrets: they were deleted or replaced.
+    /// Whether the sample of some key is too small for a decision, although the census counted
+    /// enough secrets: the secrets were deleted or replaced.
     pub is_outdated: bool,
 }
 
@@ -92,7 +92,7 @@ pub async fn check_keys(
     let mut checked = Checked::default();
     for (key_id, key) in &census.tally.keys {
         let Some(kek) = site.keyring.get(key_id) else {
-            // Every row under it fails with KEY_NOT_IN_SECRETS.
+            // The run reports its secrets as KEY_NOT_IN_SECRETS.
             continue;
         };
         let (mut closed, mut opened, mut own_secrets) = (0, 0, 0);

@@ -6,9 +6,9 @@
 //! changes, it does so under a row lock. A failed row is an entry in the report. A lost
 //! database ends the run.
 //!
-//! A stopped run ends within two seconds, even if the database does not answer. It waits
-//! briefly for statements in flight, gives up their connections, and finds out the outcome of
-//! their writes. Rows with an unknown outcome are counted as in doubt.
+//! A stopped run ends within two seconds, even if the database does not answer. It waits briefly
+//! for statements in flight, closes their connections, and reads the rows to find out whether the
+//! writes are committed. Rows with an unknown outcome are counted as in doubt.
 //!
 //! This module uses the store and the domain. It contains no gRPC and no SQL.
 
@@ -22,6 +22,7 @@ mod failure_limit;
 mod groups;
 pub mod guard;
 pub mod history;
+mod io;
 pub mod key_check;
 mod own_texts;
 mod pacer;
@@ -46,11 +47,12 @@ use self::runner::Context;
 pub use self::{
     failure::Failure,
     groups::FailureGroup,
+    io::RunIo,
     progress::{Meter, Sampler},
     record::Census,
     report::{Ended, Report},
     runner::Runner,
-    spec::{Mode, RateOptions, RunError, RunIo, RunSpec, Scope, Site},
+    spec::{Mode, RateOptions, RunError, RunSpec, Scope, Site},
 };
 use crate::store::StoreError;
 

@@ -1,4 +1,4 @@
-//! Which texts this process has written. They prove nothing about its keys.
+//! Remembers the texts that this process has written. They prove nothing about its keys.
 
 use std::{
     collections::HashSet,
@@ -36,7 +36,7 @@ impl OwnTexts {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashSet<u64>> {
-        // A panic cannot leave the set half changed.
+        // A panic cannot leave the set in an inconsistent state.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

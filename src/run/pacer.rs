@@ -14,8 +14,8 @@ use tokio::{
 /// a small database while it lasts.
 const MAX_BURST: u32 = 4;
 
-/// How late a group may start without moving the groups behind it. The timer has a
-/// resolution of a millisecond. A longer delay means idle time or a busy machine.
+/// How late a group may start without a delay of the following groups. The timer has a resolution
+/// of a millisecond. A longer delay means idle time or a busy machine.
 const TIMER_SLACK: Duration = Duration::from_millis(2);
 
 /// Paces rows in small groups, so that the average rate keeps the limit.

@@ -1,4 +1,4 @@
-//! A row to write, and what is known about its writes.
+//! A row to write, and the state of its writes.
 
 use std::mem;
 
@@ -33,7 +33,7 @@ pub(super) struct Pending {
     pub(super) progress: Progress,
     /// When the statement that is in flight was sent.
     pub(super) sent: Option<Instant>,
-    /// Writes whose connection died before the answer came. They may be committed. Every
+    /// Writes whose connection broke before the answer arrived. They may be committed. Every
     /// envelope has a fresh nonce, so a row with these texts was written by this program.
     in_doubt: Vec<Doubt>,
     /// The old and the new texts of the committed write, if it was not the write of
@@ -114,8 +114,8 @@ impl Pending {
         (self.row, self.texts, self.outcome) = (row, texts, outcome);
     }
 
-    /// Records how an attempt ended: with an outcome, without one, or with an error. An
-    /// error of this row is its outcome.
+    /// Records the result of an attempt: an outcome, no outcome yet, or an error. An error of this
+    /// row becomes its outcome.
     ///
     /// # Errors
     ///

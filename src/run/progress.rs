@@ -20,9 +20,9 @@ pub struct Meter {
     rows_done: AtomicU64,
     /// Zero if unknown.
     rows_total: AtomicU64,
-    /// The limit of the settings and of the request; zero if there is none.
+    /// The lower of the limits in the settings and in the request. Zero means no limit.
     configured_limit: AtomicU32,
-    /// The adaptive limit: the bits of an `f64`; zero if there is none.
+    /// The adaptive limit, as the bits of an `f64`. Zero means no limit.
     rate_limit: AtomicU64,
     counts: Mutex<Counts>,
 }

@@ -1,7 +1,7 @@
 //! Receipts: records of applies that can be checked later.
 //!
-//! Each receipt is one JSON document. `previous` is the SHA-256 of the receipt before it, so
-//! that no receipt can be changed or removed without a trace. Texts appear only as hashes.
+//! Each receipt is one JSON document. `previous` is the SHA-256 of the previous receipt: if a
+//! receipt is changed or removed, the chain breaks. Texts appear only as hashes.
 
 use std::{collections::BTreeMap, fmt::Write, time::SystemTime};
 
@@ -81,15 +81,15 @@ pub struct Receipt {
     pub version: u32,
     /// The id of the run.
     pub run_id: String,
-    /// Who started it.
+    /// The caller that started the run.
     pub caller: String,
     /// The instance that executed it.
     pub instance: String,
     /// Version and source revision of the program.
     pub build: String,
-    /// When it started and ended: RFC 3339.
+    /// When the run started: RFC 3339.
     pub start_time: String,
-    /// See `start_time`.
+    /// When the run ended: RFC 3339.
     pub end_time: String,
     /// The organization, or `site`.
     pub scope: String,
@@ -101,13 +101,13 @@ pub struct Receipt {
     pub counts: Counts,
     /// Whether the changes of the run survive a crash of the database.
     pub durable: bool,
-    /// Secrets by key id in the last census before the run. `None` if there was none.
+    /// Secrets by key id in the last census before the run. `None` without such a census.
     pub census_before: Option<BTreeMap<String, u64>>,
-    /// The same in the census after the run.
+    /// Secrets by key id in the census after the run. `None` without such a census.
     pub census_after: Option<BTreeMap<String, u64>>,
     /// The SHA-256 over the re-wrapped secrets.
     pub changes_sha256: String,
-    /// The SHA-256 of the receipt before this one; empty for the first one.
+    /// The SHA-256 of the previous receipt. Empty in the first receipt.
     pub previous: String,
 }
 
@@ -117,7 +117,7 @@ pub enum BrokenChain {
     /// A line is not a receipt.
     #[error("line {0} is not a receipt of version 1")]
     NotAReceipt(usize),
-    /// A receipt does not follow the one before it.
+    /// The `previous` of a line is not the SHA-256 of the line before it.
     #[error(
         "line {line} does not follow the line before it: `previous` is {found:.64}, and the SHA-256 \
          of that line is {expected}. A receipt was changed, removed or inserted"

@@ -12,8 +12,8 @@ use std::{
 
 use super::receipt::{Receipt, sha256};
 
-/// How much of the end of the file is read first to find its last line. A receipt has a few
-/// kilobytes, more with very many keys.
+/// Number of bytes at the end of the file that are read first to find the last line. A receipt has
+/// a few kilobytes, or more with very many keys.
 const FIRST_READ: u64 = 64 << 10;
 
 /// Appends a receipt after the last one in the file. If this fails, the file keeps its content. A
@@ -26,7 +26,7 @@ pub fn append(path: &Path, receipt: &Receipt) -> io::Result<()> {
     let mut options = OpenOptions::new();
     options.create(true).read(true).append(true).mode(0o600);
     let mut file = options.open(path)?;
-    // Another process could have the same file.
+    // Another process may append to the same file.
     file.lock()?;
     let (length, last) = last_line(&mut file)?;
     if length < file.metadata()?.len() {
@@ -48,7 +48,7 @@ pub fn append(path: &Path, receipt: &Receipt) -> io::Result<()> {
     written
 }
 
-/// The length of all complete lines of the file, and the last one of them.
+/// The total length of the complete lines of the file, and the last complete line.
 fn last_line(file: &mut File) -> io::Result<(u64, Option<String>)> {
     let length = file.metadata()?.len();
     let mut read = FIRST_READ;

@@ -7,43 +7,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Mode, RunSpec, Scope, groups::FailureGroup};
+pub use super::spec::Kind;
+use super::{RunSpec, Scope, groups::FailureGroup};
 use crate::domain::{census::Tally, verdict::CensusFacts};
-
-/// What a run does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum Kind {
-    /// Evaluate the rows, but write nothing.
-    DryRun,
-    /// Re-wrap.
-    Apply,
-    /// Decrypt every secret and check its content.
-    Verify,
-    /// Count the secrets by key id.
-    Census,
-}
-
-impl Kind {
-    /// Whether the run writes rows.
-    pub(super) fn mode(self) -> Mode {
-        match self {
-            Self::Apply => Mode::Apply,
-            Self::DryRun | Self::Verify | Self::Census => Mode::DryRun,
-        }
-    }
-
-    /// The label value for metrics.
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::DryRun => "dry_run",
-            Self::Apply => "apply",
-            Self::Verify => "verify",
-            Self::Census => "census",
-        }
-    }
-}
 
 /// The state of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,7 +19,7 @@ pub enum RunState {
     Running,
     /// Everything in the scope was evaluated. Rows may have failed.
     Finished,
-    /// Somebody, a deadline or a shutdown stopped the run.
+    /// A caller, a deadline, a shutdown or the limit of failed rows stopped the run.
     Stopped,
     /// The run ended with an error.
     Failed,
@@ -77,7 +43,7 @@ impl RunState {
 pub struct Progress {
     /// Evaluated rows.
     pub rows_done: u64,
-    /// An estimate of the number of rows in the scope; zero if there is none.
+    /// An estimate of the number of rows in the scope. Zero without an estimate.
     pub rows_total: u64,
     /// The rate of the last seconds.
     pub rows_per_second: f64,
@@ -164,7 +130,8 @@ impl RunRecord {
 }
 
 impl RunProblem {
-    /// Whether the problem can pass without a change of the site: the database did not answer.
+    /// Whether the problem can end without a change of the site, because the database only did not
+    /// answer.
     #[must_use]
     pub fn can_pass(&self) -> bool {
         // gRPC core, "Status codes and their use": UNAVAILABLE.
@@ -209,7 +176,7 @@ pub struct RunRecord {
     pub progress: Progress,
     /// The counts of the run, after its end.
     pub counts: Option<Counts>,
-    /// The counts during the run, for the case that its instance ends without a report.
+    /// The latest counts of a run in progress. They become the report if the instance is killed.
     #[serde(default)]
     pub counts_so_far: Counts,
     /// Its failures, by reason and key id.
@@ -236,7 +203,7 @@ pub struct Census {
 }
 
 impl Census {
-    /// What verdicts depend on.
+    /// The parts of the census on which verdicts depend.
     #[must_use]
     pub fn facts(&self) -> CensusFacts {
         let secrets = self.tally.keys.iter();

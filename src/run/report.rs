@@ -60,6 +60,15 @@ pub struct Report {
 }
 
 impl Report {
+    /// A report that knows only the counts.
+    #[must_use]
+    pub(crate) fn of(counts: Counts) -> Self {
+        Self {
+            counts,
+            ..Self::default()
+        }
+    }
+
     /// The number of rows that were evaluated.
     #[must_use]
     pub fn rows_examined(&self) -> u64 {

@@ -26,8 +26,8 @@ const STOPPED_FLUSH_LIMIT: Duration = Duration::from_millis(500);
 /// How long a run waits for that flush after Postgres has become silent.
 const SILENT_FLUSH_LIMIT: Duration = Duration::from_secs(2);
 
-/// How much faster than an apply a run that only reads may be, while others use the database.
-/// Its rows cost the database less by these factors.
+/// The rate of a run that only reads, as a multiple of the rate of an apply, while others use the
+/// database. Its rows cost the database less by these factors.
 const CENSUS_SCALE: f64 = 20.0;
 const VERIFY_SCALE: f64 = 5.0;
 
@@ -48,7 +48,7 @@ pub(super) struct Context {
     pub(super) max_rows_per_second: u32,
     /// Whether a site-wide apply adapts its rate to the load.
     pub(super) adaptive_rate: bool,
-    /// What a run without progress waits for.
+    /// The reason why a run makes no progress. `None` if it makes progress.
     pub(super) stall: watch::Sender<Option<String>>,
     /// The texts that this process has written.
     pub(super) own_texts: OwnTexts,
@@ -77,7 +77,7 @@ impl Context {
 }
 
 impl Runner {
-    /// A runner for `site`, at the rate that `speed` allows.
+    /// A runner for `site`, with the limits in `speed`.
     #[must_use]
     pub fn new(site: Arc<Site>, speed: RateOptions) -> Self {
         let connections = site.store.options().database_pool_size;
@@ -113,7 +113,7 @@ impl Runner {
         &self.context.site.store
     }
 
-    /// What a run waits for while it makes no progress.
+    /// The reason why a run makes no progress. `None` if it makes progress.
     #[must_use]
     pub fn stall(&self) -> watch::Receiver<Option<String>> {
         self.context.stall.subscribe()
@@ -206,7 +206,7 @@ impl Runner {
         batches: &mut BatchSet,
     ) -> Ended {
         let store = &self.context.site.store;
-        // Before the first read: at the end, the server must still be the same.
+        // Before the first read: at the end of the run, Postgres must still be the same process.
         let server = until_stopped(stop, store.incarnation()).await;
         let unreplicated = store.unreplicated_commits();
         let mut result = match &server {
@@ -232,8 +232,8 @@ impl Runner {
         reach(Point::BeforeBarrier);
         let mut durable = true;
         if report.rows_examined() > 0 || report.counts.rows_in_doubt > 0 {
-            // A server that is silent on every connection will not answer here either.
             let span = batches.trace().span("barrier");
+            // If Postgres does not answer on any connection, it does not answer here either.
             let is_silent = matches!(result, Err(RunError::Store(StoreError::NoAnswer(_))));
             let flushed = tokio::select! {
                 flushed = store.barrier(&server) => match flushed {

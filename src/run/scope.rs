@@ -103,7 +103,7 @@ impl Runner {
         if damage.is_some() {
             Box::pin(self.name_unreadable(stop, batches)).await?;
         }
-        // A policy or a trigger may have come into force during the run.
+        // A policy or a trigger may have been created or enabled during the run.
         let at_end = until_stopped(stop, store.preflight()).await?;
         check_preflight(&at_end, batches.mode())?;
         if passed_over + repeated > 0 {
@@ -156,7 +156,7 @@ impl Runner {
             let rows = |page: &Page| page.rows.len() + page.unreadable.len();
             let page = read_page(&trace, stop, store.page(&position), rows).await;
             if page.is_err() {
-                // Without the next page, the run has failed: start no more rows.
+                // If the next page cannot be read, the run has failed: start no more rows.
                 no_more_rows.cancel();
             }
             page
@@ -188,7 +188,8 @@ impl Runner {
                 batches.count_rows(vec![outcome]).await;
             }
             page = if store.options().database_pool_size == 1 || has_large_rows(&rows) {
-                // The batches need the only connection, or the rows need most of the memory.
+                // Do not read ahead: the batches need the only connection, or the rows need most of
+                // the memory.
                 batches.start_all(rows).await?;
                 batches.finish().await?;
                 read(next).await?
@@ -260,7 +261,7 @@ pub(super) fn check_preflight(preflight: &Preflight, mode: Mode) -> Result<(), S
     }
 }
 
-/// Whether a page with these rows takes so much memory that the next page must wait.
+/// Whether these rows take so much memory that the next page must not be read yet.
 fn has_large_rows(rows: &[Row]) -> bool {
     rows.iter().any(|row| row.bytes() > LARGE_ROW_BYTES)
 }

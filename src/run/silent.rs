@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use super::record::{Kind, Progress, RunProblem, RunRecord, RunState};
+use super::record::{Counts, Kind, Progress, RunProblem, RunRecord, RunState};
 
 /// The reason of a run whose instance was silent for too long.
 const INSTANCE_GONE: &str = "INSTANCE_GONE";
@@ -13,11 +13,7 @@ impl RunRecord {
     pub(super) fn settle(&mut self, heartbeat: SystemTime) {
         self.state = RunState::Failed;
         self.end_time = Some(heartbeat.max(self.start_time));
-        let mut counts = self.counts_so_far;
-        if self.kind == Kind::Census {
-            counts.rows_on_target = self.progress.rows_done;
-        }
-        self.counts = Some(counts);
+        self.counts = Some(self.last_counts());
         self.durable = false;
         self.progress = Progress {
             rows_done: self.progress.rows_done,
@@ -37,7 +33,17 @@ impl RunRecord {
         });
     }
 
-    /// Whether the instance of the run may execute it still, although it was silent.
+    /// The counts of a run that has no report.
+    pub(super) fn last_counts(&self) -> Counts {
+        let mut counts = self.counts_so_far;
+        if self.kind == Kind::Census {
+            counts.rows_on_target = self.progress.rows_done;
+        }
+        counts
+    }
+
+    /// Whether the run ended only because its instance was silent. The instance may still execute
+    /// the run.
     #[must_use]
     pub fn is_silent(&self) -> bool {
         let problem = self.problem.as_ref();

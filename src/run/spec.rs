@@ -4,13 +4,10 @@ use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use tokio::sync::mpsc;
 
-use super::{Failure, Meter, record::Kind};
 use crate::{
     domain::{keyring::Keyring, organization::OrganizationId},
     store::{Store, StoreError},
-    telemetry::Trace,
 };
 
 /// What a run covers.
@@ -40,6 +37,41 @@ pub enum Mode {
     Apply,
 }
 
+/// What a run does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Kind {
+    /// Evaluate the rows, but write nothing.
+    DryRun,
+    /// Re-wrap.
+    Apply,
+    /// Decrypt every secret and check its content.
+    Verify,
+    /// Count the secrets by key id.
+    Census,
+}
+
+impl Kind {
+    /// Whether the run writes rows.
+    pub(super) fn mode(self) -> Mode {
+        match self {
+            Self::Apply => Mode::Apply,
+            Self::DryRun | Self::Verify | Self::Census => Mode::DryRun,
+        }
+    }
+
+    /// The label value for metrics.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::DryRun => "dry_run",
+            Self::Apply => "apply",
+            Self::Verify => "verify",
+            Self::Census => "census",
+        }
+    }
+}
+
 /// The parameters of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunSpec {
@@ -53,19 +85,6 @@ pub struct RunSpec {
     pub max_rows_per_second: u32,
     /// The number of failed rows after which the run stops. Zero means no limit.
     pub stop_after_failures: u32,
-}
-
-/// Where a run reports its progress and its failures.
-#[derive(Debug, Clone, Default)]
-pub struct RunIo {
-    /// The progress of the run.
-    pub meter: Arc<Meter>,
-    /// Receives every failure of the run. Without it, the report keeps only the first failures.
-    pub failures: Option<mpsc::Sender<Vec<Failure>>>,
-    /// Whether to keep the changes of an apply, for a receipt.
-    pub with_receipt: bool,
-    /// Where the spans of the run belong.
-    pub trace: Trace,
 }
 
 /// The keys and the database of a site.

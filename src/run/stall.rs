@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use super::Context;
 use crate::telemetry;
 
-/// After this time without progress, the program checks what the run waits for.
+/// After this time without progress, this program asks Postgres what the run waits for.
 const INTERVAL: Duration = Duration::from_secs(2);
 
 /// Number of intervals between two log lines about the same wait.

@@ -46,7 +46,7 @@ pub(super) async fn verify_site(
     }
     result?;
     unavailable(scan.finish()).await?;
-    // A policy may have come into force during the run.
+    // A row-level security policy may have been created during the run.
     check_preflight(&until_stopped(stop, store.preflight()).await?, Mode::DryRun)?;
     Ok(())
 }

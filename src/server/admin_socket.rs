@@ -34,7 +34,7 @@ const BACKLOG: i32 = 128;
 /// The longest path, in bytes (unix(7), "Address format"). Clients need a zero byte at the end.
 const MAX_PATH_BYTES: usize = 107;
 
-/// The id in place of a user without a mapping, if the kernel does not say another one.
+/// The usual id that the kernel shows for a user without a mapping in this user namespace.
 const DEFAULT_OVERFLOW_UID: u32 = 65_534;
 
 /// A listening admin socket. Dropping it removes the file.
@@ -45,17 +45,17 @@ pub struct AdminSocket {
     file: SocketFile,
 }
 
-/// Why there is no admin socket.
+/// An error of the admin socket.
 #[derive(Debug, Error)]
 pub enum AdminSocketError {
     /// The path is too long for a socket.
     #[error("the path has more than {MAX_PATH_BYTES} bytes: use a shorter one")]
     TooLong,
-    /// The path names something else.
-    #[error("there is a file of another kind: remove it, or use another path")]
+    /// The path names a file that is not a socket.
+    #[error("the path is not a socket: remove the file, or use another path")]
     NotASocket,
     /// Another process serves the socket.
-    #[error("another process listens there: stop it, or use another path")]
+    #[error("another process listens at this path: stop it, or use another path")]
     InUse,
     /// The directory does not exist.
     #[error("the directory {} does not exist: create it for the user of nico-rewrap", .0.display())]
@@ -80,7 +80,7 @@ impl AdminSocket {
             created => created,
         }
         .map_err(|error| match error {
-            // Another process was faster.
+            // Another process has created a socket in the meantime.
             Create::Exists => AdminSocketError::InUse,
             Create::Failed(error) => error,
         })?;
@@ -119,7 +119,7 @@ fn system<E: Into<io::Error>>(what: &'static str) -> impl Fn(E) -> AdminSocketEr
 /// Why a socket was not created.
 #[derive(Debug)]
 enum Create {
-    /// There is already a file.
+    /// The path already exists.
     Exists,
     Failed(AdminSocketError),
 }
@@ -142,7 +142,7 @@ fn create(path: &Path) -> Result<(OwnedFd, SocketFile), Create> {
     let stat = fs::symlink_metadata(path);
     let metadata = stat.map_err(|error| Create::Failed(system("stat")(error)))?;
     let file = SocketFile::new(path, &metadata);
-    // Not on Linux, unless the umask removes rights of the owner.
+    // Necessary on other systems than Linux, and if the umask removes rights of the owner.
     if metadata.mode() & 0o777 != MODE {
         fs::set_permissions(path, fs::Permissions::from_mode(MODE))
             .map_err(|error| Create::Failed(system("chmod")(error)))?;
@@ -174,7 +174,7 @@ fn remove_stale(path: &Path) -> Result<(), AdminSocketError> {
     }
     match connect(new_socket()?, &address(path)?) {
         Err(Errno::CONNREFUSED) => {}
-        // With EAGAIN, as many connections wait as the other process lets wait.
+        // EAGAIN: the other process listens, and its queue of connections is full.
         Ok(()) | Err(Errno::AGAIN) => return Err(AdminSocketError::InUse),
         Err(Errno::NOENT) => return Ok(()),
         Err(error) => return Err(system("connect")(error)),
@@ -203,7 +203,7 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Not the file of another process that has taken the path in the meantime.
+        // Remove only this file: another process may have put its own socket at the path.
         let is_own = fs::symlink_metadata(&self.path)
             .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == (self.device, self.inode));
         if is_own && let Err(error) = fs::remove_file(&self.path) {
@@ -234,7 +234,8 @@ mod tests {
     fn the_file_has_its_mode_from_the_beginning_and_nobody_connects_before() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("admin.sock");
-        // The kernel alone, without chmod. The umask of tests lets others read and run files.
+        // Tests the mode from the kernel, without chmod. The umask of tests lets others read and
+        // execute files.
         let socket = new_socket().unwrap();
         fchmod(&socket, Mode::from_raw_mode(MODE)).unwrap();
         bind(&socket, &address(&path).unwrap()).unwrap();
@@ -279,7 +280,7 @@ mod tests {
             assert!(matches!(error, AdminSocketError::NotASocket), "{error:?}");
             assert!(fs::symlink_metadata(path).is_ok());
         }
-        // Of another kind, so it does not say whether its process is alive.
+        // A datagram socket: a connection attempt does not show whether its process is alive.
         let datagram = dir.path().join("datagram");
         let _other = UnixDatagram::bind(&datagram).unwrap();
         let error = AdminSocket::bind(&datagram).unwrap_err();

@@ -62,8 +62,9 @@ impl Drop for QuotaGuard {
     }
 }
 
-/// What identifies a client for the quota. A service or machine can get many certificates, so
-/// its identity counts. The names of people are not unique, so the certificate counts.
+/// The key of a client in the quota. For a service or a machine, it is the identity, because one
+/// service can have many certificates. For a person, it is the certificate, because names are not
+/// unique.
 fn client(caller: &Caller) -> Caller {
     match &caller.identity {
         Some(Identity::Service { .. } | Identity::Machine { .. } | Identity::Local { .. }) => {

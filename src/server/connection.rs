@@ -44,7 +44,7 @@ struct Admitted {
     stream: TlsStream<TcpStream>,
     chain: Vec<CertificateDer<'static>>,
     peer: Arc<Peer>,
-    /// The last state that this receiver has seen is the one that verified the chain last.
+    /// The last state that this receiver has seen is the state with which the chain was verified.
     tls: watch::Receiver<Arc<TlsState>>,
     /// Count the connection towards the limits while it is open.
     _permits: (OwnedSemaphorePermit, QuotaGuard),
@@ -75,7 +75,7 @@ impl TlsServer {
             }
             Err(Refusal(reason, error)) => {
                 telemetry::handshake_refused(reason);
-                // Port checks connect and close again and again: they would fill the log.
+                // Port checks connect and close at once. They would fill the log.
                 if reason == "closed" || !self.refusal_log_limit.try_acquire() {
                     tracing::debug!(peer = %address, reason, error, "TLS handshake refused");
                 } else {

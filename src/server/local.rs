@@ -23,10 +23,11 @@ pub(super) struct LocalServer {
 }
 
 impl LocalServer {
-    /// Serves the connection if its user may use the socket. Otherwise closes it, as a TLS
-    /// handshake without an accepted certificate does: such a client can call nothing.
+    /// Serves the connection if its user may use the socket. Otherwise closes it, as the TLS
+    /// listener does with a client without an accepted certificate.
     pub(super) async fn connection(&self, stream: UnixStream, users: LocalUsers) {
-        // Of the process that has connected, at that time. The client cannot change them.
+        // The kernel recorded these credentials when the process connected. The client cannot
+        // change them.
         let credentials = match stream.peer_cred() {
             Ok(credentials) => credentials,
             Err(error) => {
@@ -37,7 +38,7 @@ impl LocalServer {
         };
         let pid = credentials.pid().and_then(|pid| u32::try_from(pid).ok());
         let address = PeerAddress::Local {
-            // Zero stands for a process that is outside of the process namespace of this one.
+            // Zero means that the client is outside of the PID namespace of this process.
             pid: pid.filter(|pid| *pid != 0),
         };
         let uid = credentials.uid();

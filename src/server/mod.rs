@@ -10,7 +10,7 @@
 //! request as [`crate::auth::peer::Peer`]. It verifies the certificate again at every poll of the TLS files.
 //!
 //! Connections of the admin socket count towards `max_connections_per_client` and not towards
-//! `max_client_connections`: clients at the network must not lock out the operator of the machine.
+//! `max_client_connections`: network clients must not lock out the operator of the machine.
 
 pub mod admin_socket;
 mod client_quota;
@@ -87,7 +87,8 @@ pub async fn serve(
             accepted = accept(&listener) => {
                 if let Some((stream, address)) = accepted {
                     let server = server.clone();
-                    // Not in the task, so that slots are taken in the order of arrival.
+                    // Here and not in the task, so that connections get their slots in the order of
+                    // arrival.
                     let slot = server.handshakes.acquire(address.ip());
                     connections.spawn(async move {
                         server.connection(stream, address, slot).await;
@@ -121,7 +122,7 @@ pub(crate) async fn accept(listener: &TcpListener) -> Option<(TcpStream, SocketA
     or_pause(listener.accept().await).await
 }
 
-/// Waits for ever without an admin socket.
+/// Accepts a connection at the admin socket. Never returns without an admin socket.
 async fn accept_local(socket: Option<&AdminSocket>) -> Option<(UnixStream, LocalUsers)> {
     let Some(socket) = socket else {
         return std::future::pending().await;
@@ -135,7 +136,8 @@ async fn or_pause<T>(accepted: io::Result<T>) -> Option<T> {
         Ok(accepted) => Some(accepted),
         Err(error) => {
             tracing::warn!(%error, "accept failed");
-            // Most likely there are no free file descriptors. An immediate retry would spin.
+            // The usual cause is that no file descriptor is free. An immediate retry would use a
+            // whole processor.
             sleep(Duration::from_millis(100)).await;
             None
         }

@@ -7,7 +7,7 @@ use std::{net::SocketAddr, time::Duration};
 pub struct ServerOptions {
     /// The address of the gRPC listener.
     pub listen: SocketAddr,
-    /// The address of the plain HTTP listener: `/livez`, `/readyz` and `/metrics`.
+    /// The address of the plain HTTP listener: `/livez`, `/readyz`, `/metrics` and `/status`.
     pub metrics_endpoint: SocketAddr,
     /// The path of the admin socket.
     pub admin_socket: Option<std::path::PathBuf>,

@@ -35,7 +35,7 @@ pub struct LoadProbe<'a> {
 // A receiver that replays nothing is not a replica but, for example, an archive of the log.
 // Postgres reports an ever-growing lag for it.
 const SAMPLE: Statement = Statement {
-    text: "-- look\n\
+    text: "-- sample_load\n\
            SELECT EXISTS (SELECT FROM pg_stat_activity \
                WHERE datname = current_database() AND usesysid IS NOT NULL \
                  AND coalesce(backend_type, 'client backend') = 'client backend' \

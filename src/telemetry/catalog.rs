@@ -75,7 +75,7 @@ const COUNTERS: &[(&str, &str)] = &[
     ),
     (
         STRAGGLERS,
-        "Secrets that a census of this instance found under a key that no secret used before",
+        "Secrets that a census of this instance found under a key that was clean before",
     ),
     (
         HANDSHAKE_FAILURES,
@@ -170,7 +170,7 @@ const GAUGES: &[(&str, &str)] = &[
     ),
     (
         CHANGED_ON_DISK,
-        "1 if the files of a source no longer say what was read at the start; restart nico-rewrap",
+        "1 if the content of a source on disk differs from the content that was read at the start; restart nico-rewrap",
     ),
 ];
 

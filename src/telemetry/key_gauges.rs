@@ -21,7 +21,7 @@ const UNREADABLE: &str = "unreadable";
 pub(crate) struct KeyGauges {
     /// Since when no census has seen a secret under the key.
     pub(crate) clean_since: Option<SystemTime>,
-    /// Whether the key may be removed. `None` if nobody can say.
+    /// Whether the key may be removed. `None` if this is unknown.
     pub(crate) is_removable: Option<bool>,
 }
 

@@ -76,6 +76,6 @@ pub fn flush_logs(limit: Duration) {
 
 /// Writes a message to standard error outside of the log, and waits at most `limit` for somebody
 /// who reads it.
-pub fn say(text: String, limit: Duration) {
-    stderr::say(text, limit);
+pub fn write_message(text: String, limit: Duration) {
+    stderr::write_message(text, limit);
 }

@@ -41,31 +41,31 @@ pub(crate) fn call_ended(outcome: &'static str, identity_kind: &'static str, dur
 }
 
 /// An authorization decision was made.
-pub(crate) fn decided(identity_kind: &'static str, outcome: &'static str) {
+pub(crate) fn authorization_decided(identity_kind: &'static str, outcome: &'static str) {
     counter!(DECISIONS, "identity_kind" => identity_kind, "outcome" => outcome).increment(1);
 }
 
-/// A denied call that waits for the rate limit. If it is dropped before [`PendingDenial::over`],
+/// A denied call that waits for the rate limit. If it is dropped before [`QueuedDenial::disarm`],
 /// the call has no audit record and is counted.
-pub(crate) struct PendingDenial {
-    is_over: bool,
+pub(crate) struct QueuedDenial {
+    is_disarmed: bool,
 }
 
 /// A denied call starts to wait for the rate limit.
-pub(crate) fn denial_waits() -> PendingDenial {
-    PendingDenial { is_over: false }
+pub(crate) fn denial_queued() -> QueuedDenial {
+    QueuedDenial { is_disarmed: false }
 }
 
-impl PendingDenial {
+impl QueuedDenial {
     /// The wait is over, and the call gets its audit record.
-    pub(crate) fn over(mut self) {
-        self.is_over = true;
+    pub(crate) fn disarm(mut self) {
+        self.is_disarmed = true;
     }
 }
 
-impl Drop for PendingDenial {
+impl Drop for QueuedDenial {
     fn drop(&mut self) {
-        if !self.is_over {
+        if !self.is_disarmed {
             counter!(DENIALS_DROPPED).increment(1);
         }
     }
@@ -110,7 +110,7 @@ pub(crate) fn last_census(time: Option<SystemTime>) {
     gauge!(LAST_CENSUS).set(time.map_or(UNKNOWN, timestamp));
 }
 
-/// A census found secrets under a key that no secret used before.
+/// A census found secrets under a key that was clean before.
 pub(crate) fn stragglers(secrets: u64) {
     counter!(STRAGGLERS).increment(secrets);
 }

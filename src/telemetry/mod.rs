@@ -25,7 +25,7 @@ pub(crate) use self::{
     traces::{Span, start_traces, stop_traces},
 };
 pub use self::{
-    logging::{LogFormat, LogOptions, flush_logs, say, start_logging},
+    logging::{LogFormat, LogOptions, flush_logs, start_logging, write_message},
     scrape::Metrics,
     traces::{Endpoint, InvalidEndpoint, Trace, TraceOptions},
 };

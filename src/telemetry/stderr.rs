@@ -149,7 +149,7 @@ pub(super) fn flush(limit: Duration) {
 
 /// Writes the final message of a command to standard error. Waits at most `limit`, because
 /// nobody may read the pipe.
-pub(super) fn say(text: String, limit: Duration) {
+pub(super) fn write_message(text: String, limit: Duration) {
     let (done, is_done) = mpsc::channel();
     let write = move || {
         let _ = io::stderr().write_all(text.as_bytes());

@@ -1,4 +1,4 @@
-//! What a run counted before it ended with an error.
+//! The counts of a run that ended with an error.
 
 use std::fmt;
 

@@ -55,7 +55,7 @@ pub enum ServiceError {
     /// The request of a run is incomplete or contradictory.
     #[error("{0}")]
     InvalidRun(&'static str),
-    /// There is no such run.
+    /// No run has this id.
     #[error("there is no run {0:.100}, or it was forgotten: only the last 100 runs are kept")]
     UnknownRun(String),
     /// The request id was used before with other parameters.
@@ -99,7 +99,7 @@ pub enum ServiceError {
          lack rows that this run read or wrote: call again"
     )]
     NotReplicated,
-    /// The record of the call cannot be written.
+    /// The audit record of the call cannot be written.
     #[error(
         "the audit log can't be written, and the server starts no run without a record: check \
          the file of [rewrap].audit_log and its disk, then call again"
@@ -149,7 +149,7 @@ pub enum ServiceError {
     },
 }
 
-/// Who runs the other apply.
+/// The run of the other apply, in parentheses. Empty if it is unknown.
 fn by(holder: Option<&Holder>) -> String {
     holder.map_or_else(String::new, |holder| {
         format!(
@@ -198,7 +198,7 @@ impl ServiceError {
         }
     }
 
-    /// For the record of the run.
+    /// The error as the record of a run stores it.
     pub(super) fn problem(&self) -> RunProblem {
         let reason = self.reason();
         let parts = self.parts().into_iter();
@@ -212,7 +212,7 @@ impl ServiceError {
         }
     }
 
-    /// For the audit record.
+    /// The error as the audit record stores it.
     pub(crate) fn outcome(&self) -> Outcome {
         Outcome {
             name: self.reason().name,
@@ -231,7 +231,7 @@ impl From<NotRecorded> for ServiceError {
     }
 }
 
-/// The section about this reason in the documents.
+/// The link to the section about this reason in `docs/troubleshooting.md`.
 fn troubleshooting(reason: &str) -> String {
     format!("docs/troubleshooting.md#{}", reason.to_ascii_lowercase())
 }
@@ -241,7 +241,8 @@ impl ServiceError {
     #[must_use]
     pub fn into_status(self, run_id: &str) -> Status {
         let (reason, message) = (self.reason(), self.to_string());
-        // An error about another run names that run. The header has the id of this call.
+        // If the error already names another run, keep that `run_id`. The header has the id of this
+        // call.
         let parts = [("run_id", run_id.to_owned())]
             .into_iter()
             .chain(self.parts());

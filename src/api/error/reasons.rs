@@ -5,7 +5,7 @@ use tonic::Code;
 use super::ServiceError;
 use crate::{auth::authorize::Denial, domain::organization::InvalidOrganizationId};
 
-/// What a reason means to a client.
+/// A reason, with everything that a client gets for it.
 #[derive(Debug)]
 pub struct Reason {
     /// The stable identifier for programs.
@@ -35,7 +35,7 @@ static INTERNAL: Reason = row(
     "search the log of nico-rewrap for the run id, and report the bug",
 );
 
-/// All other reasons, in the order of `docs/reference/errors.md`.
+/// All other reasons. `docs/reference/errors.md` lists them.
 static TABLE: [Reason; 36] = [
     row(
         "MACHINE_IDENTITY_DISABLED",

@@ -2,10 +2,10 @@
 //!
 //! Every verified certificate and every accepted local user may use reflection and health checks.
 //! Every other method needs a permit, even an unknown one. The permit for an apply is that of the
-//! handler: only it knows what the request asks for. If a call fails before a handler runs (an unknown method, a
-//! malformed request), the guard writes the audit record and answers with a run id and one of
-//! our statuses. If a handler does not mark its response as `Audited`, the guard writes the
-//! record of the call.
+//! handler: only it knows what the request asks for. If a call fails before a handler runs (an
+//! unknown method, a malformed request), the guard writes the audit record and answers with a run
+//! id and an error of this server. If a handler does not mark its response as `Audited`, the guard
+//! writes the record of the call.
 //!
 //! Every certificate holder can cause denied calls, and each writes an audit record. Denied
 //! calls are therefore rate-limited before the guard reads their requests. Allowed calls are
@@ -57,7 +57,7 @@ const DENIALS_PER_SECOND: u32 = 10;
 /// the rate limit passes in ten seconds.
 const MAX_QUEUED_DENIALS: usize = 100;
 
-/// Prefixes of the services that any verified certificate may use.
+/// Prefixes of the services that every verified certificate may use.
 const PUBLIC_SERVICES: [&str; 3] = [
     "/grpc.health.v1.Health/",
     "/grpc.reflection.",
@@ -85,7 +85,7 @@ pub struct Guard {
     denials: Arc<RateLimiter>,
     /// Has `MAX_QUEUED_DENIALS` permits.
     waiting: Arc<Semaphore>,
-    /// Held by the oldest denied call of the connection while it waits.
+    /// The oldest denied call of the connection holds this lock while it waits.
     denial: Arc<Mutex<()>>,
     tasks: TaskTracker,
 }
@@ -138,7 +138,8 @@ impl Guard {
         let is_open =
             is_grpc(&request) && PUBLIC_SERVICES.iter().any(|open| path.starts_with(open));
         let peer = request.extensions().get::<Arc<Peer>>().cloned();
-        // Drops oversized headers before the call waits for the rate limiter.
+        // Replaces a request with oversized headers by an error before the call waits, so that the
+        // headers do not take memory.
         let request = check(request);
         if is_open {
             return self.open(request).await;
@@ -181,11 +182,12 @@ impl Guard {
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<StdError> + Send,
     {
-        let unrecorded = telemetry::denial_waits();
-        // One call of each connection: a connection with many calls must not delay the others.
+        let unrecorded = telemetry::denial_queued();
+        // Only one call of each connection may be queued for the rate limiter: a connection with
+        // many calls must not delay other connections.
         let first = self.denial.clone().lock_owned().await;
         let place = self.waiting.clone().acquire_owned().await;
-        unrecorded.over();
+        unrecorded.disarm();
         let guard = self.clone();
         self.spawn_detached(async move {
             guard.denials.acquire().await;

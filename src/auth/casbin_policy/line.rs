@@ -3,7 +3,8 @@
 
 use super::LineError;
 
-/// The fields of one line, up to the first field whose end is unclear.
+/// An iterator over the fields of one line. It ends with an error at the first field whose end is
+/// unclear.
 pub(super) struct Fields<'a>(Option<&'a str>);
 
 impl<'a> Fields<'a> {

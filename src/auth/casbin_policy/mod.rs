@@ -37,21 +37,21 @@ pub struct CasbinPolicy {
     roles: Roles,
 }
 
-/// A line that keeps a policy from being used.
+/// An invalid line. The server refuses a policy with such a line.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("line {line} {what}")]
 pub struct PolicyError {
     /// Its number, from 1.
     pub line: usize,
-    /// What is wrong with it, and what to do.
+    /// The problem, and what to do.
     pub what: LineError,
 }
 
-/// What can be wrong with a line.
+/// The problem of a line.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum LineError {
     /// It begins with neither `p` nor `g`.
-    #[error("is no rule: write \"p, SUBJECT, ACTION\", \"g, SUBJECT, ROLE\" or a # comment")]
+    #[error("is not a rule: write \"p, SUBJECT, ACTION\", \"g, SUBJECT, ROLE\" or a # comment")]
     NoRule,
     /// It has more or fewer fields than the model says.
     #[error(
@@ -111,7 +111,7 @@ impl CasbinPolicy {
         rules.any(|rule| names.contains(rule.subject.as_str()) && rule.allows(action))
     }
 
-    /// Whether there is no rule at all that could allow anything.
+    /// Whether the policy has no rule that could allow a call.
     #[must_use]
     pub fn allows_nothing(&self) -> bool {
         self.rules.is_empty()
@@ -121,7 +121,7 @@ impl CasbinPolicy {
 /// A `p` line.
 struct Rule {
     subject: String,
-    /// Compiled for each decision, as Casbin does it: compiled, it needs 20 kB.
+    /// Not compiled: a compiled glob needs 20 kB. Each decision compiles it, as in Casbin.
     action: Glob,
 }
 
@@ -188,7 +188,7 @@ fn printable(error: &globset::ErrorKind) -> String {
     error.to_string().replace(odd, "?")
 }
 
-/// Without the rules, which would fill pages of the log.
+/// The rules are left out: they would fill pages of the log.
 impl fmt::Debug for CasbinPolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CasbinPolicy")

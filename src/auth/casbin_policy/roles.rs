@@ -1,4 +1,4 @@
-//! The roles that the `g` lines give, directly and by way of other roles.
+//! The roles that the `g` lines give, directly and through other roles.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

@@ -136,7 +136,7 @@ pub(super) fn identify(
     Err(Refusal::new(rule, &seen, &expected))
 }
 
-/// What makes an external user at this site.
+/// The requirements for an external user at this site, as text.
 fn expected(rules: &TrustRules) -> String {
     let listed = quoted(rules.issuer_cns.iter().map(String::as_str));
     let mut text = format!("an issuer whose CN is one of {listed}");

@@ -148,9 +148,9 @@ pub enum Anchor {
 pub struct Caller {
     /// The identity. `None` if no rule gives the certificate one.
     pub identity: Option<Identity>,
-    /// The setting whose rule gives the identity. Empty if there is none.
+    /// The setting whose rule gives the identity. Empty without an identity.
     pub rule: &'static str,
-    /// Why there is no identity. `None` if there is one.
+    /// Why the certificate has no identity. `None` if it has one.
     pub refusal: Option<Refusal>,
     /// The serial number, in hexadecimal with colons.
     pub serial: String,
@@ -176,7 +176,7 @@ impl Caller {
             Err(refusal) => (None, Some(refusal)),
         };
         let rule = match &identity {
-            // A certificate makes nobody a local user.
+            // No certificate identifies a local user.
             None | Some(Identity::Local { .. }) => "",
             Some(Identity::Service { .. }) => "[auth.trust].spiffe_service_base_paths",
             Some(Identity::Machine { .. }) => "[auth.trust].spiffe_machine_base_path",

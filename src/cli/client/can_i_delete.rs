@@ -14,7 +14,7 @@ use super::{
     options::Common,
     output::{
         document::{self, document, verdict_name},
-        run_text::census_words,
+        run_text::census_text,
         text::{Style, age, counted, moment, plain, rfc3339, span, time},
     },
     problem::Problem,
@@ -26,7 +26,7 @@ use crate::proto::rewrap as pb;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// How often this command asks for a census, once the soak is over.
+/// How often this command starts a census after the end of the soak.
 const CENSUS_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How often a line says what the command waits for.
@@ -47,12 +47,13 @@ pub(crate) struct CanIDelete {
     common: Common,
 }
 
-/// What all instances together say about a key.
+/// The verdicts of all instances about a key.
 #[derive(Debug, Clone)]
 pub(super) struct Evidence {
     state: pb::VerdictState,
     explanation: String,
-    /// The entry of the instance with the worst verdict. `None` if no instance knows the key.
+    /// The entry of the instance with the worst verdict. `None` if no instance has an entry for the
+    /// key.
     key: Option<pb::Key>,
     census: Option<pb::Census>,
     instances: usize,
@@ -100,7 +101,7 @@ impl Command for CanIDelete {
 }
 
 impl CanIDelete {
-    /// Asks until the key may be deleted, or the time has passed.
+    /// Asks until the key may be deleted or the time limit is reached.
     async fn wait(
         &self,
         client: &Client,
@@ -147,8 +148,8 @@ impl CanIDelete {
     }
 }
 
-/// Asks for a census, without waiting for it. Somebody else may take one already, or the caller
-/// may only read: both are no error.
+/// Starts a census and does not wait for its end. Ignores a refusal: another census may be in
+/// progress, or the caller may only read.
 async fn take_census(client: &Client, sessions: &Sessions) {
     if let Some(session) = sessions.first() {
         let _ = start(client, &session, &Request::new(pb::RunKind::Census, None)).await;
@@ -181,7 +182,7 @@ pub(super) async fn evidence(
                     worst = Some(evidence);
                 }
             }
-            // An answer, and not one that permits anything.
+            // An answer of the server, which permits nothing.
             Err(problem) if !problem.is_broken => return Err(problem),
             Err(problem) => {
                 client
@@ -204,7 +205,7 @@ async fn list_keys(session: Result<&Session, &Problem>) -> Result<pb::ListKeysRe
         .await
 }
 
-/// How bad a verdict is for somebody who wants to delete the key.
+/// The order of verdicts, from "may be deleted" to "is the target key". The highest rank counts.
 const fn rank(state: pb::VerdictState) -> u8 {
     match state {
         pb::VerdictState::Removable => 0,
@@ -310,11 +311,15 @@ impl Evidence {
             plain(key_id),
             verdict_name(self.state)
         );
-        let mut text = format!("{}\n  {}\n", style.bold(&title), plain(&self.explanation));
+        let mut text = format!(
+            "{}\n{}",
+            style.bold(&title),
+            style.indented(&self.explanation)
+        );
         let _ = writeln!(
             text,
             "  last census   {}",
-            census_words(self.census.as_ref())
+            census_text(self.census.as_ref())
         );
         let verdict = self.verdict();
         if let Some(key) = self.key.as_ref().filter(|_| self.census.is_some()) {
@@ -325,11 +330,9 @@ impl Evidence {
             );
             let _ = writeln!(text, "  under it      {used}");
             if !key.sample_organization_ids.is_empty() {
-                let _ = writeln!(
-                    text,
-                    "  for example   {}",
-                    plain(&key.sample_organization_ids.join(", "))
-                );
+                let ids = plain(&key.sample_organization_ids.join(", "));
+                let ids = style.wrapped(&ids, 16, "                ");
+                let _ = writeln!(text, "  for example   {ids}");
             }
         }
         if verdict.clean_since.is_some() {

@@ -93,27 +93,38 @@ impl ContextCommand {
                 let name = name.ok_or_else(|| {
                     Problem::usage("there is no current context: give a name, or call `nico-rewrap context use NAME`")
                 })?;
-                let settings = contexts.get(name)?.settings();
-                let entry = Entry {
-                    name,
-                    settings: settings.iter().cloned().collect(),
-                };
-                output.result(Exit::Done, &document("Context", &entry), || {
+                show(output, &contexts, name, |settings| {
                     settings
                         .iter()
                         .fold(format!("{name}\n"), |mut text, (name, value)| {
                             let _ = writeln!(text, "  {name:<20}{value}");
                             text
                         })
-                });
+                })?;
             }
             Self::Use(Use { name, .. }) => {
                 contexts.select(name)?;
+                show(output, &contexts, name, |_| String::new())?;
                 output.note(&format!("the current context is now {name}"));
             }
         }
         Ok(())
     }
+}
+
+fn show(
+    output: &Output,
+    contexts: &Contexts,
+    name: &str,
+    text: impl FnOnce(&[(&'static str, String)]) -> String,
+) -> Result<(), Problem> {
+    let settings = contexts.get(name)?.settings();
+    let entry = Entry {
+        name,
+        settings: settings.iter().cloned().collect(),
+    };
+    output.result(Exit::Done, &document("Context", &entry), || text(&settings));
+    Ok(())
 }
 
 fn list(output: &Output, contexts: &Contexts) {

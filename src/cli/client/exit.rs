@@ -55,5 +55,5 @@ Exit codes:
   6   the server cannot be reached
   7   not allowed
   8   no, or not yet
-  9   cannot say
+  9   unknown: the server cannot answer the question
   78  a file or a setting of the client is wrong";

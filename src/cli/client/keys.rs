@@ -8,9 +8,9 @@ use super::{
     options::Common,
     output::{
         document::{self, document, verdict_name},
-        run_text::census_words,
+        run_text::census_text,
         table::table,
-        text::{count, plain, wrapped},
+        text::{Style, count, plain},
     },
     problem::Problem,
 };
@@ -44,15 +44,15 @@ pub(super) fn show(client: &Client, keys: &pb::ListKeysResponse) {
     client.output.result(Exit::Done, &document, || {
         format!(
             "Last census: {}\n\n{}",
-            census_words(keys.census.as_ref()),
-            keys_table(keys)
+            census_text(keys.census.as_ref()),
+            keys_table(client.output.style, keys)
         )
     });
 }
 
-/// The table of the keys, and below it the reason of each verdict. Numbers of a census that never
-/// was are not shown.
-pub(super) fn keys_table(keys: &pb::ListKeysResponse) -> String {
+/// The table of the keys, and below it the reason of each verdict. Without a census, the table has
+/// no numbers.
+pub(super) fn keys_table(style: Style, keys: &pb::ListKeysResponse) -> String {
     let has_census = keys.census.is_some();
     let number = |value: u64| {
         if has_census {
@@ -84,7 +84,7 @@ pub(super) fn keys_table(keys: &pb::ListKeysResponse) -> String {
     for key in &keys.keys {
         if let Some(verdict) = &key.verdict {
             let line = plain(&format!("{}: {}", key.key_id, verdict.explanation));
-            text += &format!("  {}\n", wrapped(&line, "    "));
+            text += &format!("  {}\n", style.wrapped(&line, 2, "    "));
         }
     }
     text

@@ -63,11 +63,11 @@ pub(super) trait Command {
 pub(super) struct Client {
     output: Output,
     settings: Settings,
-    /// When to give up.
+    /// The time at which the command gives up.
     deadline: Option<Instant>,
-    /// Whether the command must not ask.
+    /// Whether the command may not ask a question.
     no_input: bool,
-    /// Ctrl-C and SIGTERM, from the first time that a command waits for them.
+    /// The receiver of Ctrl-C and SIGTERM. A command creates it when it first waits for a signal.
     signals: OnceCell<Mutex<Signals>>,
 }
 
@@ -86,7 +86,7 @@ impl Client {
         }
     }
 
-    /// The signals. Until this is called, they end the process.
+    /// Returns the receiver of the signals. Before the first call, a signal ends the process.
     async fn signals(&self) -> Result<MutexGuard<'_, Signals>, Problem> {
         let signals = self
             .signals

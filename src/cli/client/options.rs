@@ -25,14 +25,14 @@ pub(crate) struct Common {
     pub(super) no_input: bool,
 }
 
-/// Where the server is, and who calls.
+/// The address of the server, and the client certificate.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Connection")]
 pub(crate) struct ConnectionOptions {
     /// HOST or HOST:PORT of the server. The default port is 1179 [env: REWRAP_ENDPOINT]
     ///
-    /// If the name has several addresses, or if the list has several entries (separated by
-    /// commas), each of them is an instance of the same site.
+    /// A list of servers, separated by commas, is also possible. Each server of the list, and each
+    /// address of a name, is one instance of the same site.
     #[arg(long, value_name = "HOST:PORT")]
     pub(super) endpoint: Option<String>,
     /// PEM file of the CAs that sign the server's certificate [env: REWRAP_CACERT]
@@ -75,7 +75,7 @@ pub(crate) struct OutputOptions {
 pub(crate) enum Format {
     /// For people.
     Text,
-    /// One JSON document.
+    /// One JSON document. Its kind is Error if the command could not do its work.
     Json,
     /// JSON lines. The last line is the result or the error.
     Jsonl,

@@ -1,4 +1,4 @@
-//! Why a command did not do its work: one sentence for the operator, and the exit code.
+//! The error of a command: one sentence for the operator, and the exit code.
 
 use std::{collections::BTreeMap, error::Error as _, fmt::Display};
 
@@ -14,7 +14,7 @@ const DOMAIN: &str = "nico-rewrap";
 /// The type of the details that carry the reason of an error.
 const ERROR_INFO: &str = "type.googleapis.com/google.rpc.ErrorInfo";
 
-/// Why a command did not do its work.
+/// The error of a command.
 #[derive(Debug, Clone)]
 pub(crate) struct Problem {
     /// The exit code.
@@ -43,7 +43,7 @@ impl Problem {
         }
     }
 
-    /// The connection broke, or there was none.
+    /// The connection broke, or the client could not connect.
     pub(super) fn broken(message: impl Into<String>) -> Self {
         Self {
             is_broken: true,
@@ -73,12 +73,12 @@ impl Problem {
         problem
     }
 
-    /// The id of the run that the problem is about. Empty if there is none.
+    /// The id of the run that the problem concerns. Empty if the problem concerns no run.
     pub(super) fn run_id(&self) -> &str {
         self.metadata.get("run_id").map_or("", String::as_str)
     }
 
-    /// The error with which a run has ended. `None` if the run has none.
+    /// The error with which a run ended. `None` for a run without an error.
     pub(super) fn of_run(run: &Run) -> Option<Self> {
         let error = run.error.as_ref()?;
         let info = error.details.iter().find_map(|detail| {
@@ -112,7 +112,7 @@ fn exit_of(code: Code, is_ours: bool) -> Exit {
         | Code::AlreadyExists
         | Code::NotFound
         | Code::Unimplemented => Exit::Refused,
-        // A proxy without a server behind it answers with these codes, too.
+        // A proxy whose server does not answer uses these codes, too.
         Code::Unavailable | Code::DeadlineExceeded if !is_ours => Exit::Unreachable,
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Aborted => {
             Exit::Incomplete
@@ -129,7 +129,7 @@ impl From<Status> for Problem {
             problem.reason = info.reason.clone();
             problem.metadata = info.metadata.clone().into_iter().collect();
             problem.is_unimplemented = status.code() == Code::Unimplemented;
-            // The server goes away, or is not up yet: another attempt may succeed.
+            // The server is stopping or is not ready yet: another attempt may succeed.
             problem.is_broken = matches!(info.reason.as_str(), "SHUTTING_DOWN" | "NOT_READY");
             return problem;
         }
@@ -144,10 +144,10 @@ impl From<Status> for Problem {
     }
 }
 
-/// An answer that nico-rewrap did not give.
+/// The message about an answer that is not from nico-rewrap.
 fn foreign(status: &Status) -> String {
     format!(
-        "the answer is not from nico-rewrap, or from an old version: {:?}: {:.300}",
+        "the answer is not from nico-rewrap, or it is from an old version: {:?}: {:.300}",
         status.code(),
         status.message()
     )

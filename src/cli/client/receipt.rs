@@ -43,7 +43,7 @@ impl Command for Show {
         if client.output.format == Format::Jsonl {
             client.output.result(Exit::Done, &document, String::new);
         } else {
-            // Byte for byte: the next receipt has the hash of this text.
+            // Exactly the stored bytes: the next receipt contains the hash of this text.
             client.output.raw(&format!("{}\n", receipt.document));
         }
         client

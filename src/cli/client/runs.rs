@@ -137,7 +137,7 @@ impl One {
         let run = session.ask(session.rewrap().stop_run(request)).await?;
         let run = follow(client, session, run).await?;
         let exit = match run.state() {
-            // As asked.
+            // The operator asked for this stop.
             pb::RunState::Stopped => Exit::Done,
             _ => shown(&run),
         };

@@ -23,7 +23,7 @@ const NAMES: [&str; 10] = [
 ];
 
 impl Variables {
-    /// Takes what the client reads from an environment.
+    /// Takes the variables of [`NAMES`] from an environment.
     pub(crate) fn from<'a>(environment: impl Iterator<Item = (&'a str, Option<&'a str>)>) -> Self {
         let known = environment.filter(|(name, _)| NAMES.contains(name));
         Self(

@@ -43,7 +43,7 @@ impl Command for WhoAmI {
 }
 
 /// The caller on one line.
-pub(super) fn words(caller: &pb::Caller) -> String {
+pub(super) fn caller_text(caller: &pb::Caller) -> String {
     let mut text = match (caller.kind.as_str(), caller.name.as_str()) {
         ("none" | "", _) => "nobody: no rule gives this certificate an identity".to_owned(),
         (kind, "") => kind.to_owned(),
@@ -59,7 +59,7 @@ pub(super) fn words(caller: &pb::Caller) -> String {
 }
 
 fn text(caller: &pb::Caller) -> String {
-    let mut text = format!("{}\n", words(caller));
+    let mut text = format!("{}\n", caller_text(caller));
     if !caller.rule.is_empty() {
         text += &format!("  rule     {}\n", plain(&caller.rule));
     }

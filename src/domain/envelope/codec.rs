@@ -1,8 +1,8 @@
 //! The text of an envelope: base64 of JSON. It is read strictly and written canonically.
 //!
-//! A generic JSON parser is slow at arrays of numbers, so this parser knows only this
-//! object. It accepts and refuses the same texts as a strict `serde_json` reader of the
-//! object. The tests compare the two.
+//! A generic JSON parser is slow with arrays of numbers, so this parser reads only this object. It
+//! accepts and refuses the same texts as a strict `serde_json` reader of the object. The tests
+//! compare the two.
 
 use std::borrow::Cow;
 
@@ -15,7 +15,7 @@ use crate::domain::keyring::KeyId;
 pub(super) fn read<'b>(text: &str, buffers: &'b mut Buffers) -> Result<Envelope<'b>, ParseError> {
     let Buffers { json, bytes } = buffers;
     json.clear();
-    // If the fast decoder refuses the text, the other decoder gives the reason.
+    // The fast decoder gives no reason. If it refuses the text, the other decoder gives the reason.
     if base64_simd::STANDARD.decode_append(text, json).is_err() {
         json.clear();
         STANDARD.decode_vec(text, json).map_err(base64_error)?;
@@ -238,7 +238,7 @@ impl<'a> Reader<'a> {
 
     /// Reads the ciphertext into `bytes`, which is empty unless the member is repeated.
     fn ciphertext(&mut self, bytes: &mut Vec<u8>) -> Result<(), ParseError> {
-        // Most bytes take four characters. A guess that is too small only costs a copy.
+        // Most bytes take four characters. If this estimate is too small, the buffer grows.
         bytes.reserve((self.json.len() - self.at) / 3);
         let start = bytes.len();
         self.byte_array(bytes)?;

@@ -5,9 +5,9 @@
 //! arrays of numbers. The cipher is AES-256-GCM (NIST SP 800-38D) with a random 96-bit
 //! nonce and no associated data. The 128-bit tag is appended to the ciphertext.
 //!
-//! A caller gets a plaintext only through [`Envelope::parse`] and then [`Envelope::open`],
-//! so it never sees data that does not authenticate. Errors say where the text is wrong but
-//! never quote it, because a column may hold a secret by mistake.
+//! A caller gets a plaintext only through [`Envelope::parse`] and then [`Envelope::open`], so it
+//! never sees data that does not authenticate. Errors say where the text is wrong but never quote
+//! it, because a column may contain an unencrypted secret by mistake.
 //!
 //! Both functions work in [`Buffers`], which are reused from field to field. A ciphertext
 //! is decrypted in place, and wiped when its [`Plaintext`] is dropped.
@@ -46,7 +46,7 @@ pub struct Buffers {
 
 impl Drop for Buffers {
     fn drop(&mut self) {
-        // A column can hold a bare secret by mistake. Then `json` holds it too.
+        // A column can contain an unencrypted secret by mistake. Then `json` contains it, too.
         self.json.zeroize();
         self.bytes.zeroize();
     }
@@ -125,8 +125,8 @@ pub fn seal(
     plaintext: &Plaintext<'_>,
     buffers: &mut Buffers,
 ) -> Result<String, SealError> {
-    // Ask for a nonce each time: two copies of a virtual machine would use a nonce in
-    // memory twice.
+    // Get each nonce only when it is needed: two copies of a virtual machine would use a stored
+    // nonce twice.
     let mut nonce = [0; NONCE_BYTES];
     getrandom::fill(&mut nonce).map_err(|_| SealError)?;
     encrypt(
@@ -149,7 +149,7 @@ pub fn seal(
 pub struct Plaintext<'b>(&'b mut [u8]);
 
 impl<'b> Plaintext<'b> {
-    /// Takes `bytes`, and wipes them when this is dropped.
+    /// Takes `bytes`. They are wiped when this value is dropped.
     #[must_use]
     pub fn new(bytes: &'b mut [u8]) -> Self {
         Self(bytes)

@@ -1,12 +1,13 @@
-//! Decides what happens to one row: nothing, new texts, or failures. The decision is a pure
-//! function of the keyring and the row's texts.
+//! Decides about one row: no change, new texts, or failures. The decision is a pure function of the
+//! keyring and the row's texts.
 //!
 //! This module has no clock, no SQL and no metrics. Its only I/O is the operating system's
 //! randomness for nonces. So a decision can be tested alone and repeated when a row
 //! changes.
 //!
-//! Every secret is decrypted, even if its envelope already names the target key, because the
-//! key id may be wrong. Every new text is decrypted again and compared before it is returned.
+//! Every secret is decrypted, even if its envelope already names the target key, because a key id
+//! proves nothing about the ciphertext. Every new text is decrypted again and compared before it is
+//! returned.
 
 use thiserror::Error;
 
@@ -190,7 +191,7 @@ fn field(
     sealed_field(keyring, text, scratch, seal)
 }
 
-/// The same with any function that encrypts.
+/// As [`field`], with another function for the encryption.
 fn sealed_field(
     keyring: &Keyring,
     text: &str,

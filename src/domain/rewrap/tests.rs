@@ -64,6 +64,34 @@ fn only_secrets_under_other_keys_are_rewrapped() {
 }
 
 #[test]
+fn each_error_has_its_reason_and_the_key_id_that_it_names() {
+    let id = || "kv9".to_owned();
+    let table = [
+        (
+            FieldError::Unreadable(ParseError::TooLong),
+            "TOO_LONG",
+            None,
+        ),
+        (FieldError::TooLong, "TOO_LONG", None),
+        (FieldError::SchemeVersion, "UNSUPPORTED_SCHEME", None),
+        (
+            FieldError::UnknownKey(id()),
+            "KEY_NOT_IN_SECRETS",
+            Some("kv9"),
+        ),
+        (FieldError::NotAuthentic(id()), "NOT_AUTHENTIC", Some("kv9")),
+        (FieldError::ReadBack, "READ_BACK", None),
+    ];
+    for (error, reason, key_id) in table {
+        assert_eq!(
+            (error.reason(), error.key_id()),
+            (reason, key_id),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn a_new_text_that_does_not_open_to_the_secret_is_a_failure() {
     let text = sealed(&kek("kv1", 1), b"a").unwrap();
     let field = |key: Kek, secret: &[u8]| {

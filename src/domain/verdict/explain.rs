@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{Conditions, KeyRecord, Ledger, VerdictState};
 
-/// Says why the verdict is `state`, and up to which census it holds.
+/// Explains why the verdict is `state`, and gives the time of the last census.
 pub(super) fn explain(
     ledger: &Ledger,
     state: VerdictState,
@@ -27,8 +27,8 @@ pub(super) fn explain(
         VerdictState::Soaking => {
             let until = removable_at.map_or_else(|| "the end of the soak".to_owned(), time);
             format!(
-                "No census from {since} to {last} has found a secret under this key: keep it until \
-                 a census after {until} finds none."
+                "No census from {since} to {last} has found a secret under this key. Keep the key \
+                 until a census after {until} also finds no such secret."
             )
         }
         VerdictState::Removable => format!(
@@ -39,8 +39,8 @@ pub(super) fn explain(
     };
     if conditions.is_outdated {
         return format!(
-            "{text} This is from the census of {last}: the schema nico_rewrap cannot be read, and \
-             can have newer censuses."
+            "{text} This is the result of the census of {last}. The schema nico_rewrap cannot be read \
+             now, and may have newer censuses."
         );
     }
     match &ledger.failed {
@@ -61,8 +61,7 @@ fn cannot_say(ledger: &Ledger, conditions: &Conditions<'_>) -> String {
                 .to_owned()
         }
         (_, Some(failed)) if !failed.can_pass => format!(
-            "The census of {} failed with {}, so there can be secrets that no census sees: solve \
-             this problem, then start another census.",
+            "The census of {} failed with {}, so secrets may exist that no census sees: solve this problem, then start another census.",
             time(failed.time),
             failed.reason
         ),
@@ -77,7 +76,9 @@ fn cannot_say(ledger: &Ledger, conditions: &Conditions<'_>) -> String {
              lists, then start another census.",
             secrets(last.unreadable)
         ),
-        (Some(_), _) => "The last census does not settle this: start another census.".to_owned(),
+        (Some(_), _) => {
+            "The last census does not decide about this key: start another census.".to_owned()
+        }
     }
 }
 
@@ -94,6 +95,6 @@ fn time(time: SystemTime) -> String {
     const END: u64 = 253_402_300_800;
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) if since.as_secs() < END => humantime::format_rfc3339_seconds(time).to_string(),
-        _ => "a time that the clock of the database has wrong".to_owned(),
+        _ => "an invalid time (the clock of the database is wrong)".to_owned(),
     }
 }

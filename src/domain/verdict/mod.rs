@@ -1,5 +1,5 @@
-//! May a key be deleted? The verdict about a key id is a pure function of a series of
-//! censuses, the target key, the soak and the clock of the database.
+//! The verdict: whether a key may be deleted. It is a pure function of a series of censuses, the
+//! target key, the soak and the clock of the database.
 //!
 //! An apply that ends without a failure does not prove that the old key is unused: nico-api
 //! can write an old envelope back, and an old process still writes under the old key. Only
@@ -9,9 +9,9 @@
 //! An apply that re-wraps a secret under a key ends the series of this key, too: the secret may
 //! be a straggler, and after the apply no census can find it.
 //!
-//! The order of the censuses does not depend on a clock. If another census was recorded since a
-//! census began, this census is late. A late census can end a series, but it cannot begin or
-//! extend one.
+//! The order of the censuses does not depend on a clock. A census is late if another census was
+//! recorded between its start and its own recording. A late census can end a series, but it cannot
+//! begin or extend one.
 
 mod explain;
 #[cfg(test)]
@@ -92,8 +92,8 @@ pub struct FailedCensus {
     pub reason: String,
     /// When it ended.
     pub time: SystemTime,
-    /// Whether the problem can pass without a change of the site: the database did not answer.
-    /// Any other problem can hide rows from every census.
+    /// Whether the problem can end without a change of the site, because the database only did not
+    /// answer. Any other problem can hide rows from every census.
     pub can_pass: bool,
 }
 
@@ -106,7 +106,7 @@ pub struct Conditions<'a> {
     pub soak: Duration,
     /// The time by the clock of the database. `None` if the database does not answer.
     pub now: Option<SystemTime>,
-    /// Whether the database may have a newer ledger, which cannot be read.
+    /// Whether the database may have a newer ledger that cannot be read now.
     pub is_outdated: bool,
 }
 
@@ -121,8 +121,8 @@ pub enum VerdictState {
     Soaking,
     /// The key was clean for the whole soak.
     Removable,
-    /// There is no census, a secret is unreadable and may need any key, or newer results may
-    /// exist that are not known here.
+    /// The answer is unknown: no usable census exists, a secret is unreadable and may need any key,
+    /// or newer results may exist that this instance cannot read.
     CannotSay,
 }
 
@@ -144,9 +144,9 @@ pub struct Verdict {
 }
 
 impl Ledger {
-    /// Adds a census to the series. `is_late` says that another census was recorded since
-    /// this one began. `loaded` are the key ids that this instance holds, and `target` is its
-    /// target key. Returns the key ids that have stragglers in this census.
+    /// Adds a census to the series. `is_late`: another census was recorded since this census began.
+    /// `loaded` are the key ids that this instance holds, and `target` is its target key. Returns
+    /// the key ids that have stragglers in this census.
     pub fn record<'a>(
         &mut self,
         census: &CensusFacts,
@@ -252,15 +252,18 @@ impl Ledger {
             Some(last) if last.unreadable > 0 => return VerdictState::CannotSay,
             Some(last) => last,
         };
-        // Another census may have found a secret.
+        // A census that this instance does not know, or that could not see every row, may have
+        // missed a secret.
         if conditions.is_outdated || self.failed.as_ref().is_some_and(|failed| !failed.can_pass) {
             return VerdictState::CannotSay;
         }
-        // No census has looked for this key yet, or a late census has seen it.
+        // The key has no clean period: no census has looked for it yet, a late census has seen it,
+        // or an apply has re-wrapped a secret since.
         let Some(removable_at) = removable_at else {
             return VerdictState::CannotSay;
         };
-        // If the last census is in the future, the clock was wrong then or is wrong now.
+        // If the last census is in the future, the clock was wrong at that time or is wrong now:
+        // the key is not removable.
         let start = last.point.start;
         if start > removable_at && conditions.now.is_some_and(|now| now >= start) {
             VerdictState::Removable

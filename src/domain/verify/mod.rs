@@ -1,4 +1,4 @@
-//! Checks the content of a row's secrets, not only whether they decrypt.
+//! Verifies a row: decrypts its secrets and checks their content.
 //!
 //! An envelope that was copied from another organization decrypts like any other. A verify
 //! therefore compares each signing key with the public key that nico-api stored next to it,
@@ -17,7 +17,7 @@ use crate::domain::{
     rewrap::{COLUMNS, Envelopes, FieldError, open},
 };
 
-/// What a verify needs of a row.
+/// The parts of a row that a verify reads.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VerifyRow {
     /// The secrets.

@@ -57,7 +57,7 @@ pub(super) fn check_signing_key(
     .map_err(|_| SigningKeyError::Pair)
 }
 
-/// The contents of a PEM block, which is all of `text` (RFC 7468).
+/// The contents of a PEM block. `text` must contain nothing else (RFC 7468).
 fn pem(text: &[u8], label: &str) -> Option<Zeroizing<Vec<u8>>> {
     let text = str::from_utf8(text).ok()?.trim();
     let rest = text.strip_prefix("-----BEGIN ")?.strip_prefix(label)?;

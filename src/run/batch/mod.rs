@@ -1,4 +1,4 @@
-//! Processes a few rows: decides on each, and in an apply writes them.
+//! Processes a few rows: decides about each row, and in an apply writes it.
 
 mod pipeline;
 mod replace;
@@ -126,8 +126,8 @@ impl Batch {
         end
     }
 
-    /// The texts to write and the outcome after that, or the outcome if there is nothing to
-    /// write.
+    /// Decides about a row. Returns the texts to write and the outcome after the write. Returns
+    /// `Err` with the outcome if the row needs no write.
     fn decide(&self, row: &Row) -> Result<(Envelopes, RowOutcome), RowOutcome> {
         reach(Point::BeforeDecide);
         // After a panic the content is undefined, but every decision overwrites it.

@@ -15,9 +15,9 @@ use crate::{
 };
 
 impl Batch {
-    /// Writes rows on one connection, up to `pipeline_depth` at a time. Rows that change
-    /// faster than they can be written follow at the end, each under a lock. If the limit of
-    /// failed rows is reached, the rest of the rows stay open.
+    /// Writes rows on one connection, up to `pipeline_depth` at a time. Rows that change faster
+    /// than they can be written come last, each under a lock. If the limit of failed rows is
+    /// reached, all other rows stay open.
     pub(super) async fn write(
         &self,
         writer: &mut Writer<'_>,

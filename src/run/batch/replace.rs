@@ -27,7 +27,8 @@ impl Batch {
         self.conclude(pending, attempt)
     }
 
-    /// Sets the outcome of a row, if the attempt has one.
+    /// Records the result of an attempt. If the row has an outcome, it also counts towards the
+    /// limit of failed rows.
     pub(super) fn conclude(
         &self,
         pending: &mut Pending,

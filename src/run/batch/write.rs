@@ -1,5 +1,5 @@
-//! Writes the rows of a batch, on as many connections as that takes, and finds out what became
-//! of writes that got no answer.
+//! Writes the rows of a batch. Takes another connection after a lost connection, and finds out
+//! whether unanswered writes are committed.
 
 use std::time::Duration;
 
@@ -14,12 +14,11 @@ use crate::{
 /// How long a stopped run waits for the answers to its statements.
 const STOP_GRACE: Duration = Duration::from_millis(300);
 
-/// Time limit for finding out the outcome of writes that got no answer.
+/// Time limit for reading the rows of unanswered writes.
 const SETTLE_LIMIT: Duration = Duration::from_secs(1);
 
 impl Batch {
-    /// Writes all rows. The sessions of connections that were given up are added to
-    /// `sessions`.
+    /// Writes all rows. Adds the sessions of abandoned connections to `sessions`.
     pub(super) async fn write_all(
         &self,
         rows: &mut [Pending],
@@ -69,8 +68,8 @@ impl Batch {
         Ok(())
     }
 
-    /// Ends the session of a writer that got no answer for `limit`, unless Postgres is silent
-    /// on other connections too.
+    /// Ends the session of a writer that got no answer for `limit`. Does nothing if Postgres does
+    /// not answer on other connections either.
     async fn end_silent_session(
         &self,
         writer: Writer<'_>,
@@ -116,8 +115,8 @@ impl Batch {
         sleep(STOP_GRACE).await;
     }
 
-    /// Finds out the outcome of writes that got no answer. Returns how many rows stay in
-    /// doubt.
+    /// Reads the rows of unanswered writes to find out whether the writes are committed. Returns
+    /// the number of rows that stay in doubt.
     pub(super) async fn settle(&self, rows: &mut [Pending], sessions: &[Option<i32>]) -> u64 {
         rows.iter_mut().for_each(Pending::keep_in_doubt);
         let mut doubtful: Vec<_> = rows

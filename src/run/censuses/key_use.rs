@@ -11,7 +11,7 @@ use crate::{
 /// The last census, and the verdicts.
 #[derive(Debug, Clone)]
 pub struct KeyUse {
-    /// The last census that was not late; `None` if there was none.
+    /// The last census that was not late. `None` if no such census exists.
     pub last: Option<Census>,
     pub(super) ledger: Ledger,
     pub(super) target: String,

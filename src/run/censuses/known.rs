@@ -1,11 +1,11 @@
-//! The results of the censuses that are known at one moment.
+//! The known results of the censuses.
 
 use crate::{
     domain::verdict::Ledger,
     run::{Census, Site},
 };
 
-/// The ledger, and how often it was changed.
+/// The ledger, and its sequence: the number of its changes.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Known {
     pub(super) sequence: i64,

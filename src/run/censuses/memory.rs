@@ -1,4 +1,4 @@
-//! What this process remembers about the censuses.
+//! The results of the censuses in the memory of this process.
 
 use std::{
     collections::btree_map::Entry,
@@ -16,15 +16,15 @@ use crate::{
 pub(super) struct Memory {
     /// The results in the schema when it was last read, and the later censuses of this process.
     known: Known,
-    /// How often another census was added to `known`.
+    /// The number of changes of `known`.
     changes: u64,
-    /// Since when this process knows the last census, and the id of its run.
+    /// The id of the last census's run, and when this process learned of it.
     last_since: Option<(String, Instant)>,
     /// Results of censuses that are not in the schema.
     unwritten: Option<CensusFacts>,
-    /// Whether an apply has re-wrapped secrets, and the schema does not know it.
+    /// Whether an apply has re-wrapped secrets, and the note about it is not in the schema.
     unwritten_rewrap: bool,
-    /// A failed census that is not in the schema, and the sequence of the ledger then.
+    /// A failed census that is not in the schema, and the sequence of the ledger at its failure.
     unwritten_failure: Option<(i64, FailedCensus)>,
 }
 
@@ -37,13 +37,14 @@ impl Memory {
         SeriesPosition::Memory(self.changes)
     }
 
-    /// Since when this process knows the last census.
+    /// When this process learned of the last census.
     pub(super) fn last_since(&self) -> Option<Instant> {
         self.last_since.as_ref().map(|(_, since)| *since)
     }
 
-    /// The time by the clock of the database when it took the last census, and the time since
-    /// then. Never later than the time by that clock, unless the clock was changed.
+    /// An estimate of the database's clock: its time at the last census plus the time since this
+    /// process knows that census. The estimate is never later than the real clock, unless somebody
+    /// changed the clock.
     pub(super) fn now(&self) -> Option<SystemTime> {
         let last = self.known.last.as_ref()?;
         let since = self.last_since()?;
@@ -87,7 +88,7 @@ impl Memory {
         stragglers
     }
 
-    /// Notes that an apply has re-wrapped secrets, and that the schema does not know it.
+    /// Notes in memory that an apply has re-wrapped secrets. The note is not in the schema.
     pub(super) fn rewrapped(&mut self, target: &str) {
         self.known.ledger.rewrapped(target);
         self.changes += 1;
@@ -106,7 +107,7 @@ impl Memory {
         self.replace(known);
     }
 
-    /// Adds to results from the schema what is not in the schema.
+    /// Adds the results that are not in the schema to results from the schema.
     pub(super) fn add_unwritten(&self, known: &mut Known, target: &str) {
         if self.unwritten_rewrap {
             known.ledger.rewrapped(target);
@@ -114,7 +115,7 @@ impl Memory {
         if let Some(unwritten) = &self.unwritten {
             known.ledger.record(unwritten, true, [], target);
         }
-        // If a census was recorded since, another attempt is newer.
+        // If a census was recorded after this failure, the failure is outdated.
         if let Some((sequence, failed)) = &self.unwritten_failure
             && *sequence == known.sequence
         {
@@ -139,7 +140,7 @@ impl Memory {
         sum.start = sum.start.max(census.start);
         sum.unreadable = sum.unreadable.max(census.unreadable);
         for (id, secrets) in census.secrets {
-            // Usually the same secrets.
+            // Both censuses usually count the same secrets, so take the larger number.
             match sum.secrets.entry(id) {
                 Entry::Vacant(entry) => {
                     entry.insert(secrets);

@@ -29,17 +29,18 @@ const READ_LIMIT: Duration = Duration::from_secs(2);
 enum Source {
     /// The schema `nico_rewrap`.
     Schema,
-    /// The censuses of this process. There was no schema since it started.
+    /// The censuses of this process. No schema has existed since its start.
     Process,
-    /// The memory of this process, although there is or was a schema.
+    /// The memory of this process. Other instances may know newer results in a schema that cannot
+    /// be read.
     Outdated,
 }
 
-/// Results, and where they come from.
+/// Results, and their source.
 struct Current {
     known: Known,
     source: Source,
-    /// The time by the clock of the database, if it is known.
+    /// The time by the clock of the database. `None` if it is unknown.
     now: Option<SystemTime>,
 }
 
@@ -92,7 +93,8 @@ impl Censuses {
         }
     }
 
-    /// The last census that was not late. `None` if there was none, or if it is not known now.
+    /// The last census that was not late. `None` if no such census exists, or if the schema cannot
+    /// be read now.
     pub async fn last(&self) -> Option<Census> {
         let current = self.current().await;
         let last = current.known.last;
@@ -110,7 +112,8 @@ impl Censuses {
         let Some(last) = current.known.last else {
             return true;
         };
-        // This process cannot see a census before it was taken. A clock can be wrong.
+        // A clock can be wrong. The time since this process learned of the census is a lower bound
+        // of the age.
         if self
             .memory()
             .last_since()
@@ -160,13 +163,13 @@ impl Censuses {
     /// this process knows.
     async fn current(&self) -> Current {
         if !self.history.is_persistent() {
-            return self.from_memory();
+            return self.current_in_memory();
         }
         match self.read().await {
             Ok(current) => current,
             Err(error) => {
                 tracing::warn!(%error, "cannot read the censuses from the schema nico_rewrap");
-                self.from_memory()
+                self.current_in_memory()
             }
         }
     }
@@ -175,16 +178,16 @@ impl Censuses {
     /// read soon, the answer comes from memory. Clients can ask often, so this logs nothing.
     async fn current_for_client(&self) -> Current {
         if !self.history.is_persistent() {
-            return self.from_memory();
+            return self.current_in_memory();
         }
         match timeout(READ_LIMIT, self.read()).await {
             Ok(Ok(current)) => current,
-            Ok(Err(_)) | Err(_) => self.from_memory(),
+            Ok(Err(_)) | Err(_) => self.current_in_memory(),
         }
     }
 
     /// The results that this process knows.
-    fn from_memory(&self) -> Current {
+    fn current_in_memory(&self) -> Current {
         Current {
             known: self.memory().known().clone(),
             source: if self.history.may_be_shared() {
@@ -199,7 +202,7 @@ impl Censuses {
     /// Reads the schema, and the clock of the database.
     async fn read(&self) -> Result<Current, StoreError> {
         let Some(store) = self.history.store() else {
-            return Ok(self.from_memory());
+            return Ok(self.current_in_memory());
         };
         let stored = store.ledger().await?;
         // A document of an unknown form counts as empty: the verdicts start again.
@@ -222,7 +225,7 @@ impl Censuses {
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
-        // A panic cannot leave the memory half changed.
+        // A panic cannot leave the memory in an inconsistent state.
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -15,7 +15,7 @@ use crate::{
 /// How often to try to write to the ledger while other instances write to it.
 const ATTEMPTS: u32 = 20;
 
-/// How long an apply waits until the database knows that it has re-wrapped a secret.
+/// How long an apply waits until its note about re-wrapped secrets is in the database.
 const REWRAPPED_LIMIT: Duration = Duration::from_millis(500);
 
 impl Censuses {
@@ -41,8 +41,8 @@ impl Censuses {
                 secrets = key.secrets,
                 organizations = ?key.sample_organization_ids,
                 columns = ?columns.map(|(column, _)| column).collect::<Vec<_>>(),
-                "secrets are under a key that no secret used before: somebody still writes under it. \
-                 The soak starts again"
+                "a census found secrets under a key that was clean before: an old \
+                 process or a race with nico-api wrote them. The soak starts again"
             );
         }
         telemetry::stragglers(sum);
@@ -88,7 +88,7 @@ impl Censuses {
     pub async fn record_failure(&self, problem: &RunProblem) {
         let mut failed = FailedCensus {
             reason: problem.reason.clone(),
-            // If the database does not answer, nobody knows its time.
+            // The time of this machine: the database may not answer.
             time: SystemTime::now(),
             can_pass: problem.can_pass(),
         };
@@ -121,8 +121,8 @@ impl Censuses {
         }
     }
 
-    /// Notes that an apply has re-wrapped secrets. The next census begins the series of every key
-    /// again, and a census that is under way now is late.
+    /// Notes that an apply has re-wrapped secrets. The next census starts a new clean period for
+    /// every key, and a census in progress is late.
     pub async fn rewrapped(&self, site: &Site) {
         let target = site.keyring.target().id().as_str();
         let noted = timeout(REWRAPPED_LIMIT, self.try_to_note_rewrapped(target)).await;
@@ -136,7 +136,7 @@ impl Censuses {
             "cannot write to the schema nico_rewrap that an apply has re-wrapped secrets: other \
              instances know it after the next census of this one"
         );
-        // A census that is being recorded would forget what is noted now.
+        // Without this lock, a census that is being recorded could overwrite the note.
         let _recording = timeout(REWRAPPED_LIMIT, self.recording.lock()).await;
         self.memory().rewrapped(target);
     }

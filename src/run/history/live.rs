@@ -28,15 +28,15 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How many batches of failures wait for the database.
 const QUEUE: usize = 16;
 
-/// How often, and after which pause, the end of a run is written again if that fails. A restart
-/// of the database can take minutes.
+/// Number of attempts to write the end of a run, and the pause between them. A restart of the
+/// database can take minutes.
 const END_ATTEMPTS: u32 = 600;
 const END_PAUSE: Duration = Duration::from_secs(1);
 
 /// How many failures one statement writes at the end of a run.
 const FAILURE_BATCH: u32 = 1000;
 
-/// How long an ended run waits until its end is in the database.
+/// How long an ended run waits for the database to store its end.
 const END_LIMIT: Duration = Duration::from_millis(300);
 
 /// A run that this instance executes.
@@ -146,7 +146,7 @@ impl LiveRun {
 
     async fn add_failures(&self, batch: Vec<Failure>) {
         let batch: Vec<_> = batch.into_iter().map(StoredFailure::from).collect();
-        // Memory comes first: the run may end while the database is silent.
+        // Remember the failures first: the run may end while the database does not answer.
         self.history.remember_failures(&self.run, &batch);
         if self.is_stored
             && let Some(store) = self.history.state()
@@ -196,13 +196,14 @@ impl LiveRun {
     }
 }
 
-/// A run that was dropped before its end has panicked.
+/// If a run is dropped before its end, it has panicked.
 impl Drop for LiveRun {
     fn drop(&mut self) {
         if !self.is_over {
             self.update(|record| {
                 record.state = RunState::Failed;
                 record.end_time = Some(SystemTime::now());
+                record.counts = Some(record.last_counts());
                 record.problem = Some(RunProblem::internal());
             });
         }

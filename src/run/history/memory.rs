@@ -16,10 +16,10 @@ use crate::{
     store::state::{RunPosition, StoredFailure},
 };
 
-/// How many runs of callers, and how many automatic ones, are remembered.
+/// How many runs of callers are remembered, and how many automatic censuses.
 const RUNS: usize = 100;
 
-/// How many failures are remembered of one run, and of all runs together.
+/// How many failures are remembered: of one run, and of all runs together.
 const FAILURES: usize = 50_000;
 const ALL_FAILURES: usize = 100_000;
 
@@ -108,13 +108,13 @@ impl Memory {
         })
     }
 
-    /// At most `limit` runs, the newest first, from the one before `after` on.
+    /// At most `limit` runs that started before the position `after`, the newest first.
     pub(super) fn list(
         &self,
         after: Option<&RunPosition>,
         limit: usize,
     ) -> Vec<(RunPosition, RunRecord)> {
-        // In the resolution of the database.
+        // Postgres stores microseconds.
         let started = |run: &RunRecord| {
             let since = run
                 .start_time

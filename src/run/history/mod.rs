@@ -30,16 +30,16 @@ use crate::store::{
     state::{StartedRun, Starter, StoredFailure},
 };
 
-/// Why the history could not answer.
+/// An error of the history.
 #[derive(Debug, Error)]
 pub enum HistoryError {
-    /// There is no such run.
+    /// No run has this id.
     #[error("there is no run {0:.100}, or it was forgotten: only the last 100 runs are kept")]
     NoSuchRun(String),
     /// The request id was used with other parameters.
     #[error("request_id {0:.100} was used before with other parameters: use a new id")]
     RequestIdReused(String),
-    /// The database could not be asked.
+    /// The database cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -70,7 +70,7 @@ struct Inner {
     store: Option<Arc<Store>>,
     /// Whether the schema can be used.
     is_persistent: AtomicBool,
-    /// Whether there is a schema, or was one.
+    /// Whether this process has ever seen the schema.
     has_seen_schema: AtomicBool,
     memory: Mutex<Memory>,
 }
@@ -99,8 +99,8 @@ impl History {
         self.0.is_persistent.load(Ordering::Relaxed)
     }
 
-    /// Whether other instances may know more than this one: there is a schema, or was one, even if
-    /// this instance cannot use it.
+    /// Whether other instances may have results that this instance does not know: the schema exists
+    /// or existed, although this instance may not be able to use it.
     #[must_use]
     pub fn may_be_shared(&self) -> bool {
         self.0.has_seen_schema.load(Ordering::Relaxed)
@@ -200,7 +200,7 @@ impl History {
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
-        // A panic cannot leave the memory half changed.
+        // A panic cannot leave the memory in an inconsistent state.
         self.0.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -46,7 +46,7 @@ impl History {
         self.memory().get(id).map(|run| run.subscribe())
     }
 
-    /// At most `limit` runs, the newest first, from the one before `after` on.
+    /// At most `limit` runs that started before the position `after`, the newest first.
     ///
     /// # Errors
     ///
@@ -57,7 +57,7 @@ impl History {
         limit: u32,
     ) -> Result<RunPage, HistoryError> {
         let limit = limit as usize;
-        // One more run says whether there is another page.
+        // Read one more run, to know whether another page follows.
         let Some(store) = self.state() else {
             let mut runs = self.memory().list(after, limit + 1);
             let next = runs.get(limit).is_some().then(|| runs[limit - 1].0.clone());

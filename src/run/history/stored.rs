@@ -18,7 +18,8 @@ impl History {
         let Some(store) = &self.0.store else {
             return;
         };
-        // If the database does not answer, nothing is known, and nothing changes.
+        // If the database does not answer, the state of the schema is unknown: keep the last known
+        // state.
         let Ok(schema) = store.state_schema().await else {
             return;
         };
@@ -52,8 +53,8 @@ impl History {
         }
     }
 
-    /// The record of a stored run. If its instance is silent, its end is written first, so that
-    /// no later answer shows the run in progress again.
+    /// The record of a stored run. If its instance is silent, this first writes the end of the run.
+    /// Later answers then never show the run in progress again.
     pub(super) async fn settled(&self, stored: &StoredRun) -> Option<RunRecord> {
         let record = from_stored(stored)?;
         if !stored.is_abandoned {
@@ -65,7 +66,7 @@ impl History {
         if let Ok(false) = settled.await
             && let Ok(Some(now)) = store.stored_run(&stored.id).await
         {
-            // The instance has come back, or another instance was faster.
+            // The instance has come back, or another instance has written the end.
             return from_stored(&now);
         }
         Some(record)

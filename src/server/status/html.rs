@@ -20,7 +20,7 @@ const STYLE: &str = include_str!("style.css");
 /// How often the browser loads the page again, in seconds.
 const REFRESH: u32 = 5;
 
-/// The policy of the page: nothing but its own style.
+/// The Content-Security-Policy of the page: it allows only the style of the page.
 static POLICY: LazyLock<Option<HeaderValue>> = LazyLock::new(|| {
     let hash = BASE64_STANDARD.encode(Sha256::digest(STYLE));
     let policy = format!(
@@ -83,7 +83,7 @@ pub(super) fn page(shown: &Shown) -> String {
     html.0 + "</body>\n</html>\n"
 }
 
-/// A text that becomes a page. Everything that is not a literal is escaped.
+/// The text of the page. Every text that is not a literal is escaped.
 struct Html(String);
 
 impl Html {
@@ -99,15 +99,15 @@ impl Html {
                 '>' => self.raw("&gt;"),
                 '"' => self.raw("&quot;"),
                 '\'' => self.raw("&#39;"),
-                // HTML has no escape for them.
+                // HTML cannot express control characters.
                 c if c.is_control() => self.raw("\u{fffd}"),
                 c => self.0.push(c),
             }
         }
     }
 
-    /// An element with this start tag and this text. The direction of the text does not reach the
-    /// texts around it.
+    /// An element with this start tag and this text. With `dir`, right-to-left characters of the
+    /// text do not affect the texts around it.
     fn element(&mut self, tag: &str, text: &str) {
         let name = tag.split(' ').next().unwrap_or_default();
         self.raw(&format!("<{tag} dir=\"auto\">"));

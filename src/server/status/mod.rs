@@ -28,11 +28,11 @@ use crate::{
     telemetry::readiness::Readiness,
 };
 
-/// How long an overview is shown again. Everybody who reaches the port can ask, and each overview
-/// reads the database.
+/// How long the page shows the same overview. Everybody who can reach the port can load the page,
+/// and each new overview reads the database.
 const MAX_AGE: Duration = Duration::from_secs(1);
 
-/// How long to wait for the database.
+/// Time limit for reading the database.
 const LIMIT: Duration = Duration::from_secs(3);
 
 /// What the status page shows.
@@ -48,7 +48,7 @@ struct Inner {
 
 /// The state of the page.
 struct Shown {
-    /// What keeps this instance from being ready.
+    /// The reason why this instance is not ready.
     not_ready: Option<String>,
     /// What a run without progress waits for.
     note: Option<String>,
@@ -58,7 +58,7 @@ struct Shown {
 }
 
 impl StatusPage {
-    /// A page that knows only the readiness.
+    /// A page that shows only the readiness.
     #[must_use]
     pub fn new(readiness: Readiness) -> Self {
         Self(Arc::new(Inner {
@@ -68,7 +68,7 @@ impl StatusPage {
         }))
     }
 
-    /// From now on, the page shows what `calls` know.
+    /// From now on, the page shows the keys and runs from `calls`.
     pub fn set_calls(&self, calls: Calls) {
         let _ = self.0.calls.set(calls);
     }
@@ -83,7 +83,7 @@ impl StatusPage {
         }
     }
 
-    /// An overview that is not older than [`MAX_AGE`]. Concurrent requests share one.
+    /// An overview that is not older than [`MAX_AGE`]. Concurrent requests share it.
     async fn overview(&self) -> Option<Arc<Overview>> {
         let calls = self.0.calls.get()?;
         let mut last = self.0.last.lock().await;

@@ -50,7 +50,7 @@ pub(super) fn page(shown: &Shown) -> String {
         }
     }
     let mut text = lines.join("\n");
-    // Key ids come from the database. A terminal must not execute them.
+    // Key ids come from the database. A terminal must not get their control characters.
     text.retain(|c| !c.is_control() || c == '\n');
     text + "\n"
 }

@@ -1,14 +1,14 @@
-//! The words that the text and the HTML page share.
+//! The texts that the plain-text page and the HTML page share.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::api::overview::{CensusOverview, Overview, RunOverview};
 
-/// Why there is no overview.
+/// The text of a page without an overview.
 pub(super) const NO_OVERVIEW: &str =
-    "The server starts, or the database does not answer: keys and runs are unknown.";
+    "The server is starting, or the database does not answer: keys and runs are unknown.";
 
-/// Why there are no runs.
+/// The text of a page without runs.
 pub(super) const NO_RUNS: &str = "The database does not answer: runs are unknown.";
 
 /// A time, RFC 3339 in seconds. The clock of the database can have any value.
@@ -17,7 +17,7 @@ pub(super) fn time(time: SystemTime) -> String {
     const END: u64 = 253_402_300_800;
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) if since.as_secs() < END => humantime::format_rfc3339_seconds(time).to_string(),
-        _ => "a time that the clock of the database has wrong".to_owned(),
+        _ => "an invalid time (the clock of the database is wrong)".to_owned(),
     }
 }
 
@@ -56,7 +56,7 @@ pub(super) fn counted(count: u64, noun: &str) -> String {
     format!("{} {noun}{plural}", number(count))
 }
 
-/// What a run does.
+/// The kind of a run, and "of one organization" if it is not site-wide.
 pub(super) fn kind(run: &RunOverview) -> String {
     let scope = if run.is_site {
         ""
@@ -66,7 +66,7 @@ pub(super) fn kind(run: &RunOverview) -> String {
     format!("{}{scope}", run.kind)
 }
 
-/// How far a run in progress is.
+/// The progress of a run.
 pub(super) fn progress(run: &RunOverview) -> String {
     let progress = &run.progress;
     let mut text = match progress.rows_total {
@@ -87,7 +87,7 @@ pub(super) fn progress(run: &RunOverview) -> String {
     text
 }
 
-/// What an ended run counted, and why it did not finish.
+/// The counts of an ended run, and the reason of its error.
 pub(super) fn result(run: &RunOverview) -> String {
     let mut parts = Vec::new();
     if let Some(counts) = &run.counts {
@@ -116,7 +116,7 @@ pub(super) fn result(run: &RunOverview) -> String {
     parts.join(", ")
 }
 
-/// What the last census says.
+/// The last census, on one line.
 pub(super) fn census(overview: &Overview) -> String {
     match &overview.census {
         None if overview.has_keys => "There was no census yet.".to_owned(),
@@ -142,11 +142,11 @@ pub(super) fn history(overview: &Overview) -> &'static str {
     if overview.is_persistent {
         "Runs of all instances, from the schema nico_rewrap."
     } else {
-        "Runs of this instance since its start: there is no schema nico_rewrap."
+        "Only runs of this instance since its start: the schema nico_rewrap does not exist or cannot be used."
     }
 }
 
-/// The part of all secrets that `secrets` are, from 0 to 1.
+/// The share of `part` in `of`, from 0 to 1.
 #[expect(clippy::cast_precision_loss, reason = "the width of a bar")]
 pub(super) fn share(part: u64, of: u64) -> f64 {
     if of == 0 {

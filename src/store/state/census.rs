@@ -9,7 +9,7 @@ use super::super::{Store, StoreError, statement::Statement};
 /// The ledger as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredLedger {
-    /// How often it was changed.
+    /// The number of its changes.
     pub sequence: i64,
     /// The ledger as JSON.
     pub document: String,
@@ -22,8 +22,8 @@ const READ_LEDGER: Statement = Statement {
     types: &[],
 };
 
-// The census and the ledger in one transaction. If another census was recorded since, nothing
-// is written.
+// Writes the census and the ledger in one transaction. Writes nothing if the sequence of the ledger
+// has changed.
 const RECORD_CENSUS: Statement = Statement {
     text: "-- record_census\n\
            WITH recorded AS (UPDATE nico_rewrap.ledger SET sequence = sequence + 1, document = $2 \
@@ -41,7 +41,7 @@ const WRITE_LEDGER: Statement = Statement {
     types: &[Type::INT8, Type::TEXT],
 };
 
-// The sequence stays: no census was recorded, so none becomes late.
+// The sequence stays the same: no census was recorded, so no census in progress becomes late.
 const UPDATE_LEDGER: Statement = Statement {
     text: "-- update_ledger\n\
            UPDATE nico_rewrap.ledger SET document = $2 WHERE sequence = $1 RETURNING sequence",
@@ -55,7 +55,7 @@ const READ_CENSUS: Statement = Statement {
     types: &[Type::TEXT],
 };
 
-// Keeps the census that `ListKeys` shows, even if 1,000 late ones were recorded after it.
+// Keeps the census that `ListKeys` shows, even if 1,000 late censuses were recorded after it.
 const PRUNE_CENSUSES: Statement = Statement {
     text: "-- prune_censuses\n\
            DELETE FROM nico_rewrap.censuses WHERE run_id <> $1 AND sequence IN (\
@@ -98,8 +98,8 @@ impl Store {
         Ok(!rows.is_empty())
     }
 
-    /// Writes the ledger without a census, and makes a census that is under way late. Returns
-    /// false and writes nothing as [`Store::record_census`] does.
+    /// Writes the ledger without a census. A census in progress becomes late. Returns false under
+    /// the same condition as [`Store::record_census`].
     ///
     /// # Errors
     ///
@@ -109,8 +109,8 @@ impl Store {
         Ok(!rows.is_empty())
     }
 
-    /// Changes the ledger without a new census. Returns false and writes nothing if the stored
-    /// ledger has another sequence than `before`.
+    /// Writes the ledger without a census and keeps its sequence. Returns false and writes nothing
+    /// if the stored ledger has another sequence than `before`.
     ///
     /// # Errors
     ///
@@ -132,7 +132,7 @@ impl Store {
         Ok(rows.first().map(|row| row.try_get(0)).transpose()?)
     }
 
-    /// Deletes all censuses but the last 1,000 and that of the run `keep`.
+    /// Deletes all censuses except the last 1,000 and the census of the run `keep`.
     ///
     /// # Errors
     ///

@@ -1,5 +1,5 @@
 //! Leases: locks with an expiry time, for work that only one instance may do at a time. They
-//! replace session locks if a pooler changes the session with every transaction.
+//! replace session locks behind a pooler that gives each transaction another session.
 
 use tokio_postgres::types::Type;
 
@@ -14,7 +14,8 @@ pub struct Lease {
     pub document: String,
 }
 
-// Takes a free or an expired lease, or renews one. The time is that of the database.
+// Takes a free or expired lease, or renews a lease of the same holder. The database's clock
+// decides.
 const TAKE_LEASE: Statement = Statement {
     text: "-- take_lease\n\
            INSERT INTO nico_rewrap.leases AS l (name, holder, document, expires) \
@@ -57,7 +58,7 @@ impl Store {
         Ok(!rows.is_empty())
     }
 
-    /// Who holds a lease.
+    /// The current lease with this name.
     ///
     /// # Errors
     ///

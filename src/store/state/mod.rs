@@ -1,8 +1,8 @@
 //! The schema `nico_rewrap`: the state of this program in the database of the site.
 //!
-//! The schema is next to the secrets. A restored database therefore brings its own history
-//! back, and all instances share the schema. Only `nico-rewrap state migrate` creates it.
-//! Without the schema, an instance knows only its own runs and censuses.
+//! The schema is in the same database as the secrets. So all instances share it, and a restored
+//! database has the history of its own time. Only `nico-rewrap state migrate` creates it. Without
+//! the schema, an instance knows only its own runs and censuses.
 //!
 //! Runs, censuses and receipts are JSON documents that this module does not interpret.
 
@@ -37,7 +37,7 @@ pub enum StateSchema {
     Ready,
     /// It does not exist.
     Absent,
-    /// It has another version.
+    /// It has another version than this program needs.
     Version(i32),
     /// The role lacks a privilege on it.
     NoPrivilege,
@@ -80,7 +80,7 @@ impl std::fmt::Display for StateSchema {
     }
 }
 
-// One row. Checks every table, because a role can have privileges on some tables only.
+// Returns one row. Checks every table, because a role may have privileges on only some of them.
 const SCHEMA: Statement = Statement {
     text: "-- state_schema\n\
            SELECT to_regnamespace('nico_rewrap') IS NOT NULL, \
@@ -123,7 +123,7 @@ impl Store {
             return Ok(StateSchema::Absent);
         }
         if !row.try_get::<_, bool>(3)? {
-            // Another program has created the schema.
+            // The schema has no version table, so another program has created it.
             return Ok(StateSchema::Version(0));
         }
         if privileges != Some(true) || !usable {
@@ -138,8 +138,8 @@ impl Store {
         })
     }
 
-    /// Runs one statement on a connection for the state. Runs do not use that connection, so
-    /// this waits for no row.
+    /// Runs one statement on a connection that runs do not use, so this never waits for a locked
+    /// row.
     async fn state_query(
         &self,
         sql: &'static Statement,

@@ -13,9 +13,9 @@ pub struct StoredReceipt {
     pub document: String,
 }
 
-/// The row of `leases` that has the hash of the last receipt. Postgres locks and reads the newest
-/// version of this row before it adds a receipt, so the chain has no branches even if several
-/// instances add at once.
+/// The name of the row in `leases` with the hash of the last receipt. Postgres locks and reads the
+/// newest version of this row before it adds a receipt, so the chain has no branches even if
+/// several instances add at once.
 const END: &str = "end of the receipts";
 
 // Adds the receipt only if the previous receipt is still the last one.
@@ -73,7 +73,7 @@ impl Store {
         Ok(!rows.is_empty())
     }
 
-    /// The hash of the last receipt; empty if there is none.
+    /// The hash of the last receipt. Empty before the first receipt.
     ///
     /// # Errors
     ///

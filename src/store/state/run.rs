@@ -15,9 +15,9 @@ pub struct StoredRun {
     pub started: SystemTime,
     /// `RUNNING`, `FINISHED`, `STOPPED` or `FAILED`.
     pub state: String,
-    /// Whether the instance that executes the run has been silent for too long.
+    /// Whether the run is in progress and its instance has written nothing for 30 s.
     pub is_abandoned: bool,
-    /// When that instance last wrote the run, by the clock of the database.
+    /// When the instance last wrote the run, by the clock of the database.
     pub heartbeat: SystemTime,
     /// The run as JSON.
     pub document: String,
@@ -46,10 +46,10 @@ pub enum StartedRun {
     },
 }
 
-/// Who started a run.
+/// The starter of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Starter<'a> {
-    /// The server itself.
+    /// The server, for an automatic census.
     Server,
     /// A caller.
     Caller {
@@ -58,7 +58,7 @@ pub enum Starter<'a> {
     },
 }
 
-/// What `request` contains for a run that the server started by itself.
+/// The content of the column `request` for an automatic census.
 const AUTOMATIC: &str = "automatic";
 
 const INSERT_RUN: Statement = Statement {
@@ -76,8 +76,8 @@ const RUN_OF_REQUEST: Statement = Statement {
     types: &[Type::TEXT],
 };
 
-// Another instance may have settled the run while this instance was silent. Then only the end of
-// the run changes it: a run never returns to the state RUNNING.
+// Another instance may have ended the record while this instance was silent. Then only the final
+// state is written: a run never returns to the state RUNNING.
 const UPDATE_RUN: Statement = Statement {
     text: "-- update_run\n\
            UPDATE nico_rewrap.runs SET heartbeat = now(), \
@@ -87,7 +87,7 @@ const UPDATE_RUN: Statement = Statement {
     types: &[Type::TEXT, Type::TEXT, Type::TEXT],
 };
 
-// The instance of a settled run may have come back, and execute it still.
+// The run of a silent instance may still be in progress there, although its record has ended.
 const REQUEST_STOP: Statement = Statement {
     text: "-- request_stop\n\
            UPDATE nico_rewrap.runs SET stop_requested = true \
@@ -141,7 +141,7 @@ const ABANDONED_RUNS: Statement = Statement {
     types: &[],
 };
 
-// Does nothing if the instance of the run has come back.
+// Does nothing if the instance has written the run again in the meantime.
 const SETTLE_RUN: Statement = Statement {
     text: "-- settle_run\n\
            UPDATE nico_rewrap.runs SET state = $2, document = $3 \
@@ -150,9 +150,10 @@ const SETTLE_RUN: Statement = Statement {
     types: &[Type::TEXT, Type::TEXT, Type::TEXT],
 };
 
-// The censuses that the servers take by themselves must not crowd out the runs of callers. They
-// have `request` without `request_id`. A deleted run takes its failures with it. A run whose
-// instance was killed is in the state RUNNING until another instance settles it.
+// Counts automatic censuses and runs of callers separately, so that the censuses do not displace
+// the runs. An automatic census has `request` without `request_id`. The failures of a deleted run
+// are deleted with it. A run whose instance was killed is in the state RUNNING until another
+// instance settles it.
 const PRUNE_RUNS: Statement = Statement {
     text: "-- prune_runs\n\
            DELETE FROM nico_rewrap.runs \
@@ -188,7 +189,7 @@ impl StoredRun {
 }
 
 impl Store {
-    /// Adds a run, unless there is one with the same request id.
+    /// Adds a run, unless a run with the same request id exists.
     ///
     /// # Errors
     ///
@@ -203,8 +204,8 @@ impl Store {
             Starter::Server => (None, Some(AUTOMATIC)),
             Starter::Caller { request } => request.unzip(),
         };
-        // Two servers can insert the same request id at once. Then one of them inserts nothing,
-        // and finds the run of the other at the second attempt.
+        // If two servers insert the same request id at the same time, one of them inserts nothing.
+        // It finds the run of the other server at the second attempt.
         for _ in 0..2 {
             let rows = self
                 .state_query(&INSERT_RUN, &[&id, &document, &request_id, &request])
@@ -212,7 +213,7 @@ impl Store {
             if let Some(row) = rows.first() {
                 let known: String = row.try_get(0)?;
                 if known == id {
-                    // An earlier attempt has added it, but its answer was lost.
+                    // An earlier attempt has added the run, but the answer was lost.
                     break;
                 }
                 return Ok(StartedRun::Known {
@@ -243,8 +244,8 @@ impl Store {
         Ok(Some((row.try_get(0)?, row.try_get(1)?)))
     }
 
-    /// Writes the state of a run. Returns whether somebody asked to stop it; `None` if the
-    /// run is not stored.
+    /// Writes the state of a run. Returns whether a client has asked to stop it. `None` if the run
+    /// is not stored.
     ///
     /// # Errors
     ///
@@ -281,7 +282,7 @@ impl Store {
         rows.first().map(StoredRun::from_pg).transpose()
     }
 
-    /// Reads at most `limit` runs, the newest first, from the one before `after` on.
+    /// Reads at most `limit` runs that started before the position `after`, the newest first.
     ///
     /// # Errors
     ///
@@ -336,8 +337,8 @@ impl Store {
         Ok(!rows.is_empty())
     }
 
-    /// Deletes all runs but the last 100 of callers and the last 100 automatic ones, with their
-    /// failures.
+    /// Deletes all runs except the last 100 runs of callers and the last 100 automatic censuses.
+    /// Their failures are deleted with them.
     ///
     /// # Errors
     ///

@@ -50,7 +50,7 @@ impl RewrapService {
     }
 }
 
-/// Refuses a text that no database can store, and so no run can have as its id.
+/// Refuses a text with a NUL: Postgres cannot store it, so no run can have it as its id.
 fn check_run_id(id: &str) -> Result<(), Status> {
     if id.contains('\0') {
         return Err(status(ServiceError::InvalidRun("run_id contains a NUL")));
@@ -201,7 +201,7 @@ impl Rewrap for RewrapService {
         self.permit(&request)?;
         let receipt = self.0.history().receipt(&request.get_ref().run_id).await;
         let receipt = receipt.map_err(|error| status(error.into()))?;
-        // A run without a receipt has an empty one.
+        // A run without a receipt gives an empty message.
         let (document, sha256) = receipt
             .map(|receipt| (receipt.document, receipt.sha256))
             .unwrap_or_default();
@@ -227,7 +227,7 @@ impl Rewrap for RewrapService {
             )),
             None => None,
         };
-        // If the database does not answer, the runs of this instance are known.
+        // If the database does not answer, show only the runs of this instance.
         let active_runs = self.0.history().active().await.unwrap_or_default();
         Ok(Response::new(pb::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -282,12 +282,12 @@ fn call_request(
             .map_err(Into::into),
     };
     let kind = match (kind, &scope) {
-        (None, _) => Err(ServiceError::InvalidRun("set kind to one of the run kinds")),
+        (None, _) => Err(ServiceError::InvalidRun("set kind to a kind of run")),
         (Some(Kind::Census), Ok(Scope::Organization(_))) => Err(ServiceError::InvalidRun(
             "a census covers the site: set scope to site",
         )),
         (Some(Kind::Apply), _) if expected.is_none() => Err(ServiceError::InvalidRun(
-            "an apply needs expect_target_key_id: the key id that it shall re-wrap to",
+            "an apply needs expect_target_key_id: the id of the target key that you expect",
         )),
         _ if message.request_id.len() > REQUEST_ID_BYTES => Err(ServiceError::InvalidRun(
             "request_id is longer than 255 bytes",

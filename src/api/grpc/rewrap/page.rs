@@ -17,7 +17,7 @@ const PAGE_BYTES: usize = 1 << 20;
 const MAX_MICROSECONDS: u64 = 253_402_300_799_999_999;
 
 const WRONG_TOKEN: ServiceError = ServiceError::InvalidRun(
-    "page_token is not one of this list: use next_page_token of the last answer",
+    "page_token does not belong to this list: use next_page_token of the previous answer",
 );
 
 /// How many of the first entries fit into a page.
@@ -31,8 +31,8 @@ pub(super) fn fitting<M: Message>(entries: &[M]) -> usize {
     count.max(1).min(entries.len())
 }
 
-/// The token of the page of runs after this position. It contains the position, so it is good
-/// even if the run is deleted.
+/// The token of the page of runs after this position. It contains the position itself, so it stays
+/// valid if the run is deleted.
 pub(super) fn run_token(position: &RunPosition) -> String {
     let since = position.started.duration_since(UNIX_EPOCH);
     let microseconds = since.unwrap_or_default().as_micros();
@@ -73,7 +73,7 @@ pub(super) fn page_size(requested: u32, default: u32, maximum: u32) -> u32 {
     }
 }
 
-/// Where a page of failures begins: after this organization and column.
+/// The position of a page of failures: it begins after this organization and column.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct FailureToken(pub(super) String, pub(super) String);
 

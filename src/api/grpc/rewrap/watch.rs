@@ -20,7 +20,7 @@ use crate::{
 /// The shortest time between two messages.
 const INTERVAL: Duration = Duration::from_millis(500);
 
-/// How often the database is asked about the run of another instance.
+/// How often to read the run of another instance from the database.
 const POLL: Duration = Duration::from_secs(1);
 
 /// After this time without a change, the state is sent again, so that a proxy does not close
@@ -77,11 +77,12 @@ pub(super) fn watch(
     })
 }
 
-/// The state of the run when it has changed.
+/// Waits for a change of the run, and returns its new state.
 async fn change(history: &History, last: &RunRecord) -> Result<RunRecord, Status> {
     let started = Instant::now();
     if let Some(mut changes) = history.subscribe(&last.id) {
-        // An error means that nothing has changed for a while, or that the run was forgotten.
+        // An error means that nothing has changed within the limit, or that the run was deleted
+        // from memory.
         let _ = timeout(REPEAT, changes.wait_for(|record| record != last)).await;
         return Ok(changes.borrow().clone());
     }

@@ -166,12 +166,12 @@ fn a_policy_without_rules_allows_nothing() {
 #[test]
 fn the_error_for_a_line_that_is_not_a_rule_has_the_line_number() {
     for (text, line, words) in [
-        ("p, a, b\nP, a, b", 2, "is no rule"),
-        ("p2, a, b", 1, "is no rule"),
-        ("\u{feff}p, a, b", 1, "is no rule"),
-        ("allow everybody", 1, "is no rule"),
-        ("<<<<<<< ours", 1, "is no rule"),
-        (", a, b", 1, "is no rule"),
+        ("p, a, b\nP, a, b", 2, "is not a rule"),
+        ("p2, a, b", 1, "is not a rule"),
+        ("\u{feff}p, a, b", 1, "is not a rule"),
+        ("allow everybody", 1, "is not a rule"),
+        ("<<<<<<< ours", 1, "is not a rule"),
+        (", a, b", 1, "is not a rule"),
         ("p", 1, "has 1 fields"),
         ("p, a", 1, "has 2 fields"),
         ("# x\n\np, a, forge/A, forge/B", 3, "has 4 fields"),

@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
-use crate::cli::client::output::text::{Mark, Style, plain, wrapped};
+use crate::cli::client::output::text::{Mark, Style};
 
-/// What a line is about. Each has a section in `docs/troubleshooting.md`.
+/// The checks. Each has a section in `docs/troubleshooting.md`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Check {
     Reachable,
@@ -22,7 +22,7 @@ pub(super) enum Check {
 }
 
 impl Check {
-    /// The name, which is the anchor of the section, too.
+    /// The name. The anchor of the section is `check-` and this name.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Reachable => "check-reachable",
@@ -54,14 +54,9 @@ pub(crate) struct Item {
 }
 
 impl Item {
-    /// The line, and the link to the document if something is to do.
+    /// The line. A check that did not pass also has a link to its section.
     pub(super) fn text(&self, style: Style) -> String {
-        let message = wrapped(&plain(&self.message), "  ");
-        let line = format!(
-            "{} {message}
-",
-            style.mark(self.mark)
-        );
+        let line = style.marked(self.mark, &self.message);
         match self.mark {
             Mark::Good => line,
             Mark::Warning | Mark::Bad => format!("{line}    see {}\n", self.check.link()),

@@ -50,7 +50,7 @@ impl Command for Check {
                 if exit == Exit::Done {
                     "\nNothing prevents a rotation.\n".to_owned()
                 } else {
-                    "\nMend what is marked, and check again.\n".to_owned()
+                    "\nCorrect what is marked, and check again.\n".to_owned()
                 }
             });
         Ok(exit)

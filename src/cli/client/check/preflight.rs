@@ -11,7 +11,7 @@ use crate::{
         exit::Exit,
         options::Format,
         output::{
-            run_text::census_words,
+            run_text::census_text,
             text::{Mark, count, counted},
         },
         problem::Problem,
@@ -53,7 +53,7 @@ impl Preflight {
         self.items.iter().any(|item| item.mark == Mark::Bad)
     }
 
-    /// Whether something other than the dry run prevents a rotation.
+    /// Whether a check other than the dry run prevents a rotation.
     pub(crate) fn prevents_rotation(&self) -> bool {
         let mut bad = self.items.iter().filter(|item| item.mark == Mark::Bad);
         bad.any(|item| item.check != Check::DryRun) || self.dry_run.is_none() || self.refused
@@ -80,8 +80,8 @@ fn show(client: &Client, item: &Item) {
     }
 }
 
-/// Makes all checks. If one of the first fails, the census and the dry run are left out. `expected`
-/// is the target key id that the operator expects.
+/// Makes all checks. If a check without a run fails, the census and the dry run are left out.
+/// `expected` is the target key id that the operator expects.
 pub(crate) async fn preflight(
     client: &Client,
     expected: Option<&str>,
@@ -144,12 +144,12 @@ async fn census(client: &Client, preflight: &mut Preflight) -> Result<bool, Prob
         client,
         Check::Census,
         mark,
-        format!("census of {}", census_words(census.as_ref())),
+        format!("census of {}", census_text(census.as_ref())),
     );
     Ok(true)
 }
 
-/// Makes a dry run, and says what it means for the target key.
+/// Makes a dry run and adds the checks that depend on its report.
 async fn dry_run(client: &Client, preflight: &mut Preflight) -> Result<(), Problem> {
     let mut request = Request::new(pb::RunKind::DryRun, None);
     request.expect_target.clone_from(&preflight.target);
@@ -207,7 +207,7 @@ async fn same_bytes(preflight: &Preflight, dry_run: &pb::Run) -> Result<(Mark, S
         return Ok((
             Mark::Warning,
             format!(
-                "no secret is under {target} yet, so nobody knows whether nico-api has the same bytes under this id: let nico-api \
+                "no secret is under {target} yet, so it is not known whether nico-api has the same bytes under this id: let nico-api \
                  write one (rotate the signing key of a test organization), and check again. Or compare the check value with \
                  that of the key of nico-api: nico-rewrap keys check-value"
             ),
@@ -250,7 +250,8 @@ async fn was_applied(preflight: &Preflight) -> Result<bool, Problem> {
     }))
 }
 
-/// Makes a run. `None` if the server refuses it or if it does not finish: then a line says why.
+/// Makes a run. `None` if the server refuses it or if it does not finish. A line of the output then
+/// has the reason.
 async fn run(
     client: &Client,
     preflight: &mut Preflight,

@@ -1,4 +1,4 @@
-//! The checks that need no run: they look only at what all instances answered.
+//! The checks that need no run: they use only the answers of the instances.
 
 use super::item::Check;
 use crate::{
@@ -15,7 +15,7 @@ pub(super) fn site_checks(site: &Site, expected: Option<&str>) -> Vec<Line> {
     lines.push((
         Check::Authorized,
         Mark::Good,
-        format!("you are {}", whoami::words(&site.caller)),
+        format!("you are {}", whoami::caller_text(&site.caller)),
     ));
     lines.push(enabled(site));
     lines.extend(expected.map(|expected| expected_target(site, expected)));
@@ -60,8 +60,8 @@ fn enabled(site: &Site) -> Line {
     )
 }
 
-/// Whether all instances have the target key that the operator expects. With the old target key,
-/// there would be nothing to do, and a rotation would seem to be complete.
+/// Whether all instances have the target key that the operator expects. A server with the old
+/// target key reports every secret as on target, so a rotation would seem to be complete.
 fn expected_target(site: &Site, expected: &str) -> Line {
     let mut targets = site.answers().map(|status| status.target_key_id.as_str());
     let (mark, message) = match targets.find(|target| *target != expected) {

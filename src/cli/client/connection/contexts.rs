@@ -13,7 +13,7 @@ use super::{
     source::Source,
 };
 
-/// The file of the contexts, as far as it is read.
+/// The part of the contexts file that the client uses.
 #[derive(Debug, Default)]
 pub(crate) struct Contexts {
     /// Where the file is.
@@ -122,7 +122,7 @@ impl Contexts {
         if parsed.current.as_deref() != Some(name) {
             return Err(problem(&"set `current` in the first lines of the file"));
         }
-        // The new file replaces the old one in one step.
+        // A rename replaces the file atomically.
         let new = self.path.with_extension("toml.new");
         fs::write(&new, changed)
             .and_then(|()| fs::rename(&new, &self.path))

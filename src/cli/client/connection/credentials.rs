@@ -38,7 +38,8 @@ pub(super) struct Credentials {
     pub(super) key: PrivateKeyDer<'static>,
 }
 
-/// What a credential command prints: the part of `client.authentication.k8s.io` that is used.
+/// The output of a credential command: the members of `client.authentication.k8s.io` that this
+/// client uses.
 #[derive(Deserialize)]
 struct ExecCredential {
     status: Option<ExecStatus>,
@@ -143,7 +144,7 @@ fn read_key(path: &Path) -> Result<Zeroizing<Vec<u8>>, Problem> {
     contents(file).map_err(problem)
 }
 
-/// Why a key file with this mode and owner is refused. `None` if it may be used.
+/// The reason for refusing a key file with this mode and owner. `None` if the file may be used.
 fn too_open(mode: u32, owner: u32) -> Option<String> {
     let mode = mode & 0o777;
     let (forbidden, wanted) = if owner == 0 {

@@ -79,7 +79,7 @@ impl Endpoint {
         let found = match lookup {
             Ok(Ok(found)) => found,
             Ok(Err(error)) => return Err(problem(&error)),
-            Err(_) => return Err(problem(&"no answer of DNS")),
+            Err(_) => return Err(problem(&"DNS did not answer")),
         };
         let mut addresses: Vec<SocketAddr> = found.collect();
         addresses.sort_unstable();

@@ -1,4 +1,5 @@
-//! The way to the server: where it is, who calls, the connection, and one call.
+//! The connection to the server: its address, the client certificate, the transport, and single
+//! calls.
 
 pub(super) mod contexts;
 mod credentials;

@@ -27,7 +27,7 @@ pub(crate) struct Session {
     deadline: Option<Instant>,
 }
 
-/// Each address, with the connection to it, or why there is none.
+/// Each address, with its connection or with the reason why the connection failed.
 #[derive(Debug)]
 pub(crate) struct Sessions(pub(crate) Vec<(String, Result<Session, Problem>)>);
 
@@ -117,7 +117,7 @@ impl Session {
     }
 }
 
-/// Waits for `work`, at most until the deadline and for the limit.
+/// Waits for `work`, but not after the deadline and not longer than the limit.
 async fn within<T>(
     deadline: Option<Instant>,
     limit: Option<Duration>,
@@ -131,11 +131,11 @@ async fn within<T>(
             Err(if is_timeout {
                 Problem::new(
                     Exit::Unreachable,
-                    "no answer of the server within --timeout",
+                    "the server did not answer within --timeout",
                 )
             } else {
                 Problem::broken(format!(
-                    "no answer of the server within {} seconds",
+                    "the server did not answer within {} seconds",
                     limit.as_secs()
                 ))
             })
@@ -150,6 +150,8 @@ enum Target {
         is_default: bool,
     },
     Address(SocketAddr, Endpoint, Arc<(Network, Arc<ClientConfig>)>),
+    /// A name without an address.
+    Unresolved(Endpoint, Problem),
 }
 
 impl Target {
@@ -159,6 +161,7 @@ impl Target {
             Self::Address(address, endpoint, shared) => {
                 Channel::network(*address, endpoint, &shared.0, &shared.1).await
             }
+            Self::Unresolved(_, problem) => Err(problem.clone()),
         }
     }
 
@@ -166,6 +169,7 @@ impl Target {
         match self {
             Self::Socket { path, .. } => path.display().to_string(),
             Self::Address(address, ..) => address.to_string(),
+            Self::Unresolved(endpoint, _) => format!("{}:{}", endpoint.host, endpoint.port),
         }
     }
 }
@@ -183,7 +187,6 @@ async fn targets(settings: &Settings) -> Result<Vec<Target>, Problem> {
     let tls = tls_config(network, network.identity.load()?)?;
     let shared = Arc::new((network.as_ref().clone(), tls));
     let mut targets = Vec::new();
-    let mut problem = None;
     for endpoint in &network.endpoints {
         match endpoint.addresses().await {
             Ok(addresses) => targets.extend(
@@ -191,11 +194,9 @@ async fn targets(settings: &Settings) -> Result<Vec<Target>, Problem> {
                     .into_iter()
                     .map(|address| Target::Address(address, endpoint.clone(), shared.clone())),
             ),
-            Err(error) => problem = Some(error),
+            // An instance that cannot be asked must not look like one that agrees.
+            Err(problem) => targets.push(Target::Unresolved(endpoint.clone(), problem)),
         }
     }
-    match problem {
-        Some(problem) if targets.is_empty() => Err(problem),
-        _ => Ok(targets),
-    }
+    Ok(targets)
 }

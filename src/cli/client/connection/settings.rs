@@ -1,4 +1,5 @@
-//! Where the server is and who calls: from the options, then the environment, then a context.
+//! The address of the server and the client certificate: from the options, then the environment,
+//! then a context.
 
 use std::path::PathBuf;
 
@@ -26,7 +27,7 @@ pub(crate) struct Settings {
 /// Where the server is.
 #[derive(Debug, Clone)]
 pub(super) enum Server {
-    /// The admin socket. `is_default` says that nobody has named it.
+    /// The admin socket. `is_default`: no setting names it.
     Socket { path: PathBuf, is_default: bool },
     /// Addresses on the network.
     Network(Box<Network>),
@@ -64,7 +65,7 @@ impl Settings {
             .as_ref()
             .map(|context| context.source.clone())
             .unwrap_or_default();
-        // Whoever types --context means it, whatever the environment says.
+        // An explicit --context takes precedence over the environment.
         let sources = if options.context.is_some() {
             [from_options, from_context, from_environment]
         } else {
@@ -77,7 +78,7 @@ impl Settings {
         })
     }
 
-    /// Where the server is, for people.
+    /// The address or the socket of the server, for messages.
     pub(crate) fn place(&self) -> String {
         match &self.server {
             Server::Socket { path, .. } => path.display().to_string(),
@@ -172,7 +173,7 @@ fn identity(sources: &[Source; 3]) -> Result<Identity, Problem> {
             let later = &sources[index..];
             let cert = later.iter().find_map(|source| source.cert.clone());
             let key = later.iter().find_map(|source| source.key.clone());
-            // One file may hold both.
+            // One file may hold the certificate and the key.
             let file = |one: &Option<PathBuf>, other: &Option<PathBuf>| {
                 one.clone().or_else(|| other.clone())
             };
@@ -188,7 +189,7 @@ fn identity(sources: &[Source; 3]) -> Result<Identity, Problem> {
         }
     }
     Err(Problem::config(
-        "there is no client certificate, and the server accepts no call without one: set --cert and --key (or REWRAP_CERT \
+        "no client certificate is set, and the server accepts no call without one: set --cert and --key (or REWRAP_CERT \
          and REWRAP_KEY), or use a context",
     ))
 }

@@ -70,7 +70,7 @@ impl Channel {
         let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
         let stream = flatten(connected)
             .map_err(|error| Problem::broken(format!("cannot connect to {address} ({error})")))?;
-        // Calls are small. Ignored: without it, they only take longer.
+        // Calls are small. An error is ignored: without this option, calls only take longer.
         let _ = stream.set_nodelay(true);
         let name = network.server_name.as_deref().unwrap_or(&endpoint.host);
         let server_name = ServerName::try_from(name.to_owned()).map_err(|_| {
@@ -116,7 +116,7 @@ impl Channel {
                 Ok(()) => "the server closed it".to_owned(),
                 Err(error) => with_causes(&error),
             };
-            // An error means that nobody calls any longer.
+            // An error means that the channel and all calls were dropped.
             let _ = end.send(Some(why));
         });
         Ok(Self {
@@ -205,7 +205,8 @@ fn tls_problem(error: &io::Error, address: SocketAddr, name: &str, network: &Net
     Problem::new(Exit::Unreachable, message)
 }
 
-/// A status for an error of the connection. The source tells it from an answer of the server.
+/// Makes a status from an error of the connection. Its source distinguishes it from an answer of
+/// the server.
 fn broken(error: hyper::Error) -> Status {
     let mut status = Status::unavailable(with_causes(&error));
     status.set_source(Arc::new(error));
@@ -215,7 +216,8 @@ fn broken(error: hyper::Error) -> Status {
 /// How long to wait for the reason why a connection ended.
 const REASON_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The same, with the reason why the connection ended: a call that was waiting does not know it.
+/// As [`broken`], with the reason why the connection ended. The error of a waiting call does not
+/// contain this reason.
 async fn explained(error: hyper::Error, mut ended: watch::Receiver<Option<String>>) -> Status {
     let mut status = broken(error);
     let why = timeout(REASON_TIMEOUT, ended.wait_for(Option::is_some)).await;

@@ -7,6 +7,7 @@ pub(super) mod text;
 
 use std::{
     io::{self, IsTerminal, Write},
+    os::fd::AsFd,
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -27,26 +28,30 @@ pub(crate) struct Output {
     pub(super) style: Style,
     /// For standard error.
     pub(super) notes: Style,
-    /// Whether somebody can read a progress bar.
+    /// Whether standard error is a terminal that can show a progress bar.
     pub(super) has_bars: bool,
     /// Whether standard output is a terminal that can be cleared.
     pub(super) is_screen: bool,
-    /// Whether nobody reads standard output any longer.
+    /// Whether the reader of standard output has closed the pipe.
     closed: AtomicBool,
 }
 
 impl Output {
     /// `no_color` is the variable NO_COLOR, and `dumb` says that the terminal has no colors.
     pub(super) fn new(options: &OutputOptions, no_color: bool, dumb: bool) -> Self {
-        let style = |is_terminal: bool| Style {
-            color: is_terminal && !no_color && !dumb,
-            ascii: options.ascii,
+        let style = |is_terminal: bool, columns: u16| {
+            Style {
+                color: is_terminal && !no_color && !dumb,
+                ascii: options.ascii,
+                ..Style::default()
+            }
+            .columns(columns)
         };
         let has_bars = io::stderr().is_terminal() && !dumb;
         Self {
             format: options.output,
-            style: style(io::stdout().is_terminal()),
-            notes: style(io::stderr().is_terminal()),
+            style: style(io::stdout().is_terminal(), columns(io::stdout())),
+            notes: style(io::stderr().is_terminal(), columns(io::stderr())),
             has_bars,
             is_screen: io::stdout().is_terminal() && !dumb,
             closed: AtomicBool::new(false),
@@ -83,7 +88,7 @@ impl Output {
         self.json(document, false);
     }
 
-    /// Whether nobody reads standard output any longer.
+    /// Whether the reader of standard output has closed the pipe.
     pub(super) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Relaxed)
     }
@@ -118,21 +123,34 @@ impl Output {
         note(text);
     }
 
-    /// Writes a problem: a sentence to standard error, and the last JSON line.
+    /// Writes a problem: a sentence to standard error, and the document or the last JSON line. A
+    /// command that has written its result has no problem.
     pub(super) fn problem(&self, problem: &Problem) {
         self.note(&format!("nico-rewrap: {}", text::plain(&problem.message)));
-        self.line(&ErrorLine {
-            line_type: "error",
+        let error = ErrorDocument {
             exit_code: problem.exit.code(),
             reason: &problem.reason,
             message: &problem.message,
             run_id: problem.run_id(),
             metadata: &problem.metadata,
-        });
+        };
+        match self.format {
+            Format::Text => {}
+            Format::Json => self.json(&document::document("Error", error), true),
+            Format::Jsonl => self.line(&ErrorLine {
+                line_type: "error",
+                error,
+            }),
+        }
     }
 }
 
-/// Writes a line to standard error. An error is ignored: there is nobody to tell.
+/// The columns of a terminal. 0 for anything else.
+fn columns(stream: impl AsFd) -> u16 {
+    rustix::termios::tcgetwinsize(stream).map_or(0, |size| size.ws_col)
+}
+
+/// Writes a line to standard error. An error is ignored, because no other output is left.
 pub(super) fn note(text: &str) {
     let _ = io::stderr().write_all(format!("{text}\n").as_bytes());
 }
@@ -151,6 +169,13 @@ struct ResultLine<'a, T> {
 struct ErrorLine<'a> {
     #[serde(rename = "type")]
     line_type: &'static str,
+    #[serde(flatten)]
+    error: ErrorDocument<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ErrorDocument<'a> {
     exit_code: u8,
     reason: &'a str,
     message: &'a str,

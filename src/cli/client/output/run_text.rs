@@ -9,8 +9,8 @@ use super::{
 };
 use crate::{cli::client::problem::Problem, proto::rewrap as pb};
 
-/// What the run does, in words.
-pub(crate) const fn kind_words(kind: pb::RunKind) -> &'static str {
+/// The kind of a run, as text.
+pub(crate) const fn kind_text(kind: pb::RunKind) -> &'static str {
     match kind {
         pb::RunKind::DryRun => "dry run",
         pb::RunKind::Apply => "apply",
@@ -21,15 +21,15 @@ pub(crate) const fn kind_words(kind: pb::RunKind) -> &'static str {
 }
 
 /// The organization, or "site".
-pub(crate) fn scope_words(run: &pb::Run) -> String {
+pub(crate) fn scope_text(run: &pb::Run) -> String {
     match &run.scope {
         Some(pb::run::Scope::OrganizationId(id)) => format!("organization {}", plain(id)),
         _ => "site".to_owned(),
     }
 }
 
-/// How far the run is, on one line.
-pub(crate) fn progress_words(run: &pb::Run) -> String {
+/// The progress of a run, on one line.
+pub(crate) fn progress_text(run: &pb::Run) -> String {
     let progress = run.progress.unwrap_or_default();
     let mut text = match progress.rows_total {
         0 => counted(progress.rows_done, "row"),
@@ -55,8 +55,8 @@ pub(crate) fn run_text(style: Style, run: &pb::Run) -> String {
     let state = state_name(run.state());
     let title = format!(
         "{} of {}: {}",
-        kind_words(run.kind()),
-        scope_words(run),
+        kind_text(run.kind()),
+        scope_text(run),
         state.to_lowercase()
     );
     let _ = writeln!(text, "{}", style.bold(&capitalized(&title)));
@@ -82,7 +82,7 @@ pub(crate) fn run_text(style: Style, run: &pb::Run) -> String {
     line("caller", caller.to_owned());
     line("instance", run.instance.clone());
     if run.state() == pb::RunState::Running {
-        line("progress", progress_words(run));
+        line("progress", progress_text(run));
     }
     if let Some(report) = &run.report {
         for (name, value) in report_lines(run.kind(), report) {
@@ -177,7 +177,7 @@ pub(crate) fn failures_text(style: Style, groups: &[pb::FailureGroup], run_id: &
             counted(group.organizations, "organization")
         );
         let _ = writeln!(text, "\n{}", style.bold(&plain(&title)));
-        let _ = writeln!(text, "  what to do: {}", plain(&group.remedy));
+        text += &style.indented(&format!("what to do: {}", group.remedy));
         let shown = group.sample_organization_ids.join(", ");
         let more = group
             .organizations
@@ -187,7 +187,7 @@ pub(crate) fn failures_text(style: Style, groups: &[pb::FailureGroup], run_id: &
         } else {
             String::new()
         };
-        let _ = writeln!(text, "  organizations: {}{more}", plain(&shown));
+        text += &style.indented(&format!("organizations: {shown}{more}"));
     }
     if !groups.is_empty() {
         let _ = writeln!(
@@ -217,7 +217,7 @@ pub(crate) fn runs_table(runs: &[pb::Run]) -> String {
         vec![
             run.id.clone(),
             kind_name(run.kind()).to_owned(),
-            scope_words(run),
+            scope_text(run),
             state_name(run.state()).to_owned(),
             moment(run.start_time),
             if numbers {
@@ -252,7 +252,7 @@ pub(crate) fn runs_table(runs: &[pb::Run]) -> String {
 }
 
 /// The last census, on one line.
-pub(crate) fn census_words(census: Option<&pb::Census>) -> String {
+pub(crate) fn census_text(census: Option<&pb::Census>) -> String {
     census.map_or_else(
         || "there was no census yet".to_owned(),
         |census| {

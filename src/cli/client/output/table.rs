@@ -15,7 +15,7 @@ pub(crate) fn table(heads: &[&str], right: &[usize], rows: Vec<Vec<String>>) -> 
         table.add_row(row.iter().map(|cell| plain(cell).replace('\n', " ")));
     }
     for (index, column) in table.column_iter_mut().enumerate() {
-        // Nothing before the first column, and two spaces between columns.
+        // No padding before the first column, and two spaces between columns.
         column.set_padding((0, 2));
         if right.contains(&index) {
             column.set_cell_alignment(CellAlignment::Right);

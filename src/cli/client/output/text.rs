@@ -5,27 +5,88 @@ use std::time::{Duration, SystemTime};
 use anstyle::{AnsiColor, Effects, Style as Ansi};
 use prost_types::Timestamp;
 
+/// The longest line of a sentence, and the shortest limit of a narrow terminal.
+const MAX_WIDTH: usize = 100;
+const MIN_WIDTH: usize = 20;
+
 /// How text is written.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Style {
     /// Whether the reader is a terminal that shows colors.
     pub(crate) color: bool,
     /// Whether symbols are ASCII characters.
     pub(crate) ascii: bool,
+    /// The longest line of a sentence, in characters.
+    pub(crate) width: usize,
+}
+
+impl Default for Style {
+    fn default() -> Self {
+        Self {
+            color: false,
+            ascii: false,
+            width: MAX_WIDTH,
+        }
+    }
 }
 
 /// The result of one check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mark {
-    /// All is well.
+    /// The check passed.
     Good,
-    /// Not wrong, but somebody should look.
+    /// Not an error. An operator should check it.
     Warning,
     /// Wrong.
     Bad,
 }
 
 impl Style {
+    /// The style for a terminal with this number of columns. A terminal that has no size has 0.
+    pub(crate) fn columns(self, columns: u16) -> Self {
+        let width = match usize::from(columns) {
+            0 => MAX_WIDTH,
+            columns => columns.clamp(MIN_WIDTH, MAX_WIDTH),
+        };
+        Self { width, ..self }
+    }
+
+    /// The words of a sentence in lines of at most 100 characters, or as long as the terminal
+    /// shows. `used` characters are already on the first line. Each other line starts with
+    /// `indent`. A longer word has a line of its own.
+    pub(crate) fn wrapped(self, text: &str, used: usize, indent: &str) -> String {
+        let mut result = String::new();
+        let mut width = used;
+        for word in text.split_whitespace() {
+            let length = word.chars().count();
+            if result.is_empty() {
+                width += length;
+            } else if width + 1 + length > self.width {
+                result = format!("{result}\n{indent}");
+                width = indent.len() + length;
+            } else {
+                result.push(' ');
+                width += 1 + length;
+            }
+            result.push_str(word);
+        }
+        result
+    }
+
+    /// A sentence with two spaces before each line.
+    pub(crate) fn indented(self, text: &str) -> String {
+        format!("  {}\n", self.wrapped(&plain(text), 2, "  "))
+    }
+
+    /// A sentence with a mark before it.
+    pub(crate) fn marked(self, mark: Mark, text: &str) -> String {
+        format!(
+            "{} {}\n",
+            self.mark(mark),
+            self.wrapped(&plain(text), 2, "  ")
+        )
+    }
+
     fn paint(self, style: Ansi, text: &str) -> String {
         if self.color {
             format!("{style}{text}{style:#}")
@@ -50,35 +111,11 @@ impl Style {
     }
 }
 
-/// The text without control characters. Texts of the server can contain what somebody wrote
-/// into the database.
+/// The text without control characters. A text from the server can contain bytes from the database
+/// that would control the terminal.
 pub(crate) fn plain(text: &str) -> String {
     let visible = |c: char| if c.is_control() && c != '\n' { '?' } else { c };
     text.chars().map(visible).collect()
-}
-
-/// The longest line of a message.
-const WIDTH: usize = 100;
-
-/// The text in lines of at most 100 characters. Each line after the first starts with `indent`.
-pub(crate) fn wrapped(text: &str, indent: &str) -> String {
-    let mut result = String::new();
-    // Two characters for a mark before the first line.
-    let mut width = 2;
-    for word in text.split_whitespace() {
-        let length = word.chars().count();
-        if result.is_empty() {
-            width += length;
-        } else if width + 1 + length > WIDTH {
-            result = format!("{result}\n{indent}");
-            width = indent.len() + length;
-        } else {
-            result.push(' ');
-            width += 1 + length;
-        }
-        result.push_str(word);
-    }
-    result
 }
 
 /// A number with a comma after every three digits.
@@ -125,7 +162,7 @@ pub(crate) fn rfc3339(stamp: Option<Timestamp>) -> Option<String> {
     time(stamp).map(|time| humantime::format_rfc3339_millis(time).to_string())
 }
 
-/// A time as RFC 3339, UTC, with seconds. A dash if there is none.
+/// A time as RFC 3339, UTC, with seconds. A dash if the time is absent.
 pub(crate) fn moment(stamp: Option<Timestamp>) -> String {
     time(stamp).map_or_else(
         || "-".to_owned(),
@@ -177,14 +214,15 @@ mod tests {
 
     #[test]
     fn long_texts_are_wrapped() {
-        assert_eq!(wrapped("a  b\nc", "  "), "a b c");
-        let text = wrapped(&"word ".repeat(50), "  ");
-        assert!(text.lines().all(|line| line.len() <= WIDTH), "{text}");
-        assert!(
-            text.lines().skip(1).all(|line| line.starts_with("  word")),
-            "{text}"
-        );
-        assert_eq!(text.matches("word").count(), 50);
+        let style = Style::default();
+        assert_eq!(style.wrapped("a  b\nc", 2, "  "), "a b c");
+        for (columns, width) in [(0, 100), (5, 20), (40, 40), (200, 100)] {
+            let text = style.columns(columns).indented(&"word ".repeat(50));
+            let longest = text.lines().map(str::len).max().unwrap();
+            assert!(longest <= width && longest > width - 5, "{text}");
+            assert!(text.lines().all(|line| line.starts_with("  word")));
+            assert_eq!(text.matches("word").count(), 50);
+        }
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub(super) async fn check(command: &str, organization: &str) -> Result<(), Probl
     ))
 }
 
-/// The apply of a canary organization did not succeed.
+/// The problem of a canary organization whose apply did not succeed.
 pub(super) fn failed(exit: Exit, organization: &str, runs: &[pb::Run]) -> Problem {
     let problem = runs.last().and_then(Problem::of_run);
     let why = problem.map_or_else(

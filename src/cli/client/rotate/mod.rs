@@ -14,7 +14,7 @@ use super::{
     options::{Common, Format},
     output::{
         document::{self, FailureLine},
-        run_text::{census_words, run_text},
+        run_text::{census_text, run_text},
         text::{counted, plain},
     },
     problem::Problem,
@@ -78,23 +78,37 @@ impl Command for Rotate {
     async fn execute(&self, client: &Client) -> Result<Exit, Problem> {
         self.check_confirmation(client)?;
         let preflight = preflight(client, self.expect_target.as_deref()).await?;
-        if preflight.prevents_rotation() {
-            return Err(Problem::new(
-                Exit::Refused,
-                "the checks above prevent a rotation, and nothing was changed: mend what is marked, and call again",
-            ));
-        }
         let mut rotation = Rotation::default();
+        if preflight.prevents_rotation() {
+            let problem = Problem::new(
+                Exit::Refused,
+                "the checks above prevent a rotation, and nothing was changed: correct what is marked, and call again",
+            );
+            if client.output.format == Format::Text {
+                return Err(problem);
+            }
+            // A program has not seen the checks yet.
+            client
+                .output
+                .note(&format!("nico-rewrap: {}", problem.message));
+            rotation.keys.clone_from(&preflight.keys);
+            rotation.show(client, &preflight, problem.exit);
+            return Ok(problem.exit);
+        }
         let rows = preflight.dry_run.as_ref().and_then(|run| run.report);
         let exit = if rows.is_some_and(|report| report.rows_updated == 0) {
-            say(client, "\nNo row has to be re-wrapped.\n");
+            show_text(client, "\nNo row has to be re-wrapped.\n");
             let failed = rows.is_some_and(|report| report.rows_failed > 0);
             rotation.keys.clone_from(&preflight.keys);
             if failed { Exit::Failures } else { Exit::Done }
         } else {
-            say(client, &plan::text(client, &preflight).await?);
+            show_text(client, &plan::text(client, &preflight).await?);
             question::ask(client, self.yes, self.confirm.as_deref()).await?;
-            self.apply(client, &preflight, &mut rotation).await?
+            let applied = self.apply(client, &preflight, &mut rotation).await;
+            rotation.corrected(applied.map_err(|problem| Problem {
+                exit: rotation.corrected(problem.exit),
+                ..problem
+            })?)
         };
         let exit = rotation.exit(exit, &preflight.target);
         rotation.show(client, &preflight, exit);
@@ -102,14 +116,14 @@ impl Command for Rotate {
     }
 }
 
-fn say(client: &Client, text: &str) {
+fn show_text(client: &Client, text: &str) {
     if client.output.format == Format::Text {
         client.output.raw(text);
     }
 }
 
 impl Rotate {
-    /// A wrong --confirm is found before the checks.
+    /// Refuses a wrong --confirm before the checks begin.
     fn check_confirmation(&self, client: &Client) -> Result<(), Problem> {
         match (&self.confirm, &client.settings.site) {
             (Some(given), Some(site)) if given != site => Err(Problem::new(
@@ -125,7 +139,8 @@ impl Rotate {
         }
     }
 
-    /// The canaries, then the site, again while somebody writes under an old key.
+    /// Re-wraps the canaries, then the site. Repeats the apply of the site while secrets are
+    /// written under an old key.
     async fn apply(
         &self,
         client: &Client,
@@ -160,7 +175,7 @@ impl Rotate {
                 return Ok(exit);
             }
             client.output.note(&format!(
-                "{} under another key after the apply: somebody still writes under it. Applying again",
+                "{} under another key after the apply: a process still writes under an old key. Applying again",
                 counted(in_use, "secret")
             ));
         }
@@ -178,12 +193,12 @@ async fn apply(
     let run = start(client, &preflight.session, &request).await?;
     client.output.note(&format!("apply {}", run.id));
     let run = follow(client, &preflight.session, run).await?;
-    say(
+    show_text(
         client,
         &format!("\n{}", run_text(client.output.style, &run)),
     );
     if client.output.format == Format::Jsonl {
-        // A server that dies now must not hide the result of the run.
+        // If the server dies now, the result of the run must still be shown.
         for failure in all_failures(&preflight.session, &run)
             .await
             .unwrap_or_default()
@@ -223,7 +238,20 @@ impl Rotation {
         others.map(|key| key.secrets).sum()
     }
 
-    /// Secrets that are still under another key are a "no", unless their rows failed.
+    /// Something that was refused after an earlier run has changed rows is incomplete.
+    fn corrected(&self, exit: Exit) -> Exit {
+        let mut reports = self.canaries.iter().chain(&self.applies);
+        let has_changed = reports.any(|run| {
+            run.report
+                .is_some_and(|report| report.rows_updated > 0 || report.rows_in_doubt > 0)
+        });
+        match exit {
+            Exit::Refused if has_changed => Exit::Incomplete,
+            exit => exit,
+        }
+    }
+
+    /// If secrets are still under another key, the exit code is `No`, unless their rows failed.
     fn exit(&self, exit: Exit, target: &str) -> Exit {
         match exit {
             Exit::Done if self.in_use(target) > 0 => Exit::No,
@@ -242,10 +270,10 @@ impl Rotation {
             Exit::Done => others
                 .map(|key| format!("nico-rewrap can-i-delete {} --wait", key.key_id))
                 .collect(),
-            Exit::Failures => vec!["Mend the failures, then: nico-rewrap rotate".to_owned()],
+            Exit::Failures => vec!["Correct the failures, then: nico-rewrap rotate".to_owned()],
             Exit::No => vec![
-                "Find out who still writes under the old key: every nico-api must have read the new target key. Then: \
-                 nico-rewrap rotate"
+                "Find the process that still writes under the old key: every nico-api must have the new target key. \
+                 Then: nico-rewrap rotate"
                     .to_owned(),
             ],
             _ => vec!["nico-rewrap rotate".to_owned()],
@@ -272,14 +300,14 @@ impl Rotation {
                     text += &format!(
                         "\n{}\n{}Census: {}\n",
                         style.bold("Keys"),
-                        keys_table(&self.keys),
-                        census_words(self.keys.census.as_ref())
+                        keys_table(style, &self.keys),
+                        census_text(self.keys.census.as_ref())
                     );
                 }
-                text += &plan::way_back(&preflight.keys, &preflight.target);
+                text += &plan::way_back(style, &preflight.keys, &preflight.target);
                 text += &format!("\n{}\n", style.bold("Next"));
                 for step in &next {
-                    text += &format!("  {}\n", plain(step));
+                    text += &style.indented(step);
                 }
                 text
             });

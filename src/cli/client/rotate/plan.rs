@@ -1,12 +1,12 @@
 //! What a rotation will do, how long it takes, and how to go back.
 
-use std::{fmt::Write as _, time::Duration};
+use std::time::Duration;
 
 use crate::{
     cli::client::{
         Client,
         check::Preflight,
-        output::text::{counted, plain, span, time},
+        output::text::{Style, counted, span, time},
         problem::Problem,
     },
     proto::rewrap as pb,
@@ -15,7 +15,7 @@ use crate::{
 /// How many runs are searched for an earlier apply.
 const RUNS: u32 = 100;
 
-/// The plan, before the question.
+/// The plan, which is shown before the question.
 pub(super) async fn text(client: &Client, preflight: &Preflight) -> Result<String, Problem> {
     let style = client.output.style;
     let target = &preflight.target;
@@ -25,13 +25,11 @@ pub(super) async fn text(client: &Client, preflight: &Preflight) -> Result<Strin
         .and_then(|run| run.report)
         .unwrap_or_default();
     let mut text = format!("\n{}\n", style.bold("What will happen"));
-    let _ = writeln!(
-        text,
-        "  {} of {} will be re-wrapped to {}, row by row. Tenants and nico-api continue to work.",
+    text += &style.indented(&format!(
+        "{} of {} will be re-wrapped to {target}, row by row. Tenants and nico-api continue to work.",
         counted(report.secrets_rewrapped, "secret"),
         counted(report.rows_updated, "organization"),
-        plain(target)
-    );
+    ));
     for key in preflight
         .keys
         .keys
@@ -43,30 +41,24 @@ pub(super) async fn text(client: &Client, preflight: &Preflight) -> Result<Strin
         } else {
             ", which is not in the secrets"
         };
-        let _ = writeln!(
-            text,
-            "  {} under {}{loaded}",
+        text += &style.indented(&format!(
+            "{} under {}{loaded}",
             counted(key.secrets, "secret"),
-            plain(&key.key_id)
-        );
+            key.key_id
+        ));
     }
     if report.rows_failed > 0 {
-        let _ = writeln!(
-            text,
-            "  {} will fail, and nothing of them will be changed.",
+        text += &style.indented(&format!(
+            "{} will fail and stay unchanged.",
             counted(report.rows_failed, "row")
-        );
+        ));
     }
-    let _ = writeln!(
-        text,
-        "  {}",
-        how_long(preflight, report.rows_updated).await?
-    );
-    Ok(text + &way_back(&preflight.keys, target))
+    text += &style.indented(&how_long(preflight, report.rows_updated).await?);
+    Ok(text + &way_back(style, &preflight.keys, target))
 }
 
 /// How to go back to the old key.
-pub(super) fn way_back(keys: &pb::ListKeysResponse, target: &str) -> String {
+pub(super) fn way_back(style: Style, keys: &pb::ListKeysResponse, target: &str) -> String {
     let mut others = keys
         .keys
         .iter()
@@ -74,11 +66,12 @@ pub(super) fn way_back(keys: &pb::ListKeysResponse, target: &str) -> String {
     let Some(old) = others.by_ref().max_by_key(|key| key.secrets) else {
         return String::new();
     };
-    let id = plain(&old.key_id);
-    format!(
-        "  To go back: set current_encryption_key_id = \"{id}\", restart nico-api and nico-rewrap, and call rotate again.\n  \
-         Keep {id} in the secrets until `nico-rewrap can-i-delete {id}` says yes.\n"
-    )
+    let id = &old.key_id;
+    style.indented(&format!(
+        "To go back: set current_encryption_key_id = \"{id}\", restart nico-api and nico-rewrap, and call rotate again."
+    )) + &style.indented(&format!(
+        "Keep {id} in the secrets until `nico-rewrap can-i-delete {id}` says yes."
+    ))
 }
 
 /// How long the apply takes. An earlier apply of this site gives the rate.
@@ -112,7 +105,7 @@ async fn how_long(preflight: &Preflight, rows: u64) -> Result<String, Problem> {
         format!(" The dry run took {}.", span(took))
     });
     Ok(format!(
-        "There was no apply yet that tells how long it takes.{took} An apply takes longer, because it writes."
+        "No earlier apply shows how long it takes. An apply takes longer than the dry run, because it writes.{took}"
     ))
 }
 

@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::{
-    interrupt::{Asked, Choice, ask, can_ask},
+    interrupt::{Choice, EndSignal, ask, can_ask},
     progress::ProgressView,
     watch::{Update, watch},
 };
@@ -18,8 +18,8 @@ use crate::{
     proto::rewrap as pb,
 };
 
-/// Waits for the end of a run. Ctrl-C asks what to do. Without somebody to ask, a signal leaves
-/// the run to the server.
+/// Waits for the end of a run. Ctrl-C asks what to do. If nobody can answer, a signal ends this
+/// command and the run continues on the server.
 pub(crate) async fn follow(
     client: &Client,
     session: &Session,
@@ -32,7 +32,7 @@ pub(crate) async fn follow(
     }
     let mut signals = client.signals().await?;
     let (sender, mut updates) = mpsc::channel(16);
-    // The task ends with the runtime, or when nobody receives.
+    // The task ends with the runtime, or when the receiver is dropped.
     tokio::spawn(watch(
         client.settings.clone(),
         session.clone(),
@@ -55,9 +55,9 @@ pub(crate) async fn follow(
                 Some(Update::Failed(problem)) => return Err(lost(&run.id, &problem)),
                 None => return Err(Problem::new(Exit::Bug, "the task that watches the run ended")),
             },
-            asked = signals.next() => {
+            signal = signals.next() => {
                 let may_ask = !client.no_input && can_ask() && question.is_none();
-                if asked == Asked::Terminate || !may_ask {
+                if signal == EndSignal::Terminate || !may_ask {
                     return Err(detached(&run.id));
                 }
                 view.hide();
@@ -90,7 +90,7 @@ async fn stop(session: &Session, run_id: &str, view: &ProgressView<'_>) {
     }
 }
 
-/// The answer to the question, if one was asked.
+/// Waits for the answer to the question. Never returns if no question was asked.
 async fn answer(question: &mut Option<JoinHandle<Choice>>) -> Choice {
     match question {
         None => pending().await,
@@ -110,7 +110,7 @@ fn detached(run_id: &str) -> Problem {
     Problem::incomplete(run_id, "you left, and the run continues on the server")
 }
 
-/// The run cannot be watched any longer.
+/// The problem of a run that can no longer be watched.
 fn lost(run_id: &str, problem: &Problem) -> Problem {
     let what = match problem.reason.as_str() {
         "UNKNOWN_RUN" => "the server was restarted, and has forgotten the run: run again. \

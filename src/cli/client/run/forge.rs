@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Request, interrupt::Asked};
+use super::{Request, interrupt::EndSignal};
 use crate::{
     cli::client::{
         Client,
@@ -40,10 +40,11 @@ pub(super) async fn reencrypt(
     );
     let is_dry_run = request.kind == RunKind::DryRun;
     if !is_dry_run {
-        // An old server may not read the header, so the target is compared before anything is written.
+        // An old server may ignore the header. So a dry run comes first, and its report has the
+        // target key.
         client
             .output
-            .note("first a dry run, to compare the target key");
+            .note("making a dry run first, to compare the target key");
         expect_target(&call(client, session, request, true).await?, request)?;
     }
     let report = call(client, session, request, is_dry_run).await?;
@@ -103,7 +104,7 @@ async fn call(
     let answer = tokio::select! {
         answer = session.call(forge.reencrypt_tenant_identity_secrets(message)) => answer?,
         asked = signals.next() => {
-            let signal = if asked == Asked::Interrupt { "Ctrl-C" } else { "SIGTERM" };
+            let signal = if asked == EndSignal::Interrupt { "Ctrl-C" } else { "SIGTERM" };
             return Err(Problem::new(
                 Exit::Incomplete,
                 format!("{signal}: the server stops the run at its next row. Committed rows stay committed; run again"),

@@ -13,12 +13,12 @@ pub(crate) struct Signals {
     terminate: Signal,
 }
 
-/// What a signal asks for.
+/// The request that a signal stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Asked {
+pub(crate) enum EndSignal {
     /// Somebody pressed Ctrl-C.
     Interrupt,
-    /// The process has to end.
+    /// SIGTERM: the process must end.
     Terminate,
 }
 
@@ -34,15 +34,15 @@ impl Signals {
         })
     }
 
-    pub(crate) async fn next(&mut self) -> Asked {
+    pub(crate) async fn next(&mut self) -> EndSignal {
         tokio::select! {
-            _ = self.interrupt.recv() => Asked::Interrupt,
-            _ = self.terminate.recv() => Asked::Terminate,
+            _ = self.interrupt.recv() => EndSignal::Interrupt,
+            _ = self.terminate.recv() => EndSignal::Terminate,
         }
     }
 }
 
-/// What the operator wants after Ctrl-C.
+/// The answer of the operator after Ctrl-C.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Choice {
     /// Leave. The run continues on the server.
@@ -68,7 +68,7 @@ pub(super) fn ask() -> Choice {
         note("Type d, s or c, and Enter:");
         let mut line = String::new();
         match io::stdin().read_line(&mut line) {
-            // Nobody is there any longer.
+            // Standard input is closed: nobody can answer.
             Ok(0) | Err(_) => return Choice::Detach,
             Ok(_) => {}
         }

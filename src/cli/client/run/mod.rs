@@ -44,7 +44,8 @@ pub(crate) struct Reencrypt {
     /// The target key id that you expect. If the server has another target key, it refuses.
     #[arg(long, value_name = "KEY", required_unless_present = "dry_run")]
     expect_target: Option<String>,
-    /// Visit at most this number of rows per second. The limits of the server apply, too.
+    /// Write at most this number of rows per second; with --dry-run, evaluate at most this number.
+    /// The limits of the server apply, too.
     #[arg(long, value_name = "N")]
     max_rows_per_second: Option<NonZero<u32>>,
     /// Stop after this number of failed rows.
@@ -170,7 +171,7 @@ pub(super) async fn show_as(
     let failures = if client.output.format == Format::Text {
         Vec::new()
     } else {
-        // A server that dies now must not hide the result of the run.
+        // If the server dies now, the result of the run must still be shown.
         all_failures(session, run).await.unwrap_or_default()
     };
     let document = match client.output.format {

@@ -1,4 +1,4 @@
-//! Watches a run, also when the connection breaks.
+//! Watches a run, and reconnects if the connection breaks.
 
 use std::time::Duration;
 
@@ -15,22 +15,22 @@ use crate::{
     proto::rewrap as pb,
 };
 
-/// How long to look for a server after the connection broke.
+/// How long to try to reconnect after the connection broke.
 const RECONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// What is known about the run.
+/// A message of the task that watches a run.
 #[derive(Debug)]
 pub(super) enum Update {
     /// Its state.
     Run(Box<pb::Run>),
     /// The connection broke.
     Broken(Problem),
-    /// The run cannot be watched any longer.
+    /// The run can no longer be watched.
     Failed(Problem),
 }
 
-/// Sends the state of the run until it has ended, or nobody receives.
+/// Sends the state of the run until the run has ended or the receiver is dropped.
 pub(super) async fn watch(
     settings: Settings,
     session: Session,
@@ -66,7 +66,8 @@ pub(super) async fn watch(
     }
 }
 
-/// Sends what one stream says. `Ok` means that the run has ended or that nobody receives.
+/// Sends the states from one stream. `Ok` means that the run has ended or that the receiver is
+/// dropped.
 async fn stream(
     session: &Session,
     run_id: &str,

@@ -1,4 +1,4 @@
-//! What is known about a site: every instance, the keys and the runs.
+//! The state of a site: every instance, the keys and the runs.
 
 use std::collections::BTreeSet;
 
@@ -13,14 +13,14 @@ use crate::{
     proto::rewrap as pb,
 };
 
-/// One instance, as it answered.
+/// One instance and its answer.
 #[derive(Debug)]
 pub(crate) struct Instance {
     pub(crate) address: String,
     pub(crate) status: Result<pb::Status, Problem>,
 }
 
-/// What is known about a site.
+/// The state of a site, from the answers of its instances.
 #[derive(Debug)]
 pub(crate) struct Site {
     /// Where the client asked.
@@ -30,11 +30,11 @@ pub(crate) struct Site {
     pub(crate) name: Option<String>,
     pub(crate) caller: pb::Caller,
     pub(crate) instances: Vec<Instance>,
-    /// In which points the instances differ.
+    /// The differences between the instances.
     pub(crate) disagreements: Vec<String>,
     /// `None` if machine identity is disabled.
     pub(crate) keys: Option<pb::ListKeysResponse>,
-    /// The newest run that is not a census of the server itself.
+    /// The newest run that is not an automatic census.
     pub(crate) last_run: Option<pb::Run>,
 }
 
@@ -104,7 +104,7 @@ impl Site {
         files.map(String::as_str).collect()
     }
 
-    /// What to type or to do next.
+    /// The next steps for the operator.
     pub(crate) fn next_steps(&self) -> Vec<String> {
         if !self.disagreements.is_empty() {
             return vec![
@@ -168,7 +168,7 @@ async fn status(session: Result<&Session, &Problem>) -> Result<pb::Status, Probl
         .await
 }
 
-/// The newest run that has ended and that somebody started.
+/// The newest run that has ended and was started by a caller.
 async fn last_run(session: &Session) -> Result<Option<pb::Run>, Problem> {
     let request = pb::ListRunsRequest {
         page_size: 20,
@@ -182,7 +182,7 @@ async fn last_run(session: &Session) -> Result<Option<pb::Run>, Problem> {
     Ok(ended.find(|run| run.kind() != pb::RunKind::Census))
 }
 
-/// In which points the instances differ: the target key, or the bytes of a key.
+/// The differences between the instances: in the target key, or in the bytes of a key.
 pub(crate) fn disagreements(instances: &[Instance]) -> Vec<String> {
     let answers: Vec<_> = instances
         .iter()

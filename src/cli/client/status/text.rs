@@ -8,7 +8,7 @@ use crate::{
         keys::keys_table,
         output::{
             document::state_name,
-            run_text::{census_words, failures_text, kind_words, progress_words, scope_words},
+            run_text::{census_text, failures_text, kind_text, progress_text, scope_text},
             table::table,
             text::{Mark, Style, age, count, duration, plain, span},
         },
@@ -29,7 +29,7 @@ pub(crate) fn status_text(style: Style, site: &Site) -> String {
         format!(" ({})", named.join(", "))
     };
     let _ = writeln!(text, "{}{}", style.bold(&plain(&site.place)), plain(&named));
-    let _ = writeln!(text, "You are {}.", whoami::words(&site.caller));
+    let _ = writeln!(text, "You are {}.", whoami::caller_text(&site.caller));
     let _ = writeln!(text, "\n{}", style.bold("Instances"));
     text += &instances(&site.instances);
     text += &agreement(style, site);
@@ -38,8 +38,8 @@ pub(crate) fn status_text(style: Style, site: &Site) -> String {
     match &site.keys {
         Some(keys) => {
             let _ = writeln!(text, "\n{}", style.bold("Keys"));
-            text += &keys_table(keys);
-            let _ = writeln!(text, "Last census: {}", census_words(census));
+            text += &keys_table(style, keys);
+            let _ = writeln!(text, "Last census: {}", census_text(census));
         }
         None => {
             let _ = writeln!(
@@ -51,11 +51,10 @@ pub(crate) fn status_text(style: Style, site: &Site) -> String {
     }
     text += &runs(style, site);
     for file in site.changed_on_disk() {
-        let _ = writeln!(
-            text,
-            "\n{} {} has changed on disk since the server started",
-            style.mark(Mark::Warning),
-            plain(file)
+        text.push('\n');
+        text += &style.marked(
+            Mark::Warning,
+            &format!("{file} has changed on disk since the server started"),
         );
     }
     let steps = site.next_steps();
@@ -64,7 +63,7 @@ pub(crate) fn status_text(style: Style, site: &Site) -> String {
         text += "  nothing to do\n";
     }
     for step in steps {
-        let _ = writeln!(text, "  {}", plain(&step));
+        text += &style.indented(&step);
     }
     text
 }
@@ -109,31 +108,28 @@ fn instances(instances: &[Instance]) -> String {
 fn agreement(style: Style, site: &Site) -> String {
     let mut text = String::new();
     for problem in &site.disagreements {
-        let _ = writeln!(text, "{} {}", style.mark(Mark::Bad), plain(problem));
+        text += &style.marked(Mark::Bad, problem);
     }
     let answers = site.answers().count();
     if answers > 1 && site.disagreements.is_empty() {
-        let _ = writeln!(
-            text,
-            "{} all {answers} instances have the same target key and the same key bytes",
-            style.mark(Mark::Good)
+        text += &style.marked(
+            Mark::Good,
+            &format!("all {answers} instances have the same target key and the same key bytes"),
         );
     }
     let silent = site.instances.len() - answers;
     if silent > 0 {
-        let _ = writeln!(
-            text,
-            "{} {silent} of {} addresses do not answer",
-            style.mark(Mark::Warning),
-            site.instances.len()
+        let all = site.instances.len();
+        text += &style.marked(
+            Mark::Warning,
+            &format!("{silent} of {all} addresses do not answer"),
         );
     }
     if site.answers().any(|status| !status.history_persistent) {
-        let _ = writeln!(
-            text,
-            "{} runs and censuses are kept in memory only: an instance forgets them when it ends. To keep them: nico-rewrap \
+        text += &style.marked(
+            Mark::Warning,
+            "runs and censuses are kept in memory only: an instance forgets them when it ends. To keep them: nico-rewrap \
              state migrate",
-            style.mark(Mark::Warning)
         );
     }
     text
@@ -174,7 +170,7 @@ fn runs(style: Style, site: &Site) -> String {
             "\n{}",
             style.bold(&format!("Run in progress: {}", title(run)))
         );
-        let _ = writeln!(text, "  {}", progress_words(run));
+        let _ = writeln!(text, "  {}", progress_text(run));
     }
     if let Some(run) = &site.last_run {
         let state = state_name(run.state()).to_lowercase();
@@ -208,8 +204,8 @@ fn title(run: &pb::Run) -> String {
     };
     plain(&format!(
         "{} of {} by {caller}, {}",
-        kind_words(run.kind()),
-        scope_words(run),
+        kind_text(run.kind()),
+        scope_text(run),
         run.id
     ))
 }

@@ -63,7 +63,7 @@ enum Scope {
     OrganizationId(String),
 }
 
-/// How far a run is.
+/// The progress of a run.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Progress {
