@@ -35,6 +35,7 @@ mod report;
 mod runner;
 mod scope;
 mod silent;
+mod spans;
 mod spec;
 mod stall;
 mod verify;

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Ended, Meter, RateOptions, RunError, RunIo, RunSpec, Scope, Site,
     adaptive_rate::RateController, batch_set::BatchSet, census, own_texts::OwnTexts, pacer::Pacer,
-    record::Kind, stall, until_stopped, verify,
+    record::Kind, spans::set_error, stall, until_stopped, verify,
 };
 use crate::{
     auth::authorize::{Access, Permit},
@@ -128,7 +128,7 @@ impl Runner {
         stop: &CancellationToken,
     ) -> Ended {
         if spec.kind == Kind::Census {
-            return Box::pin(self.census(spec, false, &io.meter, stop)).await;
+            return Box::pin(self.census(spec, false, &io, stop)).await;
         }
         let writes = spec.kind == Kind::Apply;
         if writes && permit.access() != Access::Apply {
@@ -158,13 +158,15 @@ impl Runner {
         &self,
         spec: &RunSpec,
         exclusively: bool,
-        meter: &Meter,
+        io: &RunIo,
         stop: &CancellationToken,
     ) -> Ended {
         let pacer = Pacer::new(spec.max_rows_per_second);
         let site = &self.context.site;
-        let census = census::census(site, &spec.id, exclusively, &pacer, meter, stop);
-        let result = self.paced(&pacer, CENSUS_SCALE, meter, stop, census).await;
+        let census = census::census(site, &spec.id, exclusively, &pacer, io, stop);
+        let result = self
+            .paced(&pacer, CENSUS_SCALE, &io.meter, stop, census)
+            .await;
         let mut ended = Ended::without_rows(Ok(()));
         match result {
             Ok(census) => {
@@ -230,6 +232,7 @@ impl Runner {
         reach(Point::BeforeBarrier);
         let mut durable = true;
         if report.rows_examined() > 0 || report.counts.rows_in_doubt > 0 {
+            let span = batches.trace().span("barrier");
             // If Postgres does not answer on any connection, it does not answer here either.
             let is_silent = matches!(result, Err(RunError::Store(StoreError::NoAnswer(_))));
             let flushed = tokio::select! {
@@ -246,6 +249,7 @@ impl Runner {
             };
             durable = flushed.is_ok();
             if let Err(error) = &flushed {
+                set_error(&span, error);
                 tracing::warn!(
                     %error,
                     rows_updated = report.counts.rows_updated,

@@ -8,7 +8,11 @@ use futures_util::future;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Failure, Mode, RunError, Runner, batch_set::BatchSet, report::RowOutcome, until_stopped,
+    Failure, Mode, RunError, Runner,
+    batch_set::BatchSet,
+    report::RowOutcome,
+    spans::{read_page, set_error},
+    until_stopped,
 };
 use crate::{
     domain::organization::OrganizationId,
@@ -79,8 +83,11 @@ impl Runner {
         let mut passed_over = 0;
         let damaged_blocks = loop {
             let visited = |id: &[u8]| batches.visited.position(id);
+            let span = batches.trace().span("sweep");
             let sweep = store.sweep(preflight.moment, visited);
-            let sweep = until_stopped(stop, sweep).await?;
+            let sweep = until_stopped(stop, sweep).await;
+            let sweep = sweep.inspect_err(|error| set_error(&span, error))?;
+            drop(span);
             passed_over += sweep.passed_over;
             repeated += sweep.repeated;
             let processed = self.process_missed(sweep.found, stop, batches).await?;
@@ -141,11 +148,13 @@ impl Runner {
     ) -> Result<Option<String>, RunError> {
         let store = &self.context.site.store;
         let no_more_rows = batches.stop_token();
+        let trace = batches.trace();
         let read = async |position: Option<Position>| -> Result<Page, RunError> {
             let Some(position) = position else {
                 return Ok(Page::default());
             };
-            let page = until_stopped(stop, store.page(&position)).await;
+            let rows = |page: &Page| page.rows.len() + page.unreadable.len();
+            let page = read_page(&trace, stop, store.page(&position), rows).await;
             if page.is_err() {
                 // If the next page cannot be read, the run has failed: start no more rows.
                 no_more_rows.cancel();
