@@ -7,7 +7,7 @@ use super::{
     Census, RunError, RunIo,
     pacer::Pacer,
     progress::Meter,
-    scope::check_preflight,
+    readable::check_preflight,
     spans::{length, read_page, set_error},
     until_stopped,
 };

@@ -3,21 +3,22 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{Semaphore, SemaphorePermit, watch},
+    sync::{Semaphore, watch},
     time::sleep,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Ended, Meter, RateOptions, RunError, RunIo, RunSpec, Scope, Site,
-    adaptive_rate::RateController, batch_set::BatchSet, census, own_texts::OwnTexts, pacer::Pacer,
-    record::Kind, spans::set_error, stall, until_stopped, verify,
+    adaptive_rate::RateController, batch_set::BatchSet, census, context::Context,
+    own_texts::OwnTexts, pacer::Pacer, record::Kind, spans::set_error, stall, until_stopped,
+    verify,
 };
 use crate::{
     auth::authorize::{Access, Permit},
     domain::keyring::Keyring,
     failpoint::{Point, reach},
-    store::{Store, StoreError, Writer},
+    store::{Store, StoreError},
 };
 
 /// How long a stopped run waits for the flush of the rows that it wrote.
@@ -35,45 +36,6 @@ const VERIFY_SCALE: f64 = 5.0;
 #[derive(Debug, Clone)]
 pub struct Runner {
     pub(super) context: Arc<Context>,
-}
-
-#[derive(Debug)]
-pub(super) struct Context {
-    pub(super) site: Arc<Site>,
-    /// Permits for the connections of site-wide runs that write: one fewer than there are
-    /// connections, so that reading a page never waits for a locked row.
-    pub(super) writer_permits: Semaphore,
-    pub(super) pacer: Pacer,
-    /// The limit of `pacer`. Zero means no limit.
-    pub(super) max_rows_per_second: u32,
-    /// Whether a site-wide apply adapts its rate to the load.
-    pub(super) adaptive_rate: bool,
-    /// The reason why a run makes no progress. `None` if it makes progress.
-    pub(super) stall: watch::Sender<Option<String>>,
-    /// The texts that this process has written.
-    pub(super) own_texts: OwnTexts,
-}
-
-impl Context {
-    /// Takes a connection to write with, when one is free.
-    ///
-    /// A site-wide run waits for its other tasks, whose statements have time limits. A run
-    /// of one organization must not wait for the rows of another run. If all permits are
-    /// taken, it uses the reserved connection.
-    pub(super) async fn writer(
-        &self,
-        is_site: bool,
-    ) -> Result<(Writer<'_>, Option<SemaphorePermit<'_>>), StoreError> {
-        if is_site {
-            // The semaphore is never closed.
-            let permit = self.writer_permits.acquire().await.ok();
-            return Ok((self.site.store.writer().await?, permit));
-        }
-        match self.writer_permits.try_acquire() {
-            Ok(permit) => Ok((self.site.store.writer().await?, Some(permit))),
-            Err(_) => Ok((self.site.store.reserve_writer().await?, None)),
-        }
-    }
 }
 
 impl Runner {

@@ -8,16 +8,16 @@ use futures_util::future;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Failure, Mode, RunError, Runner,
+    RunError, Runner,
     batch_set::BatchSet,
-    report::RowOutcome,
+    readable::{check_preflight, unreadable},
     spans::{read_page, set_error},
     until_stopped,
 };
 use crate::{
     domain::organization::OrganizationId,
     failpoint::{Point, reach},
-    store::{Hidden, Page, Position, Preflight, Row, RowError, SetupError, StoreError},
+    store::{Hidden, Page, Position, Row, SetupError, StoreError},
 };
 
 /// Rows with larger texts than this are not read ahead, in bytes.
@@ -243,36 +243,7 @@ impl Runner {
     }
 }
 
-/// Checks whether a run may begin, or whether it could have missed rows.
-pub(super) fn check_preflight(preflight: &Preflight, mode: Mode) -> Result<(), StoreError> {
-    if let Some(problem) = &preflight.unfit {
-        return Err(problem.clone().into());
-    }
-    match (&preflight.unwritable, mode) {
-        (Some(problem), Mode::Apply) => Err(problem.clone().into()),
-        (Some(problem), Mode::DryRun) => {
-            tracing::warn!(reason = problem.reason(), %problem, "no row could be written");
-            Ok(())
-        }
-        (None, Mode::Apply) if preflight.is_standby => Err(StoreError::Unavailable(
-            "it is a standby, which is read-only until it is promoted".to_owned(),
-        )),
-        (None, _) => Ok(()),
-    }
-}
-
 /// Whether these rows take so much memory that the next page must not be read yet.
 fn has_large_rows(rows: &[Row]) -> bool {
     rows.iter().any(|row| row.bytes() > LARGE_ROW_BYTES)
-}
-
-/// One failure for each unreadable column, or one for the row as a whole.
-pub(super) fn unreadable(organization_id: &str, error: &RowError) -> RowOutcome {
-    let failure = |field| Failure::of_row(organization_id, field, error);
-    match error {
-        RowError::Unreadable { columns, .. } if !columns.is_empty() => {
-            RowOutcome::Failed(columns.iter().copied().map(failure).collect())
-        }
-        _ => RowOutcome::Failed(vec![failure("")]),
-    }
 }

@@ -10,8 +10,8 @@ use super::{
     batch_set::BatchSet,
     failure_limit::FailureLimit,
     pacer::Pacer,
+    readable::{check_preflight, unreadable},
     report::RowOutcome,
-    scope::{check_preflight, unreadable},
     spans::{length, read_page, set_batch_end},
     until_stopped,
 };
