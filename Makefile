@@ -35,7 +35,7 @@ test: ## run all tests, with a real Postgres, PgBouncer, Prometheus, Chromium an
 		KUBECTL=$$($(TOOL) kubectl) && BAO=$$($(TOOL) bao) && PROMETHEUS=$$($(TOOL) prometheus) && \
 		CHROMIUM=$$($(TOOL) chromium) && PYTHON=$$($(TOOL) bench-python) && \
 		export PG_BIN PGBOUNCER GRPCURL KUBECTL BAO PROMETHEUS CHROMIUM PYTHON && \
-		threads=$${RUST_TEST_THREADS:-$$(($$(nproc) * 2))} && echo "RUST_TEST_THREADS=$$threads cargo test --locked" && RUST_TEST_THREADS=$$threads cargo test --locked
+		threads=$${RUST_TEST_THREADS:-$$(($$(nproc) + 1))} && echo "RUST_TEST_THREADS=$$threads cargo test --locked" && RUST_TEST_THREADS=$$threads cargo test --locked
 
 test-long: ## run the tests that take minutes and that `make test` leaves out: a million failures, one round of the soak
 	@$(TOOL) rust cc openssl postgres grpcurl >/dev/null

@@ -39,7 +39,7 @@
 //! 2  store, tls, vault    all SQL and the way to Postgres | certificates and revocation | Vault
 //! 1  keys                 where keys come from: a file, the environment, answers of Vault
 //! 0  domain, auth         pure: envelope, keyring, re-wrap | identity, policy, permit
-//!    limits, telemetry    connection slots, rate limiter | log, metrics, readiness
+//!    limits, telemetry    connection slots, rate limiter | log, metrics, traces, readiness
 //!    proto                the generated messages, clients and servers of gRPC
 //!    regular_file         reads a file without blocking on it
 //!    failpoint            where tests make a run fail; not in a release

@@ -232,8 +232,8 @@ async fn check_history(server: &Server, error: &GrpcError, counts: [u64; 2], cas
     assert_eq!(told, counts, "{case}: {error:?}");
     let runs = ask(server, "ListRuns", json!({})).await;
     let id = error.run_id.as_deref().unwrap();
-    let run = runs["runs"].as_array().unwrap().iter();
-    let run = run.filter(|run| run["id"] == id).last().unwrap();
+    let mut run = runs["runs"].as_array().unwrap().iter();
+    let run = run.rfind(|run| run["id"] == id).unwrap();
     let kept = ["rowsUpdated", "rowsInDoubt"].map(|name| number(&run["report"][name]));
     assert_eq!(kept, counts, "{case}: {run}");
 }

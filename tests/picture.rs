@@ -196,13 +196,11 @@ fn class(cell: &Cell) -> &'static str {
 fn trimmed(spans: Vec<Span>) -> Vec<Span> {
     let mut line: Vec<Span> = Vec::new();
     for span in spans {
-        // A blank has no attributes, so it divides the words of a bold text.
-        if let [.., before, gap] = &mut line[..]
-            && gap.text.trim().is_empty()
-            && before.class == span.class
-        {
-            before.text += &(gap.text.clone() + &span.text);
-            line.pop();
+        let count = line.len();
+        let is_gap = line.last().is_some_and(|gap| gap.text.trim().is_empty());
+        if is_gap && count >= 2 && line[count - 2].class == span.class {
+            let gap = line.pop().unwrap();
+            line[count - 2].text += &(gap.text + &span.text);
             continue;
         }
         line.push(span);

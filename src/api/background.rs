@@ -16,15 +16,16 @@ use super::{
     error::ServiceError,
     progress::{in_progress, publish, publish_last},
     run_id::run_id,
+    run_span,
 };
 use crate::{
     run::{
-        Census, Meter, RunError, RunSpec, Runner, Scope,
+        Census, Meter, RunError, RunIo, RunSpec, Runner, Scope,
         history::{Begun, LiveRun},
         record::{Kind, RunProblem, RunRecord, RunState},
     },
     store::StoreError,
-    telemetry,
+    telemetry::{self, Trace},
 };
 
 /// Pause after a failed census. It doubles after each further failure, up to the interval.
@@ -142,15 +143,22 @@ impl Inner {
         };
         let censuses = &self.context.censuses;
         let position = censuses.position().await;
+        let span = run_span::start(&Trace::new(), &spec, target);
         let meter = Arc::new(Meter::default());
+        let io = RunIo {
+            meter: meter.clone(),
+            trace: span.trace(),
+            ..RunIo::default()
+        };
         let in_progress = in_progress(&spec, &meter);
-        let census = Box::pin(runner.census(&spec, true, &meter, &stop));
+        let census = Box::pin(runner.census(&spec, true, &io, &stop));
         let ended = execute_census(&live, &meter, census).await;
         drop(in_progress);
         if let Some(census) = &ended.census {
             censuses.record(runner.site(), position, census).await;
         }
-        let counts = ended.report.counts;
+        let report = ended.report;
+        let counts = report.counts;
         let is_elsewhere = matches!(ended.result, Err(RunError::CensusElsewhere));
         let result = ended.result.map_err(|error| match error {
             RunError::Stopped if self.shutdown.is_cancelled() => ServiceError::ShuttingDown,
@@ -167,6 +175,8 @@ impl Inner {
         if state == RunState::Failed {
             self.record_census_failure(problem.as_ref()).await;
         }
+        run_span::set_end(&span, state, &report, true, problem.as_ref());
+        drop(span);
         telemetry::run_ended(Kind::Census.label(), state.name());
         publish_last(&live, &meter, result.is_ok());
         live.finish(|record| {

@@ -2,14 +2,14 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use super::{context::Inner, error::ServiceError};
+use super::{context::Inner, error::ServiceError, run_span};
 use crate::{
     run::{
         Census, Ended, Site,
         history::LiveRun,
         record::{Kind, RunState},
     },
-    telemetry,
+    telemetry::{self, Span},
 };
 
 /// A run that has ended.
@@ -20,6 +20,8 @@ pub(super) struct Conclusion<'a> {
     /// Whether the run covered the whole site.
     pub(super) is_site: bool,
     pub(super) live: LiveRun,
+    /// The span of the run, which ends here.
+    pub(super) span: Span,
     /// The last census before an apply.
     pub(super) census_before: Option<Census>,
 }
@@ -38,6 +40,8 @@ impl Conclusion<'_> {
             Err(error) if error.is_stop() => RunState::Stopped,
             Err(_) => RunState::Failed,
         };
+        run_span::set_end(&self.span, state, &ended.report, durable, problem.as_ref());
+        drop(self.span);
         telemetry::run_ended(kind.label(), state.name());
         let end = SystemTime::now();
         let is_clean = state == RunState::Finished && counts.rows_failed == 0 && durable;

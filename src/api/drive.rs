@@ -21,6 +21,7 @@ use crate::{
         Ended, Meter, RunError, RunIo, RunSpec, Runner, guard::SiteGuard, history::LiveRun,
         record::Kind,
     },
+    telemetry::Trace,
 };
 
 /// How long an ended run waits until its last failures are in the database.
@@ -45,6 +46,8 @@ pub(super) struct Drive<'a, 'g> {
     pub(super) meter: &'a Arc<Meter>,
     /// If the guard is lost, another instance may start an apply, so this run stops.
     pub(super) site_guard: &'a SiteGuard<'g>,
+    /// Where the spans of the run belong.
+    pub(super) trace: &'a Trace,
 }
 
 impl Drive<'_, '_> {
@@ -64,7 +67,7 @@ impl Drive<'_, '_> {
             Kind::DryRun | Kind::Apply | Kind::Verify => None,
         };
         let began = tokio::time::Instant::now();
-        let check = check_keys(self.inner, runner, spec, stop);
+        let check = check_keys(self.inner, runner, spec, stop, self.trace);
         let (checked, stopped_for) = self.stopped_for(check, self.deadline).await;
         match checked {
             Ok(()) if stop.is_cancelled() => return Ended::without_rows(Err(stopped_for)),
@@ -82,6 +85,7 @@ impl Drive<'_, '_> {
             meter: meter.clone(),
             failures: Some(queue),
             with_receipt: self.inner.keeps_receipts(),
+            trace: self.trace.clone(),
         };
         let run = Box::pin(runner.run(permit, spec, io, stop));
         let run = remember_wait(run, runner.stall());

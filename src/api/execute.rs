@@ -17,6 +17,7 @@ use super::{
     error::ServiceError,
     panicked::Panicked,
     request::{CallRequest, Ending},
+    run_span,
 };
 use crate::{
     audit::{Outcome, Record},
@@ -129,7 +130,8 @@ impl Execution {
         let stop = inner.shutdown.child_token();
         let slots = &inner.slots;
         let slots = slots.acquire(&spec.id, record.is_site_apply(), &stop, history);
-        let (deadline, request) = (request.deadline, request.options.request);
+        let (deadline, trace) = (request.deadline, request.trace);
+        let request = request.options.request;
         let _slots = match slots.await {
             Err(ServiceError::ApplyUnderWay(holder)) => {
                 return self.under_way(request.as_ref(), holder, target).await;
@@ -156,6 +158,7 @@ impl Execution {
                 return Ok((target, Ended::without_rows(Ok(()))));
             }
         };
+        let span = run_span::start(&trace, &spec, &target);
         self.send_started(live.record());
         tracing::info!(
             scope = %spec.scope,
@@ -181,6 +184,7 @@ impl Execution {
             client_gone: &self.client_gone,
             meter: &self.meter,
             site_guard: &site_guard,
+            trace: &span.trace(),
         };
         let mut ended = Box::pin(drive.drive()).await;
         reach(Point::BeforeReport);
@@ -191,6 +195,7 @@ impl Execution {
             kind,
             is_site: spec.scope == Scope::Site,
             live,
+            span,
             census_before,
         };
         conclusion.conclude(&mut ended).await;

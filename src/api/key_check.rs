@@ -12,11 +12,12 @@ use tokio_util::sync::CancellationToken;
 use super::{context::Inner, error::ServiceError, passed_check::Passed};
 use crate::{
     run::{
-        Census, Meter, RunError, RunSpec, Runner, Scope,
+        Census, RunError, RunIo, RunSpec, Runner, Scope,
         key_check::{Canaries, Checked, check_keys as check_sample, is_used_by},
         record::Kind,
     },
     store::StoreError,
+    telemetry::Trace,
 };
 
 /// How long the result of a check holds for applies of one organization.
@@ -34,10 +35,12 @@ pub(super) async fn check_keys(
     runner: &Runner,
     spec: &RunSpec,
     stop: &CancellationToken,
+    trace: &Trace,
 ) -> Result<(), ServiceError> {
     if spec.kind != Kind::Apply {
         return Ok(());
     }
+    let span = trace.span("key_check");
     let check = async {
         let mut passed = inner.key_check.0.lock().await;
         let censuses = *inner.context.censuses.changes().borrow();
@@ -46,7 +49,7 @@ pub(super) async fn check_keys(
         if spec.scope != Scope::Site && passed.as_ref().is_some_and(still_holds) {
             return Ok(());
         }
-        let checked = check(inner, runner, spec, stop).await?;
+        let checked = check(inner, runner, spec, stop, span.trace()).await?;
         if checked.wrong.is_empty() {
             let at = Instant::now();
             *passed = Some(Passed { at, censuses });
@@ -82,6 +85,7 @@ async fn check(
     runner: &Runner,
     spec: &RunSpec,
     stop: &CancellationToken,
+    trace: Trace,
 ) -> Result<Checked, ServiceError> {
     let runs = inner.context.history.all().await;
     // If the history cannot be read, the check still excludes the texts that this process has
@@ -101,7 +105,7 @@ async fn check(
             return Ok(checked);
         }
     }
-    let Some(census) = take_census(runner, spec, stop).await? else {
+    let Some(census) = take_census(runner, spec, stop, trace).await? else {
         return Ok(Checked::default());
     };
     let checked = check_sample(runner, &census, &canaries).await;
@@ -114,6 +118,7 @@ async fn take_census(
     runner: &Runner,
     spec: &RunSpec,
     stop: &CancellationToken,
+    trace: Trace,
 ) -> Result<Option<Census>, ServiceError> {
     let spec = RunSpec {
         kind: Kind::Census,
@@ -122,7 +127,11 @@ async fn take_census(
         stop_after_failures: 0,
         ..spec.clone()
     };
-    let ended = Box::pin(runner.census(&spec, false, &Meter::default(), stop)).await;
+    let io = RunIo {
+        trace,
+        ..RunIo::default()
+    };
+    let ended = Box::pin(runner.census(&spec, false, &io, stop)).await;
     match ended.result {
         Ok(()) => Ok(ended.census),
         Err(RunError::Store(StoreError::Setup(problem))) => {

@@ -21,4 +21,5 @@ mod receipt_order;
 mod remedy;
 mod request;
 mod run_id;
+mod run_span;
 mod slots;

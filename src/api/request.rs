@@ -6,6 +6,7 @@ use super::error::ServiceError;
 use crate::{
     auth::peer::Peer,
     run::{Report, Scope, history, record::Kind},
+    telemetry::Trace,
 };
 
 /// The request of a call.
@@ -22,6 +23,8 @@ pub(super) struct CallRequest {
     pub(super) expected_target: Vec<String>,
     /// The time limit that the client set for the call.
     pub(super) deadline: Option<Duration>,
+    /// Where the spans of the call belong.
+    pub(super) trace: Trace,
     /// Other options of the client.
     pub(super) options: RunOptions,
 }

@@ -299,8 +299,9 @@ fn fail(what: &dyn std::fmt::Display, code: u8) -> ExitCode {
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
     let workers = processors.div_ceil(2);
-    // The runtime panics if it cannot start a thread. One more is for the first file operation.
-    reserve_threads(workers + 1)?;
+    // The runtime panics if it cannot start a thread. One more is for the first file operation,
+    // and one for the traces.
+    reserve_threads(workers + 2)?;
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers)
         .enable_all()

@@ -1,6 +1,6 @@
 //! `serve`: reads the configuration, runs the server and returns the exit code.
 
-use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
 
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -16,6 +16,9 @@ use crate::{
     telemetry,
 };
 
+/// How long the last spans may take to reach the collector.
+const TRACES_LIMIT: Duration = Duration::from_secs(2);
+
 pub(super) fn run(files: &[PathBuf], environment: Environment) -> ExitCode {
     let config = match Config::load(files, &environment) {
         Ok(config) => config,
@@ -28,10 +31,18 @@ pub(super) fn run(files: &[PathBuf], environment: Environment) -> ExitCode {
         return fail(&no_threads(&error), 1);
     }
     log_startup(&config);
+    let traces = config.traces.clone();
     let served = runtime()
         .map_err(|error| AppError::Bug(error.to_string()))
         .and_then(|runtime| {
-            let served = runtime.block_on(serve(config, notify_socket));
+            let served = runtime.block_on(async {
+                if let Some(options) = traces {
+                    telemetry::start_traces(options);
+                }
+                let served = serve(config, notify_socket).await;
+                telemetry::stop_traces(TRACES_LIMIT).await;
+                served
+            });
             // A blocking thread, for example in a DNS query, must not delay the exit.
             runtime.shutdown_background();
             served

@@ -11,8 +11,8 @@ use std::{
 
 use super::{Environment, key_sources::variable, settings::Settings};
 use crate::{
-    regular_file,
-    vault::{self, Address, Login, Text, VaultOptions},
+    regular_file, tls,
+    vault::{Address, Login, Text, VaultOptions},
 };
 
 const BACKENDS: &str = "secrets.backends";
@@ -205,8 +205,8 @@ fn tls(settings: &mut Settings, ca_file: Option<PathBuf>) -> Option<Arc<rustls::
         )]);
         return None;
     };
-    match vault::trusting(file) {
-        Ok(tls) => Some(tls),
+    match tls::trusting(&file) {
+        Ok(tls) => Some(Arc::new(tls)),
         Err(error) => {
             settings.problems(vec![format!("the CA of Vault ({CA_FILE}): {error}")]);
             None

@@ -17,6 +17,7 @@ mod schema;
 mod settings;
 mod site_keys;
 mod tls;
+mod traces;
 
 use std::{
     collections::BTreeSet,
@@ -46,7 +47,7 @@ use crate::{
     run::RateOptions,
     server::ServerOptions,
     store::{StoreOptions, database::Database},
-    telemetry::{LogFormat, LogOptions},
+    telemetry::{LogFormat, LogOptions, TraceOptions},
     tls::Loaded,
 };
 
@@ -67,6 +68,8 @@ pub struct Config {
     pub audit: AuditOptions,
     /// Format and filter of the log.
     pub log: LogOptions,
+    /// Where traces are sent. `None`: nowhere.
+    pub traces: Option<TraceOptions>,
     /// Likely mistakes that do not prevent the start.
     pub warnings: Vec<String>,
     /// The content of the files, for later comparisons.
@@ -141,6 +144,7 @@ impl Config {
         let server = server(&mut settings);
         let audit = audit(&mut settings);
         let log = log(&mut settings);
+        let traces = traces::read(&mut settings, environment, &mut warnings);
 
         let on_disk = OnDisk {
             site: SiteFiles::new(files, &settings),
@@ -156,6 +160,7 @@ impl Config {
                 server,
                 audit,
                 log,
+                traces,
                 warnings,
                 on_disk,
             }),

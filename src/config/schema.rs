@@ -283,6 +283,12 @@ pub const SETTINGS: &[Setting] = &[
         "after SIGTERM or SIGINT, how long the server waits until calls in progress have ended. \
          Runs stop at once. The last answers get 5 s more",
     ),
+    derived(
+        "otlp_endpoint",
+        "",
+        "address of an OTLP collector for [traces](traces.md), like `http://collector:4317`. Without it, \
+         `OTEL_EXPORTER_OTLP_ENDPOINT` applies. Without both, no traces are sent",
+    ),
     text("log_format", "logfmt", "or `json`"),
     text("log_filter", "info", "a filter in the syntax of `RUST_LOG`"),
 ];
@@ -354,7 +360,10 @@ fn plain(markdown: &str) -> String {
         text.push_str(before);
         match target.strip_prefix("../") {
             Some(page) => text.push_str(&format!("docs/{page}")),
-            None => text.push_str(&format!("docs/reference/configuration.md{target}")),
+            None if target.starts_with('#') => {
+                text.push_str(&format!("docs/reference/configuration.md{target}"));
+            }
+            None => text.push_str(&format!("docs/reference/{target}")),
         }
         rest = after;
     }
@@ -393,6 +402,7 @@ mod tests {
         assert!(!help.contains('`') && !help.contains("]("), "{help}");
         assert!(help.contains("  lock_timeout [default: 2s]\n"), "{help}");
         assert!(help.contains("see docs/access.md#revoke-a-certificate\n"));
+        assert!(help.contains("and docs/reference/status.md. If"), "{help}");
         assert!(help.contains("see docs/reference/configuration.md#sources-of-keys\n"));
     }
 }

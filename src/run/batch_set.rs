@@ -22,7 +22,10 @@ use super::{
     report::RowOutcome,
     visited::Visited,
 };
-use crate::{store::Row, telemetry};
+use crate::{
+    store::Row,
+    telemetry::{self, Trace},
+};
 
 /// Rows of one batch. A connection is idle at the end of each batch, so batches are large.
 /// A page of the default size still makes two batches for every writer.
@@ -119,6 +122,11 @@ impl BatchSet {
         &self.report
     }
 
+    /// Where the spans of the run belong.
+    pub(super) fn trace(&self) -> Trace {
+        self.io.trace.clone()
+    }
+
     /// The progress of the run.
     pub(super) fn meter(&self) -> Arc<Meter> {
         self.io.meter.clone()
@@ -189,6 +197,7 @@ impl BatchSet {
             stop: self.stop.clone(),
             hurry: self.hurry.clone(),
             scratch: Mutex::default(),
+            span: self.io.trace.span("batch"),
         };
         let size = rows.len() as u64;
         let task = self.running.spawn(batch.run(rows));

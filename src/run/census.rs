@@ -4,12 +4,18 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Census, RunError, pacer::Pacer, progress::Meter, scope::check_preflight, until_stopped,
+    Census, RunError, RunIo,
+    pacer::Pacer,
+    progress::Meter,
+    readable::check_preflight,
+    spans::{length, read_page, set_error},
+    until_stopped,
 };
 use crate::{
     domain::{census::Tally, envelope::prefix_length, keyring::Keyring},
     run::{Mode, Site},
     store::{CensusScan, RowError, ScanMode, StoreError},
+    telemetry::Span,
 };
 
 /// The minimum and the maximum number of characters of a text that a census reads first. Postgres
@@ -25,7 +31,7 @@ pub(super) async fn census(
     run_id: &str,
     exclusively: bool,
     pacer: &Pacer,
-    meter: &Meter,
+    io: &RunIo,
     stop: &CancellationToken,
 ) -> Result<Census, RunError> {
     let store = &site.store;
@@ -36,8 +42,19 @@ pub(super) async fn census(
     let mut attempt = 0;
     let census = loop {
         attempt += 1;
-        meter.restart();
-        match count(site, (mode, exclusively), run_id, pacer, meter, stop).await {
+        io.meter.restart();
+        let span = io.trace.span("census");
+        let scan = Scan {
+            mode,
+            exclusively,
+            span: &span,
+        };
+        let counted = count(site, &scan, run_id, pacer, &io.meter, stop).await;
+        if let Err(error) = &counted {
+            set_error(&span, error);
+        }
+        drop(span);
+        match counted {
             Ok(census) => break census,
             Err(RunError::Store(error)) if error.is_of_some_row() => {
                 if mode == ScanMode::Careful {
@@ -74,21 +91,33 @@ fn can_pass(error: &StoreError) -> bool {
     )
 }
 
+/// How an attempt reads the table.
+struct Scan<'a> {
+    mode: ScanMode,
+    exclusively: bool,
+    span: &'a Span,
+}
+
 async fn count(
     site: &Site,
-    (mode, exclusively): (ScanMode, bool),
+    Scan {
+        mode,
+        exclusively,
+        span,
+    }: &Scan<'_>,
     run_id: &str,
     pacer: &Pacer,
     meter: &Meter,
     stop: &CancellationToken,
 ) -> Result<Census, RunError> {
     let began = Instant::now();
-    let scan = until_stopped(stop, site.store.census(mode, exclusively)).await?;
+    let scan = until_stopped(stop, site.store.census(*mode, *exclusively)).await?;
     let mut scan: CensusScan<'_> = scan.ok_or(RunError::CensusElsewhere)?;
     let snapshot = scan.snapshot();
     meter.set_total(snapshot.rows);
     let mut tally = Tally::default();
-    while let Some(rows) = until_stopped(stop, scan.next()).await? {
+    let trace = span.trace();
+    while let Some(rows) = read_page(&trace, stop, scan.next(), length).await? {
         for row in &rows {
             tally.add(row);
         }
@@ -99,6 +128,7 @@ async fn count(
         paced.ok_or(RunError::Stopped)?;
     }
     scan.finish().await?;
+    span.count("nico_rewrap.rows", tally.rows);
     Ok(Census {
         run_id: run_id.to_owned(),
         moment: snapshot.moment.number(),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::{Failure, Meter};
+use crate::telemetry::Trace;
 
 /// Where a run reports its progress and its failures.
 #[derive(Debug, Clone, Default)]
@@ -15,4 +16,6 @@ pub struct RunIo {
     pub failures: Option<mpsc::Sender<Vec<Failure>>>,
     /// Whether to keep the changes of an apply, for a receipt.
     pub with_receipt: bool,
+    /// Where the spans of the run belong.
+    pub trace: Trace,
 }

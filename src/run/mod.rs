@@ -17,6 +17,7 @@ mod batch;
 mod batch_set;
 mod census;
 pub mod censuses;
+mod context;
 mod failure;
 mod failure_limit;
 mod groups;
@@ -28,6 +29,7 @@ mod own_texts;
 mod pacer;
 mod pending;
 mod progress;
+mod readable;
 pub mod receipt;
 pub mod receipt_log;
 pub mod record;
@@ -35,6 +37,7 @@ mod report;
 mod runner;
 mod scope;
 mod silent;
+mod spans;
 mod spec;
 mod stall;
 mod verify;
@@ -42,7 +45,7 @@ mod visited;
 
 use tokio_util::sync::CancellationToken;
 
-use self::runner::Context;
+use self::context::Context;
 pub use self::{
     failure::Failure,
     groups::FailureGroup,

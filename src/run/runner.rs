@@ -3,21 +3,22 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{Semaphore, SemaphorePermit, watch},
+    sync::{Semaphore, watch},
     time::sleep,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Ended, Meter, RateOptions, RunError, RunIo, RunSpec, Scope, Site,
-    adaptive_rate::RateController, batch_set::BatchSet, census, own_texts::OwnTexts, pacer::Pacer,
-    record::Kind, stall, until_stopped, verify,
+    adaptive_rate::RateController, batch_set::BatchSet, census, context::Context,
+    own_texts::OwnTexts, pacer::Pacer, record::Kind, spans::set_error, stall, until_stopped,
+    verify,
 };
 use crate::{
     auth::authorize::{Access, Permit},
     domain::keyring::Keyring,
     failpoint::{Point, reach},
-    store::{Store, StoreError, Writer},
+    store::{Store, StoreError},
 };
 
 /// How long a stopped run waits for the flush of the rows that it wrote.
@@ -35,45 +36,6 @@ const VERIFY_SCALE: f64 = 5.0;
 #[derive(Debug, Clone)]
 pub struct Runner {
     pub(super) context: Arc<Context>,
-}
-
-#[derive(Debug)]
-pub(super) struct Context {
-    pub(super) site: Arc<Site>,
-    /// Permits for the connections of site-wide runs that write: one fewer than there are
-    /// connections, so that reading a page never waits for a locked row.
-    pub(super) writer_permits: Semaphore,
-    pub(super) pacer: Pacer,
-    /// The limit of `pacer`. Zero means no limit.
-    pub(super) max_rows_per_second: u32,
-    /// Whether a site-wide apply adapts its rate to the load.
-    pub(super) adaptive_rate: bool,
-    /// The reason why a run makes no progress. `None` if it makes progress.
-    pub(super) stall: watch::Sender<Option<String>>,
-    /// The texts that this process has written.
-    pub(super) own_texts: OwnTexts,
-}
-
-impl Context {
-    /// Takes a connection to write with, when one is free.
-    ///
-    /// A site-wide run waits for its other tasks, whose statements have time limits. A run
-    /// of one organization must not wait for the rows of another run. If all permits are
-    /// taken, it uses the reserved connection.
-    pub(super) async fn writer(
-        &self,
-        is_site: bool,
-    ) -> Result<(Writer<'_>, Option<SemaphorePermit<'_>>), StoreError> {
-        if is_site {
-            // The semaphore is never closed.
-            let permit = self.writer_permits.acquire().await.ok();
-            return Ok((self.site.store.writer().await?, permit));
-        }
-        match self.writer_permits.try_acquire() {
-            Ok(permit) => Ok((self.site.store.writer().await?, Some(permit))),
-            Err(_) => Ok((self.site.store.reserve_writer().await?, None)),
-        }
-    }
 }
 
 impl Runner {
@@ -128,7 +90,7 @@ impl Runner {
         stop: &CancellationToken,
     ) -> Ended {
         if spec.kind == Kind::Census {
-            return Box::pin(self.census(spec, false, &io.meter, stop)).await;
+            return Box::pin(self.census(spec, false, &io, stop)).await;
         }
         let writes = spec.kind == Kind::Apply;
         if writes && permit.access() != Access::Apply {
@@ -158,13 +120,15 @@ impl Runner {
         &self,
         spec: &RunSpec,
         exclusively: bool,
-        meter: &Meter,
+        io: &RunIo,
         stop: &CancellationToken,
     ) -> Ended {
         let pacer = Pacer::new(spec.max_rows_per_second);
         let site = &self.context.site;
-        let census = census::census(site, &spec.id, exclusively, &pacer, meter, stop);
-        let result = self.paced(&pacer, CENSUS_SCALE, meter, stop, census).await;
+        let census = census::census(site, &spec.id, exclusively, &pacer, io, stop);
+        let result = self
+            .paced(&pacer, CENSUS_SCALE, &io.meter, stop, census)
+            .await;
         let mut ended = Ended::without_rows(Ok(()));
         match result {
             Ok(census) => {
@@ -230,6 +194,7 @@ impl Runner {
         reach(Point::BeforeBarrier);
         let mut durable = true;
         if report.rows_examined() > 0 || report.counts.rows_in_doubt > 0 {
+            let span = batches.trace().span("barrier");
             // If Postgres does not answer on any connection, it does not answer here either.
             let is_silent = matches!(result, Err(RunError::Store(StoreError::NoAnswer(_))));
             let flushed = tokio::select! {
@@ -246,6 +211,7 @@ impl Runner {
             };
             durable = flushed.is_ok();
             if let Err(error) = &flushed {
+                set_error(&span, error);
                 tracing::warn!(
                     %error,
                     rows_updated = report.counts.rows_updated,

@@ -8,12 +8,16 @@ use futures_util::future;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Failure, Mode, RunError, Runner, batch_set::BatchSet, report::RowOutcome, until_stopped,
+    RunError, Runner,
+    batch_set::BatchSet,
+    readable::{check_preflight, unreadable},
+    spans::{read_page, set_error},
+    until_stopped,
 };
 use crate::{
     domain::organization::OrganizationId,
     failpoint::{Point, reach},
-    store::{Hidden, Page, Position, Preflight, Row, RowError, SetupError, StoreError},
+    store::{Hidden, Page, Position, Row, SetupError, StoreError},
 };
 
 /// Rows with larger texts than this are not read ahead, in bytes.
@@ -79,8 +83,11 @@ impl Runner {
         let mut passed_over = 0;
         let damaged_blocks = loop {
             let visited = |id: &[u8]| batches.visited.position(id);
+            let span = batches.trace().span("sweep");
             let sweep = store.sweep(preflight.moment, visited);
-            let sweep = until_stopped(stop, sweep).await?;
+            let sweep = until_stopped(stop, sweep).await;
+            let sweep = sweep.inspect_err(|error| set_error(&span, error))?;
+            drop(span);
             passed_over += sweep.passed_over;
             repeated += sweep.repeated;
             let processed = self.process_missed(sweep.found, stop, batches).await?;
@@ -141,11 +148,13 @@ impl Runner {
     ) -> Result<Option<String>, RunError> {
         let store = &self.context.site.store;
         let no_more_rows = batches.stop_token();
+        let trace = batches.trace();
         let read = async |position: Option<Position>| -> Result<Page, RunError> {
             let Some(position) = position else {
                 return Ok(Page::default());
             };
-            let page = until_stopped(stop, store.page(&position)).await;
+            let rows = |page: &Page| page.rows.len() + page.unreadable.len();
+            let page = read_page(&trace, stop, store.page(&position), rows).await;
             if page.is_err() {
                 // If the next page cannot be read, the run has failed: start no more rows.
                 no_more_rows.cancel();
@@ -234,36 +243,7 @@ impl Runner {
     }
 }
 
-/// Checks whether a run may begin, or whether it could have missed rows.
-pub(super) fn check_preflight(preflight: &Preflight, mode: Mode) -> Result<(), StoreError> {
-    if let Some(problem) = &preflight.unfit {
-        return Err(problem.clone().into());
-    }
-    match (&preflight.unwritable, mode) {
-        (Some(problem), Mode::Apply) => Err(problem.clone().into()),
-        (Some(problem), Mode::DryRun) => {
-            tracing::warn!(reason = problem.reason(), %problem, "no row could be written");
-            Ok(())
-        }
-        (None, Mode::Apply) if preflight.is_standby => Err(StoreError::Unavailable(
-            "it is a standby, which is read-only until it is promoted".to_owned(),
-        )),
-        (None, _) => Ok(()),
-    }
-}
-
 /// Whether these rows take so much memory that the next page must not be read yet.
 fn has_large_rows(rows: &[Row]) -> bool {
     rows.iter().any(|row| row.bytes() > LARGE_ROW_BYTES)
-}
-
-/// One failure for each unreadable column, or one for the row as a whole.
-pub(super) fn unreadable(organization_id: &str, error: &RowError) -> RowOutcome {
-    let failure = |field| Failure::of_row(organization_id, field, error);
-    match error {
-        RowError::Unreadable { columns, .. } if !columns.is_empty() => {
-            RowOutcome::Failed(columns.iter().copied().map(failure).collect())
-        }
-        _ => RowOutcome::Failed(vec![failure("")]),
-    }
 }

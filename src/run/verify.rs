@@ -10,8 +10,9 @@ use super::{
     batch_set::BatchSet,
     failure_limit::FailureLimit,
     pacer::Pacer,
+    readable::{check_preflight, unreadable},
     report::RowOutcome,
-    scope::{check_preflight, unreadable},
+    spans::{length, read_page, set_batch_end},
     until_stopped,
 };
 use crate::{
@@ -60,7 +61,8 @@ async fn verify_all(
     tasks: &mut JoinSet<TaskEnd>,
 ) -> Result<(), RunError> {
     let parallel = std::thread::available_parallelism().map_or(1, usize::from);
-    while let Some(rows) = until_stopped(stop, unavailable(scan.next())).await? {
+    let trace = batches.trace();
+    while let Some(rows) = read_page(&trace, stop, unavailable(scan.next()), length).await? {
         let mut readable = Vec::with_capacity(rows.len());
         for row in rows {
             match row {
@@ -84,7 +86,12 @@ async fn verify_all(
                 .await;
             paced.ok_or(RunError::Stopped)?;
             let (site, limit) = (site.clone(), batches.failure_limit());
-            tasks.spawn(async move { verify_rows(&site, &rows, &limit) });
+            let span = trace.span("batch");
+            tasks.spawn(async move {
+                let end = verify_rows(&site, &rows, &limit);
+                set_batch_end(&span, &end.0, 0, &end.1);
+                end
+            });
         }
     }
     Ok(())

@@ -39,6 +39,8 @@ pub(super) const CRL_EXPIRY: &str = "nico_rewrap_crl_next_update_timestamp_secon
 pub(super) const AUDIT_FAILURES: &str = "nico_rewrap_audit_failures_total";
 pub(super) const CHANGED_ON_DISK: &str = "nico_rewrap_configuration_changed_on_disk";
 pub(super) const LOG_LINES_DROPPED: &str = "nico_rewrap_log_lines_dropped_total";
+pub(super) const SPANS: &str = "nico_rewrap_trace_spans_total";
+pub(super) const SPANS_EXPORTED: &str = "nico_rewrap_trace_spans_exported_total";
 
 /// The counters, with their HELP texts.
 const COUNTERS: &[(&str, &str)] = &[
@@ -85,6 +87,11 @@ const COUNTERS: &[(&str, &str)] = &[
     ),
     (RELOADS, "Reloads of changed TLS files, by outcome"),
     (AUDIT_FAILURES, "Audit records that could not be written"),
+    (
+        SPANS,
+        "Spans that have ended and are to be sent to the collector",
+    ),
+    (SPANS_EXPORTED, "Spans that the collector has accepted"),
     (
         LOG_LINES_DROPPED,
         "Log lines that were dropped because standard error was not writable or not read fast enough",

@@ -11,7 +11,8 @@ use super::catalog::{
     AUDIT_FAILURES, BUILD_INFO, CALL_SECONDS, CALLS, CERTIFICATE_EXPIRY, CHANGED_ON_DISK,
     CONNECTIONS, CONNECTIONS_REVOKED, CRL_EXPIRY, DECISIONS, DECRYPTION_FAILURES, DENIALS_DROPPED,
     FAILURES, HANDSHAKE_FAILURES, LAST_APPLY, LAST_CENSUS, LOG_LINES_DROPPED, READY,
-    RELOAD_FAILING, RELOADS, ROWS, ROWS_RACED, RUN_STALLED, RUNS, STRAGGLERS,
+    RELOAD_FAILING, RELOADS, ROWS, ROWS_RACED, RUN_STALLED, RUNS, SPANS, SPANS_EXPORTED,
+    STRAGGLERS,
 };
 
 /// The value of a gauge that is unknown now. [`super::Metrics::render`] leaves such gauges out.
@@ -21,6 +22,16 @@ pub(super) const UNKNOWN: f64 = f64::NAN;
 pub(super) fn timestamp(time: SystemTime) -> f64 {
     let since_epoch = time.duration_since(UNIX_EPOCH);
     since_epoch.map_or(UNKNOWN, |time| time.as_secs_f64())
+}
+
+/// A span ended that is to be sent to the collector.
+pub(super) fn span_ended() {
+    counter!(SPANS).increment(1);
+}
+
+/// The collector has accepted `spans` spans.
+pub(super) fn spans_exported(spans: u64) {
+    counter!(SPANS_EXPORTED).increment(spans);
 }
 
 /// A call ended. `outcome` is `OK` or the reason of its error.

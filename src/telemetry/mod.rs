@@ -1,4 +1,4 @@
-//! The log, the metrics and the readiness of this process.
+//! The log, the metrics, the traces and the readiness of this process.
 //!
 //! This module imports no layer above it: metrics take labels and numbers.
 
@@ -11,6 +11,7 @@ pub mod readiness;
 mod running;
 mod scrape;
 mod stderr;
+mod traces;
 mod zeros;
 
 #[cfg(test)]
@@ -21,8 +22,10 @@ pub(crate) use self::{
     metrics::*,
     running::{RunGauges, run_started},
     stderr::write_line,
+    traces::{Span, start_traces, stop_traces},
 };
 pub use self::{
     logging::{LogFormat, LogOptions, flush_logs, start_logging, write_message},
     scrape::Metrics,
+    traces::{Endpoint, InvalidEndpoint, Trace, TraceOptions},
 };

@@ -8,7 +8,7 @@ use super::{
     catalog::{
         AUDIT_FAILURES, CALLS, CONNECTIONS, CONNECTIONS_REVOKED, DECISIONS, DECRYPTION_FAILURES,
         DENIALS_DROPPED, FAILURES, HANDSHAKE_FAILURES, LOG_LINES_DROPPED, RELOAD_FAILING, RELOADS,
-        ROWS, ROWS_RACED, RUN_IN_PROGRESS, RUN_STALLED, RUNS, STRAGGLERS,
+        ROWS, ROWS_RACED, RUN_IN_PROGRESS, RUN_STALLED, RUNS, SPANS, SPANS_EXPORTED, STRAGGLERS,
     },
     metrics::latch,
     readiness::latches,
@@ -138,6 +138,8 @@ pub(super) fn register() {
         DENIALS_DROPPED,
         LOG_LINES_DROPPED,
         ROWS_RACED,
+        SPANS,
+        SPANS_EXPORTED,
         STRAGGLERS,
     ] {
         counter!(name).absolute(0);

@@ -11,6 +11,7 @@ mod algorithms;
 mod bundle;
 mod chain;
 mod check;
+mod client;
 mod crl_age;
 mod error;
 mod file_contents;
@@ -39,6 +40,7 @@ pub(crate) use self::{
     reload::load,
 };
 pub use self::{
+    client::trusting,
     error::{FileError, Place, TlsError, Validity},
     reload::{Loaded, Reloader},
     revocation::CrlPolicy,

@@ -12,9 +12,9 @@ mod client;
 mod login;
 mod read;
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{fmt, sync::Arc};
 
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
 use thiserror::Error;
 
 pub use self::{
@@ -22,10 +22,7 @@ pub use self::{
     login::{Login, Text},
     read::Found,
 };
-use crate::{
-    keys::vault::FOLDER,
-    tls::{TlsError, add_anchor, pem::PemFile, provider},
-};
+use crate::keys::vault::FOLDER;
 
 /// How to read keys from Vault.
 #[derive(Clone)]
@@ -96,23 +93,4 @@ pub enum VaultError {
     /// Vault cannot answer now.
     #[error("{0}")]
     Unavailable(String),
-}
-
-/// Builds the TLS configuration that trusts the CAs of the file.
-///
-/// # Errors
-///
-/// What is wrong with the file.
-pub fn trusting(ca_file: PathBuf) -> Result<Arc<ClientConfig>, TlsError> {
-    let file = PemFile::read(&ca_file)?;
-    let mut roots = RootCertStore::empty();
-    for located in &file.certificates()? {
-        add_anchor(&mut roots, &file, located)?;
-    }
-    let config = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .map_err(TlsError::Configuration)?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(Arc::new(config))
 }

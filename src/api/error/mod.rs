@@ -10,7 +10,7 @@ mod reasons;
 use std::collections::HashMap;
 
 use thiserror::Error;
-use tonic::{Status, metadata::MetadataValue};
+use tonic::{Code, Status, metadata::MetadataValue};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
@@ -20,6 +20,7 @@ use crate::{
     domain::organization::{InvalidOrganizationId, OrganizationId},
     run::{guard::Holder, history::HistoryError, key_check::WrongKeyMaterial, record::RunProblem},
     store::{SetupError, StoreError},
+    telemetry::Span,
 };
 
 pub use self::{counts::Counts, reasons::Reason};
@@ -262,6 +263,19 @@ impl ServiceError {
         }
         status
     }
+
+    /// Converts the error to a status, and sets how the span of the call has ended.
+    pub(super) fn into_traced_status(self, run_id: &str, span: &Span) -> Status {
+        span.fail(self.reason().name);
+        let status = self.into_status(run_id);
+        set_status(span, status.code());
+        status
+    }
+}
+
+/// Sets the gRPC status of the span of a call.
+pub(super) fn set_status(span: &Span, code: Code) {
+    span.set("rpc.grpc.status_code", i64::from(i32::from(code)));
 }
 
 /// The outcome of a status that a handler has made from a [`ServiceError`]. `None` if the

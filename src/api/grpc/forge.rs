@@ -2,13 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tonic::{Request, Response, Status, metadata::MetadataMap};
+use tonic::{Code, Request, Response, Status, metadata::MetadataMap};
 
 use crate::{
     api::{
         audited::Audited,
         call::Calls,
-        error::ServiceError,
+        error::{ServiceError, set_status},
         request::{Answer, CallRequest, RunOptions},
         run_id::RUN_ID_HEADER,
     },
@@ -19,6 +19,7 @@ use crate::{
         ReencryptTenantIdentitySecretsResponse, forge_server::Forge,
     },
     run::{Report, Scope, record::Kind},
+    telemetry::Trace,
 };
 
 /// The path of the method, for the audit record.
@@ -36,9 +37,12 @@ impl Forge for ForgeService {
         &self,
         request: Request<ReencryptTenantIdentitySecretsRequest>,
     ) -> Result<Response<ReencryptTenantIdentitySecretsResponse>, Status> {
-        let Answer { run_id, result } = self.0.carry_out(call_request(&request)).await;
-        let (report, target) =
-            result.map_err(|error| Audited::mark_error(error.into_status(&run_id)))?;
+        let span = Trace::of_caller(request.metadata()).call(METHOD);
+        let call = call_request(&request, span.trace());
+        let Answer { run_id, result } = self.0.carry_out(call).await;
+        let result = result.map_err(|error| error.into_traced_status(&run_id, &span));
+        let (report, target) = result.map_err(Audited::mark_error)?;
+        set_status(&span, Code::Ok);
         let mut response = Response::new(response(&report, target));
         Audited::mark(&mut response);
         if let Ok(run_id) = run_id.parse() {
@@ -48,7 +52,10 @@ impl Forge for ForgeService {
     }
 }
 
-fn call_request(request: &Request<ReencryptTenantIdentitySecretsRequest>) -> CallRequest {
+fn call_request(
+    request: &Request<ReencryptTenantIdentitySecretsRequest>,
+    trace: Trace,
+) -> CallRequest {
     let message = request.get_ref();
     CallRequest {
         method: METHOD,
@@ -66,6 +73,7 @@ fn call_request(request: &Request<ReencryptTenantIdentitySecretsRequest>) -> Cal
         }),
         expected_target: expected_target(request.metadata()),
         deadline: deadline(request.metadata()),
+        trace,
         options: RunOptions::default(),
     }
 }

@@ -10,12 +10,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Context, Failure, Mode, RunError, failure_limit::FailureLimit, pacer::Pacer, pending::Pending,
-    receipt::Changes, report::RowOutcome,
+    receipt::Changes, report::RowOutcome, spans::set_batch_end,
 };
 use crate::{
     domain::rewrap::{Decision, Envelopes, Scratch, decide},
     failpoint::{Point, reach},
     store::{Row, RowError},
+    telemetry::Span,
 };
 
 /// The parts that all rows of a batch share.
@@ -39,6 +40,7 @@ pub(super) struct Batch {
     pub(super) hurry: CancellationToken,
     /// Never contended: one task decides all rows of a batch.
     pub(super) scratch: Mutex<Scratch>,
+    pub(super) span: Span,
 }
 
 /// The result of a batch.
@@ -58,6 +60,12 @@ pub(super) struct BatchEnd {
 impl Batch {
     /// Processes `rows`.
     pub(super) async fn run(self, rows: Vec<Row>) -> BatchEnd {
+        let end = self.process(rows).await;
+        set_batch_end(&self.span, &end.outcomes, end.in_doubt, &end.result);
+        end
+    }
+
+    async fn process(&self, rows: Vec<Row>) -> BatchEnd {
         let mut end = BatchEnd {
             outcomes: Vec::with_capacity(rows.len()),
             gone: Vec::new(),

@@ -8,7 +8,7 @@ mod watch;
 use std::{pin::Pin, sync::Arc};
 
 use futures_util::Stream;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use self::{
     convert::loaded_key,
@@ -18,7 +18,7 @@ use crate::{
     api::{
         audited::Audited,
         call::Calls,
-        error::ServiceError,
+        error::{ServiceError, set_status},
         request::{Answer, CallRequest, RunOptions},
         run_id::{RUN_ID_HEADER, run_id},
     },
@@ -29,6 +29,7 @@ use crate::{
     domain::organization::OrganizationId,
     proto::rewrap::{self as pb, rewrap_server::Rewrap},
     run::{Scope, history, record::Kind},
+    telemetry::Trace,
 };
 
 /// Maximum length of a request id, in bytes.
@@ -69,10 +70,13 @@ impl Rewrap for RewrapService {
         request: Request<pb::StartRunRequest>,
     ) -> Result<Response<pb::Run>, Status> {
         let peer = request.extensions().get::<Arc<Peer>>().cloned();
-        let message = request.into_inner();
-        let Answer { run_id, result } = self.0.start(call_request(peer, message)).await;
+        let span = Trace::of_caller(request.metadata()).call(START_RUN);
+        let call = call_request(peer, request.into_inner(), span.trace());
+        let Answer { run_id, result } = self.0.start(call).await;
         // The record of the call is written at the end of the run.
-        let run = result.map_err(|error| Audited::mark_error(error.into_status(&run_id)))?;
+        let result = result.map_err(|error| error.into_traced_status(&run_id, &span));
+        let run = result.map_err(Audited::mark_error)?;
+        set_status(&span, Code::Ok);
         let mut response = Response::new(run.into());
         Audited::mark(&mut response);
         if let Ok(run_id) = run_id.parse() {
@@ -254,7 +258,11 @@ impl Rewrap for RewrapService {
     }
 }
 
-fn call_request(peer: Option<Arc<Peer>>, message: pb::StartRunRequest) -> CallRequest {
+fn call_request(
+    peer: Option<Arc<Peer>>,
+    message: pb::StartRunRequest,
+    trace: Trace,
+) -> CallRequest {
     let parameters = format!("{message:?}");
     let kind = match message.kind() {
         pb::RunKind::Unspecified => None,
@@ -296,6 +304,7 @@ fn call_request(peer: Option<Arc<Peer>>, message: pb::StartRunRequest) -> CallRe
         kind,
         expected_target: expected.into_iter().collect(),
         deadline: None,
+        trace,
         options: RunOptions {
             max_rows_per_second: message.max_rows_per_second,
             stop_after_failures: message.stop_after_failures,
