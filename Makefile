@@ -54,7 +54,7 @@ test-postgres: ## run the tests of the database with another PostgreSQL: VERSION
 	@PG_BIN=$$($(TOOL) postgres-$(VERSION)) && GRPCURL=$$($(TOOL) grpcurl) && export PG_BIN GRPCURL && \
 		cargo test --locked --test it -- $(DATABASE_TESTS) $(addprefix --skip ,$(ICU_TESTS))
 
-test-postgres-quick: ## run some of these tests with PostgreSQL 18, as in CI
+test-postgres-quick: ## run some of these tests with PostgreSQL 18
 	@$(MAKE) --no-print-directory test-postgres VERSION=18 DATABASE_TESTS="$(QUICK_TESTS)"
 
 soak: ## run two instances for four hours under tenants, rotations, reloads and faults, and see that nothing grows; TIME=seconds

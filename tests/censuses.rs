@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::database::Database;
 use crate::faults::orgs;
-use crate::memory_peak::peak;
+use crate::memory_peak::MemoryPeak;
 use crate::outcome::seeded;
 use crate::pg;
 use crate::rewrap_client::{ask, ended, key, migrate_state, number, reason, run};
@@ -114,6 +114,7 @@ async fn large_texts_need_little_memory_and_texts_over_the_limit_are_unreadable(
         .set("rewrap.statement_timeout", "\"60s\"")
         .start()
         .await;
+    let memory = MemoryPeak::of(&server);
     let census = census(&server).await;
     assert_eq!(
         (&census["rows"], &census["unreadable"]),
@@ -125,7 +126,7 @@ async fn large_texts_need_little_memory_and_texts_over_the_limit_are_unreadable(
         run(&server, "RUN_KIND_VERIFY").await["state"],
         "RUN_STATE_FINISHED"
     );
-    let peak = peak(&server);
+    let peak = memory.end();
     assert!(peak < 64, "{peak} MiB");
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::memory_peak::peak;
+use crate::memory_peak::MemoryPeak;
 use crate::outcome::seeded;
 use crate::rewrap_client::{ask, migrate_state, number, run};
 use crate::site::Site;
@@ -27,6 +27,7 @@ async fn many_failures(rows: usize, persistent: bool) {
         migrate_state(&site);
     }
     let server = site.start().await;
+    let memory = MemoryPeak::of(&server);
     let run = run(&server, "RUN_KIND_DRY_RUN").await;
     assert_eq!(run["state"], "RUN_STATE_FINISHED", "{run}");
     assert_eq!(number(&run["report"]["rowsFailed"]), rows as u64);
@@ -54,7 +55,7 @@ async fn many_failures(rows: usize, persistent: bool) {
         }
     }
     assert_eq!(listed, expected, "persistent: {persistent}");
-    let peak = peak(&server);
+    let peak = memory.end();
     assert!(peak < 128, "{peak} MiB");
 }
 

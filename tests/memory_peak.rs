@@ -1,5 +1,10 @@
 //! The memory of a run has a limit, even if the stored texts are very large.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
 use crate::faults::orgs;
 use crate::grpcurl::run;
 use crate::outcome::seeded;
@@ -8,17 +13,42 @@ use crate::seed::Org;
 use crate::server::Server;
 use crate::site::Site;
 
-/// The largest resident memory that the server had so far, in MiB, without the pages of the
-/// program itself: a debug build has many more of these.
-pub(crate) fn peak(server: &Server) -> u64 {
-    let status = format!("/proc/{}/status", server.pid());
+/// Watches the memory of a server. The pages of the program file do not count: a debug build has
+/// many of them, and the kernel can drop them at any time, so their peak cannot be subtracted later.
+pub(crate) struct MemoryPeak {
+    ended: Arc<AtomicBool>,
+    watch: JoinHandle<u64>,
+}
+
+impl MemoryPeak {
+    /// Begins to watch.
+    pub(crate) fn of(server: &Server) -> Self {
+        let status = format!("/proc/{}/status", server.pid());
+        let ended = Arc::new(AtomicBool::new(false));
+        let stop = ended.clone();
+        let watch = std::thread::spawn(move || {
+            let mut peak = 0;
+            while !stop.load(Ordering::Relaxed) {
+                peak = peak.max(anonymous_kib(&status));
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            peak
+        });
+        Self { ended, watch }
+    }
+
+    /// Ends, and returns the peak in MiB.
+    pub(crate) fn end(self) -> u64 {
+        self.ended.store(true, Ordering::Relaxed);
+        self.watch.join().unwrap() >> 10
+    }
+}
+
+fn anonymous_kib(status: &str) -> u64 {
     let status = std::fs::read_to_string(status).unwrap();
-    let kib = |name: &str| {
-        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
-        let value = line.split_whitespace().nth(1).unwrap();
-        value.parse::<u64>().unwrap()
-    };
-    (kib("VmHWM:") - kib("RssFile:")) >> 10
+    let line = status.lines().find(|line| line.starts_with("RssAnon:"));
+    let value = line.unwrap().split_whitespace().nth(1).unwrap();
+    value.parse().unwrap()
 }
 
 #[tokio::test]
@@ -42,8 +72,9 @@ async fn a_run_over_very_large_secrets_needs_less_than_64_mib() {
             .start()
             .await;
         for dry_run in [true, false] {
+            let memory = MemoryPeak::of(&server);
             assert_eq!(run(&server, dry_run).await.rows_updated, all);
-            let peak = peak(&server);
+            let peak = memory.end();
             assert!(peak < 64, "{peak} MiB, with secrets of {bytes} bytes");
         }
     }

@@ -294,6 +294,10 @@ fn fail(what: &dyn std::fmt::Display, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
+/// The stack of a worker thread. A run polls futures deep inside each other, and a debug build
+/// needs more than the usual 2 MiB for them. The kernel gives only the pages that are used.
+const STACK_BYTES: usize = 8 << 20;
+
 /// Builds the runtime, with one thread for two processors. One thread serves as many rows as
 /// Postgres writes with two processors. More threads only cost context switches.
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
@@ -304,6 +308,7 @@ fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     reserve_threads(workers + 2)?;
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers)
+        .thread_stack_size(STACK_BYTES)
         .enable_all()
         .build()
 }
