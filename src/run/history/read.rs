@@ -29,6 +29,10 @@ impl History {
         if let Some(run) = self.memory().get(id) {
             return Ok(run.record());
         }
+        if !self.memory().knows_schema {
+            // Just after the start. Without the schema, this instance does not know older runs.
+            self.look_for_schema().await;
+        }
         let stored = match self.state() {
             Some(store) => store.stored_run(id).await?,
             None => None,
