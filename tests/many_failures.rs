@@ -67,7 +67,7 @@ async fn every_failure_of_many_is_listed_in_order() {
 }
 
 #[tokio::test]
-#[ignore = "takes minutes"]
+#[ignore = "takes minutes: make test-long"]
 async fn every_failure_of_a_million_is_listed_in_order() {
     for persistent in [true, false] {
         many_failures(1_000_000, persistent).await;

@@ -24,7 +24,7 @@ pub(super) async fn read_page<T>(
     page
 }
 
-/// The number of rows in a page of a scan. After the last page, there is none.
+/// The number of rows in a page of a scan. 0 after the last page.
 pub(super) fn length<T>(page: &Option<Vec<T>>) -> usize {
     page.as_ref().map_or(0, Vec::len)
 }

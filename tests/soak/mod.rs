@@ -19,7 +19,7 @@ use self::world::World;
 const PAUSE: Duration = Duration::from_millis(500);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes as long as SOAK_SECONDS says"]
+#[ignore = "takes a minute or hours: make test-long, make soak"]
 async fn nothing_grows_while_the_service_runs_for_long() {
     let seconds = std::env::var("SOAK_SECONDS").map_or(30, |text| {
         text.parse()

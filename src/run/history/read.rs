@@ -108,7 +108,7 @@ impl History {
         Ok(runs)
     }
 
-    /// The receipt of a run. `None` if the run has none, or if the schema does not exist.
+    /// The receipt of a run. `None` if the run has no receipt, or if the schema does not exist.
     ///
     /// # Errors
     ///
